@@ -1,0 +1,25 @@
+//! An encrypted configuration server with the API and the files of OpenSecureConf.
+//!
+//! Data flows one way: socket, head, route, service, crypto and store, answer. The layers, lowest
+//! first; each imports only from the ones before it (`tests/layers.rs` keeps it so):
+//!
+//! ```text
+//! L4  main -> runtime                     threads, cores and signals
+//! L3  http                                routes, status codes, JSON
+//! L2  service                             use cases; where crypto and store meet
+//! L1  http1  |  crypto  |  store          bytes, keys, rows; blind to each other
+//! L0  config  limits  model  telemetry    vocabulary
+//! ```
+//!
+//! `docs/architecture.md` says which thread runs what.
+
+pub mod config;
+pub mod crypto;
+pub mod http;
+pub mod http1;
+pub mod limits;
+pub mod model;
+pub mod runtime;
+pub mod service;
+pub mod store;
+pub mod telemetry;

@@ -1,0 +1,128 @@
+//! Every bound of the server in one place: bytes, counts and durations, with the relations
+//! between them checked at compile time.
+//!
+//! Names end in the unit or the qualifier (`_BYTES_MAX`, `_COUNT_MAX`, `_MS`).
+
+use std::time::Duration;
+
+// --- entries (contract of the API) -----------------------------------------------------------
+
+/// Longest entry key, in Unicode scalar values, not bytes.
+pub const ENTRY_KEY_CHARS_MAX: usize = 255;
+/// Longest category, in Unicode scalar values.
+pub const CATEGORY_CHARS_MAX: usize = 100;
+/// Longest environment, in Unicode scalar values.
+pub const ENVIRONMENT_CHARS_MAX: usize = 100;
+/// Deepest nesting of arrays and objects in a request body. The original stores deeper values, but
+/// its own encoder stops at about 250 levels below the value and then fails for ever after.
+pub const JSON_DEPTH_MAX: usize = 256;
+/// Most digits of an integer: CPython refuses to parse longer ones (`sys.int_info`), so a value
+/// with more of them could not be read by the published clients.
+pub const JSON_INTEGER_DIGITS_MAX: usize = 4300;
+
+// --- HTTP ------------------------------------------------------------------------------------
+
+/// Longest request line (method, target, version); beyond it 414.
+pub const REQUEST_LINE_BYTES_MAX: usize = 8 * 1024;
+/// Longest request head; beyond it 431.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Most header fields in a request; beyond it 431.
+pub const HEADERS_COUNT_MAX: usize = 64;
+/// Largest request body; beyond it 413. Leaves room for a value of 1 MiB in escapes.
+pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of request bodies that one shard holds at a time; beyond it 503.
+pub const BODIES_BYTES_MAX_PER_SHARD: usize = 64 * 1024 * 1024;
+/// Longest chunk extension of one chunk; beyond it 400.
+pub const CHUNK_EXTENSION_BYTES_MAX: usize = 256;
+/// Longest sum of all chunk extensions of one body; beyond it 400.
+pub const CHUNK_EXTENSIONS_BYTES_MAX: usize = 16 * 1024;
+/// Longest trailer section; beyond it 431.
+pub const TRAILERS_BYTES_MAX: usize = 8 * 1024;
+/// Requests on one connection; the last answer says `Connection: close`. High, because the limit
+/// only serves to move long-lived connections between executors now and then.
+pub const REQUESTS_COUNT_MAX_PER_CONNECTION: u32 = 1_000_000;
+/// Connections of the process at a time; beyond it 503.
+pub const CONNECTIONS_COUNT_MAX: usize = 10_240;
+/// Bytes that pipelined answers may gather before they are written.
+pub const OUTBOX_BYTES_MAX: usize = 64 * 1024;
+/// Initial and idle size of a connection's read buffer.
+pub const INBOX_BYTES: usize = 2 * 1024;
+/// Backlog of each listening socket (Linux caps it at `net.core.somaxconn`).
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+/// From the first byte of a request head to its last; beyond it 408.
+pub const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// Base time for a body; it grows with what has arrived, see [`BODY_BYTES_PER_SECOND_MIN`].
+pub const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// Slowest body that is accepted; beyond it 408.
+pub const BODY_BYTES_PER_SECOND_MIN: u64 = 1024;
+/// Idle keep-alive connections are closed after this.
+pub const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(60);
+/// A client that takes no byte for this long is dropped.
+pub const WRITE_STALL: Duration = Duration::from_secs(10);
+/// How long bytes are read and thrown away after an error, so that the answer is not lost to a reset.
+pub const LINGER: Duration = Duration::from_secs(2);
+/// How often a shard looks at the deadlines of its connections.
+pub const DEADLINE_TICK: Duration = Duration::from_millis(100);
+
+// --- work ------------------------------------------------------------------------------------
+
+/// PBKDF2 rounds: part of the file format of the original.
+pub const KDF_ROUNDS: u32 = 480_000;
+/// Derivations that may wait in the queue, for each deriving thread; beyond it 503.
+/// At about 60 ms each this is a wait of about two seconds.
+pub const DERIVATIONS_QUEUED_MAX_PER_THREAD: usize = 32;
+/// Reads of the database that may wait; beyond it 503.
+pub const STORE_READS_QUEUED_MAX: usize = 4096;
+/// Writes that may wait for the writer; beyond it 503.
+pub const WRITES_QUEUED_MAX: usize = 4096;
+/// Writes in one transaction.
+pub const WRITES_PER_COMMIT_MAX: usize = 256;
+/// What a client is told to wait after a 503, in seconds.
+pub const RETRY_AFTER_SECONDS: u32 = 1;
+/// Nice value of the pool's threads: cached reads go before derivations.
+pub const POOL_NICE: i32 = 10;
+
+/// Derived keys that have opened an entry.
+pub const DERIVED_KEYS_PROVEN_MAX: usize = 4096;
+/// Derived keys that have opened nothing yet.
+pub const DERIVED_KEYS_UNPROVEN_MAX: usize = 256;
+/// Derived keys unused for this long are wiped.
+pub const DERIVED_KEY_IDLE: Duration = Duration::from_secs(15 * 60);
+
+/// Memory for cached ciphertexts.
+pub const ENTRY_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Environments of one entry key that are cached together; a key with more is read from the database.
+pub const ENTRY_GROUP_COUNT_MAX: usize = 64;
+/// Bytes of tokens that one page of a list reads from the database.
+pub const LIST_PAGE_BYTES: usize = 1024 * 1024;
+/// Rows that one page of a list reads from the database.
+pub const LIST_PAGE_ROWS_MAX: usize = 4096;
+/// Largest `limit` of a list.
+pub const LIST_LIMIT_MAX: u64 = 1_000_000;
+
+// --- files -----------------------------------------------------------------------------------
+
+/// Size of a salt that is made here; others are used as they are.
+pub const SALT_BYTES: usize = 64;
+/// Largest salt file that is read.
+pub const SALT_BYTES_MAX: u64 = 1024 * 1024;
+/// Oldest SQLite that is free of the WAL-reset bug (<https://sqlite.org/wal.html#walresetbug>).
+pub const SQLITE_VERSION_MIN: i32 = 3_051_003;
+/// Pages of the WAL after which the writer empties it into the database.
+pub const WAL_PAGES_MAX: u32 = 4096;
+
+// --- life cycle ------------------------------------------------------------------------------
+
+/// Every shard must listen within this time after the start.
+pub const START_DEADLINE: Duration = Duration::from_secs(10);
+/// Open connections get this long to finish after SIGTERM.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
+const _: () = assert!(INBOX_BYTES <= HEAD_BYTES_MAX);
+const _: () = assert!(BODY_BYTES_MAX > 3 * 1024 * 1024 / 2, "a value of 1 MiB must fit");
+const _: () = assert!(BODY_BYTES_MAX <= BODIES_BYTES_MAX_PER_SHARD);
+const _: () = assert!(DERIVED_KEYS_UNPROVEN_MAX < DERIVED_KEYS_PROVEN_MAX);
+const _: () = assert!(WRITES_PER_COMMIT_MAX <= WRITES_QUEUED_MAX);
+const _: () = assert!(CHUNK_EXTENSION_BYTES_MAX <= CHUNK_EXTENSIONS_BYTES_MAX);

@@ -1,0 +1,112 @@
+//! The names of an entry: parsed once, valid ever after.
+
+use std::fmt;
+
+use crate::limits::{CATEGORY_CHARS_MAX, ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX};
+
+/// A text is too long or too short for what it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LengthError {
+    /// Empty where at least one character is needed.
+    #[error("should have at least 1 character")]
+    TooShort,
+    /// More characters than this.
+    #[error("should have at most {0} characters")]
+    TooLong(usize),
+}
+
+fn within(text: &str, chars_max: usize) -> Result<(), LengthError> {
+    // A character takes at least one byte, so short texts need no counting.
+    if text.len() > chars_max && text.chars().count() > chars_max {
+        return Err(LengthError::TooLong(chars_max));
+    }
+    Ok(())
+}
+
+/// The name of an entry within its environment: 1 to 255 characters of any Unicode, compared as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EntryKey(String);
+
+impl EntryKey {
+    /// # Errors
+    /// When the text is empty or longer than 255 characters.
+    pub fn parse(text: &str) -> Result<Self, LengthError> {
+        if text.is_empty() {
+            return Err(LengthError::TooShort);
+        }
+        within(text, ENTRY_KEY_CHARS_MAX)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EntryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A label to filter by: up to 100 characters, may be empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Category(String);
+
+impl Category {
+    /// # Errors
+    /// When the text is longer than 100 characters.
+    pub fn parse(text: &str) -> Result<Self, LengthError> {
+        within(text, CATEGORY_CHARS_MAX)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The category as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// An environment: 1 to 100 characters. "No environment" is `None`, never an empty text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Environment(String);
+
+impl Environment {
+    /// An empty text means no environment.
+    ///
+    /// # Errors
+    /// When the text is longer than 100 characters.
+    pub fn parse(text: &str) -> Result<Option<Self>, LengthError> {
+        within(text, ENVIRONMENT_CHARS_MAX)?;
+        Ok((!text.is_empty()).then(|| Self(text.to_owned())))
+    }
+
+    /// The environment as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_count_characters() {
+        assert!(EntryKey::parse(&"🔑".repeat(255)).is_ok());
+        assert_eq!(EntryKey::parse(&"é".repeat(256)), Err(LengthError::TooLong(255)));
+        assert_eq!(EntryKey::parse(""), Err(LengthError::TooShort));
+        assert!(Category::parse(&"ü".repeat(100)).is_ok());
+        assert_eq!(Category::parse(&"c".repeat(101)), Err(LengthError::TooLong(100)));
+        assert!(Category::parse("").is_ok());
+        assert_eq!(Environment::parse(""), Ok(None));
+        assert_eq!(Environment::parse(&"e".repeat(101)), Err(LengthError::TooLong(100)));
+    }
+}

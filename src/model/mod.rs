@@ -1,0 +1,12 @@
+//! The vocabulary: what an entry is, what a secret is, and JSON as this server understands it.
+//!
+//! Owns no state, does no I/O and runs on any thread. Nothing here knows HTTP, SQLite or cryptography.
+
+pub mod entry;
+pub mod json;
+pub mod secret;
+pub mod timestamp;
+
+pub use entry::{Category, EntryKey, Environment};
+pub use secret::{ApiKey, Plaintext, UserKey};
+pub use timestamp::Timestamp;

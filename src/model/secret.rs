@@ -1,0 +1,132 @@
+//! Secrets as types: no `Display`, a redacted `Debug`, wiped when dropped.
+
+use std::fmt;
+
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// The user key of one request, as the bytes of the header.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct UserKey(Vec<u8>);
+
+impl UserKey {
+    /// Takes the header value as it came, white space around it removed.
+    pub fn from_header(value: &[u8]) -> Self {
+        Self(value.to_vec())
+    }
+
+    /// Length of the header value in bytes, which is what the original counts.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the header was there but empty.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The header's bytes: an identity for caches (through a keyed hash), not the PBKDF2 password.
+    pub fn header_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The PBKDF2 password: the original reads header bytes as Latin-1 and encodes the text as
+    /// UTF-8, so each byte from 0x80 on becomes two.
+    pub fn password(&self) -> Zeroizing<Vec<u8>> {
+        // Reserved for the worst case, so that growing leaves no copy behind.
+        let mut password = Zeroizing::new(Vec::with_capacity(2 * self.0.len()));
+        for &byte in &self.0 {
+            if byte < 0x80 {
+                password.push(byte);
+            } else {
+                password.extend_from_slice(&[0xC0 | (byte >> 6), 0x80 | (byte & 0x3F)]);
+            }
+        }
+        password
+    }
+}
+
+impl fmt::Debug for UserKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UserKey(redacted)")
+    }
+}
+
+/// The key that clients must present in `X-API-Key` when one is required.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct ApiKey(Vec<u8>);
+
+impl ApiKey {
+    /// Takes the configured text.
+    pub fn new(text: &str) -> Self {
+        Self(text.as_bytes().to_vec())
+    }
+
+    /// Whether `candidate` is this key; takes the same time for every candidate of the same length.
+    pub fn matches(&self, candidate: &[u8]) -> bool {
+        self.0.ct_eq(candidate).into()
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(redacted)")
+    }
+}
+
+/// A decrypted value: JSON text, wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+pub struct Plaintext(Vec<u8>);
+
+impl Plaintext {
+    /// Takes ownership of the bytes, which are wiped when this is dropped.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes themselves: for sealing them, or for the answer to the client that may see them.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Plaintext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Plaintext({} bytes, redacted)", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn password_is_the_utf_8_of_the_latin_1_reading() {
+        let text = "pässwörter";
+        let expected: String = text.bytes().map(char::from).collect();
+        assert_eq!(*UserKey::from_header(text.as_bytes()).password(), expected.into_bytes());
+        let all: Vec<u8> = (0..=255).collect();
+        let expected: String = all.iter().map(|&b| char::from(b)).collect();
+        assert_eq!(*UserKey::from_header(&all).password(), expected.into_bytes());
+    }
+
+    #[test]
+    fn debug_shows_nothing() {
+        let secrets = format!(
+            "{:?} {:?} {:?}",
+            UserKey::from_header(b"canary"),
+            ApiKey::new("canary"),
+            Plaintext::new(b"canary".to_vec())
+        );
+        assert!(!secrets.contains("canary") && !secrets.contains("99"), "{secrets}");
+    }
+
+    #[test]
+    fn api_key_matches_only_itself() {
+        let key = ApiKey::new("secret");
+        assert!(key.matches(b"secret"));
+        for other in [&b""[..], b"secre", b"secretx", b"Secret"] {
+            assert!(!key.matches(other));
+        }
+    }
+}

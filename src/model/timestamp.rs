@@ -1,0 +1,67 @@
+//! Points in time, in the two texts that the original uses for them.
+
+use std::fmt;
+
+/// Microseconds since 1970, UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// The wall clock now.
+    pub fn now() -> Self {
+        Self(jiff::Timestamp::now().as_microsecond())
+    }
+
+    /// Microseconds since 1970.
+    pub fn as_microseconds(self) -> i64 {
+        self.0
+    }
+
+    /// Whole seconds since 1970; 0 before it.
+    pub fn as_seconds(self) -> u64 {
+        u64::try_from(self.0 / 1_000_000).unwrap_or(0)
+    }
+
+    /// The text in the database: `2026-01-31 10:00:00.123456` (SQLAlchemy's `DATETIME` on SQLite).
+    pub fn to_database(self) -> String {
+        self.format("%Y-%m-%d %H:%M:%S%.6f")
+    }
+
+    /// Reads what [`Self::to_database`] or the original wrote; other texts give `None`.
+    pub fn from_database(text: &str) -> Option<Self> {
+        let civil: jiff::civil::DateTime = text.parse().ok()?;
+        let zoned = jiff::tz::Offset::UTC.to_timestamp(civil).ok()?;
+        Some(Self(zoned.as_microsecond()))
+    }
+
+    fn format(self, format: &str) -> String {
+        jiff::Timestamp::from_microsecond(self.0)
+            .map(|instant| instant.strftime(format).to_string())
+            .unwrap_or_default()
+    }
+}
+
+/// The text in answers: `2026-01-31T10:00:00.123456Z`.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.format("%Y-%m-%dT%H:%M:%S%.6fZ"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_texts() {
+        let text = "2026-01-31 10:00:00.123456";
+        let read = Timestamp::from_database(text).expect("valid");
+        assert_eq!(read.to_database(), text);
+        assert_eq!(read.to_string(), "2026-01-31T10:00:00.123456Z");
+        assert_eq!(read.as_seconds(), 1_769_853_600);
+        let whole = Timestamp::from_database("2026-01-31 10:00:00.000000").expect("valid");
+        assert_eq!(whole.to_string(), "2026-01-31T10:00:00.000000Z");
+        assert_eq!(Timestamp::from_database("yesterday"), None);
+        assert_eq!(Timestamp::from_database(""), None);
+    }
+}
