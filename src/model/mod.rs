@@ -2,11 +2,13 @@
 //!
 //! Owns no state, does no I/O and runs on any thread. Nothing here knows HTTP, SQLite or cryptography.
 
+pub mod ciphertext;
 pub mod entry;
 pub mod json;
 pub mod secret;
 pub mod timestamp;
 
+pub use ciphertext::Ciphertext;
 pub use entry::{Category, EntryKey, Environment};
 pub use secret::{ApiKey, Plaintext, UserKey};
 pub use timestamp::Timestamp;
