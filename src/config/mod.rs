@@ -1,1 +1,88 @@
-//! Filled by the next change.
+//! The settings: `OSC_*` variables and a `.env` file, read once at the start and valid ever after.
+//!
+//! All faults are found before any is reported, and nothing secret is in a fault, a warning or a
+//! summary. This is the only module that looks at the environment of the process.
+
+mod api_key;
+mod dotenv;
+mod fault;
+mod host;
+mod kubernetes;
+mod log;
+mod settings;
+mod summary;
+#[cfg(test)]
+mod tests;
+mod variables;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+pub use fault::{Fault, Faults, Warning};
+pub use host::Host;
+pub use log::{LogFormat, LogLevel};
+
+use crate::model::ApiKey;
+
+/// What the server is told to do. See `.env.example` for the variables and their defaults.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `OSC_HOST`: what to listen on.
+    pub host: Host,
+    /// `OSC_HOST_PORT`; 0 takes any free port.
+    pub port: u16,
+    /// `OSC_WORKERS`: executors; `None` means one for each usable core.
+    pub workers: Option<NonZeroUsize>,
+    /// `OSC_DATABASE_PATH`.
+    pub database_path: PathBuf,
+    /// `OSC_SALT_FILE_PATH`; never the same file as the database.
+    pub salt_file_path: PathBuf,
+    /// `OSC_MIN_USER_KEY_LENGTH`, which the original counts in bytes of the header.
+    pub user_key_bytes_min: usize,
+    /// `OSC_API_KEY`: there is one exactly when `OSC_API_KEY_REQUIRED` is true.
+    pub api_key: Option<ApiKey>,
+    /// `OSC_CLUSTER_NODE_ID`.
+    pub node_id: String,
+    /// The settings of the cluster.
+    pub cluster: ClusterConfig,
+    /// `OSC_LOG_LEVEL`.
+    pub log_level: LogLevel,
+    /// `OSC_LOG_FORMAT`.
+    pub log_format: LogFormat,
+}
+
+/// How this node works together with others.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// `OSC_CLUSTER_ENABLED`. Always false in this version, which refuses to start otherwise.
+    pub enabled: bool,
+}
+
+/// Reads the environment of the process and `.env` in its working directory.
+///
+/// # Errors
+/// When any setting cannot be used, or `.env` is there but cannot be read. All of them are listed.
+pub fn load() -> Result<(Config, Vec<Warning>), Faults> {
+    // A name that is not UTF-8 is none of ours.
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| name.into_string().ok().map(|name| (name, value)))
+        .collect();
+    match dotenv::read(Path::new(".env")) {
+        Ok(file) => from_sources(&environment, file.as_deref()),
+        Err(fault) => Err(Faults::from(fault)),
+    }
+}
+
+/// Makes the settings from the environment and the bytes of a `.env` file. Apart from resolving the
+/// name in `OSC_HOST`, and looking whether two paths lead to one file, the result depends on nothing else.
+///
+/// # Errors
+/// When any setting cannot be used. All of them are listed.
+pub fn from_sources(
+    environment: &BTreeMap<String, OsString>,
+    dotenv: Option<&[u8]>,
+) -> Result<(Config, Vec<Warning>), Faults> {
+    settings::read(environment, dotenv, &host::resolve)
+}

@@ -1,0 +1,193 @@
+//! `OSC_HOST`: an address or a name, and the addresses to listen on.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+
+const NAME_BYTES_MAX: usize = 253;
+
+/// Finds the addresses of a name; an argument, so that tests need no name server.
+pub(super) type Resolve<'a> = &'a dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
+
+/// What the server listens on: at least one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    text: String,
+    addresses: Vec<SocketAddr>,
+}
+
+/// Why a text is no host. Follows the text in a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum HostError {
+    #[error("is neither an address nor a name (allowed: an IPv4 or IPv6 address, or a host name)")]
+    Syntax,
+    #[error("has a port, which belongs in OSC_HOST_PORT (allowed: an IPv4 or IPv6 address, or a host name)")]
+    Port,
+    #[error("cannot be resolved: {0}")]
+    Unresolved(String),
+}
+
+impl Host {
+    pub(super) fn parse(text: &str, port: u16, resolve: Resolve<'_>) -> Result<Self, HostError> {
+        let addresses = match address(text) {
+            Some(address) => vec![SocketAddr::new(address, port)],
+            None if text.eq_ignore_ascii_case("localhost") => localhost(port, resolve),
+            None => named(text, port, resolve)?,
+        };
+        Ok(Self { text: text.to_owned(), addresses })
+    }
+
+    pub(super) fn loopback(port: u16) -> Self {
+        let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+        Self { text: address.to_string(), addresses: vec![SocketAddr::new(address, port)] }
+    }
+
+    /// Where to listen, port included. `[::]` is meant for both families.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Whether only this machine can reach the server.
+    pub fn is_loopback(&self) -> bool {
+        self.addresses.iter().all(|address| address.ip().to_canonical().is_loopback())
+    }
+}
+
+/// The text as it was configured.
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The system's resolver.
+pub(super) fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    (name, port).to_socket_addrs().map(Iterator::collect)
+}
+
+fn address(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inner) => inner.parse::<Ipv6Addr>().ok().map(IpAddr::from),
+        None => text.parse().ok(),
+    }
+}
+
+/// Always the IPv4 loopback, because clients take `localhost` for that whatever the hosts file says.
+fn localhost(port: u16, resolve: Resolve<'_>) -> Vec<SocketAddr> {
+    let mut addresses = vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)];
+    let six = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+    if resolve("localhost", port).is_ok_and(|found| found.contains(&six)) {
+        addresses.push(six);
+    }
+    addresses
+}
+
+fn named(text: &str, port: u16, resolve: Resolve<'_>) -> Result<Vec<SocketAddr>, HostError> {
+    if text.parse::<SocketAddr>().is_ok() || is_name_with_port(text) {
+        return Err(HostError::Port);
+    }
+    // An IPv6 address with a zone (`fe80::1%eth0`) is the resolver's business too.
+    let is_zoned = text.split_once('%').is_some_and(|(address, _)| address.parse::<Ipv6Addr>().is_ok());
+    if !is_zoned && !is_name(text) {
+        return Err(HostError::Syntax);
+    }
+    let found = resolve(text, port).map_err(|error| HostError::Unresolved(error.to_string()))?;
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in found {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() {
+        return Err(HostError::Unresolved("no address".to_owned()));
+    }
+    Ok(addresses)
+}
+
+fn is_name_with_port(text: &str) -> bool {
+    text.split_once(':').is_some_and(|(name, port)| is_name(name) && port.parse::<u16>().is_ok())
+}
+
+/// Names whose last label starts with a digit are none: the resolver would take `0`, `127.1` or
+/// `0x7f.1` for IPv4 addresses in forms of long ago, and a mistake such as `9000` for `0.0.35.40`.
+fn is_name(text: &str) -> bool {
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let last = text.strip_suffix('.').unwrap_or(text).rsplit('.').next().unwrap_or_default();
+    text.len() <= NAME_BYTES_MAX
+        && text.bytes().all(is_name_byte)
+        && last.bytes().next().is_some_and(|byte| !byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Knows one name, which has three addresses, one of them twice.
+    fn resolve_example(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        match name {
+            "conf.example.org" => Ok(["192.0.2.1", "2001:db8::1", "192.0.2.1", "127.0.0.1"]
+                .map(|text| SocketAddr::new(text.parse().expect("an address"), port))
+                .to_vec()),
+            "nothing.example.org" => Ok(Vec::new()),
+            _ => Err(io::Error::other("name not known")),
+        }
+    }
+
+    #[test]
+    fn addresses_and_names() {
+        for (text, expected, is_loopback) in [
+            ("127.0.0.1", &["127.0.0.1:9000"][..], true),
+            ("0.0.0.0", &["0.0.0.0:9000"], false),
+            ("192.0.2.7", &["192.0.2.7:9000"], false),
+            ("::", &["[::]:9000"], false),
+            ("[::]", &["[::]:9000"], false),
+            ("::1", &["[::1]:9000"], true),
+            ("[::1]", &["[::1]:9000"], true),
+            ("::ffff:127.0.0.1", &["[::ffff:127.0.0.1]:9000"], true),
+            ("LocalHost", &["127.0.0.1:9000"], true),
+            ("conf.example.org", &["192.0.2.1:9000", "[2001:db8::1]:9000", "127.0.0.1:9000"], false),
+        ] {
+            let host = Host::parse(text, 9000, &resolve_example).expect(text);
+            let found: Vec<String> = host.addresses().iter().map(SocketAddr::to_string).collect();
+            assert_eq!(found, expected, "{text}");
+            assert_eq!(host.is_loopback(), is_loopback, "{text}");
+            assert_eq!(host.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_host() {
+        let unresolved = |why: &str| HostError::Unresolved(why.to_owned());
+        for (text, expected) in [
+            ("127.0.0.1:9000", HostError::Port),
+            ("[::1]:9000", HostError::Port),
+            ("localhost:9000", HostError::Port),
+            ("tcp://10.0.0.7:9000", HostError::Syntax),
+            ("http://localhost", HostError::Syntax),
+            ("*", HostError::Syntax),
+            ("9000", HostError::Syntax),
+            ("127.1", HostError::Syntax),
+            ("256.0.0.1", HostError::Syntax),
+            ("0x7f.0x1", HostError::Syntax),
+            ("[127.0.0.1]", HostError::Syntax),
+            ("[::1", HostError::Syntax),
+            (":::", HostError::Syntax),
+            (".", HostError::Syntax),
+            ("a b", HostError::Syntax),
+            ("no.example.org", unresolved("name not known")),
+            ("nothing.example.org", unresolved("no address")),
+        ] {
+            assert_eq!(Host::parse(text, 9000, &resolve_example), Err(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn localhost_is_at_least_the_ipv4_loopback() {
+        let host = Host::parse("localhost", 1, &resolve).expect("localhost");
+        assert_eq!(host.addresses()[0], SocketAddr::from(([127, 0, 0, 1], 1)));
+        assert!(host.is_loopback());
+        let both = |_: &str, port| Ok(vec![SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)]);
+        let host = Host::parse("localhost", 1, &both).expect("localhost");
+        assert_eq!(host.addresses().len(), 2);
+    }
+}

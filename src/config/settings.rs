@@ -1,0 +1,183 @@
+//! From variables to [`Config`]: which there are, what they may hold, what they default to.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use super::fault::{Fault, Faults, Warning};
+use super::host::{Host, Resolve};
+use super::log::{LogFormat, LogLevel};
+use super::variables::{Variables, integer, shown};
+use super::{ClusterConfig, Config, api_key, dotenv, kubernetes};
+
+/// Every variable with a meaning, here or in the original.
+pub(super) const KNOWN: [&str; 16] = [
+    "OSC_HOST",
+    "OSC_HOST_PORT",
+    "OSC_WORKERS",
+    "OSC_DATABASE_PATH",
+    "OSC_SALT_FILE_PATH",
+    "OSC_MIN_USER_KEY_LENGTH",
+    "OSC_API_KEY_REQUIRED",
+    "OSC_API_KEY",
+    "OSC_CLUSTER_ENABLED",
+    "OSC_CLUSTER_MODE",
+    "OSC_CLUSTER_NODE_ID",
+    "OSC_CLUSTER_NODES",
+    "OSC_CLUSTER_SYNC_INTERVAL",
+    "OSC_HTTPS_ENABLED",
+    "OSC_LOG_LEVEL",
+    "OSC_LOG_FORMAT",
+];
+
+const WORKERS_COUNT_MAX: usize = 1024;
+const PORT_DEFAULT: u16 = 9000;
+const USER_KEY_BYTES_MIN_DEFAULT: usize = 8;
+/// A longer key would not fit into a request head.
+const USER_KEY_BYTES_MIN_MAX: usize = 8192;
+const NODE_ID_CHARS_MAX: usize = 255;
+
+pub(super) fn read(
+    environment: &BTreeMap<String, OsString>,
+    dotenv: Option<&[u8]>,
+    resolve: Resolve<'_>,
+) -> Result<(Config, Vec<Warning>), Faults> {
+    let mut warnings = Vec::new();
+    let file = match dotenv.map(|bytes| dotenv::parse(bytes, environment)) {
+        None => dotenv::File::default(),
+        Some(Ok(file)) => file,
+        Some(Err(fault)) => return Err(Faults::from(fault)),
+    };
+    warnings.extend(file.unread_lines.into_iter().map(Warning::DotenvLine));
+    let mut variables = Variables::new(environment, file.values);
+
+    let port = port(&mut variables);
+    let config = Config {
+        host: host(&mut variables, port, resolve),
+        port,
+        workers: workers(&mut variables),
+        database_path: path(&mut variables, "OSC_DATABASE_PATH", "configurations.db"),
+        salt_file_path: path(&mut variables, "OSC_SALT_FILE_PATH", "encryption.salt"),
+        user_key_bytes_min: user_key_bytes_min(&mut variables),
+        api_key: api_key::read(&mut variables, &mut warnings),
+        node_id: node_id(&mut variables, port),
+        cluster: cluster(&mut variables),
+        log_level: variables.choice("OSC_LOG_LEVEL", &LogLevel::NAMES).unwrap_or(LogLevel::Info),
+        log_format: variables.choice("OSC_LOG_FORMAT", &LogFormat::NAMES).unwrap_or(LogFormat::Console),
+    };
+    check_paths_differ(&mut variables, &config);
+    refuse_https(&mut variables);
+
+    if config.api_key.is_none() && !config.host.is_loopback() {
+        warnings.push(Warning::OpenToOthers(config.host.to_string()));
+    }
+    warnings.extend(unknown(&variables));
+    if variables.faults.is_empty() { Ok((config, warnings)) } else { Err(in_order(variables.faults)) }
+}
+
+fn host(variables: &mut Variables<'_>, port: u16, resolve: Resolve<'_>) -> Host {
+    let text = variables.word("OSC_HOST");
+    let text = text.as_deref().unwrap_or("127.0.0.1");
+    Host::parse(text, port, resolve).unwrap_or_else(|error| {
+        variables.fault("OSC_HOST", format!("{} {error}", shown(text)));
+        Host::loopback(port)
+    })
+}
+
+fn port(variables: &mut Variables<'_>) -> u16 {
+    let Some(word) = variables.word("OSC_HOST_PORT") else { return PORT_DEFAULT };
+    // Zero is allowed, though not advertised: tests let the system choose.
+    if let Some(port) = integer(&word) {
+        return port;
+    }
+    let hint = if kubernetes::is_address(&word) {
+        "; Kubernetes sets it for a Service named osc-host unless the pod has enableServiceLinks: false"
+    } else {
+        ""
+    };
+    variables.fault("OSC_HOST_PORT", format!("{} is not a port (allowed: 1 to 65535){hint}", shown(&word)));
+    PORT_DEFAULT
+}
+
+fn workers(variables: &mut Variables<'_>) -> Option<NonZeroUsize> {
+    variables
+        .number("OSC_WORKERS", "a number of workers", &(1..=WORKERS_COUNT_MAX))
+        .and_then(NonZeroUsize::new)
+}
+
+fn user_key_bytes_min(variables: &mut Variables<'_>) -> usize {
+    variables
+        .number("OSC_MIN_USER_KEY_LENGTH", "a length", &(1..=USER_KEY_BYTES_MIN_MAX))
+        .unwrap_or(USER_KEY_BYTES_MIN_DEFAULT)
+}
+
+fn node_id(variables: &mut Variables<'_>, port: u16) -> String {
+    let node_id = variables.word("OSC_CLUSTER_NODE_ID").unwrap_or_else(|| format!("node-{port}"));
+    if node_id.chars().count() > NODE_ID_CHARS_MAX {
+        let message = format!("{} is too long (allowed: {NODE_ID_CHARS_MAX} characters)", shown(&node_id));
+        variables.fault("OSC_CLUSTER_NODE_ID", message);
+    }
+    node_id
+}
+
+fn cluster(variables: &mut Variables<'_>) -> ClusterConfig {
+    let enabled = variables.switch("OSC_CLUSTER_ENABLED");
+    if enabled {
+        variables.fault("OSC_CLUSTER_ENABLED", "clustering is not in this version yet (allowed: false)");
+        variables.choice("OSC_CLUSTER_MODE", &[("replica", ()), ("federated", ())]);
+    }
+    ClusterConfig { enabled }
+}
+
+/// Whoever switches this on for a later original must not get an unencrypted port without a word.
+fn refuse_https(variables: &mut Variables<'_>) {
+    if variables.switch("OSC_HTTPS_ENABLED") {
+        variables.fault("OSC_HTTPS_ENABLED", "TLS is not in this version yet (allowed: false)");
+    }
+}
+
+fn path(variables: &mut Variables<'_>, variable: &'static str, default: &str) -> PathBuf {
+    let text = variables.text(variable).unwrap_or_else(|| default.to_owned());
+    // SQLite would take these for a database in memory and for a URI with options of its own.
+    let is_special = text.starts_with(':') || text.starts_with("file:");
+    let path = PathBuf::from(&text);
+    if is_special || path.file_name().is_none() || text.ends_with('/') || text.trim().is_empty() {
+        variables.fault(variable, format!("{} is not the path of a file", shown(&text)));
+    }
+    path
+}
+
+fn check_paths_differ(variables: &mut Variables<'_>, config: &Config) {
+    if is_same_file(&config.database_path, &config.salt_file_path) {
+        let message =
+            format!("{} is also OSC_DATABASE_PATH", shown(&config.salt_file_path.to_string_lossy()));
+        variables.fault("OSC_SALT_FILE_PATH", message);
+    }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let spelled_the_same = match (std::path::absolute(one), std::path::absolute(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one == other,
+    };
+    let identity = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+    spelled_the_same || identity(one).is_some_and(|found| Some(found) == identity(other))
+}
+
+/// Others are never fatal: the environment is not ours alone.
+fn unknown(variables: &Variables<'_>) -> Vec<Warning> {
+    variables
+        .all()
+        .filter(|(name, _)| name.starts_with("OSC_") && !KNOWN.contains(name))
+        .filter(|(name, value)| !kubernetes::is_service_link(name, value))
+        .map(|(name, _)| Warning::Unknown(name.to_owned()))
+        .collect()
+}
+
+/// The order of the list of variables, which is also that of `.env.example`.
+fn in_order(mut faults: Vec<Fault>) -> Faults {
+    faults.sort_by_key(|fault| KNOWN.iter().position(|name| *name == fault.variable));
+    Faults::new(faults)
+}

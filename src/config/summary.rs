@@ -1,0 +1,26 @@
+//! The settings in effect, for people: what `check-config` prints.
+
+use super::Config;
+
+impl Config {
+    /// The settings in effect, as `NAME=value` lines without secrets.
+    pub fn summary(&self) -> String {
+        let workers = self.workers.map_or("(one per usable core)".to_owned(), |count| count.to_string());
+        let api_key = if self.api_key.is_some() { "(set)" } else { "(not required)" };
+        let lines = [
+            ("OSC_HOST", self.host.to_string()),
+            ("OSC_HOST_PORT", self.port.to_string()),
+            ("OSC_WORKERS", workers),
+            ("OSC_DATABASE_PATH", self.database_path.display().to_string()),
+            ("OSC_SALT_FILE_PATH", self.salt_file_path.display().to_string()),
+            ("OSC_MIN_USER_KEY_LENGTH", self.user_key_bytes_min.to_string()),
+            ("OSC_API_KEY_REQUIRED", self.api_key.is_some().to_string()),
+            ("OSC_API_KEY", api_key.to_owned()),
+            ("OSC_CLUSTER_ENABLED", self.cluster.enabled.to_string()),
+            ("OSC_CLUSTER_NODE_ID", self.node_id.clone()),
+            ("OSC_LOG_LEVEL", self.log_level.to_string()),
+            ("OSC_LOG_FORMAT", self.log_format.to_string()),
+        ];
+        lines.map(|(name, value)| format!("{name}={value}\n")).concat()
+    }
+}

@@ -1,0 +1,348 @@
+//! The contract of the whole module: defaults, faults, warnings, and what must never be shown.
+
+use std::os::unix::ffi::OsStringExt;
+
+use super::*;
+
+const CANARY: &str = "c4nary-in-the-c0al-mine";
+
+type Outcome = Result<(Config, Vec<Warning>), Faults>;
+
+fn read(environment: &[(&str, &str)], dotenv: &str) -> Outcome {
+    let environment =
+        environment.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
+    let outcome = from_sources(&environment, Some(dotenv.as_bytes()));
+    let shown = match &outcome {
+        Ok((config, warnings)) => format!("{config:?} {warnings:?} {}", config.summary()),
+        Err(faults) => format!("{faults:?} {faults}"),
+    };
+    assert!(!shown.contains(CANARY), "{shown}");
+    outcome
+}
+
+fn config(environment: &[(&str, &str)]) -> Config {
+    read(environment, "").unwrap_or_else(|faults| panic!("{environment:?}: {faults}")).0
+}
+
+fn faults(environment: &[(&str, &str)]) -> String {
+    read(environment, "").err().unwrap_or_else(|| panic!("{environment:?} has no fault")).to_string()
+}
+
+fn warnings(environment: &[(&str, &str)], dotenv: &str) -> Vec<String> {
+    let (_, warnings) =
+        read(environment, dotenv).unwrap_or_else(|faults| panic!("{environment:?}: {faults}"));
+    warnings.iter().map(Warning::to_string).collect()
+}
+
+const DEFAULTS: &str = "OSC_HOST=127.0.0.1
+OSC_HOST_PORT=9000
+OSC_WORKERS=(one per usable core)
+OSC_DATABASE_PATH=configurations.db
+OSC_SALT_FILE_PATH=encryption.salt
+OSC_MIN_USER_KEY_LENGTH=8
+OSC_API_KEY_REQUIRED=false
+OSC_API_KEY=(not required)
+OSC_CLUSTER_ENABLED=false
+OSC_CLUSTER_NODE_ID=node-9000
+OSC_LOG_LEVEL=INFO
+OSC_LOG_FORMAT=console
+";
+
+#[test]
+fn defaults() {
+    assert_eq!(config(&[]).summary(), DEFAULTS);
+    let (config, warnings) = from_sources(&BTreeMap::new(), None).expect("no fault");
+    assert_eq!(config.summary(), DEFAULTS);
+    assert_eq!(config.host.addresses(), [std::net::SocketAddr::from(([127, 0, 0, 1], 9000))]);
+    assert_eq!(warnings, []);
+}
+
+/// The file in the repository lists every variable, and changes nothing when it is used as it is.
+#[test]
+fn the_example_holds_the_defaults() {
+    let example = include_str!("../../.env.example");
+    assert_eq!(read(&[], example).expect("no fault").0.summary(), DEFAULTS);
+    assert_eq!(warnings(&[], example), [""; 0]);
+    let uncommented: String = example
+        .lines()
+        .filter_map(|line| line.strip_prefix('#').filter(|line| line.starts_with("OSC_")))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let (config, warnings) = read(&[], &uncommented).expect("no fault");
+    assert_eq!(config.summary(), DEFAULTS.replace("(one per usable core)", "4"));
+    assert_eq!(warnings, []);
+    for name in settings::KNOWN {
+        assert!(uncommented.contains(&format!("{name}=")), "{name}");
+    }
+}
+
+#[test]
+fn empty_variables_are_unset() {
+    let empty: Vec<_> = settings::KNOWN.iter().map(|name| (*name, "")).collect();
+    assert_eq!(config(&empty).summary(), DEFAULTS);
+}
+
+#[test]
+fn every_setting() {
+    let (config, warnings) = read(
+        &[("OSC_HOST", "[::]"), ("OSC_HOST_PORT", "9321"), ("OSC_WORKERS", "3"), ("OSC_LOG_LEVEL", "warn")],
+        &format!(
+            "OSC_HOST=ignored..\nOSC_DATABASE_PATH=/data/a b.db\nOSC_SALT_FILE_PATH='/data/salt'\n\
+             OSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=True\nOSC_API_KEY=\"{CANARY}\"\n\
+             OSC_CLUSTER_MODE=nonsense\nOSC_CLUSTER_NODES=a:1,b:2\nOSC_CLUSTER_SYNC_INTERVAL=never\n\
+             OSC_CLUSTER_NODE_ID=${{HERE}}n1\nOSC_LOG_FORMAT=JSON\n"
+        ),
+    )
+    .expect("no fault");
+    assert!(config.api_key.as_ref().is_some_and(|key| key.matches(CANARY.as_bytes())));
+    assert_eq!(config.host.addresses(), [std::net::SocketAddr::from(([0_u16; 8], 9321))]);
+    assert_eq!(
+        config.summary(),
+        "OSC_HOST=[::]\nOSC_HOST_PORT=9321\nOSC_WORKERS=3\nOSC_DATABASE_PATH=/data/a b.db\n\
+         OSC_SALT_FILE_PATH=/data/salt\nOSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=true\n\
+         OSC_API_KEY=(set)\nOSC_CLUSTER_ENABLED=false\nOSC_CLUSTER_NODE_ID=n1\nOSC_LOG_LEVEL=WARNING\n\
+         OSC_LOG_FORMAT=json\n"
+    );
+    assert_eq!(warnings, []);
+}
+
+#[test]
+fn the_environment_wins_even_with_nothing() {
+    let (config, _) = read(
+        &[("OSC_HOST_PORT", "1"), ("OSC_WORKERS", "")],
+        "OSC_HOST_PORT=2\nOSC_WORKERS=2\nOSC_MIN_USER_KEY_LENGTH=9",
+    )
+    .expect("no fault");
+    assert_eq!((config.port, config.workers, config.user_key_bytes_min), (1, None, 9));
+}
+
+#[test]
+fn limits_are_allowed() {
+    let least = [("OSC_HOST_PORT", "0"), ("OSC_WORKERS", "1"), ("OSC_MIN_USER_KEY_LENGTH", "1")];
+    assert_eq!(config(&least).port, 0);
+    let most = [("OSC_HOST_PORT", " 65535 "), ("OSC_WORKERS", "1024"), ("OSC_MIN_USER_KEY_LENGTH", "8192")];
+    assert_eq!(config(&most).node_id, "node-65535");
+    for level in ["DEBUG", "Info", "warning", "WARN", "error", "CRITICAL"] {
+        config(&[("OSC_LOG_LEVEL", level)]);
+    }
+}
+
+#[test]
+fn switches() {
+    for (text, expected) in [
+        ("true", true),
+        ("TRUE", true),
+        ("tRuE ", true),
+        ("false", false),
+        ("False", false),
+        ("0", false),
+        ("no", false),
+        ("OFF", false),
+        (" ", false),
+    ] {
+        let config = config(&[("OSC_API_KEY_REQUIRED", text), ("OSC_API_KEY", CANARY)]);
+        assert_eq!(config.api_key.is_some(), expected, "{text}");
+    }
+}
+
+#[test]
+fn every_fault() {
+    let long = "n".repeat(256);
+    let long_shown =
+        format!("OSC_CLUSTER_NODE_ID: \"{}\"… is too long (allowed: 255 characters)", "n".repeat(80));
+    for (variable, value, expected) in [
+        ("OSC_HOST_PORT", "65536", "OSC_HOST_PORT: \"65536\" is not a port (allowed: 1 to 65535)"),
+        ("OSC_HOST_PORT", "-1", "OSC_HOST_PORT: \"-1\" is not a port (allowed: 1 to 65535)"),
+        ("OSC_HOST_PORT", "+80", "OSC_HOST_PORT: \"+80\" is not a port (allowed: 1 to 65535)"),
+        (
+            "OSC_HOST_PORT",
+            "tcp://10.0.0.7:9000",
+            "OSC_HOST_PORT: \"tcp://10.0.0.7:9000\" is not a port (allowed: 1 to 65535); \
+             Kubernetes sets it for a Service named osc-host unless the pod has enableServiceLinks: false",
+        ),
+        (
+            "OSC_HOST",
+            "http://x",
+            "OSC_HOST: \"http://x\" is neither an address nor a name \
+             (allowed: an IPv4 or IPv6 address, or a host name)",
+        ),
+        (
+            "OSC_HOST",
+            "0.0.0.0:9000",
+            "OSC_HOST: \"0.0.0.0:9000\" has a port, which belongs in OSC_HOST_PORT \
+             (allowed: an IPv4 or IPv6 address, or a host name)",
+        ),
+        ("OSC_WORKERS", "0", "OSC_WORKERS: \"0\" is not a number of workers (allowed: 1 to 1024)"),
+        ("OSC_WORKERS", "1025", "OSC_WORKERS: \"1025\" is not a number of workers (allowed: 1 to 1024)"),
+        ("OSC_WORKERS", "four", "OSC_WORKERS: \"four\" is not a number of workers (allowed: 1 to 1024)"),
+        (
+            "OSC_MIN_USER_KEY_LENGTH",
+            "0",
+            "OSC_MIN_USER_KEY_LENGTH: \"0\" is not a length (allowed: 1 to 8192)",
+        ),
+        (
+            "OSC_MIN_USER_KEY_LENGTH",
+            "8193",
+            "OSC_MIN_USER_KEY_LENGTH: \"8193\" is not a length (allowed: 1 to 8192)",
+        ),
+        ("OSC_DATABASE_PATH", "/data/", "OSC_DATABASE_PATH: \"/data/\" is not the path of a file"),
+        ("OSC_DATABASE_PATH", "..", "OSC_DATABASE_PATH: \"..\" is not the path of a file"),
+        ("OSC_DATABASE_PATH", " ", "OSC_DATABASE_PATH: \" \" is not the path of a file"),
+        ("OSC_DATABASE_PATH", ":memory:", "OSC_DATABASE_PATH: \":memory:\" is not the path of a file"),
+        (
+            "OSC_DATABASE_PATH",
+            "file:x?mode=ro",
+            "OSC_DATABASE_PATH: \"file:x?mode=ro\" is not the path of a file",
+        ),
+        ("OSC_DATABASE_PATH", "a\0b", "OSC_DATABASE_PATH: \"a\"… holds a control character"),
+        (
+            "OSC_SALT_FILE_PATH",
+            "./configurations.db",
+            "OSC_SALT_FILE_PATH: \"./configurations.db\" is also OSC_DATABASE_PATH",
+        ),
+        (
+            "OSC_API_KEY_REQUIRED",
+            "Yes",
+            "OSC_API_KEY_REQUIRED: \"Yes\" is not clear: the original took it as false \
+             (allowed: true, or false, 0, no, off)",
+        ),
+        (
+            "OSC_API_KEY_REQUIRED",
+            "\"true\"",
+            "OSC_API_KEY_REQUIRED: \"\"true\"\" is not a truth value (allowed: true, or false, 0, no, off)",
+        ),
+        ("OSC_API_KEY_REQUIRED", "true", "OSC_API_KEY: is empty, but OSC_API_KEY_REQUIRED is true"),
+        (
+            "OSC_CLUSTER_ENABLED",
+            "true",
+            "OSC_CLUSTER_ENABLED: clustering is not in this version yet (allowed: false)",
+        ),
+        ("OSC_HTTPS_ENABLED", "true", "OSC_HTTPS_ENABLED: TLS is not in this version yet (allowed: false)"),
+        ("OSC_CLUSTER_NODE_ID", &long, &long_shown),
+        (
+            "OSC_LOG_LEVEL",
+            "TRACE",
+            "OSC_LOG_LEVEL: \"TRACE\" is unknown \
+             (allowed: DEBUG, INFO, WARNING, WARN, ERROR, CRITICAL)",
+        ),
+        ("OSC_LOG_FORMAT", "text", "OSC_LOG_FORMAT: \"text\" is unknown (allowed: json, console)"),
+    ] {
+        assert_eq!(faults(&[(variable, value)]), expected);
+    }
+}
+
+#[test]
+fn every_fault_of_the_api_key() {
+    let with_space = format!(" {CANARY}");
+    let with_line = format!("{CANARY}\n");
+    let with_letter = format!("{CANARY}é");
+    for (value, expected) in [
+        ("", "is empty, but OSC_API_KEY_REQUIRED is true"),
+        ("your-super-secret-api-key-here", "is the documented example, which is no secret"),
+        (&with_space, "has white space at its start or end, which is not part of a header value"),
+        (&with_line, "holds a control character, which no client can send in a header"),
+        (&with_letter, "holds characters beyond ASCII, which clients send in different ways"),
+    ] {
+        let environment = [("OSC_API_KEY_REQUIRED", "true"), ("OSC_API_KEY", value)];
+        assert_eq!(faults(&environment), format!("OSC_API_KEY: {expected}"));
+        assert_eq!(warnings(&environment[1..], "").len(), usize::from(!value.is_empty()));
+    }
+}
+
+#[test]
+fn values_that_are_no_text_are_faults() {
+    let bytes = [CANARY.as_bytes(), b"\xff"].concat();
+    let mut environment: BTreeMap<String, OsString> = settings::KNOWN
+        .iter()
+        .filter(|name| {
+            !matches!(**name, "OSC_CLUSTER_MODE" | "OSC_CLUSTER_NODES" | "OSC_CLUSTER_SYNC_INTERVAL")
+        })
+        .map(|name| ((*name).to_owned(), OsString::from_vec(bytes.clone())))
+        .collect();
+    let count = environment.len();
+    environment.insert("OTHER".to_owned(), OsString::from_vec(bytes));
+    let faults = from_sources(&environment, None).expect_err("faults");
+    assert_eq!(faults.as_slice().len(), count, "{faults}");
+    assert!(faults.as_slice().iter().all(|fault| fault.message == "is not UTF-8"), "{faults}");
+    // Neither does a detour through the file turn it into text.
+    environment.retain(|name, _| name == "OTHER");
+    let faults = from_sources(&environment, Some(b"OSC_HOST=${OTHER}")).expect_err("a fault");
+    assert_eq!(faults.to_string(), "OSC_HOST: is not UTF-8");
+}
+
+#[test]
+fn all_faults_at_once_in_the_order_of_the_list() {
+    let faults = read(
+        &[
+            ("OSC_LOG_FORMAT", "xml"),
+            ("OSC_HOST_PORT", "tcp"),
+            ("OSC_CLUSTER_ENABLED", "true"),
+            ("OSC_API_KEY", ""),
+        ],
+        "OSC_WORKERS=none\nOSC_HOST=a b\nOSC_API_KEY_REQUIRED=true\nOSC_CLUSTER_MODE=ring\n\
+         OSC_LOG_LEVEL=loud\nOSC_MIN_USER_KEY_LENGTH=x\nOSC_DATABASE_PATH=/\nOSC_SALT_FILE_PATH=/\n",
+    )
+    .expect_err("faults");
+    let variables: Vec<&str> = faults.as_slice().iter().map(|fault| fault.variable).collect();
+    assert_eq!(
+        variables,
+        [
+            "OSC_HOST",
+            "OSC_HOST_PORT",
+            "OSC_WORKERS",
+            "OSC_DATABASE_PATH",
+            "OSC_SALT_FILE_PATH",
+            "OSC_SALT_FILE_PATH",
+            "OSC_MIN_USER_KEY_LENGTH",
+            "OSC_API_KEY",
+            "OSC_CLUSTER_ENABLED",
+            "OSC_CLUSTER_MODE",
+            "OSC_LOG_LEVEL",
+            "OSC_LOG_FORMAT",
+        ]
+    );
+    assert_eq!(faults.to_string().lines().count(), variables.len());
+}
+
+/// A quote that is not closed takes in the lines up to the next one.
+#[test]
+fn a_secret_that_slips_into_another_value_is_not_shown() {
+    let file = format!("OSC_HOST='0.0.0.0\nOSC_API_KEY={CANARY}\nOSC_LOG_LEVEL='\n");
+    let faults = read(&[], &file).expect_err("a fault");
+    assert_eq!(faults.to_string(), "OSC_HOST: \"0.0.0.0\"… holds a control character");
+}
+
+#[test]
+fn one_file_for_both_is_found_behind_links() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (database, salt) = (directory.path().join("a.db"), directory.path().join("a.salt"));
+    std::fs::write(&database, "").expect("written");
+    std::os::unix::fs::symlink(&database, &salt).expect("linked");
+    let [database, salt] = [&database, &salt].map(|path| path.to_str().expect("UTF-8"));
+    let found = faults(&[("OSC_DATABASE_PATH", database), ("OSC_SALT_FILE_PATH", salt)]);
+    assert!(found.ends_with("is also OSC_DATABASE_PATH"), "{found}");
+}
+
+#[test]
+fn every_warning() {
+    let open = "OSC_HOST: listening on 0.0.0.0, beyond this machine, without a required API key";
+    assert_eq!(warnings(&[("OSC_HOST", "0.0.0.0")], ""), [open]);
+    let protected = [("OSC_HOST", "0.0.0.0"), ("OSC_API_KEY_REQUIRED", "true"), ("OSC_API_KEY", CANARY)];
+    assert_eq!(warnings(&protected, ""), [""; 0]);
+    assert_eq!(
+        warnings(
+            &[
+                ("OSC_API_KEY", CANARY),
+                ("OSC_HOST_SERVICE_HOST", "10.0.0.7"),
+                ("OSC_PORT", "tcp://10.0.0.7:9000"),
+                ("PATH", "/bin")
+            ],
+            &format!("\nOSC_HOTS='1' {CANARY}\nOSC_PROT=1\nOTHER=1\n")
+        ),
+        [
+            ".env: the statement that starts in line 2 could not be read and has no effect",
+            "OSC_API_KEY: is set but not used, because OSC_API_KEY_REQUIRED is not true",
+            "OSC_PROT: this version knows no such variable, so it has no effect",
+        ]
+    );
+}
