@@ -1,1 +1,45 @@
-//! Filled by the next change.
+//! One HTTP/1.1 server connection as a state machine: bytes in; requests, bytes and deadlines out.
+//!
+//! Owns the buffers of a connection, the framing of its messages (RFC 9112) and the times it may
+//! take. Does no I/O, reads no clock (`now_ms` is handed in), spawns nothing and runs on any thread.
+//! Never knows JSON, routes or what an answer means, and never keeps a byte of a request that was
+//! answered: a head carries the user key and a body the secrets, so both are wiped.
+//!
+//! The driver reads into [`Connection::read_space`], asks [`Connection::step`] what to do, and
+//! writes [`Connection::output`]. Where RFC 9112 lets a server choose between repairing a malformed
+//! message and refusing it, it is refused and the connection closed: two readers that repair
+//! differently are how requests are smuggled.
+
+mod answering;
+mod body;
+mod chunked;
+mod connection;
+mod deadlines;
+mod fields;
+mod head;
+mod inbox;
+mod method;
+mod outbox;
+mod phase;
+mod rejection;
+mod response;
+mod scan;
+mod target;
+
+#[cfg(test)]
+mod conversations;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod splits;
+#[cfg(test)]
+mod timeouts;
+#[cfg(test)]
+mod wiping;
+
+pub use connection::Connection;
+pub use head::HeadView;
+pub use method::Method;
+pub use phase::Step;
+pub use rejection::Rejection;
+pub use response::Answer;

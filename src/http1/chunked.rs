@@ -1,0 +1,286 @@
+//! Decodes chunked bodies (RFC 9112 7.1) as their bytes arrive.
+//!
+//! Own code, because the usual parsers take what a strict server must not: empty sizes, sizes that
+//! wrap, line feeds in extensions. Each of these has let a request be smuggled past somebody.
+
+use super::{rejection::Rejection, scan::is_token_byte};
+use crate::limits;
+
+/// Most digits of a chunk size: 32 bits, so that no sum of sizes can wrap.
+const SIZE_DIGITS_MAX: u8 = 8;
+
+const MALFORMED: Rejection = Rejection::BadRequest("chunk is malformed");
+
+/// Which byte is expected next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expect {
+    Size { digits: u8 },
+    Extension { count: usize },
+    SizeLf,
+    Data { remaining: usize },
+    DataCr,
+    DataLf,
+    TrailerStart,
+    TrailerName,
+    TrailerValue,
+    TrailerLf,
+    LastLf,
+    Nothing,
+}
+
+/// The state of one chunked body; a few words, whatever the body does.
+#[derive(Clone, Debug)]
+pub(super) struct Decoder {
+    expect: Expect,
+    /// The size of the current chunk, as far as its digits have arrived.
+    size: usize,
+    decoded_count: usize,
+    extensions_count: usize,
+    trailers_count: usize,
+}
+
+impl Decoder {
+    pub(super) fn new() -> Self {
+        Self {
+            expect: Expect::Size { digits: 0 },
+            size: 0,
+            decoded_count: 0,
+            extensions_count: 0,
+            trailers_count: 0,
+        }
+    }
+
+    /// Whether the body is complete, trailers included.
+    pub(super) fn is_done(&self) -> bool {
+        self.expect == Expect::Nothing
+    }
+
+    /// How many bytes are known to come, to size the next read.
+    pub(super) fn wanted(&self) -> usize {
+        if let Expect::Data { remaining } = self.expect { remaining } else { 1 }
+    }
+
+    /// Reads `input`, hands the data in it to `sink`, and returns how many bytes belonged to this
+    /// body: all of them unless it is done.
+    pub(super) fn decode(&mut self, input: &[u8], mut sink: impl FnMut(&[u8])) -> Result<usize, Rejection> {
+        let mut at = 0;
+        while at < input.len() && !self.is_done() {
+            if let Expect::Data { remaining } = self.expect {
+                let count = remaining.min(input.len() - at);
+                sink(&input[at..at + count]);
+                at += count;
+                self.expect = match remaining - count {
+                    0 => Expect::DataCr,
+                    remaining => Expect::Data { remaining },
+                };
+            } else {
+                self.expect = self.after(input[at])?;
+                at += 1;
+            }
+        }
+        Ok(at)
+    }
+
+    /// What is expected after one byte that is not data.
+    fn after(&mut self, byte: u8) -> Result<Expect, Rejection> {
+        match (self.expect, byte) {
+            (Expect::Size { digits: 1.. }, b'\r') => Ok(Expect::SizeLf),
+            // RFC 9112 7.1.1 has white space before the semicolon only for readers to repair.
+            (Expect::Size { digits: 1.. }, b';') => self.extension(0),
+            (Expect::Size { digits }, _) => self.size_digit(digits, byte),
+
+            (Expect::Extension { .. }, b'\r') => Ok(Expect::SizeLf),
+            (Expect::Extension { count }, _) if is_text(byte) => self.extension(count),
+
+            (Expect::SizeLf, b'\n') => self.data(),
+            (Expect::DataCr, b'\r') => Ok(Expect::DataLf),
+            (Expect::DataLf, b'\n') => {
+                self.size = 0;
+                Ok(Expect::Size { digits: 0 })
+            }
+
+            (Expect::TrailerStart, b'\r') => Ok(Expect::LastLf),
+            (Expect::TrailerStart, _) if is_token_byte(byte) => self.trailer(Expect::TrailerName),
+            (Expect::TrailerName, b':') => self.trailer(Expect::TrailerValue),
+            (Expect::TrailerName, _) if is_token_byte(byte) => self.trailer(Expect::TrailerName),
+            (Expect::TrailerValue, b'\r') => self.trailer(Expect::TrailerLf),
+            (Expect::TrailerValue, _) if is_text(byte) => self.trailer(Expect::TrailerValue),
+            (Expect::TrailerLf, b'\n') => self.trailer(Expect::TrailerStart),
+            (Expect::LastLf, b'\n') => Ok(Expect::Nothing),
+
+            (Expect::TrailerStart | Expect::TrailerName | Expect::TrailerValue, _)
+            | (Expect::TrailerLf | Expect::LastLf, _) => Err(Rejection::BadRequest("trailer is malformed")),
+            _ => Err(MALFORMED),
+        }
+    }
+
+    fn size_digit(&mut self, digits: u8, byte: u8) -> Result<Expect, Rejection> {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            b'A'..=b'F' => byte - b'A' + 10,
+            _ => return Err(MALFORMED),
+        };
+        if digits == SIZE_DIGITS_MAX {
+            return Err(MALFORMED);
+        }
+        self.size = self.size * 16 + usize::from(digit);
+        Ok(Expect::Size { digits: digits + 1 })
+    }
+
+    /// Extensions are read over, but not without end: they cost bytes that no body limit counts.
+    fn extension(&mut self, count: usize) -> Result<Expect, Rejection> {
+        let count = count + 1;
+        self.extensions_count += 1;
+        if count > limits::CHUNK_EXTENSION_BYTES_MAX
+            || self.extensions_count > limits::CHUNK_EXTENSIONS_BYTES_MAX
+        {
+            return Err(Rejection::BadRequest("chunk extension is too long"));
+        }
+        Ok(Expect::Extension { count })
+    }
+
+    /// The body is refused when a size announces too much, before any of it is read.
+    fn data(&mut self) -> Result<Expect, Rejection> {
+        if self.size == 0 {
+            return Ok(Expect::TrailerStart);
+        }
+        self.decoded_count += self.size;
+        if self.decoded_count > limits::BODY_BYTES_MAX {
+            return Err(Rejection::BodyTooLarge);
+        }
+        Ok(Expect::Data { remaining: self.size })
+    }
+
+    /// Trailers are read over: merging them into the head would let them say what heads decide
+    /// (RFC 9110 6.5.1).
+    fn trailer(&mut self, expect: Expect) -> Result<Expect, Rejection> {
+        self.trailers_count += 1;
+        if self.trailers_count > limits::TRAILERS_BYTES_MAX {
+            return Err(Rejection::HeadTooLarge);
+        }
+        Ok(expect)
+    }
+}
+
+/// HTAB, SP, VCHAR and obs-text: what extensions and field values may consist of.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7F)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Decodes `input` in pieces of each given size; `Ok` is the body and what was left over, or
+    /// `None` where the input ends before the body does.
+    /// Decoded bytes and what is left of the input; `None` when more is needed.
+    type Decoded<'a> = Option<(&'a [u8], &'a [u8])>;
+
+    fn check(input: &[u8], expected: Result<Decoded<'_>, Rejection>) {
+        for size in [1, 2, 3, 7, input.len().max(1)] {
+            let text = String::from_utf8_lossy(&input[..input.len().min(60)]);
+            assert_eq!(decode(input, size).as_ref().map(as_slices), expected.as_ref().map(|e| *e), "{text}");
+        }
+    }
+
+    type Decoded = Option<(Vec<u8>, Vec<u8>)>;
+
+    fn as_slices(decoded: &Decoded) -> Option<(&[u8], &[u8])> {
+        decoded.as_ref().map(|(body, rest)| (&body[..], &rest[..]))
+    }
+
+    fn decode(input: &[u8], size: usize) -> Result<Decoded, Rejection> {
+        let mut decoder = Decoder::new();
+        let mut body = Vec::new();
+        let mut at = 0;
+        while at < input.len() && !decoder.is_done() {
+            let end = input.len().min(at + size);
+            at += decoder.decode(&input[at..end], |data| body.extend_from_slice(data))?;
+        }
+        Ok(decoder.is_done().then(|| (body, input[at..].to_vec())))
+    }
+
+    #[test]
+    fn well_formed() {
+        check(b"0\r\n\r\n", Ok(Some((b"", b""))));
+        check(b"5\r\nhello\r\n0\r\n\r\nGET", Ok(Some((b"hello", b"GET"))));
+        check(
+            b"00000005;a=\"b\"\r\nhello\r\nA\r\n, world\r\n!\r\n0;x\r\n\r\n",
+            Ok(Some((b"hello, world\r\n!", b""))),
+        );
+        check(b"1;\t\xff\r\na\r\n000\r\nName: value\r\nb:\r\n\r\n", Ok(Some((b"a", b""))));
+        check(b"1\r\n\r\r\n1\r\n\n\r\n0\r\n\r\n", Ok(Some((b"\r\n", b""))));
+        for incomplete in
+            [&b""[..], b"5", b"5\r", b"5\r\nhell", b"5\r\nhello", b"0\r\n", b"0\r\n\r", b"0\r\na:b\r\n"]
+        {
+            check(incomplete, Ok(None));
+        }
+    }
+
+    #[test]
+    fn malformed_chunks() {
+        let inputs: [&[u8]; 26] = [
+            b"f0000000000000003\r\n",
+            b"100000005\r\n",
+            b"000000000\r\n",
+            b"\r\n\r\n",
+            b";x\r\n",
+            b" 1\r\n",
+            b"1 \r\n",
+            b"1 ;x\r\n",
+            b"1\t\r\n",
+            b"1 x\r\n",
+            b"1these-bytes\r\n",
+            b"+5\r\n",
+            b"-0\r\n",
+            b"0x5\r\n",
+            b"0_0\r\n",
+            b"\r0\r\n",
+            b"g\r\n",
+            b"5\n",
+            b"5\r\r\n",
+            b"5\rx",
+            b"2;a\nxx\r\n",
+            b"2;a\0\r\n",
+            b"2;a\x7f\r\n",
+            b"5\r\nAAAAAXX2\r\n",
+            b"5\r\nhello0\r\n\r\n",
+            b"5\r\nhello\n0\r\n\r\n",
+        ];
+        for input in inputs {
+            check(input, Err(MALFORMED));
+        }
+    }
+
+    #[test]
+    fn malformed_trailers() {
+        for trailer in
+            ["a\r\n", ": b\r\n", "a : b\r\n", " a: b\r\n", "a: b\n", "a: b\r\n c\r\n", "a: \0\r\n", "\n"]
+        {
+            let input = format!("0\r\n{trailer}\r\n");
+            check(input.as_bytes(), Err(Rejection::BadRequest("trailer is malformed")));
+        }
+    }
+
+    #[test]
+    fn limits_hold() {
+        let extension = |count: usize| format!("1;{}\r\na\r\n", "x".repeat(count - 1));
+        let longest = extension(limits::CHUNK_EXTENSION_BYTES_MAX);
+        let too_long = Err(Rejection::BadRequest("chunk extension is too long"));
+        check(format!("{longest}0\r\n\r\n").as_bytes(), Ok(Some((b"a", b""))));
+        check(extension(limits::CHUNK_EXTENSION_BYTES_MAX + 1).as_bytes(), too_long);
+        let count = limits::CHUNK_EXTENSIONS_BYTES_MAX / limits::CHUNK_EXTENSION_BYTES_MAX;
+        check(longest.repeat(count).as_bytes(), Ok(None));
+        check(format!("{}1;", longest.repeat(count)).as_bytes(), too_long);
+
+        let trailers = |count: usize| format!("0\r\na:{}\r\n\r\n", "b".repeat(count - 4));
+        check(trailers(limits::TRAILERS_BYTES_MAX).as_bytes(), Ok(Some((b"", b""))));
+        check(trailers(limits::TRAILERS_BYTES_MAX + 1).as_bytes(), Err(Rejection::HeadTooLarge));
+
+        check(format!("{:x}\r\n", limits::BODY_BYTES_MAX).as_bytes(), Ok(None));
+        check(format!("{:x}\r\n", limits::BODY_BYTES_MAX + 1).as_bytes(), Err(Rejection::BodyTooLarge));
+        check(format!("1\r\na\r\n{:x}\r\n", limits::BODY_BYTES_MAX).as_bytes(), Err(Rejection::BodyTooLarge));
+        check(b"ffffffff\r\n", Err(Rejection::BodyTooLarge));
+    }
+}

@@ -1,0 +1,274 @@
+//! The state machine of one connection, from bytes to requests. `answering.rs` has the way back,
+//! `deadlines.rs` the patience.
+
+use zeroize::Zeroizing;
+
+use super::{
+    body,
+    chunked::Decoder,
+    fields::Framing,
+    head::{self, Head, HeadView},
+    inbox::Inbox,
+    method::Method,
+    outbox::Outbox,
+    phase::{Phase, Progress, Step},
+    rejection::Rejection,
+    response,
+    scan::{HeadScan, Scanned},
+};
+use crate::limits;
+
+/// One server connection. Requests are delivered one at a time and in order; the next one stays in
+/// the buffer until the one before is answered.
+pub struct Connection {
+    pub(super) inbox: Inbox,
+    pub(super) outbox: Outbox,
+    pub(super) body: Zeroizing<Vec<u8>>,
+    pub(super) phase: Phase,
+    /// When the patience with the client began, for the deadline of the phase.
+    pub(super) since_ms: u64,
+    pub(super) head: Option<Head>,
+    pub(super) scan: HeadScan,
+    pub(super) has_skipped_empty_line: bool,
+    /// The request is HEAD, even where its head was refused.
+    pub(super) is_head_request: bool,
+    pub(super) requests_count: u32,
+    pub(super) is_draining: bool,
+    saw_eof: bool,
+}
+
+impl Connection {
+    /// A connection that was just accepted.
+    pub fn new(now_ms: u64) -> Self {
+        Self {
+            inbox: Inbox::new(),
+            outbox: Outbox::new(),
+            body: Zeroizing::new(Vec::new()),
+            phase: Phase::Head,
+            since_ms: now_ms,
+            head: None,
+            scan: HeadScan::default(),
+            has_skipped_empty_line: false,
+            is_head_request: false,
+            requests_count: 0,
+            is_draining: false,
+            saw_eof: false,
+        }
+    }
+
+    /// Where to read into. Never empty after [`Step::Read`] or [`Step::Linger`], except during a
+    /// stream: while an answer is owed, a client can run ahead by [`limits::HEAD_BYTES_MAX`] and
+    /// the space is empty beyond that.
+    pub fn read_space(&mut self) -> &mut [u8] {
+        let wanted = match &self.phase {
+            Phase::Body(Progress::Length { remaining, .. }) => *remaining,
+            Phase::Body(Progress::Chunked(decoder)) => decoder.wanted(),
+            _ => 1,
+        };
+        self.inbox.space(wanted)
+    }
+
+    /// Tells that `count` bytes were read into the space.
+    pub fn received(&mut self, count: usize, now_ms: u64) {
+        if matches!(self.phase, Phase::Head) && count > 0 && self.inbox.unread().is_empty() {
+            self.since_ms = now_ms;
+        }
+        self.inbox.received(count);
+        if matches!(self.phase, Phase::Refused(_) | Phase::Lingering | Phase::Closed) {
+            self.inbox.discard();
+        }
+    }
+
+    /// Tells that the client will send nothing more. Whole requests that it has sent are still
+    /// answered.
+    pub fn received_eof(&mut self) {
+        self.saw_eof = true;
+    }
+
+    /// Whether the client will send nothing more.
+    pub fn saw_eof(&self) -> bool {
+        self.saw_eof
+    }
+
+    /// Goes as far as the bytes allow. Asking again without a change gives the same answer.
+    pub fn step(&mut self, now_ms: u64) -> Step {
+        if matches!(self.phase, Phase::Head) {
+            self.advance_head(now_ms);
+        }
+        if matches!(self.phase, Phase::Body(_)) {
+            self.advance_body();
+        }
+        if self.saw_eof && matches!(self.phase, Phase::Head | Phase::Body(_) | Phase::Lingering) {
+            self.close();
+        }
+        match self.phase {
+            Phase::Head | Phase::Body(_) | Phase::Streaming(_) => Step::Read,
+            Phase::Deciding => Step::Head,
+            Phase::Answering => Step::Body,
+            Phase::Refused(rejection) => Step::Reject(rejection),
+            Phase::Lingering => Step::Linger,
+            Phase::Closed => Step::Close,
+        }
+    }
+
+    /// Whether [`Connection::head`] may be called: from [`Step::Head`] until the answer, and after a
+    /// [`Step::Reject`] that concerns a body.
+    pub fn has_head(&self) -> bool {
+        self.head.is_some()
+    }
+
+    /// The head of the current request.
+    ///
+    /// # Panics
+    ///
+    /// When there is none, see [`Connection::has_head`].
+    pub fn head(&self) -> HeadView<'_> {
+        let head = self.head.as_ref().expect("the driver asks for a head only when there is one");
+        HeadView { head, bytes: self.inbox.held() }
+    }
+
+    /// Decides to read the body; [`Step::Body`] follows when it is complete, at once where there is
+    /// none. Asks the client to send it when it waits for that.
+    pub fn accept_body(&mut self, now_ms: u64) {
+        let (Phase::Deciding, Some(head)) = (&self.phase, &self.head) else {
+            debug_assert!(matches!(self.phase, Phase::Closed), "a body is accepted after its head");
+            return;
+        };
+        let expects_continue = head.expects_continue;
+        self.since_ms = now_ms;
+        self.phase = match head.framing {
+            Framing::Empty => Phase::Answering,
+            Framing::Chunked => Phase::Body(Progress::Chunked(Decoder::new())),
+            Framing::Length(length) => match usize::try_from(length) {
+                Ok(total) if total <= limits::BODY_BYTES_MAX => {
+                    Phase::Body(Progress::Length { total, remaining: total })
+                }
+                _ => return self.refuse(Rejection::BodyTooLarge),
+            },
+        };
+        self.advance_body();
+        if expects_continue && matches!(self.phase, Phase::Body(_)) {
+            response::encode_continue(&mut self.outbox, now_ms);
+        }
+    }
+
+    /// The accepted body, as far as it has arrived.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Takes the accepted body.
+    pub fn take_body(&mut self) -> Zeroizing<Vec<u8>> {
+        std::mem::take(&mut self.body)
+    }
+
+    /// Memory that the body occupies here.
+    pub fn buffered_body_bytes(&self) -> usize {
+        self.body.capacity()
+    }
+
+    /// Whether no byte of a request has arrived and none of an answer waits.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Head) && self.inbox.unread().is_empty() && self.outbox.is_empty()
+    }
+
+    fn advance_head(&mut self, now_ms: u64) {
+        loop {
+            let unread = self.inbox.unread();
+            if unread.is_empty() {
+                if self.is_draining {
+                    self.linger(now_ms);
+                }
+                return;
+            }
+            match self.scan.advance(unread) {
+                Ok(Scanned::Incomplete) => return,
+                Ok(Scanned::Complete(count)) => return self.deliver_head(count),
+                // RFC 9112 2.2: one is ignored, because old clients end their bodies with it. It is
+                // no beginning of a request, so the connection stays idle.
+                Ok(Scanned::EmptyLine) if !self.has_skipped_empty_line => {
+                    self.has_skipped_empty_line = true;
+                    self.inbox.consume(2);
+                    self.scan = HeadScan::default();
+                    self.since_ms = now_ms;
+                }
+                Ok(Scanned::EmptyLine) => {
+                    return self.refuse(Rejection::BadRequest("request line is malformed"));
+                }
+                Err(rejection) => return self.refuse(rejection),
+            }
+        }
+    }
+
+    fn deliver_head(&mut self, count: usize) {
+        match head::parse(&self.inbox.unread()[..count]) {
+            Ok(head) => {
+                self.is_head_request = head.method == Method::Head;
+                self.head = Some(head);
+                self.inbox.hold(count);
+                self.requests_count += 1;
+                self.phase = Phase::Deciding;
+            }
+            Err(rejection) => self.refuse(rejection),
+        }
+    }
+
+    fn advance_body(&mut self) {
+        let Phase::Body(progress) = &mut self.phase else { return };
+        let unread = self.inbox.unread();
+        let is_done = match progress {
+            Progress::Length { total, remaining } => {
+                let count = unread.len().min(*remaining);
+                body::append(&mut self.body, &unread[..count], *total);
+                self.inbox.consume(count);
+                *remaining -= count;
+                *remaining == 0
+            }
+            Progress::Chunked(decoder) => {
+                let body = &mut self.body;
+                match decoder.decode(unread, |data| body::append(body, data, limits::BODY_BYTES_MAX)) {
+                    Ok(count) => self.inbox.consume(count),
+                    Err(rejection) => return self.refuse(rejection),
+                }
+                decoder.is_done()
+            }
+        };
+        if is_done {
+            self.phase = Phase::Answering;
+        }
+    }
+
+    /// Refuses the current request. What has arrived of it and after it is wiped unread, except a
+    /// head that was delivered.
+    pub(super) fn refuse(&mut self, rejection: Rejection) {
+        if self.head.is_none() {
+            self.is_head_request = self.inbox.unread().starts_with(b"HEAD ");
+        }
+        self.inbox.discard();
+        self.body = Zeroizing::new(Vec::new());
+        self.phase = Phase::Refused(rejection);
+    }
+
+    pub(super) fn linger(&mut self, now_ms: u64) {
+        self.forget_request();
+        self.inbox.discard();
+        self.since_ms = now_ms;
+        self.phase = Phase::Lingering;
+    }
+
+    pub(super) fn close(&mut self) {
+        self.forget_request();
+        self.inbox.discard();
+        self.phase = Phase::Closed;
+    }
+
+    /// Wipes the current request and makes ready for the next.
+    pub(super) fn forget_request(&mut self) {
+        self.inbox.release();
+        self.body = Zeroizing::new(Vec::new());
+        self.head = None;
+        self.scan = HeadScan::default();
+        self.has_skipped_empty_line = false;
+        self.is_head_request = false;
+    }
+}

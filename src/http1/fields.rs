@@ -1,0 +1,185 @@
+//! The header fields of a request that decide its framing and the life of the connection.
+
+use super::{rejection::Rejection, target::is_host};
+
+/// How the end of a body is found (RFC 9112 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// There is no body.
+    Empty,
+    /// This many bytes; lengths beyond 64 bits saturate and are refused like any that is too large.
+    Length(u64),
+    /// Chunks.
+    Chunked,
+}
+
+/// What the fields say, gathered in one pass over them.
+#[derive(Default)]
+pub(super) struct Fields {
+    length: Option<u64>,
+    is_chunked: bool,
+    hosts_count: usize,
+    says_close: bool,
+    says_keep_alive: bool,
+    expects_continue: bool,
+    expects_other: bool,
+}
+
+impl Fields {
+    /// RFC 9112 6.3: several lengths, or a list of them, MAY be merged when they are equal. They
+    /// never come from a sane client, so each request has one or is refused.
+    pub(super) fn content_length(&mut self, value: &[u8]) -> Result<(), Rejection> {
+        const MALFORMED: Rejection = Rejection::BadRequest("content-length is malformed");
+        if self.length.is_some() || value.is_empty() {
+            return Err(MALFORMED);
+        }
+        let mut length: u64 = 0;
+        for &byte in value {
+            if !byte.is_ascii_digit() {
+                return Err(MALFORMED);
+            }
+            length = length.saturating_mul(10).saturating_add(u64::from(byte - b'0'));
+        }
+        self.length = Some(length);
+        Ok(())
+    }
+
+    /// Exactly `chunked`, once: every other way to write it has been read differently by someone.
+    pub(super) fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Rejection> {
+        const MALFORMED: Rejection = Rejection::BadRequest("transfer-encoding is malformed");
+        if self.is_chunked {
+            return Err(MALFORMED);
+        }
+        if value.eq_ignore_ascii_case(b"chunked") {
+            self.is_chunked = true;
+            return Ok(());
+        }
+        let is_one_token = !value.is_empty() && value.iter().all(|&byte| super::scan::is_token_byte(byte));
+        Err(if is_one_token { Rejection::TransferCodingNotImplemented } else { MALFORMED })
+    }
+
+    pub(super) fn host(&mut self, value: &[u8]) -> Result<(), Rejection> {
+        self.hosts_count += 1;
+        if self.hosts_count > 1 || !is_host(value) {
+            return Err(Rejection::BadRequest("host is malformed"));
+        }
+        Ok(())
+    }
+
+    /// A list of options, in as many fields as the client likes (RFC 9110 7.6.1).
+    pub(super) fn connection(&mut self, value: &[u8]) {
+        for option in value.split(|&byte| byte == b',') {
+            let option = trim(option);
+            self.says_close |= option.eq_ignore_ascii_case(b"close");
+            self.says_keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
+    pub(super) fn expect(&mut self, value: &[u8]) {
+        if value.eq_ignore_ascii_case(b"100-continue") {
+            self.expects_continue = true;
+        } else {
+            self.expects_other = true;
+        }
+    }
+
+    /// The framing, once every field has been seen.
+    pub(super) fn framing(&self, is_http_11: bool) -> Result<Framing, Rejection> {
+        match (self.is_chunked, self.length) {
+            // RFC 9112 6.1: such a request is an attempt at smuggling, or as good as one.
+            (true, Some(_)) => Err(Rejection::BadRequest("both transfer-encoding and content-length")),
+            // RFC 9112 6.1: framing is faulty when a 1.0 message has it.
+            (true, None) if !is_http_11 => Err(Rejection::BadRequest("transfer-encoding in HTTP/1.0")),
+            (true, None) => Ok(Framing::Chunked),
+            (false, None | Some(0)) => Ok(Framing::Empty),
+            (false, Some(length)) => Ok(Framing::Length(length)),
+        }
+    }
+
+    /// RFC 9112 3.2: a 1.1 request without a host is refused.
+    pub(super) fn check_host(&self, is_http_11: bool) -> Result<(), Rejection> {
+        if is_http_11 && self.hosts_count == 0 {
+            return Err(Rejection::BadRequest("host is missing"));
+        }
+        Ok(())
+    }
+
+    /// Whether the client waits for `100 Continue`; a 1.0 client cannot (RFC 9110 10.1.1).
+    pub(super) fn expects_continue(&self, is_http_11: bool) -> Result<bool, Rejection> {
+        if is_http_11 && self.expects_other {
+            return Err(Rejection::ExpectationFailed);
+        }
+        Ok(is_http_11 && self.expects_continue)
+    }
+
+    /// Whether the connection outlives the answer (RFC 9112 9.3).
+    pub(super) fn keeps_alive(&self, is_http_11: bool) -> bool {
+        !self.says_close && (is_http_11 || self.says_keep_alive)
+    }
+}
+
+/// Without the optional white space around it (RFC 9110 5.6.3), which is less than ASCII's.
+pub(super) fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `(name, value)` pairs to the framing of a 1.1 request.
+    fn check(fields: &[(&str, &str)], expected: Result<Framing, Rejection>) {
+        let mut gathered = Fields::default();
+        let mut framing = Ok(());
+        for (name, value) in fields {
+            framing = framing.and(match *name {
+                "length" => gathered.content_length(value.as_bytes()),
+                _ => gathered.transfer_encoding(value.as_bytes()),
+            });
+        }
+        assert_eq!(framing.and_then(|()| gathered.framing(true)), expected, "{fields:?}");
+    }
+
+    #[test]
+    fn lengths_are_digits() {
+        check(&[], Ok(Framing::Empty));
+        check(&[("length", "0")], Ok(Framing::Empty));
+        check(&[("length", "007")], Ok(Framing::Length(7)));
+        check(&[("length", "18446744073709551615")], Ok(Framing::Length(u64::MAX)));
+        check(&[("length", "99999999999999999999999")], Ok(Framing::Length(u64::MAX)));
+        let malformed = Err(Rejection::BadRequest("content-length is malformed"));
+        for value in ["", "+3", "-3", "0x5", "5,", "5,5", "5 5", "5\u{b}", "1e3"] {
+            check(&[("length", value)], malformed);
+        }
+        check(&[("length", "5"), ("length", "5")], malformed);
+    }
+
+    #[test]
+    fn the_only_coding_is_chunked() {
+        let malformed = Err(Rejection::BadRequest("transfer-encoding is malformed"));
+        check(&[("coding", "Chunked")], Ok(Framing::Chunked));
+        check(&[("coding", "gzip")], Err(Rejection::TransferCodingNotImplemented));
+        for value in ["", "chunked,", "chunked, gzip", "chunked;q=1", "\u{b}chunked", "chunked chunked"] {
+            check(&[("coding", value)], malformed);
+        }
+        check(&[("coding", "chunked"), ("coding", "identity")], malformed);
+        let both = Err(Rejection::BadRequest("both transfer-encoding and content-length"));
+        check(&[("coding", "chunked"), ("length", "0")], both);
+    }
+
+    #[test]
+    fn connection_is_a_list_of_options() {
+        let keeps_alive = |values: &[&str], is_http_11: bool| {
+            let mut fields = Fields::default();
+            values.iter().for_each(|value| fields.connection(value.as_bytes()));
+            fields.keeps_alive(is_http_11)
+        };
+        assert!(keeps_alive(&[], true) && !keeps_alive(&[], false));
+        assert!(!keeps_alive(&["CLOSE"], true) && !keeps_alive(&["upgrade,\tclose "], true));
+        assert!(!keeps_alive(&["upgrade", "close"], true) && keeps_alive(&["not-close"], true));
+        assert!(keeps_alive(&["x, Keep-Alive"], false) && !keeps_alive(&["keep-alive, close"], false));
+    }
+}

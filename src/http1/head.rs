@@ -1,0 +1,275 @@
+//! A request head: parsed once when it is complete, then read in place.
+
+use std::mem::MaybeUninit;
+
+use super::{
+    fields::{Fields, Framing, trim},
+    method::Method,
+    rejection::Rejection,
+    target,
+};
+use crate::limits;
+
+/// A part of the head's bytes.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+impl Span {
+    /// Where `part`, which was sliced out of `whole`, lies in it.
+    fn of(part: &[u8], whole: &[u8]) -> Self {
+        let start = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
+        // What is empty may lie anywhere.
+        if part.is_empty() { Self { start: 0, end: 0 } } else { Self { start, end: start + part.len() } }
+    }
+}
+
+/// What a head says, with places in its bytes instead of copies of them.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) method: Method,
+    pub(super) is_http_11: bool,
+    pub(super) framing: Framing,
+    pub(super) keeps_alive: bool,
+    pub(super) expects_continue: bool,
+    target: Span,
+    path: Option<Span>,
+    query: Option<Span>,
+    user_key: Option<Span>,
+    api_key: Option<Span>,
+    content_type: Option<Span>,
+    content_encoding: Option<Span>,
+}
+
+/// Parses a head that [`super::scan::HeadScan`] has found complete.
+pub(super) fn parse(bytes: &[u8]) -> Result<Head, Rejection> {
+    let mut storage = [const { MaybeUninit::uninit() }; limits::HEADERS_COUNT_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    let status = request.parse_with_uninit_headers(bytes, &mut storage);
+    match status.map_err(|error| rejection(error, bytes))? {
+        httparse::Status::Complete(count) if count == bytes.len() => {}
+        _ => return Err(Rejection::BadRequest("head is malformed")),
+    }
+    let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
+        return Err(Rejection::BadRequest("head is malformed"));
+    };
+    let is_http_11 = version == 1;
+    let mut fields = Fields::default();
+    let (mut user_key, mut api_key) = (None, None);
+    let (mut content_type, mut content_encoding) = (None, None);
+    for field in &*request.headers {
+        let name = field.name.as_bytes();
+        let value = trim(field.value);
+        // The length first: few names are as long as one of these and none needs a second look.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => fields.host(value)?,
+            6 if name.eq_ignore_ascii_case(b"expect") => fields.expect(value),
+            9 if name.eq_ignore_ascii_case(b"x-api-key") => pick(&mut api_key, value, bytes),
+            10 if name.eq_ignore_ascii_case(b"x-user-key") => pick(&mut user_key, value, bytes),
+            10 if name.eq_ignore_ascii_case(b"connection") => fields.connection(value),
+            12 if name.eq_ignore_ascii_case(b"content-type") => pick(&mut content_type, value, bytes),
+            14 if name.eq_ignore_ascii_case(b"content-length") => fields.content_length(value)?,
+            16 if name.eq_ignore_ascii_case(b"content-encoding") => pick(&mut content_encoding, value, bytes),
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => fields.transfer_encoding(value)?,
+            _ => {}
+        }
+    }
+    let known = Method::parse(method);
+    let parts = target::parse(known, target.as_bytes())?;
+    let framing = fields.framing(is_http_11)?;
+    fields.check_host(is_http_11)?;
+    Ok(Head {
+        method: known.ok_or(Rejection::MethodNotImplemented)?,
+        is_http_11,
+        framing,
+        keeps_alive: fields.keeps_alive(is_http_11),
+        expects_continue: fields.expects_continue(is_http_11)?,
+        target: Span::of(target.as_bytes(), bytes),
+        path: parts.path.map(|part| Span::of(part, bytes)),
+        query: parts.query.map(|part| Span::of(part, bytes)),
+        user_key,
+        api_key,
+        content_type,
+        content_encoding,
+    })
+}
+
+/// Checks a request line of which no header has arrived yet; it ends with its CRLF.
+pub(super) fn check_request_line(line: &[u8]) -> Result<(), Rejection> {
+    match httparse::Request::new(&mut []).parse(line) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(rejection(error, line)),
+    }
+}
+
+fn pick(first: &mut Option<Span>, value: &[u8], bytes: &[u8]) {
+    if first.is_none() {
+        *first = Some(Span::of(value, bytes));
+    }
+}
+
+fn rejection(error: httparse::Error, bytes: &[u8]) -> Rejection {
+    match error {
+        httparse::Error::TooManyHeaders => Rejection::HeadTooLarge,
+        httparse::Error::HeaderName => Rejection::BadRequest("header name is malformed"),
+        httparse::Error::HeaderValue => Rejection::BadRequest("header value is malformed"),
+        httparse::Error::Version if has_other_version(bytes) => Rejection::VersionNotSupported,
+        _ => Rejection::BadRequest("request line is malformed"),
+    }
+}
+
+/// Whether the request line ends in a well-formed version (RFC 9112 2.3) that is not ours.
+fn has_other_version(bytes: &[u8]) -> bool {
+    let line = &bytes[..memchr::memchr(b'\r', bytes).unwrap_or(bytes.len())];
+    // The method and the target were read before the version was, so two spaces are all there are.
+    let is_three_words = line.iter().filter(|&&byte| byte == b' ').count() == 2;
+    matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+        if is_three_words && major.is_ascii_digit() && minor.is_ascii_digit())
+}
+
+/// The head of the current request, read in the buffer of its connection.
+#[derive(Clone, Copy)]
+pub struct HeadView<'a> {
+    pub(super) head: &'a Head,
+    pub(super) bytes: &'a [u8],
+}
+
+impl<'a> HeadView<'a> {
+    /// The method.
+    pub fn method(&self) -> Method {
+        self.head.method
+    }
+
+    /// The whole target as it came.
+    pub fn target(&self) -> &'a [u8] {
+        self.part(self.head.target)
+    }
+
+    /// The path, still percent-encoded. `*` for OPTIONS of the server, `host:port` for CONNECT, and
+    /// begins with `/` otherwise.
+    pub fn path(&self) -> &'a [u8] {
+        self.optional(self.head.path).unwrap_or(b"/")
+    }
+
+    /// What follows the first `?`, if there is one.
+    pub fn query(&self) -> Option<&'a [u8]> {
+        self.optional(self.head.query)
+    }
+
+    /// Whether the client speaks HTTP/1.1, not 1.0.
+    pub fn is_http_11(&self) -> bool {
+        self.head.is_http_11
+    }
+
+    /// The first `X-User-Key`.
+    pub fn user_key(&self) -> Option<&'a [u8]> {
+        self.optional(self.head.user_key)
+    }
+
+    /// The first `X-API-Key`.
+    pub fn api_key(&self) -> Option<&'a [u8]> {
+        self.optional(self.head.api_key)
+    }
+
+    /// The first `Content-Type`.
+    pub fn content_type(&self) -> Option<&'a [u8]> {
+        self.optional(self.head.content_type)
+    }
+
+    /// The first `Content-Encoding`.
+    pub fn content_encoding(&self) -> Option<&'a [u8]> {
+        self.optional(self.head.content_encoding)
+    }
+
+    /// Whether a body is announced that is not certainly empty.
+    pub fn has_body(&self) -> bool {
+        self.head.framing != Framing::Empty
+    }
+
+    /// The announced length of the body; `None` for chunks, which announce none.
+    pub fn content_length(&self) -> Option<u64> {
+        match self.head.framing {
+            Framing::Empty => Some(0),
+            Framing::Length(length) => Some(length),
+            Framing::Chunked => None,
+        }
+    }
+
+    fn optional(&self, span: Option<Span>) -> Option<&'a [u8]> {
+        span.map(|span| self.part(span))
+    }
+
+    fn part(&self, span: Span) -> &'a [u8] {
+        &self.bytes[span.start..span.end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, look: impl Fn(HeadView<'_>)) {
+        let head = parse(text.as_bytes()).expect(text);
+        look(HeadView { head: &head, bytes: text.as_bytes() });
+    }
+
+    fn check_refused(text: &str, expected: Rejection) {
+        assert_eq!(parse(text.as_bytes()).map(|_| ()), Err(expected), "{text}");
+    }
+
+    #[test]
+    fn fields_are_picked_by_name() {
+        let text = "PUT /configs/a?b HTTP/1.1\r\nHost:\r\nX_User_Key: no\r\nx-USER-key: \t one two\t \r\n\
+            X-User-Key: second\r\nX-API-Key:\r\nContent-Type: text/plain\r\ncontent-encoding: br\r\n\
+            Content-Length: 12\r\n\r\n";
+        check(text, |head| {
+            assert_eq!(head.method(), Method::Put);
+            assert_eq!(head.target(), b"/configs/a?b");
+            assert_eq!(head.path(), b"/configs/a");
+            assert_eq!(head.query(), Some(&b"b"[..]));
+            assert_eq!(head.user_key(), Some(&b"one two"[..]));
+            assert_eq!(head.api_key(), Some(&b""[..]));
+            assert_eq!(head.content_type(), Some(&b"text/plain"[..]));
+            assert_eq!(head.content_encoding(), Some(&b"br"[..]));
+            assert_eq!((head.has_body(), head.content_length()), (true, Some(12)));
+            assert!(head.is_http_11());
+        });
+        check("GET http://x HTTP/1.0\r\n\r\n", |head| {
+            assert_eq!((head.path(), head.query(), head.user_key()), (&b"/"[..], None, None));
+            assert_eq!((head.has_body(), head.content_length()), (false, Some(0)));
+            assert!(!head.is_http_11());
+        });
+    }
+
+    #[test]
+    fn refusals() {
+        let bad = Rejection::BadRequest;
+        check_refused("GET / HTTP/1.1\r\n\r\n", bad("host is missing"));
+        check_refused("GET http://x/ HTTP/1.1\r\n\r\n", bad("host is missing"));
+        for host in ["a b", "a/b", "u@h", "x\r\nHost: x"] {
+            check_refused(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), bad("host is malformed"));
+        }
+        check_refused("GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", bad("host is malformed"));
+        check_refused("GET /#a HTTP/1.1\r\nHost: x\r\n\r\n", bad("request target is malformed"));
+        check_refused("get / HTTP/1.1\r\nHost: x\r\n\r\n", Rejection::MethodNotImplemented);
+        check_refused("get / HTTP/1.1\r\n\r\n", bad("host is missing"));
+        let expectation = "PUT / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nExpect: more\r\n\r\n";
+        check_refused(expectation, Rejection::ExpectationFailed);
+        let coding = "PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
+        check_refused(coding, bad("transfer-encoding in HTTP/1.0"));
+    }
+
+    #[test]
+    fn versions() {
+        for version in ["HTTP/2.0", "HTTP/9.9", "HTTP/1.2", "HTTP/0.9"] {
+            check_refused(&format!("GET / {version}\r\n\r\n"), Rejection::VersionNotSupported);
+        }
+        for version in ["HTTP/1.11", "HTTP/2", "http/1.1", "HTTP/1.1 ", " HTTP/2.0", "x HTTP/2.0", "HTTP/1,1"]
+        {
+            let expected = Rejection::BadRequest("request line is malformed");
+            check_refused(&format!("GET / {version}\r\n\r\n"), expected);
+        }
+    }
+}

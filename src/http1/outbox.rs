@@ -1,0 +1,120 @@
+//! The bytes that wait to be written to a client. Answers carry secrets: what was written is wiped.
+
+use zeroize::Zeroize;
+
+use crate::limits;
+
+/// Capacity that an empty outbox keeps, so that most answers allocate nothing.
+const KEPT_BYTES: usize = 4 * limits::INBOX_BYTES;
+
+/// Encoded answers in the order of their requests.
+pub(super) struct Outbox {
+    bytes: Vec<u8>,
+    written_count: usize,
+    /// When the client last took a byte, or when the first byte for it was laid down.
+    progress_ms: u64,
+}
+
+impl Outbox {
+    pub(super) fn new() -> Self {
+        Self { bytes: Vec::new(), written_count: 0, progress_ms: 0 }
+    }
+
+    /// Room for `count` more bytes. The vector never reallocates by itself: that would leave a copy
+    /// of what it holds in freed memory.
+    pub(super) fn reserve(&mut self, count: usize, now_ms: u64) {
+        if self.is_empty() {
+            self.progress_ms = now_ms;
+        }
+        let needed = self.bytes.len() + count;
+        if needed > self.bytes.capacity() {
+            let unwritten = &self.bytes[self.written_count..];
+            let mut larger = Vec::with_capacity(needed.max(self.bytes.capacity() * 2).max(512));
+            larger.extend_from_slice(unwritten);
+            let mut old = std::mem::replace(&mut self.bytes, larger);
+            self.written_count = 0;
+            old[..].zeroize();
+        }
+    }
+
+    /// Appends within what was reserved.
+    #[inline]
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        debug_assert!(self.bytes.len() + bytes.len() <= self.bytes.capacity(), "reserve first");
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(super) fn unwritten(&self) -> &[u8] {
+        &self.bytes[self.written_count..]
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.written_count == self.bytes.len()
+    }
+
+    pub(super) fn progress_ms(&self) -> u64 {
+        self.progress_ms
+    }
+
+    /// Wipes the first `count` bytes, which the client has taken.
+    pub(super) fn wrote(&mut self, count: usize, now_ms: u64) {
+        let end = self.written_count + count;
+        assert!(end <= self.bytes.len(), "more bytes written than there were");
+        self.bytes[self.written_count..end].zeroize();
+        self.written_count = end;
+        if count > 0 {
+            self.progress_ms = now_ms;
+        }
+        if self.is_empty() {
+            self.discard();
+        }
+    }
+
+    /// Wipes everything, written or not.
+    pub(super) fn discard(&mut self) {
+        self.bytes[self.written_count..].zeroize();
+        self.written_count = 0;
+        self.bytes.clear();
+        if self.bytes.capacity() > KEPT_BYTES {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.bytes[..].zeroize();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_leave_in_order_and_progress_is_noted() {
+        let mut outbox = Outbox::new();
+        outbox.reserve(5, 10);
+        outbox.put(b"first");
+        outbox.wrote(2, 20);
+        outbox.reserve(1000, 30);
+        outbox.put(&[b'x'; 1000]);
+        assert_eq!(outbox.progress_ms(), 20);
+        assert!(outbox.unwritten().starts_with(b"rstxxx"));
+        outbox.wrote(0, 40);
+        assert_eq!(outbox.progress_ms(), 20);
+        outbox.wrote(1003, 50);
+        assert!(outbox.is_empty());
+        outbox.reserve(1, 60);
+        assert_eq!(outbox.progress_ms(), 60);
+    }
+
+    #[test]
+    fn an_empty_outbox_keeps_little() {
+        let mut outbox = Outbox::new();
+        outbox.reserve(KEPT_BYTES + 1, 0);
+        outbox.put(b"x");
+        outbox.wrote(1, 0);
+        assert_eq!(outbox.bytes.capacity(), 0);
+    }
+}

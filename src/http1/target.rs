@@ -1,0 +1,98 @@
+//! The forms of a request target (RFC 9112 3.2).
+
+use super::{method::Method, rejection::Rejection};
+
+/// Path and query as parts of the target.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Target<'a> {
+    /// `None` where an absolute form has no path, which means `/`.
+    pub(super) path: Option<&'a [u8]>,
+    pub(super) query: Option<&'a [u8]>,
+}
+
+/// Splits a target; the path stays as it came, percent-encoded.
+///
+/// An unknown method is treated like GET, so that a malformed target is refused as such.
+pub(super) fn parse(method: Option<Method>, target: &[u8]) -> Result<Target<'_>, Rejection> {
+    const MALFORMED: Rejection = Rejection::BadRequest("request target is malformed");
+    // A fragment is never sent; a reader that cuts it off would see another path than one that does not.
+    if target.contains(&b'#') {
+        return Err(MALFORMED);
+    }
+    if method == Some(Method::Connect) {
+        let is_authority = !target.is_empty() && is_host(target);
+        return if is_authority { Ok(Target { path: Some(target), query: None }) } else { Err(MALFORMED) };
+    }
+    if target == b"*" {
+        let is_allowed = method == Some(Method::Options);
+        return if is_allowed { Ok(Target { path: Some(target), query: None }) } else { Err(MALFORMED) };
+    }
+    if target.first() == Some(&b'/') {
+        return Ok(split_query(target));
+    }
+    // RFC 9112 3.2.2: a server must accept the absolute form, which is meant for proxies.
+    let rest = after_scheme(target).ok_or(MALFORMED)?;
+    let authority_end = rest.iter().position(|&byte| byte == b'/' || byte == b'?').unwrap_or(rest.len());
+    let (authority, rest) = rest.split_at(authority_end);
+    if authority.is_empty() || !is_host(authority) {
+        return Err(MALFORMED);
+    }
+    Ok(split_query(rest))
+}
+
+/// A loose check of `uri-host [":" port]`: enough that it cannot be read as something else.
+pub(super) fn is_host(value: &[u8]) -> bool {
+    value.iter().all(|byte| byte.is_ascii_graphic() && !b"/@?#\\".contains(byte))
+}
+
+fn after_scheme(target: &[u8]) -> Option<&[u8]> {
+    for scheme in [&b"http://"[..], b"https://"] {
+        if let Some((begin, rest)) = target.split_at_checked(scheme.len())
+            && begin.eq_ignore_ascii_case(scheme)
+        {
+            return Some(rest);
+        }
+    }
+    None
+}
+
+fn split_query(target: &[u8]) -> Target<'_> {
+    let (path, query) = match memchr::memchr(b'?', target) {
+        Some(at) => (&target[..at], Some(&target[at + 1..])),
+        None => (target, None),
+    };
+    Target { path: (!path.is_empty()).then_some(path), query }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(method: Method, target: &str, expected: Option<(&str, Option<&str>)>) {
+        let parsed = parse(Some(method), target.as_bytes());
+        let found = parsed.as_ref().ok().map(|target| (target.path.unwrap_or(b"/"), target.query));
+        let expected = expected.map(|(path, query)| (path.as_bytes(), query.map(str::as_bytes)));
+        assert_eq!(found, expected, "{method:?} {target}");
+    }
+
+    #[test]
+    fn forms() {
+        use Method::{Connect, Get, Options};
+        check(Get, "/a/b%2Fc", Some(("/a/b%2Fc", None)));
+        check(Get, "/a?b=c?d", Some(("/a", Some("b=c?d"))));
+        check(Get, "/?", Some(("/", Some(""))));
+        check(Get, "//a", Some(("//a", None)));
+        check(Get, "http://host/path?q", Some(("/path", Some("q"))));
+        check(Get, "HTTPS://host:1", Some(("/", None)));
+        check(Get, "http://[::1]:80?q", Some(("/", Some("q"))));
+        check(Options, "*", Some(("*", None)));
+        check(Connect, "host:443", Some(("host:443", None)));
+        for malformed in ["*", "a", "a/b", "/a#b", "http://", "http:///a", "http://u@h/", "ftp://h/", "h:80"]
+        {
+            check(Get, malformed, None);
+        }
+        check(Connect, "/a", None);
+        check(Connect, "http://host/", None);
+        check(Options, "**", None);
+    }
+}

@@ -1,0 +1,54 @@
+//! No byte of a request outlives its answer.
+
+use super::{
+    Connection, Step,
+    conversations::{ANSWER, GET, connection, send, step},
+};
+
+/// Whether a secret that a client sent or got is anywhere in the read buffer or in the output.
+fn keeps_canary(connection: &Connection) -> bool {
+    let has_canary = |bytes: &[u8]| memchr::memmem::find(bytes, b"canary").is_some();
+    has_canary(connection.inbox.everything()) || has_canary(connection.output())
+}
+
+#[test]
+fn what_was_answered_is_wiped() {
+    let put = "PUT / HTTP/1.1\r\nHost: x\r\nX-User-Key: canary\r\nContent-Length: 6\r\n\r\ncanary";
+    let ways: [fn(&mut Connection); 4] = [
+        |connection| connection.respond(&ANSWER, 0),
+        |connection| connection.respond_and_close(&ANSWER, 0),
+        |connection| connection.abort(),
+        |connection| {
+            connection.begin_stream(&ANSWER, &[], 0);
+            connection.end_stream(&[], 0);
+        },
+    ];
+    for (index, way) in ways.into_iter().enumerate() {
+        for accepts in [false, true] {
+            let mut connection = connection();
+            send(&mut connection, put, 0);
+            assert_eq!(step(&mut connection), Step::Head);
+            assert!(keeps_canary(&connection));
+            if accepts {
+                connection.accept_body(0);
+                assert_eq!(step(&mut connection), Step::Body);
+            }
+            way(&mut connection);
+            assert!(!keeps_canary(&connection), "way {index}, accepts: {accepts}");
+            assert_eq!(connection.buffered_body_bytes(), 0);
+        }
+    }
+
+    let mut refused = connection();
+    send(&mut refused, &GET.replace("Host: x", "Host x"), 0);
+    assert!(matches!(step(&mut refused), Step::Reject(_)));
+    assert!(!keeps_canary(&refused));
+    send(&mut refused, GET, 0);
+    assert!(!keeps_canary(&refused));
+
+    let mut late = connection();
+    send(&mut late, GET.trim_end(), 0);
+    late.step(0);
+    late.expire(10_000);
+    assert!(!keeps_canary(&late));
+}
