@@ -1,0 +1,290 @@
+//! Sealed entries in memory, coherent with the database across all executors.
+//!
+//! Readers take a group of rows by key; on a miss they read the database and fill the cache. The
+//! writer replaces what it changes before a write is answered. A fill that began before a commit
+//! must not overwrite what the commit published, so each stripe has an epoch: the writer closes the
+//! stripe before COMMIT, publishes, and opens it with the next epoch; a fill is accepted only in
+//! the epoch in which its read began, and never while the stripe is closed.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hashbrown::HashTable;
+
+use super::row::{Group, Row};
+use crate::limits::ENTRY_CACHE_BYTES_MAX;
+
+/// Enough that executors seldom meet at one lock, few enough that one large value fits a stripe.
+const STRIPES_COUNT: usize = 16;
+const STRIPE_BYTES_MAX: usize = ENTRY_CACHE_BYTES_MAX / STRIPES_COUNT;
+
+/// Process-wide cache of [`Group`]s, bounded by bytes, evicting by second chance (CLOCK).
+#[derive(Debug)]
+pub struct EntryCache {
+    hasher: RandomState,
+    stripes: Vec<Mutex<Stripe>>,
+}
+
+/// Leave to fill the cache with what is read from now on.
+#[derive(Debug)]
+pub struct FillTicket {
+    hash: u64,
+    epoch: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Stripe {
+    table: HashTable<usize>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<usize>,
+    hand: usize,
+    bytes: usize,
+    epoch: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Slot {
+    hash: u64,
+    key: Box<str>,
+    group: Arc<Group>,
+    bytes: usize,
+    used: bool,
+}
+
+impl Default for EntryCache {
+    fn default() -> Self {
+        Self {
+            hasher: RandomState::new(),
+            stripes: (0..STRIPES_COUNT).map(|_| Mutex::new(Stripe::default())).collect(),
+        }
+    }
+}
+
+impl EntryCache {
+    /// The group of this key, if it is cached.
+    pub fn get(&self, key: &str) -> Option<Arc<Group>> {
+        let hash = self.hasher.hash_one(key);
+        self.stripe(hash).get(hash, key)
+    }
+
+    /// Must be called before the database is read for a later [`Self::fill`].
+    pub fn prepare_fill(&self, key: &str) -> FillTicket {
+        let hash = self.hasher.hash_one(key);
+        let stripe = self.stripe(hash);
+        FillTicket { hash, epoch: (!stripe.closed).then_some(stripe.epoch) }
+    }
+
+    /// Caches what was read, unless a commit has touched the stripe since the ticket was taken.
+    pub fn fill(&self, ticket: &FillTicket, key: &str, group: &Arc<Group>) {
+        let mut stripe = self.stripe(ticket.hash);
+        if !stripe.closed && ticket.epoch == Some(stripe.epoch) && !group.rows.is_empty() {
+            stripe.insert(ticket.hash, key, Arc::clone(group));
+        }
+    }
+
+    /// Before COMMIT: from here to [`Self::publish`] or [`Self::reopen`], no fill of these keys' stripes counts.
+    pub(super) fn close<'a>(&self, keys: impl Iterator<Item = &'a str>) {
+        for key in keys {
+            self.stripe(self.hasher.hash_one(key)).closed = true;
+        }
+    }
+
+    /// After COMMIT: replaces the cached group of `key`, if there is one, by what `change` makes of it.
+    pub(super) fn publish(&self, key: &str, change: impl FnOnce(&Group) -> Group) {
+        let hash = self.hasher.hash_one(key);
+        let mut stripe = self.stripe(hash);
+        if let Some(old) = stripe.get(hash, key) {
+            stripe.remove(hash, key);
+            let new = change(&old);
+            if !new.rows.is_empty() {
+                stripe.insert(hash, key, Arc::new(new));
+            }
+        }
+    }
+
+    /// After publishing, or after a rollback: fills count again, from reads that begin now.
+    pub(super) fn reopen<'a>(&self, keys: impl Iterator<Item = &'a str>) {
+        for key in keys {
+            let mut stripe = self.stripe(self.hasher.hash_one(key));
+            if stripe.closed {
+                stripe.closed = false;
+                stripe.epoch += 1;
+            }
+        }
+    }
+
+    /// Forgets everything: another process has changed the database.
+    pub(super) fn clear(&self) {
+        for stripe in &self.stripes {
+            let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            let (epoch, closed) = (stripe.epoch + 1, stripe.closed);
+            *stripe = Stripe { epoch, closed, ..Stripe::default() };
+        }
+    }
+
+    /// Bytes and groups that are cached.
+    pub fn usage(&self) -> (usize, usize) {
+        self.stripes.iter().fold((0, 0), |(bytes, groups), stripe| {
+            let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            (bytes + stripe.bytes, groups + stripe.table.len())
+        })
+    }
+
+    fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
+        // The table uses the hash's other end, so the stripes take the high bits.
+        let index = usize::try_from(hash >> 32).unwrap_or_default() % STRIPES_COUNT;
+        // A poisoned stripe is still a cache: each operation leaves it whole or panics before it starts.
+        self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Stripe {
+    fn find(&self, hash: u64, key: &str) -> Option<usize> {
+        let same = |&index: &usize| self.slots[index].as_ref().is_some_and(|slot| &*slot.key == key);
+        self.table.find(hash, same).copied()
+    }
+
+    fn get(&mut self, hash: u64, key: &str) -> Option<Arc<Group>> {
+        let index = self.find(hash, key)?;
+        let slot = self.slots[index].as_mut()?;
+        slot.used = true;
+        Some(Arc::clone(&slot.group))
+    }
+
+    fn insert(&mut self, hash: u64, key: &str, group: Arc<Group>) {
+        self.remove(hash, key);
+        let bytes = size_of::<Slot>() + key.len() + group.weight();
+        if bytes > STRIPE_BYTES_MAX / 2 {
+            return;
+        }
+        while self.bytes + bytes > STRIPE_BYTES_MAX {
+            self.evict_one();
+        }
+        let slot = Some(Slot { hash, key: key.into(), group, bytes, used: false });
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.slots[index] = slot;
+                index
+            }
+            None => {
+                self.slots.push(slot);
+                self.slots.len() - 1
+            }
+        };
+        let slots = &self.slots;
+        self.table.insert_unique(hash, index, |&other| slots[other].as_ref().map_or(0, |slot| slot.hash));
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, hash: u64, key: &str) {
+        if let Some(index) = self.find(hash, key) {
+            self.remove_slot(index);
+        }
+    }
+
+    fn remove_slot(&mut self, index: usize) {
+        let Some(slot) = self.slots[index].take() else { return };
+        if let Ok(entry) = self.table.find_entry(slot.hash, |&other| other == index) {
+            entry.remove();
+        }
+        self.free.push(index);
+        self.bytes -= slot.bytes;
+    }
+
+    /// Only called while something is cached, so it ends after two rounds at the latest.
+    fn evict_one(&mut self) {
+        loop {
+            self.hand = (self.hand + 1) % self.slots.len().max(1);
+            match self.slots.get_mut(self.hand) {
+                Some(Some(slot)) if slot.used => slot.used = false,
+                Some(Some(_)) => return self.remove_slot(self.hand),
+                Some(None) => {}
+                None => return,
+            }
+        }
+    }
+}
+
+/// The group after one row was made or changed (`after`) or removed (`None`), found by its id.
+pub(super) fn with_row(group: &Group, id: i64, after: Option<&Arc<Row>>) -> Group {
+    let mut rows: Vec<_> = group.rows.iter().filter(|row| row.id != id).map(Arc::clone).collect();
+    if let Some(row) = after {
+        rows.push(Arc::clone(row));
+        rows.sort_by_key(|row| row.id);
+    }
+    Group { rows }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Ciphertext;
+
+    fn group(key: &str, bytes: usize) -> Arc<Group> {
+        let row = Row::new(1, key.to_owned(), None, Some(Ciphertext::from_bytes(vec![7; bytes])));
+        Arc::new(Group { rows: vec![Arc::new(row)] })
+    }
+
+    fn fill(cache: &EntryCache, key: &str, bytes: usize) {
+        let ticket = cache.prepare_fill(key);
+        cache.fill(&ticket, key, &group(key, bytes));
+    }
+
+    fn size(cache: &EntryCache, key: &str) -> Option<usize> {
+        let group = cache.get(key)?;
+        group.rows[0].ciphertext.as_ref().map(|sealed| sealed.as_bytes().len())
+    }
+
+    #[test]
+    fn a_fill_from_before_a_commit_does_not_count() {
+        let cache = EntryCache::default();
+        let early = cache.prepare_fill("k");
+        cache.close(["k"].into_iter());
+        let during = cache.prepare_fill("k");
+        cache.fill(&early, "k", &group("k", 1));
+        cache.fill(&during, "k", &group("k", 2));
+        assert_eq!(size(&cache, "k"), None);
+        cache.reopen(["k"].into_iter());
+        cache.fill(&early, "k", &group("k", 1));
+        cache.fill(&during, "k", &group("k", 2));
+        assert_eq!(size(&cache, "k"), None);
+        fill(&cache, "k", 3);
+        assert_eq!(size(&cache, "k"), Some(3));
+    }
+
+    #[test]
+    fn publishing_replaces_what_is_cached_and_adds_nothing() {
+        let cache = EntryCache::default();
+        fill(&cache, "k", 3);
+        let new = group("k", 4);
+        for key in ["k", "other"] {
+            cache.close([key].into_iter());
+            cache.publish(key, |old| with_row(old, 1, Some(&new.rows[0])));
+            cache.reopen([key].into_iter());
+        }
+        assert_eq!(size(&cache, "k"), Some(4));
+        assert_eq!(size(&cache, "other"), None);
+        cache.publish("k", |old| with_row(old, 1, None));
+        assert_eq!(size(&cache, "k"), None);
+        assert_eq!(cache.usage(), (0, 0));
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_what_is_used_stays() {
+        let cache = EntryCache::default();
+        fill(&cache, "hot", 100);
+        for number in 0..200 {
+            fill(&cache, &format!("junk-{number}"), STRIPE_BYTES_MAX / 10);
+            assert_eq!(size(&cache, "hot"), Some(100), "after {number}");
+        }
+        let (bytes, groups) = cache.usage();
+        assert!(bytes <= ENTRY_CACHE_BYTES_MAX, "{bytes}");
+        assert!(groups > STRIPES_COUNT && groups < 200, "{groups}");
+        fill(&cache, "huge", STRIPE_BYTES_MAX);
+        assert_eq!(size(&cache, "huge"), None);
+        cache.clear();
+        assert_eq!(cache.usage(), (0, 0));
+    }
+}

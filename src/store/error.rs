@@ -1,0 +1,93 @@
+//! What can go wrong with the files, by what the caller can do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A read or write of the open store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No space is left: free some and try again; reads go on.
+    #[error("no space is left for the database")]
+    Full,
+    /// Another process holds the database, or the queue is full: try again soon.
+    #[error("the database is busy")]
+    Busy,
+    /// The store is closed or its writer has given up after an I/O error.
+    #[error("the store takes no more writes")]
+    Stopped,
+    /// Everything else; nothing the client can do.
+    #[error("database error")]
+    Sqlite(#[source] rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        // The shared-memory file of the WAL cannot grow: on a full disk that comes before SQLITE_FULL.
+        let extended = error.sqlite_error().map(|source| source.extended_code);
+        if extended == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) {
+            return Self::Full;
+        }
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => Self::Busy,
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+/// The files cannot be used; nothing in them was changed. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another server has the database open.
+    #[error(
+        "{0} is in use by another server (its lock file is held): stop that one first, or set OSC_DATABASE_PATH to another file"
+    )]
+    InUse(PathBuf),
+    /// The directory or file cannot be read or written.
+    #[error("cannot {action} {path}: {source}{hint}")]
+    Access {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+        /// What to do, where that is known.
+        hint: &'static str,
+    },
+    /// The file is no database of this kind.
+    #[error("{path} {what}: {remedy}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// SQLite refused.
+    #[error("cannot open {path}: {source}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// SQLite's own error.
+        source: rusqlite::Error,
+    },
+}
+
+impl OpenError {
+    pub(super) fn access(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let hint = match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => {
+                " (the file system is mounted read-only; the server needs a writable directory for its data)"
+            }
+            io::ErrorKind::PermissionDenied => " (the server's user needs read and write permission)",
+            _ => "",
+        };
+        Self::Access { action, path: path.to_owned(), source, hint }
+    }
+
+    pub(super) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
+        Self::Sqlite { path: path.to_owned(), source }
+    }
+}

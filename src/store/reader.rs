@@ -1,0 +1,191 @@
+//! Reading: points by key and pages by id, on whichever thread asks.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags, ToSql};
+
+use super::error::Error;
+use super::row::{Group, Row};
+use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
+use crate::model::{Ciphertext, Timestamp};
+
+/// Read-only connections, as many as threads that read at one time.
+#[derive(Debug)]
+pub(super) struct Readers {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+}
+
+/// Which entries a list wants; each `None` means "all".
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Exactly this category.
+    pub category: Option<String>,
+    /// Exactly this environment.
+    pub environment: Option<String>,
+    /// Keys that begin with this.
+    pub prefix: Option<String>,
+}
+
+/// Some entries in the order of their ids.
+#[derive(Debug)]
+pub struct Page {
+    /// The rows that passed the filter.
+    pub rows: Vec<Row>,
+    /// Rows that cannot be shown to anyone: a key that is not text.
+    pub unreadable_count: u64,
+    /// Where the next page goes on; `None` after the last row.
+    pub next_after: Option<i64>,
+}
+
+pub(super) const COLUMNS: &str =
+    r#"id, "key", encrypted_value, category, environment, created_at, updated_at"#;
+
+impl Readers {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, idle: Mutex::new(Vec::new()) }
+    }
+
+    /// Everything stored under `key`; `None` when that is more than is read or cached at once.
+    pub(super) fn group(&self, key: &str) -> Result<Option<Group>, Error> {
+        self.with(|connection| {
+            let sql =
+                format!(r#"SELECT {COLUMNS} FROM configurations WHERE "key" = ?1 ORDER BY id LIMIT ?2"#);
+            let mut statement = connection.prepare_cached(&sql)?;
+            let limit = i64::try_from(ENTRY_GROUP_COUNT_MAX + 1).unwrap_or(i64::MAX);
+            let mut rows = statement.query((key, limit))?;
+            let mut group = Group::default();
+            while let Some(row) = rows.next()? {
+                group.rows.extend(parse_row(row)?.map(std::sync::Arc::new));
+            }
+            Ok((group.rows.len() <= ENTRY_GROUP_COUNT_MAX).then_some(group))
+        })
+    }
+
+    /// The one entry of a key that has very many.
+    pub(super) fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<Row>, Error> {
+        self.with(|connection| exact(connection, key, environment))
+    }
+
+    /// The next rows after the id `after`.
+    pub(super) fn page(&self, filter: &Filter, after: i64) -> Result<Page, Error> {
+        self.with(|connection| page(connection, filter, after))
+    }
+
+    /// Closes the connections that nobody uses.
+    pub(super) fn close(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.connect()?,
+        };
+        let result = read(&connection);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        result
+    }
+
+    fn connect(&self) -> Result<Connection, Error> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.path, flags)?;
+        connection.busy_timeout(super::BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        connection.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0; PRAGMA trusted_schema=OFF;")?;
+        Ok(connection)
+    }
+}
+
+pub(super) fn exact(
+    connection: &Connection,
+    key: &str,
+    environment: Option<&str>,
+) -> Result<Option<Row>, Error> {
+    let sql =
+        format!(r#"SELECT {COLUMNS} FROM configurations WHERE "key" = ?1 AND ifnull(environment, '') = ?2"#);
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query((key, environment.unwrap_or_default()))?;
+    match rows.next()? {
+        Some(row) => Ok(parse_row(row)?),
+        None => Ok(None),
+    }
+}
+
+/// The statement is finished, and its snapshot let go, before the page is given out, so a slow
+/// client never keeps the WAL from being emptied.
+fn page(connection: &Connection, filter: &Filter, after: i64) -> Result<Page, Error> {
+    let mut sql = format!("SELECT {COLUMNS} FROM configurations WHERE id > ?");
+    let mut values: Vec<&dyn ToSql> = vec![&after];
+    if let Some(category) = &filter.category {
+        sql.push_str(" AND category = ?");
+        values.push(category);
+    }
+    if let Some(environment) = &filter.environment {
+        sql.push_str(" AND environment = ?");
+        values.push(environment);
+    }
+    if let Some(prefix) = &filter.prefix {
+        // Not LIKE, which would fold case and give `%` and `_` a meaning.
+        sql.push_str(r#" AND substr("key", 1, length(?)) = ?"#);
+        values.push(prefix);
+        values.push(prefix);
+    }
+    sql.push_str(" ORDER BY id");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(values.as_slice())?;
+    let mut page = Page { rows: Vec::new(), unreadable_count: 0, next_after: None };
+    let mut bytes = 0;
+    while let Some(row) = rows.next()? {
+        match parse_row(row)? {
+            Some(parsed) => {
+                bytes += parsed.weight();
+                page.next_after = Some(parsed.id);
+                page.rows.push(parsed);
+            }
+            None => page.unreadable_count += 1,
+        }
+        if bytes >= LIST_PAGE_BYTES || page.rows.len() >= LIST_PAGE_ROWS_MAX {
+            return Ok(page);
+        }
+    }
+    page.next_after = None;
+    Ok(page)
+}
+
+/// `None` when the key is no text, so that nobody can name the entry.
+pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<Row>, Error> {
+    let Some(key) = text(row.get_ref(1)?) else { return Ok(None) };
+    let environment = text(row.get_ref(4)?).filter(|environment| !environment.is_empty());
+    // The column may hold a BLOB as well as a TEXT; neither need be a token.
+    let ciphertext = match row.get_ref(2)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Ciphertext::from_text(bytes),
+        _ => None,
+    };
+    let time = |value: ValueRef<'_>| text(value).as_deref().and_then(Timestamp::from_database);
+    let mut parsed = Row::new(row.get(0)?, key, environment, ciphertext);
+    parsed.category = text(row.get_ref(3)?);
+    parsed.created_at = time(row.get_ref(5)?);
+    parsed.updated_at = time(row.get_ref(6)?);
+    Ok(Some(parsed))
+}
+
+fn text(value: ValueRef<'_>) -> Option<String> {
+    match value {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
+        ValueRef::Integer(number) => Some(number.to_string()),
+        ValueRef::Real(number) => Some(number.to_string()),
+        ValueRef::Null => None,
+    }
+}
+
+/// For messages about rows that may be damaged.
+pub(super) fn lossy_text(value: ValueRef<'_>) -> String {
+    match value {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        other => text(other).unwrap_or_default(),
+    }
+}

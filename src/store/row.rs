@@ -1,0 +1,89 @@
+//! Rows of the table `configurations` in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::model::{Ciphertext, Timestamp};
+
+/// Who sealed a row, as far as this process saw it: an opaque identity of a user key, random for
+/// each process and never stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerTag(pub [u8; 32]);
+
+/// One entry, its value sealed.
+#[derive(Debug)]
+pub struct Row {
+    /// The row id, which is the entry's `id`.
+    pub id: i64,
+    /// The entry key.
+    pub key: String,
+    /// The category, which may be an empty text.
+    pub category: Option<String>,
+    /// The environment; "none" is `None`, in whichever way the file spells it.
+    pub environment: Option<String>,
+    /// The sealed value; `None` when the column holds no base64url text.
+    pub ciphertext: Option<Ciphertext>,
+    /// When it was made; unknown for rows of the 2.0 server.
+    pub created_at: Option<Timestamp>,
+    /// When it was last changed; unknown for rows of the 2.0 server.
+    pub updated_at: Option<Timestamp>,
+    /// Whose write this row is, if it was written by this process and not read from the file.
+    pub written_by: Option<OwnerTag>,
+    canonical: AtomicBool,
+}
+
+impl Row {
+    /// A row whose plaintext nobody has looked at yet.
+    pub fn new(id: i64, key: String, environment: Option<String>, ciphertext: Option<Ciphertext>) -> Self {
+        Self {
+            id,
+            key,
+            category: None,
+            environment,
+            ciphertext,
+            created_at: None,
+            updated_at: None,
+            written_by: None,
+            canonical: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the plaintext is known to be canonical JSON, so that it needs no parsing. The same
+    /// ciphertext always opens to the same plaintext, so this stays true once it is.
+    pub fn is_canonical(&self) -> bool {
+        self.canonical.load(Ordering::Relaxed)
+    }
+
+    /// Remembers that the plaintext is canonical JSON.
+    pub fn set_canonical(&self) {
+        self.canonical.store(true, Ordering::Relaxed);
+    }
+
+    /// Memory that this row takes, roughly, for the bound of the cache.
+    pub fn weight(&self) -> usize {
+        size_of::<Self>()
+            + self.key.len()
+            + self.category.as_ref().map_or(0, String::len)
+            + self.environment.as_ref().map_or(0, String::len)
+            + self.ciphertext.as_ref().map_or(0, |sealed| sealed.as_bytes().len())
+    }
+}
+
+/// All entries of one key, one for each environment, by id.
+#[derive(Debug, Default)]
+pub struct Group {
+    /// The rows; empty when no entry has this key.
+    pub rows: Vec<Arc<Row>>,
+}
+
+impl Group {
+    /// The entry of exactly this environment.
+    pub fn exact(&self, environment: Option<&str>) -> Option<&Arc<Row>> {
+        self.rows.iter().find(|row| row.environment.as_deref() == environment)
+    }
+
+    /// Memory that this group takes, roughly.
+    pub fn weight(&self) -> usize {
+        self.rows.iter().map(|row| row.weight()).sum()
+    }
+}

@@ -1,0 +1,218 @@
+//! The table of the original in its three generations, and the one migration that serves them all.
+//!
+//! `configurations` keeps its columns. A file of the 2.0 generation gets the three that later
+//! generations have (nullable, so that the original's own INSERT goes on working), and the unique
+//! index on the key becomes one on key and environment. Nothing here uses STRICT tables, so that the
+//! SQLite of an older Python still reads the file. See `docs/decisions/0003-one-table.md`.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+
+use super::error::OpenError;
+
+/// Which generation of the original made the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Generation {
+    /// No table yet.
+    Fresh,
+    /// 2.0 and 2.1: no environments.
+    V20,
+    /// 2.2 and 2.3: environments that may be NULL; the key alone is unique.
+    V23,
+    /// 3.x: environments that may not be NULL; key and environment are unique.
+    V3,
+    /// Migrated by this server; "no environment" is NULL, or the empty text where NULL is not allowed.
+    Ours {
+        /// The table came from 3.x, where the column may not be NULL.
+        environment_not_null: bool,
+    },
+}
+
+impl Generation {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "new",
+            Self::V20 => "2.0",
+            Self::V23 => "2.3",
+            Self::V3 => "3.x",
+            Self::Ours { .. } => "current",
+        }
+    }
+
+    /// How this file spells "no environment".
+    pub(super) fn no_environment(self) -> Option<&'static str> {
+        matches!(self, Self::V3 | Self::Ours { environment_not_null: true }).then_some("")
+    }
+}
+
+/// Version of what this server adds to the file; a larger one was written by a later release.
+const SCHEMA_VERSION: i64 = 1;
+
+const TABLE: &str = r#"
+CREATE TABLE configurations (
+    id INTEGER NOT NULL,
+    "key" VARCHAR(255) NOT NULL,
+    encrypted_value TEXT NOT NULL,
+    category VARCHAR(100),
+    environment VARCHAR(100),
+    created_at DATETIME,
+    updated_at DATETIME,
+    PRIMARY KEY (id)
+);
+"#;
+
+const LATER_COLUMNS: &str = "
+ALTER TABLE configurations ADD COLUMN environment VARCHAR(100);
+ALTER TABLE configurations ADD COLUMN created_at DATETIME;
+ALTER TABLE configurations ADD COLUMN updated_at DATETIME;
+";
+
+const OURS: &str = r#"
+DROP INDEX IF EXISTS ix_configurations_key;
+CREATE UNIQUE INDEX osc_key_environment ON configurations ("key", ifnull(environment, ''));
+CREATE TABLE osc_meta (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"#;
+
+/// A column as `PRAGMA table_xinfo` tells it.
+struct Column {
+    name: String,
+    kind: String,
+    not_null: bool,
+    primary_key: bool,
+}
+
+/// Finds out which generation the file is, reading only.
+///
+/// # Errors
+/// When it is none of them: the message says what was found.
+pub(super) fn detect(connection: &Connection, path: &Path) -> Result<Generation, OpenError> {
+    let sql = |source| OpenError::sqlite(path, source);
+    let columns = columns(connection).map_err(sql)?;
+    if columns.is_empty() {
+        let tables: i64 =
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
+        if tables == 0 {
+            return Ok(Generation::Fresh);
+        }
+        return Err(foreign(
+            path,
+            "is a SQLite database of another program: it has no table \"configurations\"",
+        ));
+    }
+    let generation = by_columns(&columns).ok_or_else(|| {
+        let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
+        foreign(path, &format!("has a table \"configurations\" of another shape ({})", names.join(", ")))
+    })?;
+    match ours_version(connection).map_err(sql)? {
+        None => Ok(generation),
+        Some(version) if version > SCHEMA_VERSION => Err(OpenError::Unusable {
+            path: path.to_owned(),
+            what: format!(
+                "was written by a later release (schema {version}, this one knows {SCHEMA_VERSION})"
+            ),
+            remedy: "start that release, or restore the copy that was made before its migration",
+        }),
+        Some(_) => Ok(Generation::Ours { environment_not_null: generation == Generation::V3 }),
+    }
+}
+
+fn foreign(path: &Path, what: &str) -> OpenError {
+    OpenError::Unusable {
+        path: path.to_owned(),
+        what: what.to_owned(),
+        remedy: "set OSC_DATABASE_PATH to a file of OpenSecureConf, or to one that does not exist yet",
+    }
+}
+
+fn columns(connection: &Connection) -> rusqlite::Result<Vec<Column>> {
+    let mut statement = connection.prepare("PRAGMA table_xinfo(configurations)")?;
+    let rows = statement.query_map([], |row| {
+        Ok(Column {
+            name: row.get("name")?,
+            kind: row.get("type")?,
+            not_null: row.get("notnull")?,
+            primary_key: row.get::<_, i64>("pk")? == 1,
+        })
+    })?;
+    rows.collect()
+}
+
+fn by_columns(columns: &[Column]) -> Option<Generation> {
+    let find = |name: &str| columns.iter().find(|column| column.name == name);
+    let id = find("id")?;
+    if !(id.primary_key && id.kind.eq_ignore_ascii_case("INTEGER")) {
+        return None;
+    }
+    find("key")?;
+    find("encrypted_value")?;
+    find("category")?;
+    match (find("environment"), find("created_at"), find("updated_at")) {
+        (None, None, None) => Some(Generation::V20),
+        (Some(environment), Some(_), Some(_)) if environment.not_null => Some(Generation::V3),
+        (Some(_), Some(_), Some(_)) => Some(Generation::V23),
+        _ => None,
+    }
+}
+
+fn ours_version(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    let present = connection
+        .query_row("SELECT 1 FROM sqlite_schema WHERE name = 'osc_meta'", [], |_| Ok(()))
+        .optional()?;
+    match present {
+        Some(()) => meta(connection, "schema"),
+        None => Ok(None),
+    }
+}
+
+/// A number of the side table `osc_meta`.
+pub(super) fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT value FROM osc_meta WHERE name = ?1")?
+        .query_row([name], |row| row.get(0))
+        .optional()
+}
+
+/// Sets a number of the side table `osc_meta`.
+pub(super) fn set_meta(connection: &Connection, name: &str, value: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO osc_meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2",
+        )?
+        .execute((name, value))
+        .map(|_| ())
+}
+
+/// Two entries with one key and environment, which the new unique index could not hold.
+pub(super) fn duplicate_key(
+    connection: &Connection,
+    generation: Generation,
+) -> rusqlite::Result<Option<String>> {
+    let sql = match generation {
+        Generation::V20 => "SELECT \"key\" FROM configurations GROUP BY \"key\" HAVING count(*) > 1 LIMIT 1",
+        Generation::V23 | Generation::V3 => {
+            "SELECT \"key\" FROM configurations GROUP BY \"key\", ifnull(environment, '') HAVING count(*) > 1 LIMIT 1"
+        }
+        Generation::Fresh | Generation::Ours { .. } => return Ok(None),
+    };
+    connection.query_row(sql, [], |row| row.get_ref(0).map(super::reader::lossy_text)).optional()
+}
+
+/// Brings the file to the current shape in one transaction.
+pub(super) fn migrate(connection: &mut Connection, generation: Generation) -> rusqlite::Result<Generation> {
+    if let Generation::Ours { .. } = generation {
+        return Ok(generation);
+    }
+    let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
+    match generation {
+        Generation::Fresh => transaction.execute_batch(TABLE)?,
+        Generation::V20 => transaction.execute_batch(LATER_COLUMNS)?,
+        Generation::V23 | Generation::V3 | Generation::Ours { .. } => {}
+    }
+    transaction.execute_batch(OURS)?;
+    set_meta(&transaction, "schema", SCHEMA_VERSION)?;
+    let cycle = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    set_meta(&transaction, "wal_base", cycle)?;
+    transaction.commit()?;
+    Ok(Generation::Ours { environment_not_null: generation == Generation::V3 })
+}
