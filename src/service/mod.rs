@@ -1,1 +1,66 @@
-//! Filled by the next change.
+//! The use cases: the only place where keys and rows meet.
+//!
+//! Knows neither HTTP nor status codes. Runs on the executors; whatever may block goes to the pool
+//! (derivations, reads of the database) or to the store's writer, and comes back by a oneshot.
+
+mod configs;
+mod error;
+mod keys;
+mod list;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use configs::{Found, NewEntry, Update};
+pub use error::Error;
+pub use list::{EntryList, ListQuery, Render, RenderedPage};
+
+use crate::crypto::{KeyCache, Lane, Pool};
+use crate::store::{Adopted, Store};
+
+/// Handles to everything that a use case needs; one for the process, shared by all executors.
+#[derive(Debug)]
+pub struct Service {
+    store: Arc<Store>,
+    keys: KeyCache,
+    pool: Arc<Pool>,
+    started: Instant,
+}
+
+impl Service {
+    /// Puts the parts together.
+    pub fn new(store: Arc<Store>, keys: KeyCache, pool: Arc<Pool>) -> Self {
+        Self { store, keys, pool, started: Instant::now() }
+    }
+
+    /// The salt, if this node has one yet.
+    pub fn salt(&self) -> Option<Arc<[u8]>> {
+        self.store.salt().current().cloned()
+    }
+
+    /// Takes another node's salt, if this one has none.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn adopt_salt(&self, sent: Vec<u8>) -> Result<Adopted, Error> {
+        let store = Arc::clone(&self.store);
+        let job = move || store.salt().adopt(&sent);
+        match self.pool.submit(Lane::Read, job).map_err(|_| Error::Busy)?.await {
+            Ok(Ok(adopted)) => Ok(adopted),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "cannot take over a salt");
+                Err(Error::Unavailable)
+            }
+            Err(_) => Err(Error::Unavailable),
+        }
+    }
+
+    /// Wipes derived keys that were not used for a while.
+    pub fn sweep(&self) {
+        self.keys.sweep(self.now_seconds());
+    }
+
+    fn now_seconds(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+}

@@ -1,0 +1,279 @@
+//! Create, read, update and delete one entry.
+
+use std::sync::Arc;
+
+use super::{Error, Service};
+use crate::crypto::{DerivedKey, Lane, OpenError};
+use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp, UserKey, json};
+use crate::store::{Change, Group, OwnerTag, Row, WriteError, WriteResult};
+
+/// How often a write looks again when another one was faster; each time someone else has made progress.
+const ATTEMPTS_MAX: usize = 16;
+
+/// An entry that the caller's key opened.
+#[derive(Debug)]
+pub struct Found {
+    /// Its row.
+    pub row: Arc<Row>,
+    /// Its value, canonical JSON.
+    pub value: Plaintext,
+}
+
+/// What is to be created.
+#[derive(Debug)]
+pub struct NewEntry {
+    /// Its key.
+    pub key: EntryKey,
+    /// Its environment.
+    pub environment: Option<Environment>,
+    /// Its category.
+    pub category: Option<Category>,
+    /// Its value, canonical JSON.
+    pub value: Plaintext,
+}
+
+/// What is to be changed.
+#[derive(Debug)]
+pub struct Update {
+    /// The environment to move to, if the entry is not named with one; `None` stays.
+    pub environment: Option<Environment>,
+    /// The new category; `None` keeps it.
+    pub category: Option<Category>,
+    /// The new value, canonical JSON.
+    pub value: Plaintext,
+}
+
+impl Service {
+    /// Reads one entry. Without an environment: the entry that has none, else the only one of that key.
+    ///
+    /// # Errors
+    /// When there is none, several are meant, or the user key does not open it.
+    pub async fn read(
+        &self,
+        user_key: &UserKey,
+        key: &str,
+        environment: Option<&str>,
+    ) -> Result<Found, Error> {
+        // The row first: a key that is not there costs no derivation.
+        let row = self.resolve(key, environment).await?;
+        let derived = self.derived_key(user_key).await?;
+        let value = open(&derived, &row)?;
+        Ok(Found { row, value })
+    }
+
+    /// Makes a new entry; it is durable when this returns.
+    ///
+    /// # Errors
+    /// When it exists, whoever owns it.
+    pub async fn create(&self, user_key: &UserKey, new: NewEntry) -> Result<Found, Error> {
+        let key = new.key.as_str();
+        let environment = new.environment.as_ref().map(Environment::as_str);
+        let exists =
+            || Error::AlreadyExists { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        let derived = match self.cached_key(user_key) {
+            // The writer looks anyway.
+            Some(derived) => derived,
+            None => {
+                if self.exact(key, environment).await?.is_some() {
+                    return Err(exists());
+                }
+                self.derived_key(user_key).await?
+            }
+        };
+        let change = Change::Create {
+            key: key.to_owned(),
+            environment: environment.map(str::to_owned),
+            category: new.category.as_ref().map(|category| category.as_str().to_owned()),
+            ciphertext: seal(&derived, &new.value),
+        };
+        match self.write(change, &derived).await? {
+            Ok(row) => {
+                derived.mark_proven();
+                Ok(Found { row, value: new.value })
+            }
+            Err(WriteError::AlreadyExists | WriteError::Changed) => Err(exists()),
+            Err(WriteError::Store(error)) => Err(error.into()),
+        }
+    }
+
+    /// Replaces the value of an entry that the user key opens; durable when this returns.
+    ///
+    /// # Errors
+    /// As for [`Self::read`]; also when the environment to move to has this key already.
+    pub async fn update(
+        &self,
+        user_key: &UserKey,
+        key: &str,
+        environment: Option<&str>,
+        update: Update,
+    ) -> Result<Found, Error> {
+        for _ in 0..ATTEMPTS_MAX {
+            let (seen, derived) = self.owned(user_key, key, environment).await?;
+            // An entry that was named with its environment stays there.
+            let moved = update.environment.as_ref().filter(|_| environment.is_none());
+            let change = Change::Update {
+                seen,
+                category: update.category.as_ref().map(|category| category.as_str().to_owned()),
+                environment: moved.map(|environment| environment.as_str().to_owned()),
+                ciphertext: seal(&derived, &update.value),
+            };
+            match self.write(change, &derived).await? {
+                Ok(row) => return Ok(Found { row, value: update.value }),
+                Err(WriteError::Changed) => {}
+                Err(WriteError::AlreadyExists) => {
+                    let environment = moved.map(|environment| environment.as_str().to_owned());
+                    return Err(Error::AlreadyExists { key: key.to_owned(), environment });
+                }
+                Err(WriteError::Store(error)) => return Err(error.into()),
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// Deletes an entry that the user key opens; durable when this returns.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub async fn delete(
+        &self,
+        user_key: &UserKey,
+        key: &str,
+        environment: Option<&str>,
+    ) -> Result<(), Error> {
+        for _ in 0..ATTEMPTS_MAX {
+            let (seen, derived) = self.owned(user_key, key, environment).await?;
+            match self.write(Change::Delete { seen }, &derived).await? {
+                Ok(_) => return Ok(()),
+                Err(WriteError::Changed | WriteError::AlreadyExists) => {}
+                Err(WriteError::Store(error)) => return Err(error.into()),
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// The row, and the proof that the user key opens it.
+    async fn owned(
+        &self,
+        user_key: &UserKey,
+        key: &str,
+        environment: Option<&str>,
+    ) -> Result<(Arc<Row>, Arc<DerivedKey>), Error> {
+        let row = self.resolve(key, environment).await?;
+        let derived = self.derived_key(user_key).await?;
+        let sealed = row.ciphertext.as_ref().ok_or_else(|| not_a_token(&row))?;
+        if !derived.fernet().verifies_raw(sealed.as_bytes()) {
+            return Err(Error::WrongUserKey { key: row.key.clone() });
+        }
+        derived.mark_proven();
+        Ok((row, derived))
+    }
+
+    async fn write(&self, change: Change, derived: &DerivedKey) -> Result<WriteResult, Error> {
+        let receiver = self.store.submit(change, OwnerTag(*derived.id()))?;
+        // From here on the change is made, whether or not anybody waits for the answer.
+        receiver.await.map_err(|_| Error::Unavailable)
+    }
+
+    async fn resolve(&self, key: &str, environment: Option<&str>) -> Result<Arc<Row>, Error> {
+        let missing = || Error::NotFound { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        if environment.is_some() {
+            return self.exact(key, environment).await?.ok_or_else(missing);
+        }
+        match self.group(key).await? {
+            Some(group) => pick(&group, key),
+            // More environments than are read at once: only the entry without one can be meant.
+            None => {
+                self.exact(key, None).await?.ok_or_else(|| Error::Ambiguous {
+                    key: key.to_owned(),
+                    environments: vec!["…".to_owned()],
+                })
+            }
+        }
+    }
+
+    async fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<Arc<Row>>, Error> {
+        if let Some(group) = self.group(key).await? {
+            return Ok(group.exact(environment).cloned());
+        }
+        let (store, key, environment) =
+            (Arc::clone(&self.store), key.to_owned(), environment.map(str::to_owned));
+        let job = move || store.exact(&key, environment.as_deref());
+        self.pool
+            .submit(Lane::Read, job)
+            .map_err(|_| Error::Busy)?
+            .await
+            .map_err(|_| Error::Unavailable)?
+            .map_err(Error::from)
+    }
+
+    async fn group(&self, key: &str) -> Result<Option<Arc<Group>>, Error> {
+        if let Some(group) = self.store.cache().get(key) {
+            return Ok(Some(group));
+        }
+        let (store, key) = (Arc::clone(&self.store), key.to_owned());
+        let job = move || store.group(&key);
+        self.pool
+            .submit(Lane::Read, job)
+            .map_err(|_| Error::Busy)?
+            .await
+            .map_err(|_| Error::Unavailable)?
+            .map_err(Error::from)
+    }
+}
+
+/// Which entry a key without an environment means.
+fn pick(group: &Group, key: &str) -> Result<Arc<Row>, Error> {
+    if let Some(row) = group.exact(None) {
+        return Ok(Arc::clone(row));
+    }
+    match group.rows.as_slice() {
+        [] => Err(Error::NotFound { key: key.to_owned(), environment: None }),
+        [only] => Ok(Arc::clone(only)),
+        several => Err(Error::Ambiguous {
+            key: key.to_owned(),
+            environments: several.iter().filter_map(|row| row.environment.clone()).collect(),
+        }),
+    }
+}
+
+fn seal(derived: &DerivedKey, value: &Plaintext) -> Ciphertext {
+    Ciphertext::from_bytes(derived.fernet().seal_raw(value.expose(), Timestamp::now().as_seconds()))
+}
+
+/// Opens a row to canonical JSON.
+pub(super) fn open(derived: &DerivedKey, row: &Row) -> Result<Plaintext, Error> {
+    let sealed = row.ciphertext.as_ref().ok_or_else(|| not_a_token(row))?;
+    let mut bytes = Vec::with_capacity(sealed.as_bytes().len());
+    match derived.fernet().open_raw(sealed.as_bytes(), &mut bytes) {
+        Ok(()) => derived.mark_proven(),
+        // A token that was cut short cannot be told from one of another key: both fail the HMAC.
+        Err(OpenError::WrongKey | OpenError::Malformed) => {
+            return Err(Error::WrongUserKey { key: row.key.clone() });
+        }
+        Err(OpenError::BadPadding) => {
+            return Err(Error::Unreadable { key: row.key.clone(), what: "its padding is wrong" });
+        }
+    }
+    let value = Plaintext::new(bytes);
+    if row.is_canonical() {
+        return Ok(value);
+    }
+    canonical(row, value)
+}
+
+/// The original writes JSON with spaces and ASCII escapes, and sometimes what is no JSON at all.
+fn canonical(row: &Row, value: Plaintext) -> Result<Plaintext, Error> {
+    let mut bytes = Vec::with_capacity(value.expose().len());
+    match json::canonicalize(value.expose(), &mut bytes) {
+        Ok(_) if bytes == value.expose() => {
+            row.set_canonical();
+            Ok(value)
+        }
+        Ok(_) => Ok(Plaintext::new(bytes)),
+        Err(_) => Err(Error::Unreadable { key: row.key.clone(), what: "it is not valid JSON" }),
+    }
+}
+
+fn not_a_token(row: &Row) -> Error {
+    Error::Unreadable { key: row.key.clone(), what: "it is not a Fernet token" }
+}
