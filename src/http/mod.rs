@@ -1,1 +1,39 @@
-//! Filled by the next change.
+//! HTTP seen as a contract: routes, checks, JSON, and the one table of status codes.
+//!
+//! Knows the service and the sans-IO core of HTTP/1.1, and no runtime: the driver runs on any
+//! futures stream. Everything here runs on the executor that accepted the connection.
+
+mod answer;
+mod app;
+mod body;
+mod clock;
+mod connection;
+mod error;
+mod handlers;
+mod json;
+mod query;
+mod route;
+
+pub use answer::{Answer, ListStream, Outcome};
+pub use app::{App, Request, Settings};
+pub use clock::{Alarm, Clock};
+pub use connection::{Admission, Application, BodyBudget, serve};
+pub use route::{KeyPath, Miss, Route};
+
+/// How many entries of a list the caller's key does not open: a header, or a trailer when the list
+/// was longer than one page.
+pub(crate) const ENTRIES_HIDDEN: &str = "x-entries-hidden";
+
+/// A complete answer for a connection that there is no room for.
+pub fn too_many_connections() -> Vec<u8> {
+    let answer = error::overloaded();
+    let mut bytes = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         retry-after: {}\r\nconnection: close\r\n\r\n",
+        answer.body.len(),
+        crate::limits::RETRY_AFTER_SECONDS
+    )
+    .into_bytes();
+    bytes.extend_from_slice(&answer.body);
+    bytes
+}

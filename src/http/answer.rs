@@ -1,0 +1,60 @@
+//! Answers before they are encoded.
+
+use std::borrow::Cow;
+
+use crate::service::EntryList;
+
+/// The media type of almost every answer.
+pub(super) const JSON: &str = "application/json";
+
+/// A complete answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The media type, unless there is no body.
+    pub content_type: Option<&'static str>,
+    /// Further header fields.
+    pub headers: Vec<(&'static str, Cow<'static, str>)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// What a handler gives back.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Everything at once.
+    Complete(Answer),
+    /// A list that did not fit one page: it is sent as it is read.
+    List(ListStream),
+}
+
+/// A list under way, its first page already read.
+#[derive(Debug)]
+pub struct ListStream {
+    /// The first page, without the opening bracket.
+    pub first: Vec<u8>,
+    /// Hidden entries so far.
+    pub hidden_count: u64,
+    /// Where the other pages come from.
+    pub rest: EntryList,
+}
+
+impl Answer {
+    /// A JSON answer.
+    pub fn json(status: u16, body: Vec<u8>) -> Self {
+        Self { status, content_type: Some(JSON), headers: Vec::new(), body }
+    }
+
+    /// Adds a header field.
+    pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+impl From<Answer> for Outcome {
+    fn from(answer: Answer) -> Self {
+        Self::Complete(answer)
+    }
+}

@@ -1,0 +1,127 @@
+//! The application: admits a request by its head, then hands it to its handler.
+
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::answer::{Answer, Outcome};
+use super::body::Fault;
+use super::connection::{Admission, Application};
+use super::error::{self, Refusal};
+use super::handlers::{cluster, configs, system};
+use super::route::{Miss, Route};
+use crate::http1::HeadView;
+use crate::model::{ApiKey, UserKey};
+use crate::service::Service;
+
+/// What the handlers need to know of the configuration.
+#[derive(Debug)]
+pub struct Settings {
+    /// The API key, when one is required.
+    pub api_key: Option<ApiKey>,
+    /// Shortest user key, in bytes.
+    pub user_key_bytes_min: usize,
+    /// This node's name.
+    pub node_id: String,
+}
+
+/// The application of this server.
+#[derive(Debug)]
+pub struct App {
+    pub(super) service: Arc<Service>,
+    pub(super) settings: Settings,
+}
+
+/// An admitted request.
+#[derive(Debug)]
+pub struct Request {
+    pub(super) route: Route,
+    /// There exactly when the route needs one.
+    pub(super) user_key: Option<UserKey>,
+    pub(super) query: Option<Vec<u8>>,
+    pub(super) content_type: Option<Vec<u8>>,
+}
+
+impl App {
+    /// Puts the application together.
+    pub fn new(service: Arc<Service>, settings: Settings) -> Self {
+        Self { service, settings }
+    }
+
+    fn check_api_key(&self, sent: Option<&[u8]>) -> Result<(), Refusal> {
+        match (&self.settings.api_key, sent) {
+            (None, _) => Ok(()),
+            (Some(_), None | Some(b"")) => Err(Refusal::ApiKeyMissing),
+            (Some(key), Some(sent)) if key.matches(sent) => Ok(()),
+            (Some(_), Some(_)) => Err(Refusal::ApiKeyWrong),
+        }
+    }
+
+    fn user_key(&self, sent: Option<&[u8]>) -> Result<UserKey, Answer> {
+        let bytes_min = self.settings.user_key_bytes_min;
+        match sent {
+            None => Err(Fault::user_key_missing().into()),
+            Some(sent) if sent.len() < bytes_min => Err((&Refusal::UserKeyTooShort { bytes_min }).into()),
+            Some(sent) => Ok(UserKey::from_header(sent)),
+        }
+    }
+}
+
+impl Application for App {
+    type Request = Request;
+
+    /// In this order: the path, the method, the API key, the user key, the coding of the body. The body
+    /// itself is not read before all of them are right.
+    fn admit(&self, head: &HeadView<'_>) -> Result<Admission<Request>, Answer> {
+        let route = Route::find(head.method(), head.path()).map_err(|miss| match miss {
+            Miss::Redirect(path) => error::redirect(&path, head.query()),
+            other => other.into(),
+        })?;
+        if route.needs_api_key() {
+            self.check_api_key(head.api_key()).map_err(|refusal| Answer::from(&refusal))?;
+        }
+        let user_key = match route.needs_user_key() {
+            true => Some(self.user_key(head.user_key())?),
+            false => None,
+        };
+        let takes_body = route.takes_body();
+        if takes_body && !head.content_encoding().is_none_or(is_identity) {
+            return Err((&Refusal::ContentCoded).into());
+        }
+        let query = head.query().map(<[u8]>::to_vec);
+        let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
+        Ok(Admission { request: Request { route, user_key, query, content_type }, takes_body })
+    }
+
+    async fn handle(&self, request: Request, body: Zeroizing<Vec<u8>>) -> Outcome {
+        let Request { route, user_key, query, content_type } = request;
+        let query = query.as_deref();
+        let caller = configs::Caller { service: &self.service, user_key: user_key.as_ref(), query };
+        let answered = match route {
+            Route::Root => Ok(system::root(&self.settings).into()),
+            Route::ClusterStatus => Ok(cluster::status().into()),
+            Route::ClusterHealth => Ok(cluster::health(&self.settings).into()),
+            Route::ReadSalt => Ok(cluster::read_salt(&self.service).into()),
+            Route::AdoptSalt => cluster::adopt_salt(&self.service, &body).await.map(Outcome::from),
+            Route::CreateConfig => configs::create(&caller, &body, content_type.as_deref()).await,
+            Route::ReadConfig(key) => configs::read(&caller, &key).await,
+            Route::UpdateConfig(key) => configs::update(&caller, &key, &body, content_type.as_deref()).await,
+            Route::DeleteConfig(key) => configs::delete(&caller, &key).await,
+            Route::ListConfigs | Route::ClusterConfigs => configs::list(&caller).await,
+        };
+        answered.unwrap_or_else(Outcome::Complete)
+    }
+}
+
+fn is_identity(coding: &[u8]) -> bool {
+    coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+}
+
+/// Logs what nobody outside can help with, once, and turns it into an answer.
+pub(super) fn failed(failure: crate::service::Error) -> Answer {
+    if let crate::service::Error::Store(source) = &failure {
+        tracing::error!(error = %source, cause = ?std::error::Error::source(source), "a request failed");
+        return error::internal();
+    }
+    failure.into()
+}

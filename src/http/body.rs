@@ -1,0 +1,282 @@
+//! Request bodies: JSON fields checked one by one, faults told in the shape of FastAPI.
+
+use std::borrow::Cow;
+
+use super::answer::Answer;
+use super::error::detail;
+use super::json::write_string;
+use crate::limits::{CATEGORY_CHARS_MAX, ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX};
+use crate::model::entry::LengthError;
+use crate::model::json::{self, Kind, Reason};
+use crate::model::{Category, EntryKey, Environment, Plaintext};
+use crate::service::{NewEntry, Update};
+
+/// One entry of a 422 answer.
+#[derive(Debug)]
+pub(super) struct Fault {
+    kind: &'static str,
+    /// JSON text of the `loc` array.
+    location: String,
+    message: Cow<'static, str>,
+    /// JSON text of what was found there.
+    input: Vec<u8>,
+    /// JSON text of `ctx`.
+    context: Option<String>,
+    /// FastAPI's own errors have no link to pydantic's documentation.
+    has_url: bool,
+}
+
+/// Why a body was not taken.
+#[derive(Debug)]
+pub(super) enum BodyError {
+    /// It is not text.
+    NotUtf8,
+    /// It is text, but not what is wanted.
+    Faults(Vec<Fault>),
+}
+
+impl From<BodyError> for Answer {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::NotUtf8 => detail(400, "There was an error parsing the body"),
+            BodyError::Faults(faults) => {
+                let mut body = b"{\"detail\":[".to_vec();
+                for (index, fault) in faults.iter().enumerate() {
+                    if index > 0 {
+                        body.push(b',');
+                    }
+                    fault.write(&mut body);
+                }
+                body.extend_from_slice(b"]}");
+                Self::json(422, body)
+            }
+        }
+    }
+}
+
+impl Fault {
+    fn new(kind: &'static str, location: &str, message: impl Into<Cow<'static, str>>, input: &[u8]) -> Self {
+        Self {
+            kind,
+            location: location.to_owned(),
+            message: message.into(),
+            input: input.to_vec(),
+            context: None,
+            has_url: true,
+        }
+    }
+
+    fn missing(location: &str, input: &[u8]) -> Self {
+        Self::new("missing", location, "Field required", input)
+    }
+
+    /// The header `X-User-Key` is absent.
+    pub(super) fn user_key_missing() -> Self {
+        Self::missing(r#"["header","x-user-key"]"#, b"null")
+    }
+
+    /// A query parameter that is not what it should be; `allowed` completes "Input should be ".
+    pub(super) fn parameter(kind: &'static str, name: &str, allowed: &str, found: &str) -> Self {
+        let mut input = Vec::new();
+        write_string(found, &mut input);
+        Self::new(kind, &format!(r#"["query","{name}"]"#), format!("Input should be {allowed}"), &input)
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"type\":\"");
+        out.extend_from_slice(self.kind.as_bytes());
+        out.extend_from_slice(b"\",\"loc\":");
+        out.extend_from_slice(self.location.as_bytes());
+        out.extend_from_slice(b",\"msg\":");
+        write_string(&self.message, out);
+        out.extend_from_slice(b",\"input\":");
+        out.extend_from_slice(&self.input);
+        if let Some(context) = &self.context {
+            out.extend_from_slice(b",\"ctx\":");
+            out.extend_from_slice(context.as_bytes());
+        }
+        if self.has_url {
+            out.extend_from_slice(b",\"url\":\"https://errors.pydantic.dev/2.5/v/");
+            out.extend_from_slice(self.kind.as_bytes());
+            out.push(b'"');
+        }
+        out.push(b'}');
+    }
+}
+
+impl From<Fault> for Answer {
+    fn from(fault: Fault) -> Self {
+        BodyError::Faults(vec![fault]).into()
+    }
+}
+
+/// The body of `POST /configs`.
+pub(super) fn new_entry(body: &[u8], content_type: Option<&[u8]>) -> Result<NewEntry, BodyError> {
+    let text = read(body, content_type)?;
+    let mut fields = Fields::new(&text);
+    let key = fields.key();
+    let value = fields.value();
+    let category = fields.category();
+    let environment = fields.environment();
+    match (key, value, fields.faults.is_empty()) {
+        (Some(key), Some(value), true) => Ok(NewEntry { key, environment, category, value }),
+        _ => Err(BodyError::Faults(fields.faults)),
+    }
+}
+
+/// The body of `PUT /configs/{key}`.
+pub(super) fn update(body: &[u8], content_type: Option<&[u8]>) -> Result<Update, BodyError> {
+    let text = read(body, content_type)?;
+    let mut fields = Fields::new(&text);
+    let value = fields.value();
+    let category = fields.category();
+    let environment = fields.environment();
+    match (value, fields.faults.is_empty()) {
+        (Some(value), true) => Ok(Update { environment, category, value }),
+        _ => Err(BodyError::Faults(fields.faults)),
+    }
+}
+
+/// The canonical text of a body that is a JSON object.
+fn read(body: &[u8], content_type: Option<&[u8]>) -> Result<Plaintext, BodyError> {
+    let body_fault = |fault| BodyError::Faults(vec![fault]);
+    if body.is_empty() {
+        return Err(body_fault(Fault::missing(r#"["body"]"#, b"null")));
+    }
+    if !content_type.is_none_or(is_json) {
+        let text = std::str::from_utf8(body).map_err(|_| BodyError::NotUtf8)?;
+        let mut input = Vec::new();
+        write_string(text, &mut input);
+        return Err(body_fault(no_object(&input)));
+    }
+    let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
+    let mut canonical = Vec::with_capacity(body.len());
+    let kind = match json::canonicalize(body, &mut canonical) {
+        Ok(kind) => kind,
+        Err(error) if error.reason == Reason::NotUtf8 => return Err(BodyError::NotUtf8),
+        Err(error) => return Err(body_fault(invalid_json(&error))),
+    };
+    match kind {
+        Kind::Object => Ok(Plaintext::new(canonical)),
+        Kind::Null => Err(body_fault(Fault::missing(r#"["body"]"#, b"null"))),
+        _ => Err(body_fault(no_object(&canonical))),
+    }
+}
+
+fn no_object(input: &[u8]) -> Fault {
+    let message = "Input should be a valid dictionary or object to extract fields from";
+    Fault::new("model_attributes_type", r#"["body"]"#, message, input)
+}
+
+fn invalid_json(error: &json::SyntaxError) -> Fault {
+    let location = format!(r#"["body",{}]"#, error.position);
+    let mut fault = Fault::new("json_invalid", &location, "JSON decode error", b"{}");
+    let mut context = b"{\"error\":".to_vec();
+    write_string(&error.reason.to_string(), &mut context);
+    context.push(b'}');
+    fault.context = String::from_utf8(context).ok();
+    fault.has_url = false;
+    fault
+}
+
+/// `application/json` or any `application/...+json`, parameters aside.
+fn is_json(content_type: &[u8]) -> bool {
+    let essence = content_type.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
+    let essence = essence.to_ascii_lowercase();
+    match essence.strip_prefix(b"application/") {
+        Some(subtype) => subtype == b"json" || subtype.ends_with(b"+json"),
+        None => false,
+    }
+}
+
+/// The fields of a body, and what is wrong with them, in the order of the model.
+struct Fields<'a> {
+    body: &'a [u8],
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+    category: Option<&'a [u8]>,
+    environment: Option<&'a [u8]>,
+    faults: Vec<Fault>,
+}
+
+impl<'a> Fields<'a> {
+    fn new(body: &'a Plaintext) -> Self {
+        let body = body.expose();
+        let mut fields =
+            Self { body, key: None, value: None, category: None, environment: None, faults: Vec::new() };
+        for (name, text) in json::members(body) {
+            match &*name {
+                "key" => fields.key = Some(text),
+                "value" => fields.value = Some(text),
+                "category" => fields.category = Some(text),
+                "environment" => fields.environment = Some(text),
+                _ => {}
+            }
+        }
+        fields
+    }
+
+    fn key(&mut self) -> Option<EntryKey> {
+        let Some(found) = self.key else {
+            self.faults.push(Fault::missing(r#"["body","key"]"#, self.body));
+            return None;
+        };
+        self.text("key", found, ENTRY_KEY_CHARS_MAX, EntryKey::parse)
+    }
+
+    fn value(&mut self) -> Option<Plaintext> {
+        match self.value {
+            None => self.faults.push(Fault::missing(r#"["body","value"]"#, self.body)),
+            Some(b"null") => {
+                let message = "Input should be a valid dictionary";
+                self.faults.push(Fault::new("dict_type", r#"["body","value"]"#, message, b"null"));
+            }
+            Some(value) => return Some(Plaintext::new(value.to_vec())),
+        }
+        None
+    }
+
+    fn category(&mut self) -> Option<Category> {
+        let found = self.category.filter(|text| *text != b"null")?;
+        self.text("category", found, CATEGORY_CHARS_MAX, Category::parse)
+    }
+
+    fn environment(&mut self) -> Option<Environment> {
+        let found = self.environment.filter(|text| *text != b"null")?;
+        self.text("environment", found, ENVIRONMENT_CHARS_MAX, Environment::parse).flatten()
+    }
+
+    fn text<T>(
+        &mut self,
+        name: &str,
+        found: &[u8],
+        chars_max: usize,
+        parse: impl FnOnce(&str) -> Result<T, LengthError>,
+    ) -> Option<T> {
+        let location = format!(r#"["body","{name}"]"#);
+        let Some(text) = json::string(found) else {
+            let message = "Input should be a valid string";
+            self.faults.push(Fault::new("string_type", &location, message, found));
+            return None;
+        };
+        let error = match parse(&text) {
+            Ok(parsed) => return Some(parsed),
+            Err(error) => error,
+        };
+        let mut fault = match error {
+            LengthError::TooShort => {
+                Fault::new("string_too_short", &location, "String should have at least 1 character", found)
+            }
+            LengthError::TooLong(_) => {
+                let message = format!("String should have at most {chars_max} characters");
+                Fault::new("string_too_long", &location, message, found)
+            }
+        };
+        fault.context = Some(match error {
+            LengthError::TooShort => r#"{"min_length":1}"#.to_owned(),
+            LengthError::TooLong(chars_max) => format!(r#"{{"max_length":{chars_max}}}"#),
+        });
+        self.faults.push(fault);
+        None
+    }
+}

@@ -1,0 +1,338 @@
+//! Drives one connection: moves bytes between a stream and the sans-IO core, and requests between
+//! the core and the application. Runs on any futures stream: glommio's, a pipe in a test.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
+use zeroize::Zeroizing;
+
+use super::answer::{Answer, ListStream, Outcome};
+use super::clock::{Alarm, Clock};
+use super::error;
+use crate::http1::{self, Connection, HeadView, Step};
+use crate::limits::BODIES_BYTES_MAX_PER_SHARD;
+
+/// What answers requests.
+pub trait Application {
+    /// What is kept of a head while its body arrives.
+    type Request;
+
+    /// Decides on a request by its head alone.
+    ///
+    /// # Errors
+    /// With the answer, when the request goes no further.
+    fn admit(&self, head: &HeadView<'_>) -> Result<Admission<Self::Request>, Answer>;
+
+    /// Answers a request. Dropped when the client goes away before it is done.
+    fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>) -> impl Future<Output = Outcome>;
+}
+
+/// A request that may go on.
+#[derive(Debug)]
+pub struct Admission<R> {
+    /// What the application needs of the head.
+    pub request: R,
+    /// Whether the body is wanted; if not, it is read over.
+    pub takes_body: bool,
+}
+
+/// Bytes of request bodies that the connections of one shard hold together.
+#[derive(Debug, Default)]
+pub struct BodyBudget(Cell<usize>);
+
+/// How a wait for the client ended.
+enum Event {
+    Arrived(usize),
+    Ended,
+    Expired,
+    Closing,
+}
+
+/// Why the connection cannot go on.
+struct Gone;
+
+struct Driver<'a, S, A> {
+    stream: S,
+    application: &'a A,
+    clock: &'a Clock,
+    alarm: Rc<Alarm>,
+    connection: Connection,
+    budget: BudgetShare<'a>,
+    told_to_close: bool,
+}
+
+/// Serves one connection until it ends.
+pub async fn serve<S, A>(stream: S, application: &A, clock: &Clock, budget: &BodyBudget)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    A: Application,
+{
+    let mut driver = Driver {
+        stream,
+        application,
+        clock,
+        alarm: clock.alarm(),
+        connection: Connection::new(clock.now_ms()),
+        budget: BudgetShare { budget, held: 0 },
+        told_to_close: false,
+    };
+    // The client has gone, or stalls: there is nobody to tell.
+    let _: Result<(), Gone> = driver.run().await;
+}
+
+impl<S, A> Driver<'_, S, A>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    A: Application,
+{
+    async fn run(&mut self) -> Result<(), Gone> {
+        let mut admitted = None;
+        loop {
+            if self.clock.is_closing() && !self.told_to_close {
+                self.told_to_close = true;
+                self.connection.close_after_answer();
+            }
+            match self.connection.step(self.clock.now_ms()) {
+                Step::Head => match self.admit() {
+                    Ok(Admission { request, takes_body: true }) => {
+                        admitted = Some(request);
+                        self.connection.accept_body(self.clock.now_ms());
+                    }
+                    Ok(Admission { request, takes_body: false }) => {
+                        self.answer(request, Zeroizing::default()).await?;
+                    }
+                    Err(answer) => self.respond(&answer),
+                },
+                Step::Body => {
+                    let request = admitted.take().expect("a body is only read after its head was admitted");
+                    let body = self.connection.take_body();
+                    self.answer(request, body).await?;
+                    self.budget.hold(0);
+                }
+                Step::Reject(rejection) => self.respond_and_close(&Answer::from(rejection)),
+                Step::Read => self.read().await?,
+                Step::Linger => return self.linger().await,
+                Step::Close => return self.flush().await,
+            }
+            if self.connection.output_is_full() {
+                self.flush().await?;
+            }
+        }
+    }
+
+    fn admit(&self) -> Result<Admission<A::Request>, Answer> {
+        let head = self.connection.head();
+        panic::catch_unwind(AssertUnwindSafe(|| self.application.admit(&head)))
+            .unwrap_or_else(|_| Err(error::internal()))
+    }
+
+    /// A panic in the handler is this request's alone.
+    async fn answer(&mut self, request: A::Request, body: Zeroizing<Vec<u8>>) -> Result<(), Gone> {
+        let application = self.application;
+        let handling = AssertUnwindSafe(application.handle(request, body)).catch_unwind();
+        match self.while_connected(handling).await? {
+            Ok(Outcome::Complete(answer)) => self.respond(&answer),
+            Ok(Outcome::List(list)) => self.stream_list(list).await?,
+            Err(_) => self.respond(&error::internal()),
+        }
+        Ok(())
+    }
+
+    /// Runs `work`, and drops it if the client goes away meanwhile: nobody waits for its result then.
+    async fn while_connected<F: Future>(&mut self, work: F) -> Result<F::Output, Gone> {
+        let mut work = pin!(work);
+        poll_fn(|context| {
+            if let Poll::Ready(output) = work.as_mut().poll(context) {
+                return Poll::Ready(Ok(output));
+            }
+            loop {
+                let space = self.connection.read_space();
+                if space.is_empty() {
+                    return Poll::Pending;
+                }
+                match Pin::new(&mut self.stream).poll_read(context, space) {
+                    Poll::Ready(Ok(count)) if count > 0 => {
+                        self.connection.received(count, self.clock.now_ms());
+                    }
+                    Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Err(Gone)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+
+    async fn stream_list(&mut self, mut list: ListStream) -> Result<(), Gone> {
+        let head = Answer::json(200, Vec::new());
+        let (connection, now_ms) = (&mut self.connection, self.clock.now_ms());
+        self.clock.with_date(|date| {
+            with_encodable(&head, date, |answer| {
+                connection.begin_stream(answer, &[super::ENTRIES_HIDDEN], now_ms);
+            });
+        });
+        self.send_chunk(b"[");
+        self.send_chunk(&list.first);
+        let mut is_first = list.first.is_empty();
+        list.first = Vec::new();
+        loop {
+            self.flush().await?;
+            let next = AssertUnwindSafe(list.rest.next_page()).catch_unwind();
+            match self.while_connected(next).await? {
+                Ok(Ok(Some(page))) => {
+                    list.hidden_count += page.hidden_count;
+                    if !page.bytes.is_empty() && !std::mem::take(&mut is_first) {
+                        self.send_chunk(b",");
+                    }
+                    self.send_chunk(&page.bytes);
+                }
+                Ok(Ok(None)) => break,
+                failed => {
+                    if let Ok(Err(error)) = failed {
+                        tracing::error!(%error, "a list ends half way");
+                    }
+                    // Without the last chunk the client knows that something is missing.
+                    self.connection.abort();
+                    return Ok(());
+                }
+            }
+        }
+        self.send_chunk(b"]");
+        let hidden = list.hidden_count.to_string();
+        self.connection.end_stream(&[(super::ENTRIES_HIDDEN, &hidden)], self.clock.now_ms());
+        Ok(())
+    }
+
+    fn send_chunk(&mut self, bytes: &[u8]) {
+        self.connection.stream_chunk(bytes, self.clock.now_ms());
+    }
+
+    fn respond(&mut self, answer: &Answer) {
+        let (connection, now_ms) = (&mut self.connection, self.clock.now_ms());
+        self.clock
+            .with_date(|date| with_encodable(answer, date, |answer| connection.respond(answer, now_ms)));
+    }
+
+    fn respond_and_close(&mut self, answer: &Answer) {
+        let (connection, now_ms) = (&mut self.connection, self.clock.now_ms());
+        self.clock.with_date(|date| {
+            with_encodable(answer, date, |answer| connection.respond_and_close(answer, now_ms))
+        });
+    }
+
+    async fn read(&mut self) -> Result<(), Gone> {
+        self.flush().await?;
+        match self.wait().await {
+            Event::Arrived(count) => {
+                self.connection.received(count, self.clock.now_ms());
+                if !self.budget.hold(self.connection.buffered_body_bytes()) {
+                    self.respond_and_close(&error::overloaded());
+                }
+            }
+            Event::Ended => self.connection.received_eof(),
+            Event::Expired => self.connection.expire(self.clock.now_ms()),
+            Event::Closing => {}
+        }
+        Ok(())
+    }
+
+    async fn wait(&mut self) -> Event {
+        self.alarm.set(self.connection.deadline_ms());
+        poll_fn(|context| {
+            match Pin::new(&mut self.stream).poll_read(context, self.connection.read_space()) {
+                Poll::Ready(Ok(count)) if count > 0 => return Poll::Ready(Event::Arrived(count)),
+                Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Event::Ended),
+                Poll::Pending => {}
+            }
+            if self.clock.is_closing() && !self.told_to_close {
+                return Poll::Ready(Event::Closing);
+            }
+            self.expired(context).map(|()| Event::Expired)
+        })
+        .await
+    }
+
+    fn expired(&self, context: &Context<'_>) -> Poll<()> {
+        if self.alarm.is_due(self.clock.now_ms()) {
+            return Poll::Ready(());
+        }
+        self.alarm.register(context.waker());
+        Poll::Pending
+    }
+
+    async fn flush(&mut self) -> Result<(), Gone> {
+        while !self.connection.output().is_empty() {
+            self.alarm.set(self.connection.deadline_ms());
+            let written: io::Result<usize> = poll_fn(|context| {
+                match Pin::new(&mut self.stream).poll_write(context, self.connection.output()) {
+                    Poll::Pending => {
+                        self.expired(context).map(|()| Err(io::Error::from(io::ErrorKind::TimedOut)))
+                    }
+                    ready => ready,
+                }
+            })
+            .await;
+            match written {
+                Ok(count) if count > 0 => self.connection.wrote(count, self.clock.now_ms()),
+                _ => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the sending direction and reads over what still comes: closing with unread bytes would
+    /// reset the connection, and the client might never see the answer (RFC 9112, 9.6).
+    async fn linger(&mut self) -> Result<(), Gone> {
+        self.flush().await?;
+        self.stream.close().await.map_err(|_| Gone)?;
+        loop {
+            match self.wait().await {
+                Event::Arrived(count) => self.connection.received(count, self.clock.now_ms()),
+                Event::Ended | Event::Expired => return Ok(()),
+                Event::Closing => self.told_to_close = true,
+            }
+        }
+    }
+}
+
+fn with_encodable<T>(answer: &Answer, date: &str, encode: impl FnOnce(&http1::Answer<'_>) -> T) -> T {
+    let headers: smallvec::SmallVec<[(&str, &str); 4]> =
+        answer.headers.iter().map(|(name, value)| (*name, &**value)).collect();
+    encode(&http1::Answer {
+        status: answer.status,
+        content_type: answer.content_type,
+        headers: &headers,
+        body: &answer.body,
+        date,
+    })
+}
+
+/// What one connection holds of the budget.
+struct BudgetShare<'a> {
+    budget: &'a BodyBudget,
+    held: usize,
+}
+
+impl BudgetShare<'_> {
+    /// Changes what is held; false when the shard holds too much now.
+    fn hold(&mut self, bytes: usize) -> bool {
+        if bytes == self.held {
+            return true;
+        }
+        let total = self.budget.0.get() - self.held + bytes;
+        self.budget.0.set(total);
+        self.held = bytes;
+        total <= BODIES_BYTES_MAX_PER_SHARD
+    }
+}
+
+impl Drop for BudgetShare<'_> {
+    fn drop(&mut self) {
+        self.hold(0);
+    }
+}

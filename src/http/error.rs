@@ -1,0 +1,142 @@
+//! The one table of status codes and texts.
+
+use super::answer::Answer;
+use super::route::Miss;
+use crate::http1::Rejection;
+use crate::limits::{
+    BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_COUNT_MAX, REQUEST_LINE_BYTES_MAX, RETRY_AFTER_SECONDS,
+};
+use crate::service;
+
+/// `{"detail": text}`, the shape of every error.
+pub(super) fn detail(status: u16, text: &str) -> Answer {
+    let mut body = b"{\"detail\":".to_vec();
+    super::json::write_string(text, &mut body);
+    body.push(b'}');
+    Answer::json(status, body)
+}
+
+fn later(status: u16, text: &str) -> Answer {
+    detail(status, text).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
+}
+
+/// Why a request got no further than its head.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    ApiKeyMissing,
+    ApiKeyWrong,
+    UserKeyTooShort { bytes_min: usize },
+    ContentCoded,
+}
+
+impl From<&Refusal> for Answer {
+    fn from(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::ApiKeyMissing => detail(403, "API key required but missing. Provide X-API-Key header."),
+            Refusal::ApiKeyWrong => detail(403, "Invalid API key"),
+            Refusal::UserKeyTooShort { bytes_min } => detail(
+                401,
+                &format!("x-user-key header missing or too short (minimum {bytes_min} characters)"),
+            ),
+            // RFC 9110, 15.5.16: tell what would be accepted.
+            Refusal::ContentCoded => {
+                detail(415, "Content-Encoding is not supported").with_header("accept-encoding", "identity")
+            }
+        }
+    }
+}
+
+impl From<Miss> for Answer {
+    fn from(miss: Miss) -> Self {
+        match miss {
+            Miss::NotFound => detail(404, "Not Found"),
+            Miss::MethodNotAllowed(allow) => detail(405, "Method Not Allowed").with_header("allow", allow),
+            Miss::Redirect(location) => redirect(&location, None),
+        }
+    }
+}
+
+/// 307, so that method and body survive (RFC 9110, 15.4.8). The location is relative, so that it is
+/// right behind any proxy.
+pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Answer {
+    let location = match query {
+        Some(query) => format!("{path}?{}", super::route::header_text(query)),
+        None => path.to_owned(),
+    };
+    Answer { status: 307, content_type: None, headers: vec![("location", location.into())], body: Vec::new() }
+}
+
+impl From<service::Error> for Answer {
+    fn from(error: service::Error) -> Self {
+        use service::Error;
+        match error {
+            Error::AlreadyExists { key, environment } => detail(
+                400,
+                &format!("Configuration with key '{key}' already exists{}", place(environment.as_deref())),
+            ),
+            Error::NotFound { key, environment } => detail(
+                404,
+                &format!("Configuration with key '{key}' not found{}", place(environment.as_deref())),
+            ),
+            Error::Ambiguous { key, environments } => detail(
+                400,
+                &format!(
+                    "Configuration with key '{key}' exists in several environments ({}); add ?environment=",
+                    environments.join(", ")
+                ),
+            ),
+            Error::WrongUserKey { key } => {
+                detail(401, &format!("x-user-key does not open configuration '{key}'"))
+            }
+            Error::Unreadable { key, what } => {
+                detail(422, &format!("The stored value of configuration '{key}' is unreadable: {what}"))
+            }
+            Error::Busy => later(503, "The server is busy, try again in a moment"),
+            Error::DiskFull => detail(507, "No space is left to store this; reading goes on"),
+            Error::Unavailable => later(503, "The server cannot do this at the moment, try again later"),
+            Error::Store(_) => internal(),
+        }
+    }
+}
+
+fn place(environment: Option<&str>) -> String {
+    environment.map(|environment| format!(" in environment '{environment}'")).unwrap_or_default()
+}
+
+/// Always the same text: what went wrong stands in the log.
+pub(super) fn internal() -> Answer {
+    detail(500, "Internal server error")
+}
+
+/// Too many connections, or too many bytes of bodies at a time.
+pub(super) fn overloaded() -> Answer {
+    later(503, "Too many requests at a time, try again in a moment")
+}
+
+impl From<Rejection> for Answer {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            Rejection::BadRequest(reason) => detail(400, &format!("Malformed request: {reason}")),
+            Rejection::VersionNotSupported => detail(505, "HTTP version not supported, use HTTP/1.1"),
+            Rejection::MethodNotImplemented => detail(501, "Method not implemented"),
+            Rejection::TransferCodingNotImplemented => {
+                detail(501, "Transfer coding not implemented, only chunked is")
+            }
+            Rejection::ExpectationFailed => detail(417, "Expectation failed, only 100-continue is known"),
+            Rejection::RequestLineTooLong => {
+                detail(414, &format!("Request line too long (at most {REQUEST_LINE_BYTES_MAX} bytes)"))
+            }
+            Rejection::HeadTooLarge => detail(
+                431,
+                &format!(
+                    "Header fields too large (at most {HEAD_BYTES_MAX} bytes in {HEADERS_COUNT_MAX} fields)"
+                ),
+            ),
+            Rejection::BodyTooLarge => {
+                detail(413, &format!("Body too large (at most {BODY_BYTES_MAX} bytes)"))
+            }
+            Rejection::HeadTimeout => detail(408, "The request head took too long"),
+            Rejection::BodyTimeout => detail(408, "The request body took too long"),
+        }
+    }
+}

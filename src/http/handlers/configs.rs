@@ -1,0 +1,165 @@
+//! `/configs` and `/configs/{key}`.
+
+use std::sync::Arc;
+
+use crate::http::ENTRIES_HIDDEN;
+use crate::http::answer::{Answer, ListStream, Outcome};
+use crate::http::app::failed;
+use crate::http::body::{self, Fault};
+use crate::http::error::redirect;
+use crate::http::json::{Shape, write_entry, write_string};
+use crate::http::query::parameter;
+use crate::http::route::KeyPath;
+use crate::limits::LIST_LIMIT_MAX;
+use crate::model::UserKey;
+use crate::service::{Error, Found, ListQuery, Render, RenderedPage, Service};
+use crate::store::{Filter, Row};
+
+/// Who asks, and what stands behind the `?`.
+pub(in crate::http) struct Caller<'a> {
+    pub(in crate::http) service: &'a Arc<Service>,
+    pub(in crate::http) user_key: Option<&'a UserKey>,
+    pub(in crate::http) query: Option<&'a [u8]>,
+}
+
+impl Caller<'_> {
+    fn user_key(&self) -> &UserKey {
+        self.user_key.expect("the route was admitted with a user key")
+    }
+
+    /// An empty environment is no environment.
+    fn environment(&self) -> Option<String> {
+        parameter(self.query, "environment").filter(|environment| !environment.is_empty())
+    }
+
+    /// A path that ends in a slash, and no entry has a key that does: perhaps the slash is one too many.
+    fn missing_slash(&self, error: Error, key: &KeyPath) -> Answer {
+        match (&error, &key.without_slash) {
+            (Error::NotFound { .. }, Some(path)) => redirect(path, self.query),
+            _ => failed(error),
+        }
+    }
+
+    fn is_full(&self) -> Result<bool, Answer> {
+        match parameter(self.query, "mode").as_deref() {
+            None | Some("" | "short") => Ok(false),
+            Some("full") => Ok(true),
+            Some(other) => Err(Fault::parameter("literal_error", "mode", "'short' or 'full'", other).into()),
+        }
+    }
+}
+
+/// `POST /configs`
+pub(in crate::http) async fn create(
+    caller: &Caller<'_>,
+    body: &[u8],
+    content_type: Option<&[u8]>,
+) -> Result<Outcome, Answer> {
+    let new = body::new_entry(body, content_type).map_err(Answer::from)?;
+    let found = caller.service.create(caller.user_key(), new).await.map_err(failed)?;
+    Ok(entry(201, &found, None, true).into())
+}
+
+/// `GET /configs/{key}`
+pub(in crate::http) async fn read(caller: &Caller<'_>, key: &KeyPath) -> Result<Outcome, Answer> {
+    let full = caller.is_full()?;
+    let environment = caller.environment();
+    let asked = environment.as_deref();
+    let found = named(key, asked)?;
+    let found = caller.service.read(caller.user_key(), found, asked).await;
+    let found = found.map_err(|error| caller.missing_slash(error, key))?;
+    Ok(entry(200, &found, asked, full).into())
+}
+
+/// `PUT /configs/{key}`
+pub(in crate::http) async fn update(
+    caller: &Caller<'_>,
+    key: &KeyPath,
+    body: &[u8],
+    content_type: Option<&[u8]>,
+) -> Result<Outcome, Answer> {
+    let update = body::update(body, content_type).map_err(Answer::from)?;
+    let environment = caller.environment();
+    let asked = environment.as_deref();
+    let text = named(key, asked)?;
+    let found = caller.service.update(caller.user_key(), text, asked, update).await;
+    let found = found.map_err(|error| caller.missing_slash(error, key))?;
+    Ok(entry(200, &found, asked, true).into())
+}
+
+/// `DELETE /configs/{key}`
+pub(in crate::http) async fn delete(caller: &Caller<'_>, key: &KeyPath) -> Result<Outcome, Answer> {
+    let environment = caller.environment();
+    let text = named(key, environment.as_deref())?;
+    let deleted = caller.service.delete(caller.user_key(), text, environment.as_deref()).await;
+    deleted.map_err(|error| caller.missing_slash(error, key))?;
+    let mut body = b"{\"message\":".to_vec();
+    write_string(&format!("Configuration '{text}' deleted successfully"), &mut body);
+    body.push(b'}');
+    Ok(Answer::json(200, body).into())
+}
+
+/// `GET /configs` and `GET /cluster/configs`
+pub(in crate::http) async fn list(caller: &Caller<'_>) -> Result<Outcome, Answer> {
+    let render: Render = match (caller.environment().is_some(), caller.is_full()?) {
+        (false, false) => |row, value, out| render(row, value, None, false, out),
+        (false, true) => |row, value, out| render(row, value, None, true, out),
+        (true, false) => |row, value, out| render(row, value, row.environment.as_deref(), false, out),
+        (true, true) => |row, value, out| render(row, value, row.environment.as_deref(), true, out),
+    };
+    let query = list_query(caller)?;
+    let mut list = caller.service.list(caller.user_key(), query, render).await.map_err(failed)?;
+    let first = list.next_page().await.map_err(failed)?.unwrap_or_default();
+    let RenderedPage { bytes, hidden_count, .. } = first;
+    if !list.is_finished() {
+        return Ok(Outcome::List(ListStream { first: bytes, hidden_count, rest: list }));
+    }
+    let mut body = Vec::with_capacity(bytes.len() + 2);
+    body.push(b'[');
+    body.extend_from_slice(&bytes);
+    body.push(b']');
+    Ok(Answer::json(200, body).with_header(ENTRIES_HIDDEN, hidden_count.to_string()).into())
+}
+
+fn render(row: &Row, value: &[u8], asked_environment: Option<&str>, full: bool, out: &mut Vec<u8>) {
+    write_entry(row, value, Shape::of(row, asked_environment, full), out);
+}
+
+fn list_query(caller: &Caller<'_>) -> Result<ListQuery, Answer> {
+    let text = |name: &str| parameter(caller.query, name).filter(|value| !value.is_empty());
+    let limit = match text("limit") {
+        None => None,
+        Some(found) => match found.parse() {
+            Ok(limit) if (1..=LIST_LIMIT_MAX).contains(&limit) => Some(limit),
+            _ => {
+                let allowed = format!("an integer from 1 to {LIST_LIMIT_MAX}");
+                return Err(Fault::parameter("int_parsing", "limit", &allowed, &found).into());
+            }
+        },
+    };
+    let after = match text("after") {
+        None => i64::MIN,
+        Some(found) => found
+            .parse()
+            .map_err(|_| Fault::parameter("int_parsing", "after", "the id of an entry", &found))?,
+    };
+    let filter =
+        Filter { category: text("category"), environment: caller.environment(), prefix: text("prefix") };
+    Ok(ListQuery { filter, after, limit })
+}
+
+fn entry(status: u16, found: &Found, asked_environment: Option<&str>, full: bool) -> Answer {
+    let shape = Shape::of(&found.row, asked_environment, full);
+    let mut body = Vec::new();
+    write_entry(&found.row, found.value.expose(), shape, &mut body);
+    Answer::json(status, body)
+}
+
+/// The key as text; bytes that are no UTF-8 name no entry.
+fn named<'a>(key: &'a KeyPath, environment: Option<&str>) -> Result<&'a str, Answer> {
+    if key.is_text {
+        return Ok(&key.text);
+    }
+    let environment = environment.map(str::to_owned);
+    Err(Error::NotFound { key: key.text.clone(), environment }.into())
+}

@@ -1,0 +1,64 @@
+//! Entries and texts as JSON. Values are spliced in as they are: they are JSON text already.
+
+use crate::model::json;
+use crate::store::Row;
+
+/// Appends a JSON string.
+pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
+    json::write_string(text, out);
+}
+
+fn write_optional(text: Option<&str>, out: &mut Vec<u8>) {
+    match text {
+        Some(text) => write_string(text, out),
+        None => out.extend_from_slice(b"null"),
+    }
+}
+
+/// How much of an entry is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// The four fields of 2.0, for an entry without an environment that was asked for without one.
+    Plain,
+    /// With the environment.
+    Short,
+    /// With the environment and both times.
+    Full,
+}
+
+impl Shape {
+    /// Rule 2 of the contract: an entry without an environment, asked for without one, looks as in 2.0.
+    pub(super) fn of(row: &Row, asked_environment: Option<&str>, full: bool) -> Self {
+        match (row.environment.is_none() && asked_environment.is_none(), full) {
+            (true, _) => Self::Plain,
+            (false, false) => Self::Short,
+            (false, true) => Self::Full,
+        }
+    }
+}
+
+/// Appends an entry.
+pub(super) fn write_entry(row: &Row, value: &[u8], shape: Shape, out: &mut Vec<u8>) {
+    out.reserve(value.len() + row.key.len() + 128);
+    out.extend_from_slice(b"{\"id\":");
+    out.extend_from_slice(itoa::Buffer::new().format(row.id).as_bytes());
+    out.extend_from_slice(b",\"key\":");
+    write_string(&row.key, out);
+    out.extend_from_slice(b",\"category\":");
+    write_optional(row.category.as_deref(), out);
+    if shape != Shape::Plain {
+        out.extend_from_slice(b",\"environment\":");
+        write_optional(row.environment.as_deref(), out);
+    }
+    out.extend_from_slice(b",\"value\":");
+    out.extend_from_slice(value);
+    if shape == Shape::Full {
+        for (name, time) in
+            [(&b",\"created_at\":"[..], row.created_at), (b",\"updated_at\":", row.updated_at)]
+        {
+            out.extend_from_slice(name);
+            write_optional(time.map(|time| time.to_string()).as_deref(), out);
+        }
+    }
+    out.push(b'}');
+}

@@ -1,0 +1,53 @@
+//! The query string, as `application/x-www-form-urlencoded` and as the original reads it.
+
+use std::borrow::Cow;
+
+use super::route::percent_decode;
+
+/// The value of a parameter; of several the last one counts. `+` is a space; bytes that are no UTF-8
+/// become U+FFFD.
+pub(super) fn parameter(query: Option<&[u8]>, name: &str) -> Option<String> {
+    let mut found = None;
+    for pair in query?.split(|&byte| byte == b'&') {
+        let (raw_name, raw_value) = match memchr::memchr(b'=', pair) {
+            Some(at) => (&pair[..at], &pair[at + 1..]),
+            None => (pair, &[][..]),
+        };
+        if decode(raw_name) == name {
+            found = Some(raw_value);
+        }
+    }
+    found.map(|raw| decode(raw).into_owned())
+}
+
+fn decode(raw: &[u8]) -> Cow<'_, str> {
+    if !raw.iter().any(|byte| matches!(byte, b'%' | b'+')) {
+        return String::from_utf8_lossy(raw);
+    }
+    let spaced: Vec<u8> = raw.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
+    Cow::Owned(String::from_utf8_lossy(&percent_decode(&spaced)).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters() {
+        for (query, expected) in [
+            ("category=x", Some("x")),
+            ("category=x&category=y", Some("y")),
+            ("a=1&category=a+b&z", Some("a b")),
+            ("category=a%2Bb", Some("a+b")),
+            ("category=50%", Some("50%")),
+            ("category=%ff", Some("\u{fffd}")),
+            ("c%61tegory=1=2", Some("1=2")),
+            ("category", Some("")),
+            ("Category=x", None),
+            ("", None),
+        ] {
+            assert_eq!(parameter(Some(query.as_bytes()), "category").as_deref(), expected, "{query}");
+        }
+        assert_eq!(parameter(None, "category"), None);
+    }
+}

@@ -1,0 +1,277 @@
+//! From method and path to a route: pure, and the index of the API.
+
+use std::borrow::Cow;
+
+use crate::http1::Method;
+
+/// Every endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `GET /`
+    Root,
+    /// `POST /configs`
+    CreateConfig,
+    /// `GET /configs`
+    ListConfigs,
+    /// `GET /configs/{key}`
+    ReadConfig(KeyPath),
+    /// `PUT /configs/{key}`
+    UpdateConfig(KeyPath),
+    /// `DELETE /configs/{key}`
+    DeleteConfig(KeyPath),
+    /// `GET /cluster/status`
+    ClusterStatus,
+    /// `GET /cluster/health`
+    ClusterHealth,
+    /// `GET /cluster/configs`
+    ClusterConfigs,
+    /// `GET /cluster/salt`
+    ReadSalt,
+    /// `POST /cluster/salt`
+    AdoptSalt,
+}
+
+/// The entry key in a path: everything after `/configs/`, percent-decoded once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyPath {
+    /// The decoded text; bytes that are no UTF-8 are shown as U+FFFD.
+    pub text: String,
+    /// The decoded bytes are UTF-8; otherwise no entry can have this key.
+    pub is_text: bool,
+    /// Where to go if no entry has this key: the path ends in a `/` that was not encoded.
+    pub without_slash: Option<String>,
+}
+
+/// Why a path leads to no route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// No such path.
+    NotFound,
+    /// The path takes other methods: these.
+    MethodNotAllowed(&'static str),
+    /// The path exists without its last slash; this is its location, relative to the origin.
+    Redirect(String),
+}
+
+enum Resource {
+    Root,
+    Configs,
+    Config(KeyPath),
+    ClusterStatus,
+    ClusterHealth,
+    ClusterConfigs,
+    ClusterSalt,
+}
+
+impl Route {
+    /// Finds the route of a request. HEAD goes where GET goes.
+    ///
+    /// # Errors
+    /// With what to answer instead, when there is none.
+    pub fn find(method: Method, path: &[u8]) -> Result<Self, Miss> {
+        let Some(resource) = Resource::find(path) else {
+            // The only paths with a slash behind them that can reach this are those of fixed resources.
+            if let Some(shorter) = path.strip_suffix(b"/")
+                && Resource::find(shorter).is_some()
+            {
+                return Err(Miss::Redirect(header_text(shorter)));
+            }
+            return Err(Miss::NotFound);
+        };
+        let method = if method == Method::Head { Method::Get } else { method };
+        match (resource, method) {
+            (Resource::Root, Method::Get) => Ok(Self::Root),
+            (Resource::Configs, Method::Get) => Ok(Self::ListConfigs),
+            (Resource::Configs, Method::Post) => Ok(Self::CreateConfig),
+            (Resource::Config(key), Method::Get) => Ok(Self::ReadConfig(key)),
+            (Resource::Config(key), Method::Put) => Ok(Self::UpdateConfig(key)),
+            (Resource::Config(key), Method::Delete) => Ok(Self::DeleteConfig(key)),
+            (Resource::ClusterStatus, Method::Get) => Ok(Self::ClusterStatus),
+            (Resource::ClusterHealth, Method::Get) => Ok(Self::ClusterHealth),
+            (Resource::ClusterConfigs, Method::Get) => Ok(Self::ClusterConfigs),
+            (Resource::ClusterSalt, Method::Get) => Ok(Self::ReadSalt),
+            (Resource::ClusterSalt, Method::Post) => Ok(Self::AdoptSalt),
+            (Resource::Configs | Resource::ClusterSalt, _) => Err(Miss::MethodNotAllowed("GET, HEAD, POST")),
+            (Resource::Config(_), _) => Err(Miss::MethodNotAllowed("GET, HEAD, PUT, DELETE")),
+            (
+                Resource::Root | Resource::ClusterStatus | Resource::ClusterHealth | Resource::ClusterConfigs,
+                _,
+            ) => Err(Miss::MethodNotAllowed("GET, HEAD")),
+        }
+    }
+
+    /// Whether the request must carry the API key, if one is required at all.
+    pub fn needs_api_key(&self) -> bool {
+        !matches!(self, Self::ClusterHealth)
+    }
+
+    /// Whether the request must carry a user key.
+    pub fn needs_user_key(&self) -> bool {
+        match self {
+            Self::CreateConfig
+            | Self::ListConfigs
+            | Self::ReadConfig(_)
+            | Self::UpdateConfig(_)
+            | Self::DeleteConfig(_)
+            | Self::ClusterConfigs => true,
+            Self::Root | Self::ClusterStatus | Self::ClusterHealth | Self::ReadSalt | Self::AdoptSalt => {
+                false
+            }
+        }
+    }
+
+    /// Whether the body means something. Other bodies are read over.
+    pub fn takes_body(&self) -> bool {
+        matches!(self, Self::CreateConfig | Self::UpdateConfig(_) | Self::AdoptSalt)
+    }
+}
+
+impl Resource {
+    /// Segments are split first and decoded one by one, so that `%2F` never makes a new segment.
+    fn find(path: &[u8]) -> Option<Self> {
+        let rest = path.strip_prefix(b"/")?;
+        if rest.is_empty() {
+            return Some(Self::Root);
+        }
+        let (first, rest) = match memchr::memchr(b'/', rest) {
+            Some(at) => (&rest[..at], Some(&rest[at + 1..])),
+            None => (rest, None),
+        };
+        match (&*percent_decode(first), rest) {
+            (b"configs", None) => Some(Self::Configs),
+            (b"configs", Some(key)) if !key.is_empty() => Some(Self::Config(KeyPath::parse(key, path))),
+            (b"cluster", Some(second)) => match &*percent_decode(second) {
+                b"status" => Some(Self::ClusterStatus),
+                b"health" => Some(Self::ClusterHealth),
+                b"configs" => Some(Self::ClusterConfigs),
+                b"salt" => Some(Self::ClusterSalt),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+impl KeyPath {
+    fn parse(raw: &[u8], path: &[u8]) -> Self {
+        let decoded = percent_decode(raw);
+        let without_slash = path.strip_suffix(b"/").map(header_text);
+        match String::from_utf8(decoded.into_owned()) {
+            Ok(text) => Self { text, is_text: true, without_slash },
+            Err(error) => {
+                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+                Self { text, is_text: false, without_slash }
+            }
+        }
+    }
+}
+
+/// Decodes `%XX`, once. A `%` without two hexadecimal digits stands for itself, as in the original.
+pub(super) fn percent_decode(raw: &[u8]) -> Cow<'_, [u8]> {
+    let Some(first) = memchr::memchr(b'%', raw) else { return Cow::Borrowed(raw) };
+    let mut decoded = Vec::with_capacity(raw.len());
+    decoded.extend_from_slice(&raw[..first]);
+    let mut rest = &raw[first..];
+    while let Some((&byte, after)) = rest.split_first() {
+        let hex = |at: usize| after.get(at).and_then(|&digit| char::from(digit).to_digit(16));
+        match (byte, hex(0), hex(1)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push(u8::try_from(high * 16 + low).expect("two hexadecimal digits fit a byte"));
+                rest = &after[2..];
+            }
+            _ => {
+                decoded.push(byte);
+                rest = after;
+            }
+        }
+    }
+    Cow::Owned(decoded)
+}
+
+/// A raw path or query for a `Location`: ASCII stays, everything else is encoded, so no byte can
+/// break out of the header.
+pub(super) fn header_text(path: &[u8]) -> String {
+    let mut text = String::with_capacity(path.len());
+    for &byte in path {
+        if byte.is_ascii_graphic() {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> KeyPath {
+        KeyPath { text: text.to_owned(), is_text: true, without_slash: None }
+    }
+
+    #[test]
+    fn keys_are_the_rest_of_the_path_decoded_once() {
+        for (path, expected) in [
+            ("/configs/a", "a"),
+            ("/configs/a%2Fb", "a/b"),
+            ("/configs/a/b", "a/b"),
+            ("/configs/a//b", "a//b"),
+            ("/configs//lead", "/lead"),
+            ("/configs/a+b", "a+b"),
+            ("/configs/%2520", "%20"),
+            ("/configs/.", "."),
+            ("/configs/..", ".."),
+            ("/configs/../cluster/salt", "../cluster/salt"),
+            ("/configs/%zz", "%zz"),
+            ("/configs/50%", "50%"),
+            ("/configs/%c3%a9%00%0a", "é\0\n"),
+            ("/%63onfigs/a", "a"),
+        ] {
+            assert_eq!(
+                Route::find(Method::Get, path.as_bytes()),
+                Ok(Route::ReadConfig(key(expected))),
+                "{path}"
+            );
+        }
+        let Ok(Route::ReadConfig(bad)) = Route::find(Method::Head, b"/configs/%ff") else {
+            panic!("no route")
+        };
+        assert_eq!((bad.text.as_str(), bad.is_text), ("\u{fffd}", false));
+    }
+
+    #[test]
+    fn a_raw_slash_at_the_end() {
+        let Ok(Route::ReadConfig(slash)) = Route::find(Method::Get, b"/configs/t/") else {
+            panic!("no route")
+        };
+        assert_eq!((slash.text.as_str(), slash.without_slash.as_deref()), ("t/", Some("/configs/t")));
+        let Ok(Route::ReadConfig(encoded)) = Route::find(Method::Get, b"/configs/t%2F") else {
+            panic!("no route")
+        };
+        assert_eq!((encoded.text.as_str(), encoded.without_slash), ("t/", None));
+        for (path, goal) in [("/configs/", "/configs"), ("/cluster/health/", "/cluster/health")] {
+            for method in [Method::Get, Method::Post, Method::Head] {
+                assert_eq!(Route::find(method, path.as_bytes()), Err(Miss::Redirect(goal.to_owned())));
+            }
+        }
+        assert_eq!(header_text("/configs/é\r\n".as_bytes()), "/configs/%C3%A9%0D%0A");
+    }
+
+    #[test]
+    fn nothing_else_is_a_route() {
+        for path in
+            ["", "*", "/nope", "/cluster", "/cluster/", "//configs", "/Configs", "//", "/cluster/salt/x"]
+        {
+            assert_eq!(Route::find(Method::Get, path.as_bytes()), Err(Miss::NotFound), "{path}");
+        }
+        for (method, path, allow) in [
+            (Method::Patch, "/configs", "GET, HEAD, POST"),
+            (Method::Post, "/configs/k", "GET, HEAD, PUT, DELETE"),
+            (Method::Options, "/", "GET, HEAD"),
+            (Method::Put, "/cluster/salt", "GET, HEAD, POST"),
+        ] {
+            assert_eq!(Route::find(method, path.as_bytes()), Err(Miss::MethodNotAllowed(allow)), "{path}");
+        }
+    }
+}
