@@ -1,1 +1,219 @@
-//! Filled by the next change.
+//! Threads, cores and signals: starts everything in order, waits, and ends it in reverse.
+//!
+//! The only module that knows glommio, besides the layer test's list of exceptions: none.
+//! Threads: one executor for each usable core (`osc-shard-N`), the pool (`osc-derive-N`,
+//! `osc-read-N`), the writer (`osc-writer`), one for signals, and the main thread, which waits.
+
+mod listener;
+mod placement;
+mod shard;
+mod shutdown;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::RecvTimeoutError as Timeout;
+use glommio::ExecutorJoinHandle;
+use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
+
+use self::placement::Plan;
+use self::shutdown::{Reason, Stop};
+use crate::config::Config;
+use crate::crypto::{KeyCache, Pool, PoolConfig};
+use crate::http::{App, Settings};
+use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
+use crate::service::Service;
+use crate::store::{OpenError, Store};
+
+/// How often derived keys that nobody uses any more are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Why the server did not start, or ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data files.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The address.
+    #[error("cannot listen on {0}: {1} (see OSC_HOST and OSC_HOST_PORT)")]
+    Listen(String, #[source] std::io::Error),
+    /// A thread, a signal handler, the pool.
+    #[error("cannot start {0}: {1}")]
+    Part(&'static str, String),
+    /// An executor.
+    #[error("executor {index} did not start: {reason}")]
+    Shard {
+        /// Which one.
+        index: usize,
+        /// Why.
+        reason: String,
+    },
+    /// Something failed while the server ran.
+    #[error("the server had to end: {0}")]
+    Fatal(String),
+}
+
+type Shards = Vec<ExecutorJoinHandle<()>>;
+
+/// Runs the server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or has to end for another reason.
+pub fn run(config: &Config) -> Result<(), Error> {
+    forbid_core_dumps();
+    raise_limits();
+    let (reasons, why_end) = shutdown::reasons();
+    shutdown::watch_signals(reasons.clone())
+        .map_err(|error| Error::Part("the signal handler", error.to_string()))?;
+
+    let from_writer = reasons.clone();
+    let on_fatal = Box::new(move |error: crate::store::Error| {
+        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        from_writer.send(Reason::Fatal(format!("the database failed: {error}: {source}"))).ok();
+    });
+    let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, on_fatal)?);
+    if let Some(copy) = store.copy() {
+        tracing::info!(copy = %copy.display(), "the database was migrated, after it was copied");
+    }
+
+    let plan = Plan::new(config.workers);
+    let pool = start_pool(&plan)?;
+    let keys = KeyCache::new();
+    let service = Arc::new(Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool)));
+    let settings = Settings {
+        api_key: config.api_key.clone(),
+        user_key_bytes_min: config.user_key_bytes_min,
+        node_id: config.node_id.clone(),
+    };
+    let stop = Stop::default();
+    let shared = shard::Shared {
+        app: Arc::new(App::new(Arc::clone(&service), settings)),
+        stop: stop.clone(),
+        connections: Arc::default(),
+    };
+    let (shards, addresses) = start_shards(config, &plan, &shared)?;
+    for address in addresses {
+        tracing::info!(%address, executors = plan.cores.len(), "listening");
+    }
+
+    let reason = loop {
+        match why_end.recv_timeout(SWEEP_INTERVAL) {
+            Ok(reason) => break reason,
+            Err(Timeout::Timeout) => service.sweep(),
+            Err(Timeout::Disconnected) => break Reason::Fatal("the signal handler has gone".into()),
+        }
+    };
+    tracing::info!("stopping");
+    stop.request();
+    let failed = join(shards);
+    drop((shared, service));
+    // Nobody else holds it now, unless a shard left a request behind; its jobs are cut by the exit then.
+    if let Some(pool) = Arc::into_inner(pool) {
+        pool.stop();
+    }
+    store.close();
+    keys.clear();
+    match (reason, failed) {
+        (Reason::Fatal(reason), _) => Err(Error::Fatal(reason)),
+        (Reason::Signal, Err(error)) => Err(error),
+        (Reason::Signal, Ok(())) => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+    }
+}
+
+/// A core dump would hold user keys and values.
+fn forbid_core_dumps() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "core dumps cannot be forbidden");
+    }
+}
+
+/// Many connections need many descriptors, and rings need locked memory: the soft limits go up to the hard ones.
+fn raise_limits() {
+    for resource in [Resource::Nofile, Resource::Memlock] {
+        let mut limit = getrlimit(resource);
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(resource, limit) {
+            tracing::debug!(%error, ?resource, "a limit stays as it is");
+        }
+    }
+}
+
+fn start_pool(plan: &Plan) -> Result<Arc<Pool>, Error> {
+    let config = PoolConfig { derive_threads: plan.derive_threads, read_threads: plan.read_threads };
+    let derivations_max = DERIVATIONS_QUEUED_MAX_PER_THREAD * plan.derive_threads;
+    Pool::start(config, derivations_max, STORE_READS_QUEUED_MAX)
+        .map(Arc::new)
+        .map_err(|error| Error::Part("the pool", error.to_string()))
+}
+
+/// Starts all executors and waits until each of them listens: glommio tells of a failure inside an
+/// executor only when it is joined, so a half-started server would look like a whole one.
+fn start_shards(
+    config: &Config,
+    plan: &Plan,
+    shared: &shard::Shared,
+) -> Result<(Shards, Vec<SocketAddr>), Error> {
+    let listeners = listener::bind(config.host.addresses(), plan.cores.len())
+        .map_err(|error| Error::Listen(config.host.to_string(), error))?;
+    let addresses = listeners.first().map_or_else(Vec::new, |listeners| {
+        listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    });
+    let (ready, started) = mpsc::channel();
+    let mut shards = Vec::with_capacity(plan.cores.len());
+    for (index, (core, listeners)) in plan.cores.iter().zip(listeners).enumerate() {
+        match shard::start(index, *core, listeners, shared.clone(), ready.clone()) {
+            Ok(shard) => shards.push(shard),
+            Err(error) => {
+                shared.stop.request();
+                return Err(Error::Shard { index, reason: explain(&error.to_string()) });
+            }
+        }
+    }
+    drop(ready);
+    let deadline = Instant::now() + START_DEADLINE;
+    for _ in 0..shards.len() {
+        match started.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                shared.stop.request();
+                return Err(join(shards).err().unwrap_or(Error::Part("the executors", "they ended".into())));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                shared.stop.request();
+                return Err(Error::Part("the executors", format!("not all listen after {START_DEADLINE:?}")));
+            }
+        }
+    }
+    Ok((shards, addresses))
+}
+
+fn join(shards: Shards) -> Result<(), Error> {
+    let mut first = Ok(());
+    for (index, shard) in shards.into_iter().enumerate() {
+        if let Err(error) = shard.join()
+            && first.is_ok()
+        {
+            first = Err(Error::Shard { index, reason: explain(&error.to_string()) });
+        }
+    }
+    first
+}
+
+/// What glommio says, and what to do about it where that is known.
+fn explain(reason: &str) -> String {
+    let hint = if reason.contains("Operation not permitted") || reason.contains("Function not implemented") {
+        "; io_uring is forbidden here: containers need a seccomp profile that allows io_uring_setup, \
+         io_uring_enter and io_uring_register, and the sysctl kernel.io_uring_disabled must be 0"
+    } else if reason.contains("memlock") || reason.contains("Cannot allocate memory") {
+        "; the limit of locked memory is too low: set `ulimit -l`, `--ulimit memlock=` or systemd's LimitMEMLOCK= \
+         to at least 512 KiB for each executor"
+    } else {
+        ""
+    };
+    format!("{reason}{hint}")
+}

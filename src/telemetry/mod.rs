@@ -1,1 +1,7 @@
-//! Filled by the next change.
+//! What the server says of itself: its log.
+//!
+//! Nothing secret can be logged: secrets are types without `Display` and with a redacted `Debug`.
+
+mod log;
+
+pub use log::start as start_log;

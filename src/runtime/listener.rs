@@ -1,0 +1,75 @@
+//! One listening socket for each executor, all on one address; the kernel spreads the connections.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{FromRawFd, IntoRawFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::limits::LISTEN_BACKLOG;
+
+/// Sockets for `shards` executors on each address. With port 0 the first one chooses the port. A
+/// name such as `localhost` may stand for several addresses; those after the first may be of a
+/// family that this machine does not have.
+///
+/// # Errors
+/// When the address cannot be used; also when another process listens there, which `SO_REUSEPORT`
+/// alone would not show if it has the same user: it would get half of the connections.
+pub(super) fn bind(addresses: &[SocketAddr], shards: usize) -> io::Result<Vec<Vec<TcpListener>>> {
+    let mut chosen = Vec::with_capacity(addresses.len());
+    let mut port = None;
+    for &address in addresses {
+        let mut address = address;
+        if let (0, Some(port)) = (address.port(), port) {
+            address.set_port(port);
+        }
+        match probe(address) {
+            Ok(bound) => {
+                port = port.or(Some(bound.port()));
+                chosen.push(bound);
+            }
+            Err(error) if !chosen.is_empty() && is_absent_family(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    (0..shards).map(|_| chosen.iter().map(|&address| listen(address)).collect()).collect()
+}
+
+/// Without SO_REUSEPORT this fails if anybody listens there. It is closed again at once.
+fn probe(address: SocketAddr) -> io::Result<SocketAddr> {
+    let probe = socket(address)?;
+    probe.bind(&address.into())?;
+    Ok(probe.local_addr()?.as_socket().unwrap_or(address))
+}
+
+fn is_absent_family(error: &io::Error) -> bool {
+    let absent = [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL];
+    absent.iter().any(|absent| error.raw_os_error() == Some(absent.raw_os_error()))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(LISTEN_BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A port is free again at once after a restart, connections in TIME_WAIT or not.
+    socket.set_reuse_address(true)?;
+    if let SocketAddr::V6(v6) = address {
+        // `::` answers on both families, whatever the system's default is.
+        socket.set_only_v6(!v6.ip().is_unspecified())?;
+    }
+    Ok(socket)
+}
+
+/// Hands a listening socket to the executor of this thread.
+#[expect(unsafe_code, reason = "glommio has no safe way to take a socket with options of its own")]
+pub(super) fn adopt(listener: TcpListener) -> glommio::net::TcpListener {
+    // SAFETY: `into_raw_fd` gives up the only owner of the descriptor, which is open and a listening
+    // TCP socket, and glommio's listener becomes its only owner.
+    unsafe { glommio::net::TcpListener::from_raw_fd(listener.into_raw_fd()) }
+}

@@ -1,0 +1,62 @@
+//! Which thread runs where.
+
+use std::num::NonZeroUsize;
+use std::thread;
+
+use glommio::Placement;
+
+/// How many executors there are, where they run, and how large the pool is.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// One for each executor: the core that it is pinned to, if it is.
+    pub(super) cores: Vec<Option<usize>>,
+    /// Threads of the pool that derive keys.
+    pub(super) derive_threads: usize,
+    /// Threads of the pool that read the database.
+    pub(super) read_threads: usize,
+}
+
+impl Plan {
+    /// From what this process may use, which in a container is less than what the machine has.
+    pub(super) fn new(workers: Option<NonZeroUsize>) -> Self {
+        // The affinity mask of this process (glommio's own presets take the topology of the host).
+        let allowed: Vec<usize> =
+            core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+        // This also honours the quota of the control group.
+        let usable = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self::from_facts(workers, &allowed, usable)
+    }
+
+    fn from_facts(workers: Option<NonZeroUsize>, allowed: &[usize], usable: usize) -> Self {
+        let executors = workers.map_or(usable, NonZeroUsize::get);
+        // With a quota below the number of cores, or more executors than cores, the scheduler
+        // balances better than a fixed place does.
+        let pinned = usable >= allowed.len() && executors <= allowed.len();
+        let cores = (0..executors).map(|index| pinned.then(|| allowed[index])).collect();
+        Self { cores, derive_threads: usable.max(1), read_threads: usable.clamp(1, 8) }
+    }
+
+    pub(super) fn placement(core: Option<usize>) -> Placement {
+        core.map_or(Placement::Unbound, Placement::Fixed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executors_are_pinned_only_where_that_helps() {
+        let plan = |workers, allowed: &[usize], usable| {
+            Plan::from_facts(NonZeroUsize::new(workers), allowed, usable).cores
+        };
+        assert_eq!(plan(0, &[2, 4], 2), [Some(2), Some(4)]);
+        assert_eq!(plan(1, &[2, 4], 2), [Some(2)]);
+        assert_eq!(plan(3, &[2, 4], 2), [None, None, None]);
+        // A quota of one core on a machine of four.
+        assert_eq!(plan(0, &[0, 1, 2, 3], 1), [None]);
+        assert_eq!(plan(2, &[0, 1, 2, 3], 1), [None, None]);
+        // The mask cannot be read.
+        assert_eq!(plan(0, &[], 2), [None, None]);
+    }
+}

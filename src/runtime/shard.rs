@@ -1,0 +1,177 @@
+//! One executor: accepts connections and serves them, all on one thread.
+
+use std::cell::Cell;
+use std::io;
+use std::net::TcpListener;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use futures_lite::{AsyncWriteExt, FutureExt};
+use glommio::timer::{Timer, sleep};
+use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Shares, TaskQueueHandle};
+
+use super::placement::Plan;
+use super::shutdown::Stop;
+use crate::http::{App, BodyBudget, Clock, serve, too_many_connections};
+use crate::limits::{CONNECTIONS_COUNT_MAX, DEADLINE_TICK, DRAIN_DEADLINE};
+
+/// How long accepting pauses when the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A connection's task waits no longer than this behind others of its executor.
+const REQUEST_LATENCY: Duration = Duration::from_millis(1);
+
+/// What all shards share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) app: Arc<App>,
+    pub(super) stop: Stop,
+    pub(super) connections: Arc<AtomicUsize>,
+}
+
+/// State of one shard; never leaves its thread.
+struct Shard {
+    shared: Shared,
+    clock: Rc<Clock>,
+    bodies: BodyBudget,
+    open: Cell<usize>,
+    requests: TaskQueueHandle,
+}
+
+/// Starts the executor thread. It reports on `ready` once it listens.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub(super) fn start(
+    index: usize,
+    core: Option<usize>,
+    listeners: Vec<TcpListener>,
+    shared: Shared,
+    ready: mpsc::Sender<()>,
+) -> glommio::Result<ExecutorJoinHandle<()>, ()> {
+    LocalExecutorBuilder::new(Plan::placement(core))
+        .name(&format!("osc-shard-{index}"))
+        // Sockets need no registered buffers, and the default of 10 MiB exceeds a usual memory lock limit.
+        .io_memory(0)
+        .preempt_timer(Duration::from_millis(5))
+        .spawn(move || async move {
+            // The first timer of an executor is late by tens of milliseconds (glommio#652).
+            sleep(Duration::from_millis(1)).await;
+            let requests = glommio::executor().create_task_queue(
+                Shares::default(),
+                Latency::Matters(REQUEST_LATENCY),
+                "requests",
+            );
+            let shard = Rc::new(Shard {
+                shared,
+                clock: Clock::new(),
+                bodies: BodyBudget::default(),
+                open: Cell::new(0),
+                requests,
+            });
+            shard.run(listeners, &ready).await;
+        })
+}
+
+impl Shard {
+    async fn run(self: &Rc<Self>, listeners: Vec<TcpListener>, ready: &mpsc::Sender<()>) {
+        let accepting: Vec<_> = listeners
+            .into_iter()
+            .map(|listener| glommio::spawn_local(Rc::clone(self).accept(listener)))
+            .collect();
+        // Nobody waits any more if the start was given up meanwhile.
+        ready.send(()).ok();
+        while !self.shared.stop.is_requested() {
+            Timer::new(DEADLINE_TICK).await;
+            self.clock.tick();
+        }
+        // Closing a listener resets what is still in its queue, so those connections are taken first;
+        // the clock tells them, and all others, to end after their current answer.
+        self.clock.close();
+        let mut waited = Duration::ZERO;
+        loop {
+            Timer::new(DEADLINE_TICK / 10).await;
+            waited += DEADLINE_TICK / 10;
+            self.clock.tick();
+            if waited >= DEADLINE_TICK && self.open.get() == 0 {
+                break;
+            }
+            if waited >= DRAIN_DEADLINE {
+                tracing::warn!(
+                    connections = self.open.get(),
+                    "connections were cut: they did not end in time"
+                );
+                break;
+            }
+        }
+        for task in accepting {
+            task.cancel().await;
+        }
+    }
+
+    async fn accept(self: Rc<Self>, listener: TcpListener) {
+        let listener = super::listener::adopt(listener);
+        loop {
+            match listener.accept().await {
+                Ok(stream) => self.connect(stream),
+                Err(error) => {
+                    let error = io::Error::from(error);
+                    tracing::debug!(%error, "cannot accept a connection");
+                    // Without a pause a full descriptor table would spin; others are the client's.
+                    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
+                    {
+                        Timer::new(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn connect(self: &Rc<Self>, mut stream: glommio::net::TcpStream) {
+        let slot = Slot::take(self);
+        let shard = Rc::clone(self);
+        let serving = async move {
+            // Small answers must not wait for the client's acknowledgement; if it fails, they do.
+            stream.set_nodelay(true).ok();
+            if slot.is_one_too_many {
+                stream.write_all(&too_many_connections()).await.ok();
+                stream.close().await.ok();
+                return;
+            }
+            let serving = serve(stream, &*shard.shared.app, &shard.clock, &shard.bodies);
+            // A panic in a task of an own queue would abort the process (glommio#689).
+            if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
+                tracing::error!("a connection was dropped after a panic");
+            }
+            drop(slot);
+        };
+        match glommio::spawn_local_into(serving, self.requests) {
+            Ok(task) => drop(task.detach()),
+            Err(error) => tracing::error!(%error, "cannot serve a connection"),
+        }
+    }
+}
+
+/// One connection's place in the counts, given back when it ends in any way.
+struct Slot {
+    shard: Rc<Shard>,
+    is_one_too_many: bool,
+}
+
+impl Slot {
+    fn take(shard: &Rc<Shard>) -> Self {
+        let others = shard.shared.connections.fetch_add(1, Ordering::Relaxed);
+        shard.open.set(shard.open.get() + 1);
+        Self { shard: Rc::clone(shard), is_one_too_many: others >= CONNECTIONS_COUNT_MAX }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.shard.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.shard.open.set(self.shard.open.get() - 1);
+    }
+}

@@ -1,0 +1,54 @@
+//! Stopping as a type: who asks for it, and who waits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// Tells the shards to stop. Cheap to clone, read once a tick.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub(super) fn request(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Why the server ends.
+#[derive(Debug)]
+pub(super) enum Reason {
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// A part that it cannot do without has failed.
+    Fatal(String),
+}
+
+/// Receives the first reason to end.
+pub(super) fn reasons() -> (Sender<Reason>, Receiver<Reason>) {
+    unbounded()
+}
+
+/// Watches for SIGTERM and SIGINT. The second one ends the process at once.
+///
+/// # Errors
+/// When the handlers cannot be installed.
+pub(super) fn watch_signals(reasons: Sender<Reason>) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    std::thread::Builder::new().name("osc-signals".into()).spawn(move || {
+        for (count, _) in signals.forever().enumerate() {
+            if count > 0 {
+                tracing::warn!("second signal: ending at once");
+                std::process::exit(130);
+            }
+            reasons.send(Reason::Signal).ok();
+        }
+    })?;
+    Ok(())
+}
