@@ -1,0 +1,339 @@
+//! Data files of the Python generations, and files that must be refused without a changed byte.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use crate::support::{Launch, OTHER_KEY, Refused, Server, copy_files};
+
+const ALICE: &str = "alice-user-key";
+const BOB: &str = "bob-user-key-2";
+
+/// The committed files, or those that CI has just made with the original's libraries.
+fn fixture(name: &str) -> PathBuf {
+    let made_anew = std::env::var_os("OSC_TEST_FIXTURES").map(PathBuf::from);
+    made_anew.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")).join(name)
+}
+
+fn generation(name: &str) -> Launch {
+    let launch = Launch::new();
+    let directory = launch.directory.path();
+    fs::copy(fixture(&format!("{name}.db")), directory.join("configurations.db")).expect("fixture");
+    fs::copy(fixture(&format!("{name}.salt")), directory.join("encryption.salt")).expect("fixture");
+    launch
+}
+
+fn read(server: &Server, target: &str, user_key: &str) -> (u16, String) {
+    let response = server.send("GET", target, user_key, None);
+    (response.status, response.text().to_owned())
+}
+
+/// What every generation's file holds, read through the server.
+fn check_common(server: &Server) {
+    let (status, text) = read(server, "/configs/plain", ALICE);
+    assert_eq!(status, 200, "{text}");
+    assert_eq!(
+        text,
+        r#"{"id":1,"key":"plain","category":"database","value":{"host":"localhost","port":5432}}"#
+    );
+    let (_, text) = read(server, "/configs/%D0%BA%D0%BB%D1%8E%D1%87-%F0%9F%94%91", ALICE);
+    assert_eq!(text, r#"{"id":2,"key":"ключ-🔑","category":"кат","value":{"значение":"ünï","z":1,"a":2}}"#);
+    let (_, text) = read(server, "/configs/numbers", ALICE);
+    assert!(text.ends_with(r#""value":{"i":18446744073709551616,"f":1.0,"g":1e-07,"m":-0.0}}"#), "{text}");
+    assert_eq!(read(server, "/configs/sla/sh", ALICE).0, 200);
+    assert_eq!(read(server, "/configs/theirs", ALICE).0, 401);
+    assert_eq!(read(server, "/configs/theirs", BOB).0, 200);
+    assert_eq!(read(server, "/configs/not%20json", ALICE).0, 422);
+    assert_eq!(read(server, "/configs/not%20a%20token", ALICE).0, 422);
+    let list = server.send("GET", "/configs", BOB, None);
+    assert_eq!(list.text(), r#"[{"id":5,"key":"theirs","category":null,"value":{"b":1}}]"#);
+    assert!(list.headers["x-entries-hidden"].parse::<u32>().expect("a number") >= 6);
+}
+
+fn rows(path: &Path) -> Vec<(i64, String, String, Option<String>)> {
+    let database = Connection::open(path).expect("a database");
+    let mut statement = database
+        .prepare(r#"SELECT id, "key", encrypted_value, category FROM configurations ORDER BY id"#)
+        .expect("the original's columns");
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)));
+    rows.expect("readable").collect::<Result<_, _>>().expect("readable")
+}
+
+#[test]
+fn each_generation_opens_in_place_and_is_copied_once() {
+    for (name, label) in [("v20", "2.0"), ("v23", "2.3"), ("v3", "3.x")] {
+        let launch = generation(name);
+        let directory = Arc::clone(&launch.directory);
+        let before = rows(&fixture(&format!("{name}.db")));
+        let server = launch.start();
+        check_common(&server);
+        assert_eq!(server.send("PUT", "/configs/plain", ALICE, Some(r#"{"value":{"new":1}}"#)).status, 200);
+        assert_eq!(server.send("DELETE", "/configs/sla/sh", ALICE, None).status, 200);
+        let created = server.send("POST", "/configs", ALICE, Some(r#"{"key":"new","value":[1]}"#));
+        assert_eq!(created.status, 201, "{name}: {created:?}");
+        let server = server.restart();
+        assert_eq!(read(&server, "/configs/new", ALICE).0, 200);
+        assert_eq!(read(&server, "/configs/sla/sh", ALICE).0, 404);
+        drop(server);
+        let copy = directory.path().join(format!("configurations.db.backup-{label}"));
+        assert_eq!(rows(&copy), before, "{name}: the copy holds what was there before");
+        let copies = fs::read_dir(directory.path()).expect("readable").filter(|entry| {
+            entry.as_ref().expect("readable").file_name().to_string_lossy().contains("backup")
+        });
+        assert_eq!(copies.count(), 1, "{name}: one copy, not one for each start");
+        assert_eq!(fs::metadata(copy).expect("there").permissions().mode() & 0o777, 0o600);
+    }
+}
+
+#[test]
+fn environments_of_later_generations() {
+    let server = generation("v23").start();
+    let entry =
+        r#""key":"with environment","category":null,"environment":"production","value":["list",1,true]"#;
+    assert_eq!(read(&server, "/configs/with%20environment", ALICE).1, format!(r#"{{"id":8,{entry}}}"#));
+    let full = read(&server, "/configs/with%20environment?mode=full", ALICE).1;
+    let times = r#""created_at":"2026-01-31T10:00:00.123456Z","updated_at":"2026-02-01T11:30:00.000000Z""#;
+    assert_eq!(full, format!(r#"{{"id":8,{entry},{times}}}"#));
+    // Keys were unique in that generation; here they are so within an environment.
+    let body = r#"{"key":"plain","value":2,"environment":"production"}"#;
+    assert_eq!(server.send("POST", "/configs", ALICE, Some(body)).status, 201);
+
+    let server = generation("v3").start();
+    let (status, text) = read(&server, "/configs/shared", ALICE);
+    assert!(status == 400 && text.contains("production") && text.contains("staging"), "{text}");
+    assert!(read(&server, "/configs/shared?environment=staging", ALICE).1.contains(r#""value":{"e":"s"}"#));
+    // "No environment" is the empty text in this generation's column, where NULL is not allowed.
+    let created = server.send("POST", "/configs", ALICE, Some(r#"{"key":"shared","value":0}"#));
+    assert_eq!(created.text(), r#"{"id":10,"key":"shared","category":null,"value":0}"#);
+    let moved = server.send("PUT", "/configs/plain", ALICE, Some(r#"{"value":1,"environment":"staging"}"#));
+    assert!(moved.text().contains(r#""environment":"staging""#), "{moved:?}");
+    drop(server);
+}
+
+/// The statements are the ones that SQLAlchemy sends for the original 2.0.
+#[test]
+fn a_2_0_file_goes_back_to_the_original() {
+    let launch = generation("v20");
+    let directory = Arc::clone(&launch.directory);
+    let mut server = launch.start();
+    assert_eq!(server.send("POST", "/configs", ALICE, Some(r#"{"key":"ours","value":{}}"#)).status, 201);
+    assert!(server.stop().success());
+    let path = directory.path().join("configurations.db");
+    {
+        let database = Connection::open(&path).expect("a database");
+        let insert = r#"INSERT INTO configurations ("key", encrypted_value, category) VALUES (?1, ?2, NULL)"#;
+        assert!(database.execute(insert, ("ours", "x")).is_err(), "the key is still unique");
+        let token = rows(&path).into_iter().find(|row| row.1 == "ours").expect("it is there").2;
+        assert_eq!(database.execute(insert, ("theirs too", &token)).expect("it works"), 1);
+        database.execute(r#"DELETE FROM configurations WHERE id = 4"#, []).expect("it works");
+    }
+    let server = Launch::at(directory).start();
+    assert_eq!(
+        read(&server, "/configs/theirs%20too", ALICE).1,
+        r#"{"id":9,"key":"theirs too","category":null,"value":{}}"#
+    );
+    assert_eq!(read(&server, "/configs/sla/sh", ALICE).0, 404);
+    let full = read(&server, "/configs/theirs%20too?environment=&mode=full", ALICE).1;
+    assert_eq!(full, r#"{"id":9,"key":"theirs too","category":null,"value":{}}"#);
+}
+
+/// Everything in a directory, except the lock file, which holds nothing, and SQLite's shared memory.
+fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(directory).expect("readable").map(|entry| entry.expect("readable").path());
+    entries
+        .filter(|path| path.is_file())
+        .filter(|path| {
+            !path.to_string_lossy().ends_with(".lock") && !path.to_string_lossy().ends_with("-shm")
+        })
+        .map(|path| (path.to_string_lossy().into_owned(), fs::read(&path).expect("readable")))
+        .collect()
+}
+
+fn refused_unchanged(launch: Launch, words: &[&str]) -> Refused {
+    let directory = Arc::clone(&launch.directory);
+    let before = contents(directory.path());
+    let refused = launch.try_start().err().unwrap_or_else(|| panic!("it starts, in spite of {words:?}"));
+    assert!(!refused.status.success());
+    for word in words {
+        assert!(refused.log.contains(word), "{word:?} is not in: {}", refused.log);
+    }
+    assert_eq!(contents(directory.path()), before, "a refusal changes nothing: {words:?}");
+    refused
+}
+
+fn with_database(bytes: &[u8]) -> Launch {
+    let launch = generation("v20");
+    fs::write(launch.directory.path().join("configurations.db"), bytes).expect("writable");
+    launch
+}
+
+#[test]
+fn unusable_databases_are_refused_unchanged() {
+    let good = fs::read(fixture("v20.db")).expect("fixture");
+    refused_unchanged(with_database(&good[..good.len() / 2]), &["configurations.db", "truncated", "backup"]);
+    refused_unchanged(with_database(&good[..50]), &["truncated"]);
+    refused_unchanged(with_database(b"# not a database, but longer than a header of one hundred bytes, as one can see here, can't one?"), &["configurations.db"]);
+    refused_unchanged(with_database(&[b'x'; 5000]), &["not a SQLite database", "OSC_DATABASE_PATH"]);
+
+    let mut damaged = good.clone();
+    damaged[4096..4200].fill(0xAA);
+    refused_unchanged(with_database(&damaged), &["damaged", ".recover"]);
+
+    let foreign = Launch::new();
+    let path = foreign.directory.path().join("configurations.db");
+    Connection::open(&path).expect("new").execute_batch("CREATE TABLE music (title TEXT)").expect("valid");
+    refused_unchanged(foreign, &["another program", "configurations"]);
+
+    let odd = Launch::new();
+    let path = odd.directory.path().join("configurations.db");
+    let table = "CREATE TABLE configurations (id INTEGER PRIMARY KEY, name TEXT)";
+    Connection::open(&path).expect("new").execute_batch(table).expect("valid");
+    refused_unchanged(odd, &["another shape", "id, name"]);
+
+    let twice = generation("v20");
+    let path = twice.directory.path().join("configurations.db");
+    Connection::open(&path)
+        .expect("there")
+        .execute_batch(
+            r#"DROP INDEX ix_configurations_key;
+               INSERT INTO configurations ("key", encrypted_value) VALUES ('plain', 'x')"#,
+        )
+        .expect("valid");
+    refused_unchanged(twice, &["two entries", "plain"]);
+
+    let directory = Launch::new();
+    fs::create_dir(directory.directory.path().join("configurations.db")).expect("writable");
+    refused_unchanged(directory, &["not a regular file"]);
+}
+
+#[test]
+fn a_file_of_a_later_release_is_refused() {
+    let mut server = Server::start();
+    server.stop();
+    let database = Connection::open(server.database()).expect("there");
+    database.execute("UPDATE osc_meta SET value = 99 WHERE name = 'schema'", []).expect("there");
+    drop(database);
+    refused_unchanged(Launch::at(Arc::clone(&server.directory)), &["later release"]);
+}
+
+#[test]
+fn a_log_without_its_database_is_refused() {
+    for replacement in [None, Some(&b""[..])] {
+        let mut server = Server::start();
+        server.create("k", "1");
+        server.kill();
+        let wal = server.directory.path().join("configurations.db-wal");
+        assert!(fs::metadata(&wal).expect("the log of a killed server").len() > 0);
+        match replacement {
+            None => fs::remove_file(server.database()).expect("there"),
+            Some(bytes) => fs::write(server.database(), bytes).expect("writable"),
+        }
+        refused_unchanged(Launch::at(Arc::clone(&server.directory)), &["-wal"]);
+    }
+}
+
+#[test]
+fn salt_files() {
+    let empty = generation("v20");
+    fs::write(empty.directory.path().join("encryption.salt"), b"").expect("writable");
+    refused_unchanged(empty, &["encryption.salt", "empty"]);
+
+    let missing = generation("v20");
+    fs::remove_file(missing.directory.path().join("encryption.salt")).expect("there");
+    refused_unchanged(missing, &["encryption.salt", "missing", "restore"]);
+
+    // Without entries there is nothing that a new salt could orphan.
+    let launch = generation("v20");
+    let path = launch.directory.path().join("configurations.db");
+    Connection::open(&path).expect("there").execute("DELETE FROM configurations", []).expect("valid");
+    fs::remove_file(launch.directory.path().join("encryption.salt")).expect("there");
+    let server = launch.start();
+    assert!(!server.salt().exists(), "it is made at the first use");
+    assert_eq!(server.create("k", "1").status, 201);
+    let metadata = fs::metadata(server.salt()).expect("made");
+    assert_eq!((metadata.len(), metadata.permissions().mode() & 0o777), (64, 0o600));
+    assert_eq!(
+        fs::metadata(server.database()).expect("there").permissions().mode() & 0o004,
+        0o004,
+        "kept as it was"
+    );
+
+    let launch = Launch::new();
+    fs::write(launch.directory.path().join("encryption.salt"), b"sixteen byte slt").expect("writable");
+    let server = launch.start();
+    assert!(server.log().contains("unusual size"), "{}", server.log());
+    assert_eq!(server.create("k", "1").status, 201);
+    assert_eq!(fs::read(server.salt()).expect("there"), b"sixteen byte slt");
+}
+
+#[test]
+fn new_files_are_private_and_directories_are_made() {
+    let launch = Launch::new().set("OSC_DATABASE_PATH", "a/b/c.db").set("OSC_SALT_FILE_PATH", "d/e/c.salt");
+    let directory = Arc::clone(&launch.directory);
+    let server = launch.start();
+    assert_eq!(server.create("k", "1").status, 201);
+    for name in ["a/b/c.db", "a/b/c.db-wal", "d/e/c.salt"] {
+        let mode = fs::metadata(directory.path().join(name)).expect(name).permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+#[test]
+fn a_second_server_on_the_same_files_is_refused() {
+    let server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let refused = Launch::at(Arc::clone(&server.directory)).try_start().err().expect("it must not start");
+    assert!(refused.log.contains("in use by another server"), "{}", refused.log);
+    // Another path to the same file is the same file.
+    symlink(server.database(), server.directory.path().join("link.db")).expect("a link can be made");
+    let through_link = Launch::at(Arc::clone(&server.directory)).set("OSC_DATABASE_PATH", "link.db");
+    assert!(
+        through_link.try_start().err().expect("it must not start").log.contains("in use by another server")
+    );
+    assert_eq!(server.value("k"), "1");
+}
+
+/// An operator may remove entries whose user key is lost.
+#[test]
+fn changes_by_another_program_are_noticed() {
+    let server = Server::start();
+    for key in ["kept", "removed"] {
+        server.create(key, "1");
+        assert_eq!(server.value(key), "1");
+    }
+    let database = Connection::open(server.database()).expect("there");
+    database.execute(r#"DELETE FROM configurations WHERE "key" = 'removed'"#, []).expect("valid");
+    crate::support::eventually("the entry is gone", || server.get("/configs/removed").status == 404);
+    assert_eq!(server.value("kept"), "1");
+    assert_eq!(server.send("GET", "/configs/kept", OTHER_KEY, None).status, 401);
+}
+
+/// Yesterday's database with today's log would be a mixture of two states.
+#[test]
+fn a_restored_database_with_another_log_is_refused() {
+    let mut server = Server::start();
+    server.create("k", "\"yesterday\"");
+    assert!(server.stop().success());
+    let backup = tempfile::tempdir().expect("temporary directory");
+    copy_files(server.directory.path(), backup.path(), &["configurations.db"]);
+
+    let mut server = Launch::at(Arc::clone(&server.directory)).start();
+    server.update("k", "\"today\"");
+    assert!(server.stop().success());
+    let mut server = Launch::at(Arc::clone(&server.directory)).start();
+    server.update("k", "\"now\"");
+    server.kill();
+    copy_files(backup.path(), server.directory.path(), &["configurations.db"]);
+    refused_unchanged(Launch::at(Arc::clone(&server.directory)), &["-wal", "do not belong together"]);
+
+    // What the message asks for helps.
+    for name in ["configurations.db-wal", "configurations.db-shm"] {
+        fs::remove_file(server.directory.path().join(name)).expect("there");
+    }
+    let server = Launch::at(Arc::clone(&server.directory)).start();
+    assert_eq!(server.value("k"), "\"yesterday\"");
+}

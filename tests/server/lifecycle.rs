@@ -1,0 +1,225 @@
+//! Starting, stopping, and the command line.
+
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Launch, Server, USER_KEY, request};
+
+fn run(launch: &Launch, arguments: &[&str]) -> (Output, String) {
+    let output = launch.command().args(arguments).output().expect("the binary can be started");
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output, text)
+}
+
+#[test]
+fn the_command_line() {
+    let launch = Launch::new();
+    let (output, text) = run(&launch, &["--version"]);
+    assert!(
+        output.status.success() && text.trim() == format!("opensecureconf {}", env!("CARGO_PKG_VERSION")),
+        "{text}"
+    );
+    let (output, text) = run(&launch, &["--help"]);
+    assert!(output.status.success() && text.contains("check-config") && text.contains(".env"), "{text}");
+    let (output, text) = run(&launch, &["--nonsense"]);
+    assert!(!output.status.success() && text.contains("--nonsense"), "{text}");
+    let (output, text) = run(&launch, &["check-config"]);
+    assert!(output.status.success() && text.contains("OSC_DATABASE_PATH=configurations.db"), "{text}");
+    // Looking at the settings makes no files.
+    assert_eq!(std::fs::read_dir(launch.directory.path()).expect("readable").count(), 0);
+}
+
+#[test]
+fn check_config_hides_secrets() {
+    let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "canary-api-key");
+    let (output, text) = run(&launch, &["check-config"]);
+    assert!(output.status.success() && !text.contains("canary"), "{text}");
+}
+
+#[test]
+fn every_fault_is_named_at_once() {
+    let launch = Launch::new()
+        .set("OSC_HOST", "not a host")
+        .set("OSC_HOST_PORT", "tcp://10.0.0.7:9000")
+        .set("OSC_WORKERS", "0")
+        .set("OSC_MIN_USER_KEY_LENGTH", "-1")
+        .set("OSC_API_KEY_REQUIRED", "true")
+        .set("OSC_API_KEY", "your-super-secret-api-key-here")
+        .set("OSC_CLUSTER_ENABLED", "maybe");
+    for arguments in [&[][..], &["serve"], &["check-config"]] {
+        let (output, text) = run(&launch, arguments);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        for name in [
+            "OSC_HOST:",
+            "OSC_HOST_PORT:",
+            "OSC_WORKERS:",
+            "OSC_MIN_USER_KEY_LENGTH:",
+            "OSC_API_KEY:",
+            "OSC_CLUSTER_ENABLED:",
+        ] {
+            assert!(text.contains(name), "{name} is not in: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_required_api_key_must_be_a_real_one() {
+    for key in ["", "your-super-secret-api-key-here"] {
+        let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", key);
+        let refused = launch.try_start().err().expect("it must not start");
+        assert!(refused.log.contains("OSC_API_KEY:"), "{}", refused.log);
+    }
+    let refused =
+        Launch::new().set("OSC_API_KEY_REQUIRED", "true").try_start().err().expect("it must not start");
+    assert!(refused.log.contains("OSC_API_KEY:"), "{}", refused.log);
+}
+
+#[test]
+fn listening_beyond_this_machine_without_a_key_warns() {
+    // Checked without listening there: tests stay on the loopback interface.
+    let (_, text) = run(&Launch::new().set("OSC_HOST", "0.0.0.0"), &["check-config"]);
+    assert!(
+        text.contains("WARN") && text.contains("OSC_HOST") && text.contains("without a required API key"),
+        "{text}"
+    );
+    let with_key = Launch::new()
+        .set("OSC_HOST", "0.0.0.0")
+        .set("OSC_API_KEY_REQUIRED", "true")
+        .set("OSC_API_KEY", "a-real-api-key");
+    for quiet in [Launch::new(), with_key] {
+        assert!(!run(&quiet, &["check-config"]).1.contains("WARN"));
+    }
+}
+
+#[test]
+fn signals_end_it_cleanly() {
+    for signal in ["TERM", "INT"] {
+        let mut server = Server::start();
+        assert_eq!(server.create("k", "1").status, 201);
+        let mut idle = server.connect();
+        assert_eq!(idle.send("GET", "/cluster/health", &[], None).status, 200);
+        let begun = Instant::now();
+        server.signal(signal);
+        assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+        assert!(begun.elapsed() < Duration::from_secs(5), "an idle connection does not hold it up");
+        assert_eq!(idle.rest(), b"", "it was ended without an answer");
+        // The checkpoint left everything in the database itself.
+        let wal = server.directory.path().join("configurations.db-wal");
+        assert!(!wal.exists(), "the log is gone after a clean end");
+    }
+}
+
+#[test]
+fn a_request_under_way_is_answered_before_the_end() {
+    let mut server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let mut clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        // A new user key each: the answer waits for a derivation.
+        let user_key = format!("another-user-key-{number}");
+        client.write(&request("GET", "/configs/k", &[("X-User-Key", &user_key)], None));
+    }
+    // They are under way once a later request on the same executor has been answered.
+    assert_eq!(server.get("/configs/k").status, 200);
+    server.signal("TERM");
+    for client in &mut clients {
+        let response = client.receive(false);
+        assert!(response.status == 401 && response.closes(), "{response:?}");
+    }
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn a_client_that_never_ends_does_not_hold_up_the_end() {
+    let mut server = Server::start();
+    let mut half = server.connect();
+    half.write(b"POST /configs HTTP/1.1\r\nHost: x\r\nX-User-Key: 12345678\r\nContent-Length: 100\r\n\r\n{");
+    server.get("/configs/nope");
+    let begun = Instant::now();
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut server = Server::start();
+    let mut half = server.connect();
+    half.write(b"GET / HT");
+    server.get("/configs/nope");
+    server.signal("TERM");
+    crate::support::eventually("it has begun to stop", || server.log().contains("stopping"));
+    server.signal("TERM");
+    let status = server.wait();
+    assert!(status.code() == Some(130) || status.code() == Some(0), "{status}");
+    assert_eq!(status.signal(), None);
+}
+
+#[test]
+fn a_port_in_use_is_refused() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    let refused = Launch::new().set("OSC_HOST_PORT", &port).try_start().err().expect("it must not start");
+    assert!(
+        refused.log.contains("cannot listen on") && refused.log.contains("OSC_HOST_PORT"),
+        "{}",
+        refused.log
+    );
+
+    // Another server of ours on the port, which SO_REUSEPORT alone would allow.
+    let first = Server::start();
+    let port = first.address.port().to_string();
+    let refused = Launch::new().set("OSC_HOST_PORT", &port).try_start().err().expect("it must not start");
+    assert!(refused.log.contains("cannot listen on"), "{}", refused.log);
+}
+
+#[test]
+fn a_server_that_starts_only_half_ends_with_the_reason() {
+    let launch = Launch::new().set("OSC_WORKERS", "8");
+    let inner = launch.command();
+    let mut limited = Command::new("sh");
+    // Enough descriptors for the files and listeners, too few for the rings of eight executors.
+    limited
+        .args(["-c", "ulimit -n 40 && exec \"$0\""])
+        .arg(inner.get_program())
+        .current_dir(launch.directory.path());
+    limited.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    let refused =
+        Server::spawn(&mut limited, Arc::clone(&launch.directory)).err().expect("it must not start");
+    assert!(!refused.status.success());
+    assert!(refused.log.contains("executor") && refused.log.contains("did not start"), "{}", refused.log);
+}
+
+#[test]
+fn more_executors_than_cores_serve_together() {
+    let server = Launch::new().set("OSC_WORKERS", "7").start();
+    assert!(server.log().contains("executors=7"), "{}", server.log());
+    server.create("k", "1");
+    thread::scope(|scope| {
+        for _ in 0..28 {
+            scope.spawn(|| {
+                let mut client = server.connect();
+                for _ in 0..20 {
+                    let response = client.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], None);
+                    assert_eq!(response.value(), "1");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn entries_and_salt_survive_a_restart() {
+    // Data survive a restart, ids and salt included.
+    let server = Server::start();
+    assert_eq!(server.create("k", "{\"a\":1}").status, 201);
+    let salt = std::fs::read(server.salt()).expect("made");
+    let server = server.restart();
+    assert_eq!(server.get("/configs/k").text(), r#"{"id":1,"key":"k","category":null,"value":{"a":1}}"#);
+    assert_eq!(std::fs::read(server.salt()).expect("there"), salt);
+}

@@ -1,0 +1,11 @@
+//! The real binary, started on a free port of the loopback interface, with real files.
+
+mod durability;
+mod field_cases;
+mod files;
+mod framing;
+mod lifecycle;
+mod limits;
+mod requests;
+mod secrets;
+mod support;
