@@ -175,9 +175,9 @@ mod tests {
     /// Decodes `input` in pieces of each given size; `Ok` is the body and what was left over, or
     /// `None` where the input ends before the body does.
     /// Decoded bytes and what is left of the input; `None` when more is needed.
-    type Decoded<'a> = Option<(&'a [u8], &'a [u8])>;
+    type Expected<'a> = Option<(&'a [u8], &'a [u8])>;
 
-    fn check(input: &[u8], expected: Result<Decoded<'_>, Rejection>) {
+    fn check(input: &[u8], expected: Result<Expected<'_>, Rejection>) {
         for size in [1, 2, 3, 7, input.len().max(1)] {
             let text = String::from_utf8_lossy(&input[..input.len().min(60)]);
             assert_eq!(decode(input, size).as_ref().map(as_slices), expected.as_ref().map(|e| *e), "{text}");
