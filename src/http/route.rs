@@ -72,6 +72,7 @@ impl Route {
         let Some(resource) = Resource::find(path) else {
             // The only paths with a slash behind them that can reach this are those of fixed resources.
             if let Some(shorter) = path.strip_suffix(b"/")
+                && shorter != b"/"
                 && Resource::find(shorter).is_some()
             {
                 return Err(Miss::Redirect(header_text(shorter)));

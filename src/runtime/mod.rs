@@ -11,7 +11,7 @@ mod shutdown;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError as Timeout;
@@ -19,6 +19,7 @@ use glommio::ExecutorJoinHandle;
 use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 
 use self::placement::Plan;
+use self::shard::{Started, Starting};
 use self::shutdown::{Reason, Stop};
 use crate::config::Config;
 use crate::crypto::{KeyCache, Pool, PoolConfig};
@@ -163,33 +164,35 @@ fn start_shards(
     let addresses = listeners.first().map_or_else(Vec::new, |listeners| {
         listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     });
-    let (ready, started) = mpsc::channel();
+    let (reports, started) = mpsc::channel();
     let mut shards = Vec::with_capacity(plan.cores.len());
     for (index, (core, listeners)) in plan.cores.iter().zip(listeners).enumerate() {
-        match shard::start(index, *core, listeners, shared.clone(), ready.clone()) {
+        let starting = Starting::new(index, reports.clone());
+        match shard::start(*core, listeners, shared.clone(), starting) {
             Ok(shard) => shards.push(shard),
-            Err(error) => {
-                shared.stop.request();
-                return Err(Error::Shard { index, reason: explain(&error.to_string()) });
-            }
+            Err(error) => return Err(Error::Shard { index, reason: explain(&error.to_string()) }),
         }
     }
-    drop(ready);
+    await_listening(shards, &started).map(|shards| (shards, addresses))
+}
+
+/// All shards, once all of them listen; otherwise the reason of the first one that does not.
+fn await_listening(mut shards: Shards, started: &mpsc::Receiver<Started>) -> Result<Shards, Error> {
     let deadline = Instant::now() + START_DEADLINE;
     for _ in 0..shards.len() {
         match started.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(()) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                shared.stop.request();
-                return Err(join(shards).err().unwrap_or(Error::Part("the executors", "they ended".into())));
+            Ok(Started { is_listening: true, .. }) => {}
+            Ok(Started { index, .. }) => {
+                let joined = shards.swap_remove(index).join();
+                let reason = joined.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+                return Err(Error::Shard { index, reason: explain(&reason) });
             }
-            Err(RecvTimeoutError::Timeout) => {
-                shared.stop.request();
+            Err(_) => {
                 return Err(Error::Part("the executors", format!("not all listen after {START_DEADLINE:?}")));
             }
         }
     }
-    Ok((shards, addresses))
+    Ok(shards)
 }
 
 fn join(shards: Shards) -> Result<(), Error> {

@@ -41,19 +41,49 @@ struct Shard {
     requests: TaskQueueHandle,
 }
 
-/// Starts the executor thread. It reports on `ready` once it listens.
+/// Tells the main thread, once, whether a shard listens: glommio drops the shard's future, and this
+/// with it, when the executor cannot be made, and says so only when it is joined.
+pub(super) struct Starting {
+    index: usize,
+    reports: mpsc::Sender<Started>,
+    is_listening: bool,
+}
+
+/// How the start of one shard ended.
+pub(super) struct Started {
+    pub(super) index: usize,
+    pub(super) is_listening: bool,
+}
+
+impl Starting {
+    pub(super) fn new(index: usize, reports: mpsc::Sender<Started>) -> Self {
+        Self { index, reports, is_listening: false }
+    }
+
+    fn succeed(mut self) {
+        self.is_listening = true;
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        // Nobody waits any more if the start was given up meanwhile.
+        self.reports.send(Started { index: self.index, is_listening: self.is_listening }).ok();
+    }
+}
+
+/// Starts the executor thread.
 ///
 /// # Errors
 /// When the thread cannot be started.
 pub(super) fn start(
-    index: usize,
     core: Option<usize>,
     listeners: Vec<TcpListener>,
     shared: Shared,
-    ready: mpsc::Sender<()>,
+    starting: Starting,
 ) -> glommio::Result<ExecutorJoinHandle<()>, ()> {
     LocalExecutorBuilder::new(Plan::placement(core))
-        .name(&format!("osc-shard-{index}"))
+        .name(&format!("osc-shard-{}", starting.index))
         // Sockets need no registered buffers, and the default of 10 MiB exceeds a usual memory lock limit.
         .io_memory(0)
         .preempt_timer(Duration::from_millis(5))
@@ -72,18 +102,17 @@ pub(super) fn start(
                 open: Cell::new(0),
                 requests,
             });
-            shard.run(listeners, &ready).await;
+            shard.run(listeners, starting).await;
         })
 }
 
 impl Shard {
-    async fn run(self: &Rc<Self>, listeners: Vec<TcpListener>, ready: &mpsc::Sender<()>) {
+    async fn run(self: &Rc<Self>, listeners: Vec<TcpListener>, starting: Starting) {
         let accepting: Vec<_> = listeners
             .into_iter()
             .map(|listener| glommio::spawn_local(Rc::clone(self).accept(listener)))
             .collect();
-        // Nobody waits any more if the start was given up meanwhile.
-        ready.send(()).ok();
+        starting.succeed();
         while !self.shared.stop.is_requested() {
             Timer::new(DEADLINE_TICK).await;
             self.clock.tick();

@@ -87,12 +87,14 @@ impl Server {
         let copy = Arc::clone(&log);
         thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
+                {
+                    let mut log = copy.lock().expect("no panic while it is held");
+                    log.push_str(&line);
+                    log.push('\n');
+                }
                 if let Some(address) = listening_at(&line) {
                     found.send(address).ok();
                 }
-                let mut log = copy.lock().expect("no panic while it is held");
-                log.push_str(&line);
-                log.push('\n');
             }
         });
         match address.recv_timeout(PATIENCE) {
