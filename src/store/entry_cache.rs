@@ -79,7 +79,9 @@ impl EntryCache {
     /// Caches what was read, unless a commit has touched the stripe since the ticket was taken.
     pub fn fill(&self, ticket: &FillTicket, key: &str, group: &Arc<Group>) {
         let mut stripe = self.stripe(ticket.hash);
-        if !stripe.closed && ticket.epoch == Some(stripe.epoch) && !group.rows.is_empty() {
+        let is_current = !stripe.closed && ticket.epoch == Some(stripe.epoch);
+        // What is there already is the same and knows more: who wrote it, and that it is canonical.
+        if is_current && !group.rows.is_empty() && stripe.find(ticket.hash, key).is_none() {
             stripe.insert(ticket.hash, key, Arc::clone(group));
         }
     }

@@ -164,4 +164,4 @@ fn make_directory(file: &Path) -> Result<(), OpenError> {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

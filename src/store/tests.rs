@@ -1,0 +1,243 @@
+//! The store on real files: groups of writes, coherence, other programs' rows.
+
+use futures_lite::future::block_on;
+
+use super::*;
+use crate::model::Ciphertext;
+
+struct Fixture {
+    store: Arc<Store>,
+    directory: tempfile::TempDir,
+}
+
+const ALICE: OwnerTag = OwnerTag([1; 32]);
+const BOB: OwnerTag = OwnerTag([2; 32]);
+
+impl Fixture {
+    fn new() -> Self {
+        Self::at(tempfile::tempdir().expect("temporary directory"))
+    }
+
+    fn at(directory: tempfile::TempDir) -> Self {
+        let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
+        // The store refuses entries without a salt, and these tests need none to seal with.
+        fs::write(&salt, [7; 64]).expect("writable");
+        let on_fatal = Box::new(|error| panic!("the writer gave up: {error}"));
+        let store = Store::open(&database, &salt, on_fatal).expect("new files open");
+        Self { store: Arc::new(store), directory }
+    }
+
+    fn write(&self, change: Change, owner: OwnerTag) -> WriteResult {
+        block_on(self.store.submit(change, owner).expect("there is room")).expect("the writer answers")
+    }
+
+    fn create(&self, key: &str, environment: Option<&str>, sealed: &[u8]) -> WriteResult {
+        self.write(create(key, environment, sealed), ALICE)
+    }
+
+    fn sealed(&self, key: &str, environment: Option<&str>) -> Option<Vec<u8>> {
+        let group = self.store.group(key).expect("readable").expect("not too many");
+        let row = group.exact(environment)?;
+        row.ciphertext.as_ref().map(|sealed| sealed.as_bytes().to_vec())
+    }
+}
+
+fn create(key: &str, environment: Option<&str>, sealed: &[u8]) -> Change {
+    Change::Create {
+        key: key.to_owned(),
+        environment: environment.map(str::to_owned),
+        category: None,
+        ciphertext: Ciphertext::from_bytes(sealed.to_vec()),
+    }
+}
+
+fn update(seen: &Arc<Row>, sealed: &[u8]) -> Change {
+    Change::Update {
+        seen: Arc::clone(seen),
+        category: None,
+        environment: None,
+        ciphertext: Ciphertext::from_bytes(sealed.to_vec()),
+    }
+}
+
+#[test]
+fn the_bundled_sqlite_is_new_enough() {
+    assert!(rusqlite::version_number() >= SQLITE_VERSION_MIN, "{}", rusqlite::version());
+}
+
+#[test]
+fn one_failing_job_does_not_fail_its_group() {
+    let fixture = Fixture::new();
+    fixture.create("taken", None, b"first").expect("new");
+    // The writer is held back, so that all of these are in one transaction.
+    let held = rusqlite::Connection::open(fixture.directory.path().join("c.db")).expect("there");
+    held.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
+    let submit = |change| fixture.store.submit(change, ALICE).expect("there is room");
+    let first = submit(create("head", None, b"h"));
+    let answers = [
+        submit(create("a", None, b"a")),
+        submit(create("taken", None, b"second")),
+        submit(create("b", None, b"b")),
+        submit(create("a", None, b"again")),
+        submit(create("a", Some("e"), b"other environment")),
+    ];
+    held.execute_batch("COMMIT").expect("nobody writes");
+    block_on(first).expect("answered").expect("new");
+    let mut created = Vec::new();
+    for answer in answers {
+        created.push(block_on(answer).expect("answered").is_ok());
+    }
+    assert_eq!(created, [true, false, true, false, true]);
+    assert_eq!(fixture.sealed("taken", None).as_deref(), Some(&b"first"[..]));
+    assert_eq!(fixture.sealed("a", None).as_deref(), Some(&b"a"[..]));
+    assert_eq!(fixture.sealed("a", Some("e")).as_deref(), Some(&b"other environment"[..]));
+    assert_eq!(fixture.sealed("b", None).as_deref(), Some(&b"b"[..]));
+}
+
+#[test]
+fn a_change_needs_the_row_that_was_seen_or_the_same_owner() {
+    let fixture = Fixture::new();
+    let first = fixture.create("k", None, b"1").expect("new");
+    // Who wrote a row is remembered as long as it is cached; otherwise the owner must look again, too.
+    fixture.store.group("k").expect("readable");
+    let second = fixture.write(update(&first, b"2"), ALICE).expect("seen");
+    // Alice has written since: what she saw before is as good.
+    fixture.write(update(&first, b"3"), ALICE).expect("the same owner");
+    // Bob must look again.
+    let refused = fixture.write(update(&second, b"4"), BOB);
+    assert!(matches!(refused, Err(WriteError::Changed)), "{refused:?}");
+    let refused = fixture.write(Change::Delete { seen: Arc::clone(&second) }, BOB);
+    assert!(matches!(refused, Err(WriteError::Changed)), "{refused:?}");
+    assert_eq!(fixture.sealed("k", None).as_deref(), Some(&b"3"[..]));
+    // A new entry of the same name is another one.
+    fixture.write(Change::Delete { seen: Arc::clone(&second) }, ALICE).expect("the same owner");
+    fixture.create("other", None, b"o").expect("new");
+    fixture.write(create("k", None, b"5"), BOB).expect("gone");
+    let refused = fixture.write(update(&second, b"6"), ALICE);
+    assert!(matches!(refused, Err(WriteError::Changed)), "{refused:?}");
+}
+
+#[test]
+fn moving_to_another_environment() {
+    let fixture = Fixture::new();
+    let plain = fixture.create("k", None, b"1").expect("new");
+    let production = fixture.create("k", Some("production"), b"2").expect("new");
+    let to = |seen: &Arc<Row>, environment: &str| Change::Update {
+        seen: Arc::clone(seen),
+        category: Some("c".into()),
+        environment: Some(environment.to_owned()),
+        ciphertext: Ciphertext::from_bytes(b"3".to_vec()),
+    };
+    assert!(matches!(fixture.write(to(&plain, "production"), ALICE), Err(WriteError::AlreadyExists)));
+    let moved = fixture.write(to(&plain, "staging"), ALICE).expect("free");
+    assert_eq!(
+        (moved.id, moved.environment.as_deref(), moved.category.as_deref()),
+        (1, Some("staging"), Some("c"))
+    );
+    assert_eq!(fixture.sealed("k", None), None);
+    assert_eq!(fixture.sealed("k", Some("staging")).as_deref(), Some(&b"3"[..]));
+    assert_eq!(fixture.sealed("k", Some("production")).as_deref(), Some(&b"2"[..]));
+    assert!(
+        matches!(fixture.write(to(&plain, "x"), ALICE), Err(WriteError::Changed)),
+        "it is not there any more"
+    );
+    fixture.write(Change::Delete { seen: production }, ALICE).expect("there");
+}
+
+#[test]
+fn what_is_cached_is_what_is_stored() {
+    let fixture = Fixture::new();
+    let mut row = fixture.create("k", None, b"0").expect("new");
+    fixture.store.group("k").expect("readable");
+    for number in 1..50_u8 {
+        row = fixture.write(update(&row, &[number]), ALICE).expect("seen");
+        let cached = fixture.store.cache().get("k").expect("a write keeps it cached");
+        let cached = cached.exact(None).and_then(|row| row.ciphertext.clone()).expect("there");
+        assert_eq!(cached.as_bytes(), [number]);
+        let stored = fixture.store.exact("k", None).expect("readable").expect("there");
+        assert_eq!(stored.ciphertext, Some(cached));
+    }
+    fixture.write(Change::Delete { seen: row }, ALICE).expect("there");
+    assert!(fixture.store.cache().get("k").is_none());
+    assert_eq!(fixture.sealed("k", None), None);
+}
+
+#[test]
+fn pages_end_where_the_next_begins() {
+    let fixture = Fixture::new();
+    let sealed = vec![1; 40_000];
+    for number in 0..60 {
+        let environment = (number % 3 == 0).then_some("e");
+        fixture.create(&format!("key {number:02}"), environment, &sealed).expect("new");
+    }
+    let collect = |filter: &Filter| {
+        let (mut ids, mut after, mut pages) = (Vec::new(), 0, 0);
+        loop {
+            let page = fixture.store.page(filter, after).expect("readable");
+            pages += 1;
+            ids.extend(page.rows.iter().map(|row| row.id));
+            match page.next_after {
+                Some(next) => after = next,
+                None => return (ids, pages),
+            }
+        }
+    };
+    let (ids, pages) = collect(&Filter::default());
+    assert_eq!(ids, (1..=60).collect::<Vec<_>>());
+    assert!((3..=4).contains(&pages), "a page is about a mebibyte: {pages}");
+    let environment = Filter { environment: Some("e".into()), ..Filter::default() };
+    assert_eq!(collect(&environment).0.len(), 20);
+    // `%` and `_` are ordinary characters, and case counts.
+    for (prefix, count) in [("key 0", 10), ("key", 60), ("KEY", 0), ("key _", 0), ("%", 0), ("", 60)] {
+        let filter = Filter { prefix: Some(prefix.into()), ..Filter::default() };
+        assert_eq!(collect(&filter).0.len(), count, "{prefix:?}");
+    }
+}
+
+#[test]
+fn rows_of_other_programs_are_shown_as_far_as_they_can_be() {
+    let fixture = Fixture::new();
+    let database = rusqlite::Connection::open(fixture.directory.path().join("c.db")).expect("there");
+    database
+        .execute_batch(
+            r#"INSERT INTO configurations ("key", encrypted_value, category, created_at) VALUES
+                ('blob', CAST('gAAA' AS BLOB), 7, 'yesterday'),
+                (CAST(x'ff' AS TEXT), 'gAAA', NULL, NULL),
+                ('number', 5, NULL, '2026-01-31 10:00:00.000001');"#,
+        )
+        .expect("the table takes anything");
+    let page = fixture.store.page(&Filter::default(), 0).expect("readable");
+    assert_eq!((page.rows.len(), page.unreadable_count), (2, 1));
+    assert!(page.rows[0].ciphertext.is_some() && page.rows[0].created_at.is_none());
+    assert_eq!(page.rows[0].category.as_deref(), Some("7"));
+    assert!(page.rows[1].created_at.is_some());
+}
+
+#[test]
+fn the_log_is_emptied_and_its_cycles_are_counted() {
+    let fixture = Fixture::new();
+    let wal = fixture.directory.path().join("c.db-wal");
+    let largest = crate::limits::WAL_PAGES_MAX as u64 * 4200 + (1 << 20);
+    let sealed = vec![9; 500_000];
+    for number in 0..60 {
+        fixture.create(&format!("k{number}"), None, &sealed).expect("new");
+        assert!(fs::metadata(&wal).expect("there").len() < largest, "after {number}");
+    }
+    fixture.store.close();
+    assert!(!wal.exists());
+    let database = fs::read(fixture.directory.path().join("c.db")).expect("there");
+    let cycle = u32::from_be_bytes(database[60..64].try_into().expect("four bytes"));
+    assert!(cycle >= 2, "one for each time the log was emptied: {cycle}");
+}
+
+#[test]
+fn a_closed_store_takes_no_more_writes() {
+    let fixture = Fixture::new();
+    fixture.create("k", None, b"1").expect("new");
+    fixture.store.close();
+    assert!(matches!(fixture.store.submit(create("x", None, b"1"), ALICE), Err(Error::Stopped)));
+    let Fixture { store, directory } = fixture;
+    drop(store);
+    let again = Fixture::at(directory);
+    assert_eq!(again.sealed("k", None).as_deref(), Some(&b"1"[..]));
+}
