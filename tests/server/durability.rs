@@ -280,3 +280,38 @@ fn a_full_disk_refuses_writes_and_recovers() {
     assert_eq!((server.value("first").as_str(), server.value("after").as_str()), ("\"kept\"", "1"));
     drop(server);
 }
+
+/// After a failed write or fsync nobody knows what is on the disk: the server ends, and the next
+/// start recovers. A limit on the size of files stands in for the failing disk.
+#[test]
+fn a_failing_disk_ends_the_server_and_loses_nothing() {
+    let launch = Launch::new();
+    let inner = launch.command();
+    let mut limited = Command::new("sh");
+    // The signal is ignored, so that the write fails instead; the unit is 512 bytes.
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 2000; exec \"$0\""])
+        .arg(inner.get_program())
+        .current_dir(launch.directory.path());
+    limited.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    let mut server = Server::spawn(&mut limited, Arc::clone(&launch.directory)).expect("it starts");
+    let value = format!("\"{}\"", "x".repeat(100_000));
+    let mut acknowledged = Vec::new();
+    let mut last = 201;
+    for number in 0..30 {
+        let key = format!("k{number}");
+        last = server.create(&key, &value).status;
+        if last != 201 {
+            break;
+        }
+        acknowledged.push(key);
+    }
+    assert_eq!(last, 503, "after {} writes", acknowledged.len());
+    assert!(acknowledged.len() > 2, "{acknowledged:?}");
+    assert_eq!(server.wait().code(), Some(1), "{}", server.log());
+    assert!(server.log().contains("the database failed"), "{}", server.log());
+    let server = Launch::at(launch.directory).start();
+    for key in acknowledged {
+        assert_eq!(server.value(&key), value, "{key}");
+    }
+}
