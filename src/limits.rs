@@ -70,7 +70,7 @@ pub const DEADLINE_TICK: Duration = Duration::from_millis(100);
 /// PBKDF2 rounds: part of the file format of the original.
 pub const KDF_ROUNDS: u32 = 480_000;
 /// Derivations that may wait in the queue, for each deriving thread; beyond it 503.
-/// At about 60 ms each this is a wait of about two seconds.
+/// At 40 to 60 ms each this is a wait of one to two seconds.
 pub const DERIVATIONS_QUEUED_MAX_PER_THREAD: usize = 32;
 /// Reads of the database that may wait; beyond it 503.
 pub const STORE_READS_QUEUED_MAX: usize = 4096;

@@ -161,9 +161,9 @@ fn drain(queue: &Receiver<Job>, stopping: &AtomicBool) {
 /// At most 15 bytes, as Linux has it.
 fn thread_name(index: usize, derive_threads: usize) -> String {
     if index < derive_threads {
-        format!("derive-{index}")
+        format!("osc-derive-{index}")
     } else {
-        format!("read-{}", index - derive_threads)
+        format!("osc-read-{}", index - derive_threads)
     }
 }
 
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn results_come_back_from_named_and_niced_threads() {
         let pool = Pool::start(PoolConfig { derive_threads: 2, read_threads: 2 }, 8, 8).expect("it starts");
-        for (lane, prefix) in [(Lane::Derive, "derive-"), (Lane::Read, "read-")] {
+        for (lane, prefix) in [(Lane::Derive, "osc-derive-"), (Lane::Read, "osc-read-")] {
             let about_thread = || {
                 let nice = rustix::process::getpriority_process(Some(rustix::thread::gettid()));
                 (thread::current().name().map(str::to_owned), nice)
