@@ -1,0 +1,90 @@
+//! Rows: from the cache, from SQLite, in pages, and written in batches.
+//!
+//! `cache_hit` moves with the lock and the table of a stripe, and is on the path of every read.
+//! `group` moves with the statement for a point read and with decoding the token's text. `page` moves
+//! with the cost of a row in a list, without opening it. `commit` is dominated by the fsync of the
+//! write-ahead log, so it moves with the disk, and with how many writes share one transaction.
+
+use std::hint::black_box;
+use std::path::Path;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use futures_lite::future::block_on;
+use opensecureconf::crypto::{FernetKey, RawKey};
+use opensecureconf::model::Ciphertext;
+use opensecureconf::store::{Change, Filter, OwnerTag, Store};
+
+const ROWS_COUNT: usize = 1000;
+const OWNER: OwnerTag = OwnerTag([7; 32]);
+
+fn open(directory: &Path) -> Store {
+    let on_fatal = Box::new(|error| panic!("the writer gives up: {error}"));
+    Store::open(&directory.join("bench.db"), &directory.join("bench.salt"), on_fatal).expect("a new store")
+}
+
+fn ciphertext() -> Ciphertext {
+    Ciphertext::from_bytes(FernetKey::new(&RawKey::new([7; 32])).seal_raw(&[b'x'; 300], 0))
+}
+
+fn create(number: usize) -> Change {
+    Change::Create {
+        key: format!("key-{number}"),
+        environment: None,
+        category: Some("database".to_owned()),
+        ciphertext: ciphertext(),
+    }
+}
+
+/// Submits all before it waits for the first, so that the writer can put them into one transaction.
+fn write(store: &Store, changes: Vec<Change>) {
+    let answers: Vec<_> =
+        changes.into_iter().map(|change| store.submit(change, OWNER).expect("the queue has room")).collect();
+    for answer in answers {
+        block_on(answer).expect("the writer runs").expect("the change is possible");
+    }
+}
+
+fn updates(store: &Store, count: usize) -> Vec<Change> {
+    (0..count)
+        .map(|number| {
+            let group = store.group(&format!("key-{number}")).expect("readable").expect("one environment");
+            let seen = group.exact(None).expect("created before").clone();
+            Change::Update { seen, category: None, environment: None, ciphertext: ciphertext() }
+        })
+        .collect()
+}
+
+fn rows(criterion: &mut Criterion) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    write(&store, (0..ROWS_COUNT).map(create).collect());
+    let mut group = criterion.benchmark_group("store");
+
+    store.group("key-500").expect("readable");
+    group.bench_function("cache_hit", |bencher| bencher.iter(|| store.cache().get(black_box("key-500"))));
+    group.bench_function("group", |bencher| bencher.iter(|| store.group(black_box("key-500"))));
+
+    group.throughput(Throughput::Elements(ROWS_COUNT as u64));
+    group.bench_function("page", |bencher| {
+        bencher.iter(|| {
+            let page = store.page(&Filter::default(), black_box(0)).expect("readable");
+            assert_eq!(page.rows.len(), ROWS_COUNT);
+            page
+        });
+    });
+
+    for count in [1, 16, 64] {
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(BenchmarkId::new("commit", count), |bencher| {
+            bencher.iter_batched(
+                || updates(&store, count),
+                |changes| write(&store, changes),
+                criterion::BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, rows);
+criterion_main!(benches);
