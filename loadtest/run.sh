@@ -87,12 +87,13 @@ free_port() {
   echo "$port"
 }
 
+# wait_for URL LOG
 wait_for() {
-  local attempt
-  for attempt in $(seq 100); do
+  for _ in $(seq 100); do
     curl -sf -o "$directory/ignored" "$1" && return
     sleep 0.1
   done
+  cat "$2" >&2
   fail "no answer from $1"
 }
 
@@ -108,7 +109,7 @@ start_server() {
       exec "${pin_server[@]}" "$server"
   ) >"$directory/server.log" 2>&1 &
   server_pid=$!
-  wait_for "$base/cluster/health" || { cat "$directory/server.log" >&2; return 1; }
+  wait_for "$base/cluster/health" "$directory/server.log"
 }
 
 # One curl process creates all keys over one connection.
@@ -138,7 +139,7 @@ http {
 CONF
   "${pin_server[@]}" nginx -c "$directory/nginx.conf" >"$directory/nginx.log" 2>&1 &
   anchor_pid=$!
-  wait_for "$anchor/"
+  wait_for "$anchor/" "$directory/nginx.log"
 }
 
 # --- measuring ---------------------------------------------------------------------------------
