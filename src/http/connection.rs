@@ -94,10 +94,7 @@ where
     async fn run(&mut self) -> Result<(), Gone> {
         let mut admitted = None;
         loop {
-            if self.clock.is_closing() && !self.told_to_close {
-                self.told_to_close = true;
-                self.connection.close_after_answer();
-            }
+            self.heed_closing();
             match self.connection.step(self.clock.now_ms()) {
                 Step::Head => match self.admit() {
                     Ok(Admission { request, takes_body: true }) => {
@@ -126,6 +123,14 @@ where
         }
     }
 
+    /// Asked before each answer as well: one that began to be made before the end says that it is the last.
+    fn heed_closing(&mut self) {
+        if self.clock.is_closing() && !self.told_to_close {
+            self.told_to_close = true;
+            self.connection.close_after_answer();
+        }
+    }
+
     fn admit(&self) -> Result<Admission<A::Request>, Answer> {
         let head = self.connection.head();
         panic::catch_unwind(AssertUnwindSafe(|| self.application.admit(&head)))
@@ -136,7 +141,9 @@ where
     async fn answer(&mut self, request: A::Request, body: Zeroizing<Vec<u8>>) -> Result<(), Gone> {
         let application = self.application;
         let handling = AssertUnwindSafe(application.handle(request, body)).catch_unwind();
-        match self.while_connected(handling).await? {
+        let outcome = self.while_connected(handling).await?;
+        self.heed_closing();
+        match outcome {
             Ok(Outcome::Complete(answer)) => self.respond(&answer),
             Ok(Outcome::List(list)) => self.stream_list(list).await?,
             Err(_) => self.respond(&error::internal()),
@@ -288,6 +295,8 @@ where
     /// Ends the sending direction and reads over what still comes: closing with unread bytes would
     /// reset the connection, and the client might never see the answer (RFC 9112, 9.6).
     async fn linger(&mut self) -> Result<(), Gone> {
+        // The body is gone already: others may have its share meanwhile.
+        self.budget.hold(0);
         self.flush().await?;
         self.stream.close().await.map_err(|_| Gone)?;
         loop {
