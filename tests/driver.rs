@@ -1,0 +1,748 @@
+//! The driver of a connection over a pipe in memory: panics, clients that go away, deadlines and
+//! the end, with a time that the tests move on themselves.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{Future, pending, poll_fn};
+use std::io;
+use std::panic;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_lite::future::{block_on, yield_now, zip};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
+use opensecureconf::http::{
+    Admission, Answer, App, Application, BodyBudget, Clock, Outcome, Settings, serve,
+};
+use opensecureconf::http1::HeadView;
+use opensecureconf::limits::BODIES_BYTES_MAX_PER_SHARD;
+use opensecureconf::service::Service;
+use opensecureconf::store::Store;
+use zeroize::Zeroizing;
+
+// --- a pipe ----------------------------------------------------------------------------------
+
+/// One direction of a pipe.
+#[derive(Default)]
+struct Channel {
+    bytes: VecDeque<u8>,
+    capacity: usize,
+    has_ended: bool,
+    has_no_reader: bool,
+    wakers: Vec<Waker>,
+}
+
+impl Channel {
+    fn changed(&mut self) {
+        self.wakers.drain(..).for_each(Waker::wake);
+    }
+}
+
+struct Reader(Rc<RefCell<Channel>>);
+struct Writer(Rc<RefCell<Channel>>);
+
+/// One end of a pipe with two directions.
+struct End {
+    reader: Reader,
+    writer: Writer,
+}
+
+/// A pipe that holds `capacity` bytes in each direction.
+fn pipe(capacity: usize) -> (End, End) {
+    let channel = || Rc::new(RefCell::new(Channel { capacity, ..Channel::default() }));
+    let (there, back) = (channel(), channel());
+    let server = End { reader: Reader(Rc::clone(&there)), writer: Writer(Rc::clone(&back)) };
+    (server, End { reader: Reader(back), writer: Writer(there) })
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        assert!(!out.is_empty(), "nobody may take an empty read for the end");
+        let mut channel = self.0.borrow_mut();
+        if channel.bytes.is_empty() && !channel.has_ended {
+            channel.wakers.push(context.waker().clone());
+            return Poll::Pending;
+        }
+        let count = out.len().min(channel.bytes.len());
+        for (byte, slot) in channel.bytes.drain(..count).zip(out) {
+            *slot = byte;
+        }
+        channel.changed();
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut channel = self.0.borrow_mut();
+        if channel.has_no_reader || channel.has_ended {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let count = bytes.len().min(channel.capacity - channel.bytes.len());
+        if count == 0 {
+            channel.wakers.push(context.waker().clone());
+            return Poll::Pending;
+        }
+        channel.bytes.extend(&bytes[..count]);
+        channel.changed();
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut channel = self.0.borrow_mut();
+        channel.has_ended = true;
+        channel.changed();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut channel = self.0.borrow_mut();
+        channel.has_no_reader = true;
+        channel.changed();
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let mut channel = self.0.borrow_mut();
+        channel.has_ended = true;
+        channel.changed();
+    }
+}
+
+impl AsyncRead for End {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.reader).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for End {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.writer).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_close(context)
+    }
+}
+
+// --- running ---------------------------------------------------------------------------------
+
+/// Runs what needs no other thread. A future that is not woken would wait for ever, so that is a
+/// failure at once and not a test that hangs.
+fn run<T>(future: impl Future<Output = T>) -> T {
+    struct Woken(AtomicBool);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let woken = Arc::new(Woken(AtomicBool::new(true)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut future = pin!(future);
+    while woken.0.swap(false, Ordering::Relaxed) {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+    }
+    panic!("everybody waits and nobody will be woken");
+}
+
+/// Sends everything and gives back all that comes until the server ends its side.
+async fn talk(client: End, sent: impl AsRef<[u8]>) -> String {
+    let End { mut reader, mut writer } = client;
+    let mut received = Vec::new();
+    let (_, read) = zip(writer.write_all(sent.as_ref()), reader.read_to_end(&mut received)).await;
+    read.expect("a pipe has no faults");
+    String::from_utf8(received).expect("answers are text here")
+}
+
+/// Reads one answer of the application below.
+async fn receive(reader: &mut Reader) -> String {
+    let mut received = Vec::new();
+    while !received.ends_with(b"\n") || received.ends_with(b"\r\n") {
+        let mut byte = [0];
+        reader.read_exact(&mut byte).await.expect("a whole answer");
+        received.push(byte[0]);
+    }
+    String::from_utf8(received).expect("answers are text here")
+}
+
+/// The bodies and statuses in a row of answers: `200 /a, 500 ...`.
+fn summary(received: &str) -> Vec<String> {
+    received
+        .split("HTTP/1.1 ")
+        .skip(1)
+        .map(|answer| {
+            let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+            let close = if head.contains("\r\nconnection: close") { " close" } else { "" };
+            format!("{} {}{close}", &head[..3], body.trim_end())
+        })
+        .collect()
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+}
+
+fn last(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+}
+
+// --- an application --------------------------------------------------------------------------
+
+const PANIC: &str = "a panic that the test wants";
+const ERROR: &str = r#"{"detail":"Internal server error"}"#;
+
+/// What it does stands in the path; it answers with the path and the body, and a line feed.
+#[derive(Default)]
+struct Scripted {
+    handlers_running: Cell<usize>,
+    handled: Cell<usize>,
+    released: Cell<bool>,
+}
+
+/// Counts a handler as running until its future is gone.
+struct Running<'a>(&'a Cell<usize>);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Application for Scripted {
+    type Request = String;
+
+    fn admit(&self, head: &HeadView<'_>) -> Result<Admission<String>, Answer> {
+        let path = String::from_utf8_lossy(head.path()).into_owned();
+        assert!(path != "/panic-at-the-head", "{PANIC}");
+        if path == "/refused" {
+            return Err(Answer::json(403, b"/refused\n".to_vec()));
+        }
+        Ok(Admission { request: path, takes_body: head.has_body() })
+    }
+
+    async fn handle(&self, path: String, body: Zeroizing<Vec<u8>>) -> Outcome {
+        self.handlers_running.set(self.handlers_running.get() + 1);
+        let _running = Running(&self.handlers_running);
+        match path.as_str() {
+            "/panic" => panic!("{PANIC}"),
+            "/panic-later" => {
+                yield_now().await;
+                panic!("{PANIC}");
+            }
+            "/never" => pending().await,
+            "/released" => {
+                while !self.released.get() {
+                    yield_now().await;
+                }
+            }
+            _ => {
+                let polls = path.rsplit('/').next().and_then(|text| text.parse().ok()).unwrap_or(0);
+                for _ in 0..polls {
+                    yield_now().await;
+                }
+            }
+        }
+        self.handled.set(self.handled.get() + 1);
+        let mut answer = path.into_bytes();
+        answer.extend_from_slice(&body);
+        answer.push(b'\n');
+        Answer::json(200, answer).into()
+    }
+}
+
+/// The panics that the tests want are not printed; all others are.
+fn expect_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let payload = info.payload();
+            let text = payload.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+            if text.is_none_or(|text| !text.contains(PANIC)) {
+                usual(info);
+            }
+        }));
+    });
+}
+
+/// Serves one connection to which `sent` is sent, until the server ends it.
+fn exchange(application: &Scripted, capacity: usize, sent: &str) -> Vec<String> {
+    let (server, client) = pipe(capacity);
+    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    let ((), received) = run(zip(serve(server, application, &clock, &budget), talk(client, sent)));
+    assert_eq!(application.handlers_running.get(), 0, "no handler outlives its connection");
+    summary(&received)
+}
+
+// --- requests --------------------------------------------------------------------------------
+
+#[test]
+fn a_panic_is_one_requests_alone() {
+    expect_panics();
+    for path in ["/panic", "/panic-later", "/panic-at-the-head"] {
+        let application = Scripted::default();
+        let sent = [get("/a"), get(path), get("/b"), last("/c")].concat();
+        let expected = ["200 /a", &format!("500 {ERROR}"), "200 /b", "200 /c close"];
+        assert_eq!(exchange(&application, 1024, &sent), expected, "{path}");
+        assert_eq!(application.handled.get(), 3);
+    }
+}
+
+#[test]
+fn answers_come_in_the_order_of_their_requests() {
+    let paths: Vec<String> = (0..50).map(|number| format!("/{number}/{}", (50 - number) * 7 % 13)).collect();
+    let sent: String = paths.iter().map(|path| get(path)).collect::<String>() + &last("/end");
+    let mut expected: Vec<String> = paths.iter().map(|path| format!("200 {path}")).collect();
+    expected.push("200 /end close".to_owned());
+    assert_eq!(exchange(&Scripted::default(), 64 * 1024, &sent), expected);
+}
+
+/// What arrives in one piece or in many, and leaves in one or in many, must not matter.
+#[test]
+fn the_pieces_do_not_matter() {
+    expect_panics();
+    let length = "POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n=hello";
+    let chunks = "POST /chunks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+                  3\r\n=he\r\n3;a\r\nllo\r\n0\r\nA: b\r\n\r\n";
+    let sent = [&get("/a"), length, &get("/slow/3"), chunks, &get("/panic"), &last("/z")].concat();
+    let expected = [
+        "200 /a",
+        "200 /length=hello",
+        "200 /slow/3",
+        "200 /chunks=hello",
+        &format!("500 {ERROR}"),
+        "200 /z close",
+    ];
+    for capacity in [1, 2, 3, 7, 100, 64 * 1024] {
+        assert_eq!(exchange(&Scripted::default(), capacity, &sent), expected, "{capacity}");
+    }
+    let refused = format!(
+        "{}{}{}",
+        get("/refused"),
+        "POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1",
+        get("/a")
+    );
+    for capacity in [1, 64 * 1024] {
+        let answers = exchange(&Scripted::default(), capacity, &refused);
+        // Where the whole body is here it is skipped; otherwise nobody waits for it.
+        assert_eq!(answers[0], "403 /refused", "{capacity}");
+        assert!(answers[1].starts_with("403 /refused"), "{capacity}: {answers:?}");
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_handler() {
+    for keeps_reading in [false, true] {
+        let application = Scripted::default();
+        let (server, client) = pipe(1024);
+        let (clock, budget) = (Clock::new(), BodyBudget::default());
+        run(zip(serve(server, &application, &clock, &budget), async {
+            let End { reader, mut writer } = client;
+            writer.write_all(get("/never").as_bytes()).await.expect("there is room");
+            while application.handlers_running.get() == 0 {
+                yield_now().await;
+            }
+            drop(writer);
+            if keeps_reading {
+                let mut reader = reader;
+                let mut received = Vec::new();
+                reader.read_to_end(&mut received).await.expect("a pipe has no faults");
+                assert!(received.is_empty());
+            }
+        }));
+        assert_eq!((application.handlers_running.get(), application.handled.get()), (0, 0));
+    }
+}
+
+/// A client that sends its requests, says that they were all, and reads, gets what needs no waiting.
+#[test]
+fn the_end_of_input_is_not_the_end_of_output() {
+    let (server, client) = pipe(4096);
+    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    let End { mut reader, mut writer } = client;
+    let ((), received) = run(zip(serve(server, &Scripted::default(), &clock, &budget), async {
+        writer.write_all(get("/a").repeat(3).as_bytes()).await.expect("there is room");
+        writer.close().await.expect("a pipe has no faults");
+        let mut received = String::new();
+        reader.read_to_string(&mut received).await.expect("a pipe has no faults");
+        received
+    }));
+    assert_eq!(summary(&received), ["200 /a"; 3]);
+}
+
+// --- time ------------------------------------------------------------------------------------
+
+/// Lets the server come to rest, whatever it can do now.
+async fn settle() {
+    for _ in 0..20 {
+        yield_now().await;
+    }
+}
+
+/// Sends `sent`, and lets the time pass up to `deadline_ms`: nothing happens before, and then the
+/// connection ends with `expected`.
+fn check_deadline(sent: &str, deadline_ms: u64, expected: &[&str]) {
+    let application = Scripted::default();
+    let (server, client) = pipe(64 * 1024);
+    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    clock.tick_at(0);
+    let End { mut reader, mut writer } = client;
+    let serving = async {
+        serve(server, &application, &clock, &budget).await;
+        clock.now_ms()
+    };
+    let (_, received) = run(zip(serving, async {
+        writer.write_all(sent.as_bytes()).await.expect("there is room");
+        settle().await;
+        clock.tick_at(deadline_ms - 1);
+        settle().await;
+        assert!(!reader.0.borrow().has_ended, "not before {deadline_ms}: {sent}");
+        clock.tick_at(deadline_ms);
+        let mut received = String::new();
+        reader.read_to_string(&mut received).await.expect("a pipe has no faults");
+        drop((reader, writer));
+        received
+    }));
+    assert_eq!(summary(&received), expected, "{sent}");
+}
+
+#[test]
+fn deadlines_end_connections() {
+    // On a connection that waits for a request there is no request to answer.
+    check_deadline("", 60_000, &[]);
+    check_deadline("\r\n", 60_000, &[]);
+    check_deadline(&get("/a"), 60_000, &["200 /a"]);
+    let late = r#"408 {"detail":"The request head took too long"} close"#;
+    check_deadline("GET / HT", 10_000, &[late]);
+    check_deadline(&(get("/a") + "GET"), 10_000, &["200 /a", late]);
+    let late = r#"408 {"detail":"The request body took too long"} close"#;
+    let post = "POST / HTTP/1.1\r\nHost: x\r\n";
+    check_deadline(&format!("{post}Content-Length: 9\r\n\r\n"), 10_000, &[late]);
+    // Each KiB earns a second.
+    let body = "x".repeat(2048);
+    check_deadline(&format!("{post}Content-Length: 4096\r\n\r\n{body}"), 12_000, &[late]);
+    check_deadline(&format!("{post}Transfer-Encoding: chunked\r\n\r\n800\r\n{body}"), 12_000, &[late]);
+}
+
+/// A handler may take as long as it likes: only the client has deadlines.
+#[test]
+fn no_deadline_hurries_a_handler() {
+    let application = Scripted::default();
+    let (server, client) = pipe(1024);
+    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    let ((), received) = run(zip(serve(server, &application, &clock, &budget), async {
+        let talking = talk(client, last("/released"));
+        let (received, ()) = zip(talking, async {
+            settle().await;
+            clock.tick_at(100_000_000);
+            settle().await;
+            application.released.set(true);
+        })
+        .await;
+        received
+    }));
+    assert_eq!(summary(&received), ["200 /released close"]);
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_dropped() {
+    let application = Scripted::default();
+    let (server, client) = pipe(100);
+    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    clock.tick_at(0);
+    let is_over = Cell::new(false);
+    let serving = async {
+        serve(server, &application, &clock, &budget).await;
+        is_over.set(true);
+    };
+    let End { mut reader, mut writer } = client;
+    run(zip(serving, async {
+        writer.write_all(get("/a").repeat(3).as_bytes()).await.expect("there is room");
+        settle().await;
+        clock.tick_at(5_000);
+        // It takes a little: that is progress, and the time begins anew.
+        reader.read_exact(&mut [0; 10]).await.expect("an answer has begun");
+        settle().await;
+        clock.tick_at(14_999);
+        settle().await;
+        assert!(!is_over.get());
+        clock.tick_at(15_000);
+        settle().await;
+        assert!(is_over.get(), "the pipe is gone, although the client still holds it");
+    }));
+}
+
+/// After its last answer the server reads on for a moment, but only for a moment.
+#[test]
+fn lingering_has_an_end() {
+    let application = Scripted::default();
+    let (server, client) = pipe(1024);
+    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    clock.tick_at(0);
+    let is_over = Cell::new(false);
+    let serving = async {
+        serve(server, &application, &clock, &budget).await;
+        is_over.set(true);
+    };
+    let End { mut reader, mut writer } = client;
+    run(zip(serving, async {
+        writer.write_all(last("/a").as_bytes()).await.expect("there is room");
+        let mut received = String::new();
+        reader.read_to_string(&mut received).await.expect("a pipe has no faults");
+        assert_eq!(summary(&received), ["200 /a close"]);
+        // More than the pipe holds goes through: it is read and thrown away.
+        writer.write_all(get("/b").repeat(1000).as_bytes()).await.expect("the server still reads");
+        clock.tick_at(1_999);
+        settle().await;
+        assert!(!is_over.get());
+        clock.tick_at(2_000);
+        settle().await;
+        assert!(is_over.get());
+    }));
+    assert_eq!(application.handled.get(), 1);
+}
+
+// --- the end ---------------------------------------------------------------------------------
+
+#[test]
+fn closing_ends_what_is_idle_and_waits_for_what_is_not() {
+    let half = "POST /half HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n=1";
+    for (sent, rest, expected) in [
+        (String::new(), "", &[][..]),
+        (get("/a"), "", &["200 /a"]),
+        (get("/released"), "", &["200 /released close"]),
+        (half.to_owned(), "23", &["200 /half=123 close"]),
+        // Of several requests that are here the first is the last.
+        (get("/released") + &get("/a"), "", &["200 /released close"]),
+    ] {
+        let application = Scripted::default();
+        let (server, client) = pipe(1024);
+        let (clock, budget) = (Clock::new(), BodyBudget::default());
+        let End { mut reader, mut writer } = client;
+        let ((), received) = run(zip(serve(server, &application, &clock, &budget), async {
+            writer.write_all(sent.as_bytes()).await.expect("there is room");
+            settle().await;
+            clock.close();
+            settle().await;
+            application.released.set(true);
+            writer.write_all(rest.as_bytes()).await.expect("the server still reads");
+            let mut received = String::new();
+            reader.read_to_string(&mut received).await.expect("a pipe has no faults");
+            drop((reader, writer));
+            received
+        }));
+        assert_eq!(summary(&received), expected, "{sent}");
+    }
+}
+
+#[test]
+fn a_connection_that_comes_after_the_end_is_ended() {
+    let (application, clock, budget) = (Scripted::default(), Clock::new(), BodyBudget::default());
+    clock.close();
+    let (server, client) = pipe(1024);
+    let talking = talk(client, get("/a").repeat(2));
+    let received = run(serve(server, &application, &clock, &budget).await_with(talking));
+    assert_eq!((summary(&received), application.handled.get()), (Vec::new(), 0));
+}
+
+/// Runs two futures and keeps the result of the second.
+trait AwaitWith: Future<Output = ()> + Sized {
+    async fn await_with<T>(self, other: impl Future<Output = T>) -> T {
+        zip(self, other).await.1
+    }
+}
+
+impl<F: Future<Output = ()>> AwaitWith for F {}
+
+// --- bodies ----------------------------------------------------------------------------------
+
+/// Who is refused because others hold too much gives back at once what it held itself, or one
+/// refusal would bring the next.
+#[test]
+fn a_refused_body_gives_its_bytes_back_at_once() {
+    const LENGTH: usize = 4 * 1024 * 1024;
+    let count = BODIES_BYTES_MAX_PER_SHARD / LENGTH;
+    let application = Scripted::default();
+    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    let mut servings = Vec::new();
+    let mut clients = Vec::new();
+    for _ in 0..count + 3 {
+        let (server, client) = pipe(64 * 1024);
+        servings.push(Box::pin(serve(server, &application, &clock, &budget)));
+        clients.push(client);
+    }
+    let serving = join(servings);
+    let body = vec![b'x'; LENGTH - 1];
+    run(zip(serving, async {
+        for client in &mut clients[..count] {
+            let head = format!("POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: {LENGTH}\r\n\r\n");
+            client.write_all(head.as_bytes()).await.expect("the server reads");
+            client.write_all(&body).await.expect("the server reads");
+        }
+        settle().await;
+        // These do not end their side, so the server still waits for them after its answer.
+        for client in &mut clients[count..] {
+            let head = "POST /c HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n";
+            client.write_all(head.as_bytes()).await.expect("the server reads");
+            client.write_all(&body[..50_000]).await.expect("the server reads");
+            let mut received = String::new();
+            client.read_to_string(&mut received).await.expect("a pipe has no faults");
+            assert!(
+                received.starts_with("HTTP/1.1 503 ") && received.contains("\r\nretry-after: 1\r\n"),
+                "{received}"
+            );
+        }
+        // One of the first makes room for one more.
+        clients[0].write_all(b"x").await.expect("the server reads");
+        let mut answer = receive(&mut clients[0].reader).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "));
+        let small =
+            "POST /d HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".to_owned() + &"x".repeat(100_000);
+        clients[0].write_all(small.as_bytes()).await.expect("the server reads");
+        answer = receive(&mut clients[0].reader).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "));
+        drop(clients);
+    }));
+}
+
+/// Runs all of them to their ends.
+async fn join<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) {
+    poll_fn(|context| {
+        futures.retain_mut(|future| Pin::new(future).poll(context).is_pending());
+        if futures.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+// --- the whole stack -------------------------------------------------------------------------
+
+/// Everything but the runtime, in a directory of its own.
+struct Stack {
+    keys: KeyCache,
+    app: App,
+    clock: Rc<Clock>,
+    budget: BodyBudget,
+    _directory: tempfile::TempDir,
+}
+
+impl Stack {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (database, salt) = (directory.path().join("test.db"), directory.path().join("test.salt"));
+        let on_fatal = Box::new(|error| panic!("the store failed: {error}"));
+        let store = Arc::new(Store::open(&database, &salt, on_fatal).expect("new files"));
+        let pool = Pool::start(PoolConfig { derive_threads: 2, read_threads: 2 }, 64, 4096);
+        let keys = KeyCache::new();
+        let service = Arc::new(Service::new(store, keys.clone(), Arc::new(pool.expect("four threads"))));
+        let settings = Settings { api_key: None, user_key_bytes_min: 8, node_id: "test".to_owned() };
+        let app = App::new(service, settings);
+        Self { keys, app, clock: Clock::new(), budget: BodyBudget::default(), _directory: directory }
+    }
+
+    /// Sends each of these over a connection of its own, all at the same time.
+    fn send_all(&self, requests: &[String]) -> Vec<String> {
+        let answers = RefCell::new(vec![Vec::new(); requests.len()]);
+        let mut conversations: Vec<Pin<Box<dyn Future<Output = ()> + '_>>> = Vec::new();
+        for (number, request) in requests.iter().enumerate() {
+            let (server, client) = pipe(4096);
+            let answers = &answers;
+            conversations.push(Box::pin(async move {
+                let serving = serve(server, &self.app, &self.clock, &self.budget);
+                let received = serving.await_with(talk(client, request)).await;
+                answers.borrow_mut()[number] = summary(&received);
+            }));
+        }
+        block_on(join(conversations));
+        answers.into_inner().concat()
+    }
+
+    fn send(&self, request: String) -> String {
+        self.send_all(&[request]).concat()
+    }
+
+    fn derivations(&self) -> u64 {
+        self.keys.counts().derivations_started
+    }
+}
+
+fn read(key: &str, user_key: &str) -> String {
+    format!("GET /configs/{key} HTTP/1.1\r\nHost: x\r\nX-User-Key: {user_key}\r\nConnection: close\r\n\r\n")
+}
+
+fn create(key: &str, user_key: &str) -> String {
+    let body = format!(r#"{{"key":"{key}","value":1}}"#);
+    format!(
+        "POST /configs HTTP/1.1\r\nHost: x\r\nX-User-Key: {user_key}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[test]
+fn a_thousand_first_requests_with_one_key_derive_it_once() {
+    let stack = Stack::new();
+    let requests: Vec<String> =
+        (0..1000).map(|number| create(&format!("k{number}"), "a-new-user-key")).collect();
+    let answers = stack.send_all(&requests);
+    assert_eq!(answers.len(), 1000);
+    assert!(
+        answers.iter().all(|answer| answer.starts_with("201 ") && answer.ends_with(" close")),
+        "{answers:?}"
+    );
+    assert_eq!(stack.derivations(), 1);
+
+    let requests: Vec<String> =
+        (0..1000).map(|number| read(&format!("k{number}"), "another-user-key")).collect();
+    let answers = stack.send_all(&requests);
+    assert!(answers.iter().all(|answer| answer.starts_with("401 ")), "{answers:?}");
+    assert_eq!((answers.len(), stack.derivations()), (1000, 2));
+}
+
+#[test]
+fn what_needs_a_derivation_and_what_does_not() {
+    let stack = Stack::new();
+    for (request, status, derivations) in [
+        // What is refused, or not there, costs none.
+        (read("k", "the-first-user-key"), "404", 0),
+        (read("k", "short"), "401", 0),
+        (create("", "the-first-user-key"), "422", 0),
+        (create("k", "the-first-user-key"), "201", 1),
+        (read("k", "the-first-user-key"), "200", 1),
+        (create("k", "the-first-user-key"), "400", 1),
+        (create("k", "the-second-user-key"), "400", 1),
+        // A wrong key costs one, and its second request none.
+        (read("k", "the-second-user-key"), "401", 2),
+        (read("k", "the-second-user-key"), "401", 2),
+        (read("nowhere", "the-third-user-key"), "404", 2),
+        (read("k", "the-first-user-key"), "200", 2),
+    ] {
+        let answer = stack.send(request.clone());
+        assert!(answer.starts_with(status), "{request}: {answer}");
+        assert_eq!(stack.derivations(), derivations, "{request}");
+    }
+}
