@@ -1,1 +1,453 @@
-//! Written by the next change.
+//! Every limit on the real binary, with its status; and that who uses a limit up harms no other.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use opensecureconf::limits;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::support::{Client, PATIENCE, Response, Server, USER_KEY, eventually, request};
+
+const HEALTH: &str = "GET /cluster/health HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// The answer that ends a connection, whatever is sent after it.
+fn last_answer(client: &mut Client, bytes: &[u8]) -> Response {
+    // The server may have seen enough before the last byte.
+    client.stream.write_all(bytes).ok();
+    let answer = client.receive(false);
+    assert!(answer.closes(), "{answer:?}");
+    assert_eq!(client.rest(), b"", "{answer:?}");
+    answer
+}
+
+fn check_refused(server: &Server, what: &str, bytes: &[u8], status: u16) {
+    let answer = last_answer(&mut server.connect(), &[bytes, HEALTH.as_bytes()].concat());
+    assert_eq!(answer.status, status, "{what}: {answer:?}");
+    assert!(!answer.detail().is_empty(), "{what}");
+}
+
+fn check_taken(server: &Server, what: &str, bytes: &[u8], status: u16) {
+    let mut client = server.connect();
+    client.write(&[bytes, HEALTH.as_bytes()].concat());
+    let answer = client.receive(false);
+    assert!(answer.status == status && !answer.closes(), "{what}: {answer:?}");
+    assert_eq!(client.receive(false).status, 200, "{what}");
+}
+
+#[test]
+fn heads() {
+    let server = Server::start();
+    // `GET ` and ` HTTP/1.1` belong to the line, its end does not.
+    let line = |length: usize| format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(length - 14));
+    check_taken(&server, "line", line(limits::REQUEST_LINE_BYTES_MAX).as_bytes(), 404);
+    check_refused(&server, "line", line(limits::REQUEST_LINE_BYTES_MAX + 1).as_bytes(), 414);
+    check_refused(&server, "line without end", &[b'G'; limits::REQUEST_LINE_BYTES_MAX + 1], 414);
+
+    let head = |length: usize| {
+        let rest = length - "GET / HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n".len();
+        format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "x".repeat(rest))
+    };
+    check_taken(&server, "head", head(limits::HEAD_BYTES_MAX).as_bytes(), 200);
+    check_refused(&server, "head", head(limits::HEAD_BYTES_MAX + 1).as_bytes(), 431);
+
+    let fields = |count: usize| format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(count - 1));
+    check_taken(&server, "fields", fields(limits::HEADERS_COUNT_MAX).as_bytes(), 200);
+    check_refused(&server, "fields", fields(limits::HEADERS_COUNT_MAX + 1).as_bytes(), 431);
+}
+
+#[test]
+fn bodies() {
+    let server = Server::start();
+    let head = format!("POST /configs HTTP/1.1\r\nHost: x\r\nX-User-Key: {USER_KEY}\r\n");
+    let whole = |length: usize| {
+        let value = length - r#"{"key":"big","value":""}"#.len();
+        format!(r#"{{"key":"big","value":"{}"}}"#, "x".repeat(value))
+    };
+    let body = whole(limits::BODY_BYTES_MAX);
+    check_taken(
+        &server,
+        "length",
+        format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes(),
+        201,
+    );
+    assert_eq!(server.value("big").len(), limits::BODY_BYTES_MAX - 22, "all of it was stored");
+    let half = limits::BODY_BYTES_MAX / 2;
+    let pieces = format!("{half:x}\r\n{}\r\n{half:x}\r\n{}\r\n", &body[..half], &body[half..]);
+    let coded = format!("{head}Transfer-Encoding: chunked\r\n\r\n{pieces}0\r\n\r\n");
+    check_taken(&server, "chunks", coded.as_bytes(), 400);
+
+    // The length alone decides: no byte of the body is sent.
+    for length in ["4194305", "5000000000", "99999999999999999999999999"] {
+        let input = format!("{head}Content-Length: {length}\r\n\r\n");
+        let answer = last_answer(&mut server.connect(), input.as_bytes());
+        assert_eq!(answer.status, 413, "{length}");
+    }
+    let coded = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
+    check_refused(&server, "one more byte", format!("{coded}{pieces}1\r\n").as_bytes(), 413);
+    check_refused(&server, "a large chunk", format!("{coded}400001\r\n").as_bytes(), 413);
+
+    let small = r#"{"key":"k","value":1}"#;
+    let extended = |length: usize| format!("{coded}15;{}\r\n{small}\r\n0\r\n\r\n", "x".repeat(length - 1));
+    check_taken(&server, "extension", extended(limits::CHUNK_EXTENSION_BYTES_MAX).as_bytes(), 201);
+    check_refused(&server, "extension", extended(limits::CHUNK_EXTENSION_BYTES_MAX + 1).as_bytes(), 400);
+    let extension = "x".repeat(limits::CHUNK_EXTENSION_BYTES_MAX - 1);
+    let many = |count: usize| format!("{coded}{}0\r\n\r\n", format!("1;{extension}\r\n \r\n").repeat(count));
+    let most = limits::CHUNK_EXTENSIONS_BYTES_MAX / limits::CHUNK_EXTENSION_BYTES_MAX;
+    check_taken(&server, "extensions", many(most).as_bytes(), 422);
+    check_refused(&server, "extensions", many(most + 1).as_bytes(), 400);
+    let trailer =
+        |length: usize| format!("{coded}15\r\n{small}\r\n0\r\nA: {}\r\n\r\n", "x".repeat(length - 5));
+    check_taken(&server, "trailers", trailer(limits::TRAILERS_BYTES_MAX).as_bytes(), 400);
+    check_refused(&server, "trailers", trailer(limits::TRAILERS_BYTES_MAX + 1).as_bytes(), 431);
+}
+
+/// Waits for the answer to what has begun, and says how long that took.
+fn check_timeout(server: &Server, what: &str, begin: &str, more: Option<&'static str>, at_least: Duration) {
+    let mut client = server.connect();
+    let begun = Instant::now();
+    client.write(begin.as_bytes());
+    let has_ended = AtomicBool::new(false);
+    let answer = thread::scope(|scope| {
+        if let Some(more) = more {
+            let mut stream = client.stream.try_clone().expect("a socket can be shared");
+            let has_ended = &has_ended;
+            scope.spawn(move || {
+                while !has_ended.load(Ordering::Relaxed) && stream.write_all(more.as_bytes()).is_ok() {
+                    thread::sleep(Duration::from_millis(500));
+                }
+            });
+        }
+        let answer = client.receive(false);
+        has_ended.store(true, Ordering::Relaxed);
+        answer
+    });
+    let waited = begun.elapsed();
+    assert!(answer.status == 408 && answer.closes(), "{what}: {answer:?}");
+    // The clock of the server ticks every 100 ms, and so it may be ahead of ours by as much.
+    assert!(waited > at_least - Duration::from_millis(200), "{what}: {waited:?}");
+    assert!(waited < at_least + Duration::from_secs(8), "{what}: {waited:?}");
+}
+
+#[test]
+fn who_sends_too_slowly_is_told_so() {
+    let server = Server::start();
+    let put = format!("PUT /configs/k HTTP/1.1\r\nHost: x\r\nX-User-Key: {USER_KEY}\r\n");
+    let length = format!("{put}Content-Length: 100\r\n\r\n{{");
+    let coded = format!("{put}Transfer-Encoding: chunked\r\n\r\n1\r\n");
+    let earned = format!("{put}Content-Length: 4096\r\n\r\n{}", " ".repeat(2048));
+    let cases = [
+        ("half a head", "GET / HTTP/1.1\r\nHost:", None, limits::HEAD_DEADLINE),
+        // From the first byte on, whatever comes after it.
+        ("a slow head", "GET / HTTP/1.1\r\n", Some("A: b\r\n"), limits::HEAD_DEADLINE),
+        ("half a body", &length, None, limits::BODY_DEADLINE),
+        ("a slow body", &length, Some(" "), limits::BODY_DEADLINE),
+        ("half a chunk", &coded, None, limits::BODY_DEADLINE),
+        ("2 KiB in time", &earned, None, limits::BODY_DEADLINE + Duration::from_secs(2)),
+    ];
+    thread::scope(|scope| {
+        for (what, begin, more, at_least) in cases {
+            let server = &server;
+            scope.spawn(move || check_timeout(server, what, begin, more, at_least));
+        }
+    });
+}
+
+/// Field case 15. Each of 200 idle connections sends a write within 50 ms of the moment at which the
+/// server ends it, before or after.
+#[test]
+fn idle_connections_end_and_no_request_is_lost_half() {
+    const COUNT: u64 = 200;
+    let server = Server::start();
+    let mut clients: Vec<Client> = (0..COUNT).map(|_| server.connect()).collect();
+    for number in 0..COUNT {
+        assert_eq!(server.create(&format!("k{number}"), "0").status, 201);
+    }
+    let mut silent = server.connect();
+    // The limit counts from the last answer.
+    let answered: Vec<Instant> = clients
+        .iter_mut()
+        .map(|client| {
+            assert_eq!(client.send("GET", "/cluster/health", &[], None).status, 200);
+            Instant::now()
+        })
+        .collect();
+    assert_eq!(silent.send("GET", "/cluster/health", &[], None).status, 200);
+    let silent_since = Instant::now();
+
+    thread::scope(|scope| {
+        let writing: Vec<_> = (0..COUNT)
+            .zip(clients.iter_mut().zip(&answered))
+            .map(|(number, (client, &answered))| {
+                scope.spawn(move || {
+                    // The server notices the limit at its next tick, up to 100 ms after it.
+                    let at = limits::KEEP_ALIVE_IDLE + Duration::from_millis(number * 200 / COUNT);
+                    let early = Duration::from_millis(50);
+                    let moment = answered + at - early;
+                    thread::sleep(moment.saturating_duration_since(Instant::now()));
+                    let target = format!("/configs/k{number}");
+                    let fields = [("X-User-Key", USER_KEY)];
+                    let put = request("PUT", &target, &fields, Some(br#"{"value":1}"#));
+                    if client.stream.write_all(&put).is_err() {
+                        return None;
+                    }
+                    client.try_receive(false).ok()
+                })
+            })
+            .collect();
+        for (number, writing) in writing.into_iter().enumerate() {
+            let answer = writing.join().expect("no panic there");
+            // A whole answer and the change, or neither.
+            match answer {
+                Some(answer) => {
+                    assert_eq!(answer.status, 200, "{number}: {answer:?}");
+                    assert_eq!(server.value(&format!("k{number}")), "1", "{number}: an answer was given");
+                }
+                None => assert_eq!(server.value(&format!("k{number}")), "0", "{number}: no answer was given"),
+            }
+        }
+    });
+
+    // No answer: it would be taken for that to the next request. And an orderly end, no reset.
+    let mut rest = Vec::new();
+    silent.stream.read_to_end(&mut rest).expect("the end of input, not a reset");
+    let waited = silent_since.elapsed();
+    assert_eq!(rest, b"");
+    assert!(waited > limits::KEEP_ALIVE_IDLE - Duration::from_millis(200), "{waited:?}");
+    assert!(waited < limits::KEEP_ALIVE_IDLE + Duration::from_secs(30), "{waited:?}");
+}
+
+/// What the kernel knows of the server's side of a connection: its state, and the bytes that the
+/// server has not read.
+struct Seen {
+    state: String,
+    unread_bytes: usize,
+    /// Bytes that the client's side has not got rid of.
+    unsent_bytes: usize,
+}
+
+fn look(server: &Server, client: SocketAddr) -> Option<Seen> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    let (server, client) = (format!(":{:04X}", server.address.port()), format!(":{:04X}", client.port()));
+    let row = |local: &str, remote: &str| -> Option<(String, usize, usize)> {
+        table.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if !words.get(1)?.ends_with(local) || !words.get(2)?.ends_with(remote) {
+                return None;
+            }
+            let (unsent, unread) = words.get(4)?.split_once(':')?;
+            let number = |text| usize::from_str_radix(text, 16).expect("hexadecimal");
+            Some((words.get(3)?.to_string(), number(unsent), number(unread)))
+        })
+    };
+    let (state, _, unread_bytes) = row(&server, &client)?;
+    let (_, unsent_bytes, _) = row(&client, &server)?;
+    Some(Seen { state, unread_bytes, unsent_bytes })
+}
+
+#[test]
+fn a_client_that_takes_no_answer_is_dropped() {
+    const ESTABLISHED: &str = "01";
+    let server = Server::start();
+    // Far more than the kernel takes for a client that does not read.
+    let value = format!("\"{}\"", "x".repeat(1024 * 1024));
+    for number in 0..24 {
+        assert_eq!(server.create(&format!("k{number}"), &value).status, 201);
+    }
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(16 * 1024).expect("before it is connected");
+    socket.connect(&SockAddr::from(server.address)).expect("the server listens");
+    let mut stream = TcpStream::from(socket);
+    let own = stream.local_addr().expect("connected");
+    let begun = Instant::now();
+    stream.write_all(&request("GET", "/configs", &[("X-User-Key", USER_KEY)], None)).expect("it is read");
+    let mut others = server.connect();
+    eventually("the server has ended it", || {
+        assert_eq!(others.send("GET", "/cluster/health", &[], None).status, 200, "others are served");
+        look(&server, own).is_none_or(|seen| seen.state != ESTABLISHED)
+    });
+    assert!(begun.elapsed() > limits::WRITE_STALL - Duration::from_millis(200), "{:?}", begun.elapsed());
+    // What the kernel still has arrives, but nobody can take it for the whole list.
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).ok();
+    assert!(received.starts_with(b"HTTP/1.1 200 ") && !received.ends_with(b"\r\n\r\n"));
+    assert_eq!(server.value("k0"), value);
+}
+
+/// Makes room for `count` sockets in this process, if it may.
+fn may_open(count: u64) -> bool {
+    let mut limit = getrlimit(Resource::Nofile);
+    // The other tests need some as well.
+    let needed = count + 4000;
+    if limit.current.is_none_or(|current| current >= needed) {
+        return true;
+    }
+    if limit.maximum.is_some_and(|maximum| maximum < needed) {
+        return false;
+    }
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).is_ok()
+}
+
+#[expect(clippy::print_stderr, reason = "a test that does nothing should not look like one that passed")]
+fn skip(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+#[test]
+fn slow_clients_do_not_disturb_others() {
+    const COUNT: u64 = 1000;
+    const READS: u32 = 200;
+    if !may_open(COUNT) {
+        return skip("too few descriptors");
+    }
+    let server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let mut slow: Vec<Client> = (0..COUNT).map(|_| server.connect()).collect();
+    let is_over = AtomicBool::new(false);
+    let slowest = thread::scope(|scope| {
+        scope.spawn(|| {
+            // Each sends one byte a second.
+            for byte in HEALTH.as_bytes() {
+                for client in &mut slow {
+                    client.write(&[*byte]);
+                }
+                if is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+                thread::sleep(Duration::from_secs(1));
+                if is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        let mut client = server.connect();
+        let mut slowest = Duration::ZERO;
+        for _ in 0..READS {
+            let begun = Instant::now();
+            let answer = client.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], None);
+            slowest = slowest.max(begun.elapsed());
+            assert_eq!(answer.value(), "1");
+            // Spread over some of those seconds.
+            thread::sleep(Duration::from_millis(20));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        slowest
+    });
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+}
+
+#[test]
+fn too_many_connections() {
+    let most = u64::try_from(limits::CONNECTIONS_COUNT_MAX).expect("a small number");
+    if !may_open(most) {
+        return skip("too few descriptors");
+    }
+    let server = Server::start();
+    let mut clients = Vec::new();
+    for number in 0..limits::CONNECTIONS_COUNT_MAX {
+        clients.push(server.connect());
+        // The queue of the listening socket holds less than that.
+        if number % 1000 == 999 {
+            let newest = clients.last_mut().expect("just made");
+            assert_eq!(newest.send("GET", "/cluster/health", &[], None).status, 200);
+        }
+    }
+    assert_eq!(clients.last_mut().expect("many").send("GET", "/", &[], None).status, 200, "the last one");
+    let mut one_too_many = server.connect();
+    let answer = one_too_many.receive(false);
+    assert_eq!((answer.status, answer.headers["retry-after"].as_str()), (503, "1"), "{answer:?}");
+    assert!(answer.closes() && !answer.detail().is_empty());
+    assert_eq!(one_too_many.rest(), b"");
+    // Usual clients send their request before they look for an answer.
+    let mut one_too_many = server.connect();
+    one_too_many.stream.write_all(HEALTH.as_bytes()).ok();
+    assert_eq!(one_too_many.receive(false).status, 503);
+    // Those that were let in go on, and one that leaves makes room.
+    assert_eq!(clients[0].send("GET", "/cluster/health", &[], None).status, 200);
+    clients.truncate(limits::CONNECTIONS_COUNT_MAX - 100);
+    eventually("there is room again", || {
+        let mut client = server.connect();
+        client.stream.write_all(HEALTH.as_bytes()).ok();
+        client.try_receive(false).is_ok_and(|answer| answer.status == 200)
+    });
+}
+
+#[test]
+fn bodies_that_do_not_end_use_up_a_budget_and_no_more() {
+    const COUNT: usize = 20;
+    let server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let enough = limits::BODIES_BYTES_MAX_PER_SHARD / limits::BODY_BYTES_MAX;
+    let head = format!(
+        "POST /configs HTTP/1.1\r\nHost: x\r\nX-User-Key: {USER_KEY}\r\nContent-Length: {}\r\n\r\n",
+        limits::BODY_BYTES_MAX
+    );
+    let almost = [head.as_bytes(), &vec![b' '; limits::BODY_BYTES_MAX - 1]].concat();
+    let mut clients: Vec<Client> = (0..COUNT).map(|_| server.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.stream.write_all(&almost).ok();
+        if number < enough {
+            let own = client.stream.local_addr().expect("connected");
+            eventually("the server has read it", || {
+                look(&server, own).is_some_and(|seen| seen.unread_bytes + seen.unsent_bytes == 0)
+            });
+            continue;
+        }
+        let answer = client.receive(false);
+        assert!(answer.status == 503 && answer.closes(), "{number}: {answer:?}");
+        assert_eq!(answer.headers["retry-after"], "1");
+        assert_eq!(client.rest(), b"");
+    }
+    // Others read on meanwhile.
+    assert_eq!(server.value("k"), "1");
+    // One body that ends is answered as ever: it is no JSON.
+    clients[0].write(b" ");
+    assert_eq!(clients[0].receive(false).status, 422);
+    drop(clients);
+    eventually("writes work again", || server.update("k", "2").status == 200);
+    let full = format!("\"{}\"", "x".repeat(3 * 1024 * 1024));
+    assert_eq!(server.update("k", &full).status, 200);
+}
+
+#[test]
+fn a_full_queue_of_derivations() {
+    const COUNT: usize = 400;
+    let server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let mut clients: Vec<Client> = (0..COUNT).map(|_| server.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        let user_key = format!("one-of-many-user-keys-{number}");
+        client.write(&request("GET", "/configs/k", &[("X-User-Key", &user_key)], None));
+    }
+    // What is cached waits for none of them.
+    let mut others = server.connect();
+    let begun = Instant::now();
+    for _ in 0..100 {
+        let answer = others.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], None);
+        assert_eq!(answer.value(), "1");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let (mut derived, mut refused) = (0, 0);
+    for client in &mut clients {
+        let answer = client.receive(false);
+        match answer.status {
+            401 => derived += 1,
+            503 => {
+                assert_eq!(answer.headers["retry-after"], "1");
+                refused += 1;
+            }
+            _ => panic!("{answer:?}"),
+        }
+        assert!(!answer.closes(), "the connection may ask again: {answer:?}");
+    }
+    assert!(derived > 0 && refused > 0, "{derived} derived, {refused} refused");
+    assert_eq!(derived + refused, COUNT);
+    // The queue is empty again.
+    let answer = clients[COUNT - 1].send("GET", "/configs/k", &[("X-User-Key", "yet-another-key")], None);
+    assert_eq!(answer.status, 401, "{answer:?}");
+}
