@@ -586,47 +586,43 @@ impl<F: Future<Output = ()>> AwaitWith for F {}
 /// refusal would bring the next.
 #[test]
 fn a_refused_body_gives_its_bytes_back_at_once() {
-    const LENGTH: usize = 4 * 1024 * 1024;
-    let count = BODIES_BYTES_MAX_PER_SHARD / LENGTH;
+    const MIB: usize = 1024 * 1024;
+    let post = |path: &str, announced: usize, sent: usize| {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {announced}\r\n\r\n");
+        head + &"x".repeat(sent)
+    };
+    // All but the last 3 MiB are held by bodies that do not end.
+    let mut conversations =
+        vec![post("/holds", 4 * MIB, 4 * MIB - 1); BODIES_BYTES_MAX_PER_SHARD / (4 * MIB) - 1];
+    conversations.push(post("/holds", MIB, MIB - 1));
     let application = Scripted::default();
     let (clock, budget) = (Clock::new(), BodyBudget::default());
-    let mut servings = Vec::new();
-    let mut clients = Vec::new();
-    for _ in 0..count + 3 {
+    let (mut servings, mut clients) = (Vec::new(), Vec::new());
+    for _ in 0..conversations.len() + 2 {
         let (server, client) = pipe(64 * 1024);
         servings.push(Box::pin(serve(server, &application, &clock, &budget)));
         clients.push(client);
     }
-    let serving = join(servings);
-    let body = vec![b'x'; LENGTH - 1];
-    run(zip(serving, async {
-        for client in &mut clients[..count] {
-            let head = format!("POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: {LENGTH}\r\n\r\n");
-            client.write_all(head.as_bytes()).await.expect("the server reads");
-            client.write_all(&body).await.expect("the server reads");
+    run(zip(join(servings), async {
+        let (holders, others) = clients.split_at_mut(conversations.len());
+        for (client, sent) in holders.iter_mut().zip(&conversations) {
+            client.write_all(sent.as_bytes()).await.expect("the server reads");
         }
         settle().await;
-        // These do not end their side, so the server still waits for them after its answer.
-        for client in &mut clients[count..] {
-            let head = "POST /c HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n";
-            client.write_all(head.as_bytes()).await.expect("the server reads");
-            client.write_all(&body[..50_000]).await.expect("the server reads");
-            let mut received = String::new();
-            client.read_to_string(&mut received).await.expect("a pipe has no faults");
-            assert!(
-                received.starts_with("HTTP/1.1 503 ") && received.contains("\r\nretry-after: 1\r\n"),
-                "{received}"
-            );
-        }
-        // One of the first makes room for one more.
-        clients[0].write_all(b"x").await.expect("the server reads");
-        let mut answer = receive(&mut clients[0].reader).await;
-        assert!(answer.starts_with("HTTP/1.1 200 "));
-        let small =
-            "POST /d HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".to_owned() + &"x".repeat(100_000);
-        clients[0].write_all(small.as_bytes()).await.expect("the server reads");
-        answer = receive(&mut clients[0].reader).await;
-        assert!(answer.starts_with("HTTP/1.1 200 "));
+        let refused = &mut others[0];
+        refused.write_all(post("/too-much", 4 * MIB, 3 * MIB).as_bytes()).await.expect("the server reads");
+        let mut received = String::new();
+        refused.read_to_string(&mut received).await.expect("a pipe has no faults");
+        assert!(
+            received.starts_with("HTTP/1.1 503 ") && received.contains("\r\nretry-after: 1\r\n"),
+            "{received}"
+        );
+        // The client has not ended its side, so the server still reads from it.
+        assert!(!refused.writer.0.borrow().has_no_reader);
+        let taken = &mut others[1];
+        taken.write_all(post("/taken", MIB, MIB).as_bytes()).await.expect("the server reads");
+        let answer = receive(&mut taken.reader).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         drop(clients);
     }));
 }
