@@ -183,7 +183,9 @@ fn check(connection: &Connection, path: &Path, header: Option<&Header>) -> Resul
 /// alone, its old `-wal` left there, would become a mixture of two states. Each checkpoint cycle has
 /// a number: the file's header holds the last one that was completed, and the first commit of a
 /// cycle writes into the WAL on which one it builds (`wal_base`). They must fit: equal, or the file
-/// one ahead, when a checkpoint was cut short or the original wrote to the file since.
+/// one ahead, when a checkpoint was cut short or the original wrote to the file since. In those two
+/// cases the WAL does not take the number back: one that does was copied in the middle of its cycle,
+/// and holds old pages of which the database has newer ones.
 fn check_wal_belongs(connection: &Connection, path: &Path, header: &Header) -> Result<(), OpenError> {
     let wal = sibling(path, "-wal");
     let wal_has_content = fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0);
@@ -192,12 +194,19 @@ fn check_wal_belongs(connection: &Connection, path: &Path, header: &Header) -> R
     }
     let base =
         schema::meta(connection, "wal_base").map_err(|error| OpenError::sqlite(path, error))?.unwrap_or(0);
-    if (0..=1).contains(&(header.cycle - base)) {
+    let cycle: i64 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(|error| OpenError::sqlite(path, error))?;
+    if (0..=1).contains(&(header.cycle - base)) && cycle >= header.cycle {
         return Ok(());
     }
     Err(OpenError::Unusable {
         path: path.to_owned(),
-        what: format!("and {} do not belong together (cycle {} and {base})", wal.display(), header.cycle),
+        what: format!(
+            "and {} do not belong together (cycle {} and {base} to {cycle})",
+            wal.display(),
+            header.cycle
+        ),
         remedy: "if the database was restored from a backup, restore or move away its -wal and -shm files too; \
                  nothing was changed",
     })
@@ -245,7 +254,10 @@ fn configure(connection: &Connection, path: &Path) -> Result<(), OpenError> {
              PRAGMA trusted_schema=OFF; PRAGMA cache_size=-8000; PRAGMA mmap_size=0;",
         )
         .map_err(sql)?;
-    // What a crash left in the WAL belongs to its old cycle; a new one starts on an empty WAL.
+    // What a crash left in the WAL ends its cycle; the next one has another number and an empty WAL.
+    if fs::metadata(sibling(path, "-wal")).is_ok_and(|metadata| metadata.len() > 0) {
+        schema::end_cycle(connection).map_err(sql)?;
+    }
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sql)
 }
 

@@ -165,6 +165,22 @@ fn ours_version(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     }
 }
 
+/// Part of the first commit on an empty WAL: says on which cycle the WAL builds. The number itself is
+/// written again, although it stays the same, so that its page is in every part of the WAL: otherwise
+/// a WAL that was copied too early would show the number of whatever database it lies beside.
+pub(super) fn begin_cycle(connection: &Connection) -> rusqlite::Result<()> {
+    let cycle: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    set_meta(connection, "wal_base", cycle)?;
+    connection.pragma_update(None, "user_version", cycle)
+}
+
+/// The last commit before the WAL is emptied: its cycle number goes into the database with it.
+/// `open::check_wal_belongs` relies on this: the database is never more than one ahead of `wal_base`.
+pub(super) fn end_cycle(connection: &Connection) -> rusqlite::Result<()> {
+    let base = meta(connection, "wal_base")?.unwrap_or(0);
+    connection.pragma_update(None, "user_version", i32::try_from(base + 1).unwrap_or(0))
+}
+
 /// A number of the side table `osc_meta`.
 pub(super) fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
     connection

@@ -239,8 +239,7 @@ impl Worker {
     fn apply_all(&self, jobs: &[Job]) -> Result<(Vec<WriteResult>, Vec<Effect>), Error> {
         self.execute("BEGIN IMMEDIATE")?;
         if !self.cycle_begun {
-            let cycle: i64 = self.connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-            schema::set_meta(&self.connection, "wal_base", cycle)?;
+            schema::begin_cycle(&self.connection)?;
         }
         let mut overlay = Overlay::new();
         let mut results = Vec::with_capacity(jobs.len());
@@ -378,10 +377,7 @@ impl Worker {
 
     fn complete_cycle(&mut self) -> Result<bool, Error> {
         if self.cycle_begun {
-            // `open::check_wal_belongs` relies on this: the database is never more than one ahead.
-            let base = schema::meta(&self.connection, "wal_base")?.unwrap_or(0);
-            let next = i32::try_from(base + 1).unwrap_or(0);
-            self.connection.pragma_update(None, "user_version", next)?;
+            schema::end_cycle(&self.connection)?;
         }
         let busy: i64 = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         Ok(busy == 0)
