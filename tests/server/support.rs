@@ -92,6 +92,7 @@ impl Server {
                     log.push_str(&line);
                     log.push('\n');
                 }
+                // Whoever gets the address finds this line in the log.
                 if let Some(address) = listening_at(&line) {
                     found.send(address).ok();
                 }
