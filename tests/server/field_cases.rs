@@ -416,9 +416,9 @@ fn stalled_readers_do_not_pin_the_log() {
     }
 }
 
-/// Runs a shell script in a mount namespace of its own, so that its mounts vanish with it. `None`
-/// where mounting is not permitted.
-fn in_mount_namespace(launch: &Launch, script: &str) -> Option<Command> {
+/// Runs a shell script in a mount namespace of its own, so that its mounts vanish with it. An
+/// error where mounting is not permitted.
+fn in_mount_namespace(launch: &Launch, script: &str) -> Result<Command, String> {
     let data = launch.directory.path();
     let wrapped = |script: &str, program: &std::ffi::OsStr| {
         let mut command = Command::new("unshare");
@@ -427,8 +427,7 @@ fn in_mount_namespace(launch: &Launch, script: &str) -> Option<Command> {
     };
     let trial = wrapped(&format!("{script}true"), std::ffi::OsStr::new("true")).output();
     if !trial.as_ref().is_ok_and(|output| output.status.success()) {
-        println!("skipped: no file system can be mounted here: {trial:?}");
-        return None;
+        return Err(format!("no file system can be mounted here: {trial:?}"));
     }
     let inner = launch.command();
     let mut command = wrapped(&format!("{script}exec \"$0\""), inner.get_program());
@@ -438,7 +437,7 @@ fn in_mount_namespace(launch: &Launch, script: &str) -> Option<Command> {
             None => command.env_remove(name),
         };
     }
-    Some(command)
+    Ok(command)
 }
 
 const DATA_READ_ONLY: &str = "mount --bind \"$1\" \"$1\"; mount -o remount,bind,ro \"$1\"; cd \"$1\"; ";
@@ -464,7 +463,10 @@ fn a_read_only_data_directory_is_refused() {
         }
         let before = names(server.directory.path());
         let launch = Launch::at(Arc::clone(&server.directory));
-        let Some(mut command) = in_mount_namespace(&launch, DATA_READ_ONLY) else { return };
+        let mut command = match in_mount_namespace(&launch, DATA_READ_ONLY) {
+            Ok(command) => command,
+            Err(why) => return println!("skipped: {why}"),
+        };
         let refused = Server::spawn(&mut command, Arc::clone(&launch.directory)).err();
         let refused = refused.expect("it must not start");
         assert!(!refused.status.success());
@@ -484,7 +486,10 @@ fn only_the_data_directory_must_be_writable() {
     let path = |name: &str| data.join(name).to_string_lossy().into_owned();
     let launch =
         launch.set("OSC_DATABASE_PATH", &path(DATABASE)).set("OSC_SALT_FILE_PATH", &path("encryption.salt"));
-    let Some(mut command) = in_mount_namespace(&launch, ROOT_READ_ONLY) else { return };
+    let mut command = match in_mount_namespace(&launch, ROOT_READ_ONLY) {
+        Ok(command) => command,
+        Err(why) => return println!("skipped: {why}"),
+    };
     let mut server = Server::spawn(&mut command, Arc::clone(&launch.directory))
         .unwrap_or_else(|refused| panic!("{}", refused.log));
     assert_eq!(server.create("k", "1").status, 201);
@@ -510,7 +515,10 @@ fn an_existing_salt_may_be_read_only() {
     let launch = launch.set("OSC_SALT_FILE_PATH", "secret/encryption.salt");
     let script =
         "mount --bind \"$1/secret\" \"$1/secret\"; mount -o remount,bind,ro \"$1/secret\"; cd \"$1\"; ";
-    let Some(mut command) = in_mount_namespace(&launch, script) else { return };
+    let mut command = match in_mount_namespace(&launch, script) {
+        Ok(command) => command,
+        Err(why) => return println!("skipped: {why}"),
+    };
     let server = Server::spawn(&mut command, Arc::clone(&launch.directory))
         .unwrap_or_else(|refused| panic!("{}", refused.log));
     assert_eq!(server.create("k", "1").status, 201);
