@@ -46,7 +46,9 @@ pub(super) fn open(path: &Path, salt: &Path, salt_is_there: bool) -> Result<Open
     let mut connection = connect(path, !existed)?;
     let sql = |source| OpenError::sqlite(path, source);
     // Until everything is known to be right, closing must not move the WAL into the database.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(sql)?;
+    // Without a WAL there is nothing to move, and closing removes the empty one that opening makes.
+    let wal_has_content = has_content(&sibling(path, "-wal"));
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, wal_has_content).map_err(sql)?;
     let generation = check(&connection, path, header.as_ref())?;
     if !salt_is_there {
         refuse_entries_without_salt(&connection, path, salt, generation)?;
@@ -188,8 +190,7 @@ fn check(connection: &Connection, path: &Path, header: Option<&Header>) -> Resul
 /// and holds old pages of which the database has newer ones.
 fn check_wal_belongs(connection: &Connection, path: &Path, header: &Header) -> Result<(), OpenError> {
     let wal = sibling(path, "-wal");
-    let wal_has_content = fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0);
-    if !(header.wal_mode && wal_has_content) {
+    if !(header.wal_mode && has_content(&wal)) {
         return Ok(());
     }
     let base =
@@ -210,6 +211,10 @@ fn check_wal_belongs(connection: &Connection, path: &Path, header: &Header) -> R
         remedy: "if the database was restored from a backup, restore or move away its -wal and -shm files too; \
                  nothing was changed",
     })
+}
+
+fn has_content(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)
 }
 
 /// A new salt would make every entry unreadable for ever.
@@ -255,7 +260,7 @@ fn configure(connection: &Connection, path: &Path) -> Result<(), OpenError> {
         )
         .map_err(sql)?;
     // What a crash left in the WAL ends its cycle; the next one has another number and an empty WAL.
-    if fs::metadata(sibling(path, "-wal")).is_ok_and(|metadata| metadata.len() > 0) {
+    if has_content(&sibling(path, "-wal")) {
         schema::end_cycle(connection).map_err(sql)?;
     }
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sql)
