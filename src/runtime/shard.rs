@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_lite::{AsyncWriteExt, FutureExt};
 use glommio::timer::{Timer, sleep};
-use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Shares, TaskQueueHandle};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder};
 
 use super::placement::Plan;
 use super::shutdown::Stop;
@@ -21,8 +21,12 @@ use crate::limits::{CONNECTIONS_COUNT_MAX, DEADLINE_TICK, DRAIN_DEADLINE};
 
 /// How long accepting pauses when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// A connection's task waits no longer than this behind others of its executor.
-const REQUEST_LATENCY: Duration = Duration::from_millis(1);
+/// Practically never. When the preemption timer fires while the thread is kept off its core, between
+/// two steps of glommio's loop, the loop takes what it has not run for nothing to run, and sleeps on it
+/// for ever (`run_task_queues` and `run` in its executor; seen under load, with 5 ms in one start of a
+/// thousand). For the same reason there is no task queue with a latency of its own: it sets that timer.
+/// Nothing here needs the timer: a task runs until it waits, and none of them computes for long.
+const PREEMPTION: Duration = Duration::from_secs(60 * 60);
 
 /// What all shards share.
 #[derive(Clone)]
@@ -38,7 +42,6 @@ struct Shard {
     clock: Rc<Clock>,
     bodies: BodyBudget,
     open: Cell<usize>,
-    requests: TaskQueueHandle,
 }
 
 /// Tells the main thread, once, whether a shard listens: glommio drops the shard's future, and this
@@ -86,21 +89,15 @@ pub(super) fn start(
         .name(&format!("osc-shard-{}", starting.index))
         // Sockets need no registered buffers, and the default of 10 MiB exceeds a usual memory lock limit.
         .io_memory(0)
-        .preempt_timer(Duration::from_millis(5))
+        .preempt_timer(PREEMPTION)
         .spawn(move || async move {
             // The first timer of an executor is late by tens of milliseconds (glommio#652).
             sleep(Duration::from_millis(1)).await;
-            let requests = glommio::executor().create_task_queue(
-                Shares::default(),
-                Latency::Matters(REQUEST_LATENCY),
-                "requests",
-            );
             let shard = Rc::new(Shard {
                 shared,
                 clock: Clock::new(),
                 bodies: BodyBudget::default(),
                 open: Cell::new(0),
-                requests,
             });
             shard.run(listeners, starting).await;
         })
@@ -171,16 +168,13 @@ impl Shard {
                 return;
             }
             let serving = serve(stream, &*shard.shared.app, &shard.clock, &shard.bodies);
-            // A panic in a task of an own queue would abort the process (glommio#689).
+            // A panic in a task would end the executor, and with it every other connection.
             if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
                 tracing::error!("a connection was dropped after a panic");
             }
             drop(slot);
         };
-        match glommio::spawn_local_into(serving, self.requests) {
-            Ok(task) => drop(task.detach()),
-            Err(error) => tracing::error!(%error, "cannot serve a connection"),
-        }
+        drop(glommio::spawn_local(serving).detach());
     }
 }
 
