@@ -65,6 +65,12 @@ pub const LINGER: Duration = Duration::from_secs(2);
 /// How often a shard looks at the deadlines of its connections.
 pub const DEADLINE_TICK: Duration = Duration::from_millis(100);
 
+// --- HTTP between nodes ----------------------------------------------------------------------
+
+/// Interim responses (1xx) that are skipped before the one that counts; beyond it the call fails.
+/// This server sends none that was not asked for, and a proxy between has no reason to send many.
+pub const INTERIM_RESPONSES_COUNT_MAX: usize = 8;
+
 // --- work ------------------------------------------------------------------------------------
 
 /// PBKDF2 rounds: part of the file format of the original.

@@ -35,16 +35,24 @@ pub(super) struct Decoder {
     /// The size of the current chunk, as far as its digits have arrived.
     size: usize,
     decoded_count: usize,
+    decoded_count_max: usize,
     extensions_count: usize,
     trailers_count: usize,
 }
 
 impl Decoder {
+    /// For the body of a request.
     pub(super) fn new() -> Self {
+        Self::with_limit(limits::BODY_BYTES_MAX)
+    }
+
+    /// For a body of at most this many bytes.
+    pub(super) fn with_limit(decoded_count_max: usize) -> Self {
         Self {
             expect: Expect::Size { digits: 0 },
             size: 0,
             decoded_count: 0,
+            decoded_count_max,
             extensions_count: 0,
             trailers_count: 0,
         }
@@ -146,7 +154,7 @@ impl Decoder {
             return Ok(Expect::TrailerStart);
         }
         self.decoded_count += self.size;
-        if self.decoded_count > limits::BODY_BYTES_MAX {
+        if self.decoded_count > self.decoded_count_max {
             return Err(Rejection::BodyTooLarge);
         }
         Ok(Expect::Data { remaining: self.size })
@@ -164,7 +172,7 @@ impl Decoder {
 }
 
 /// HTAB, SP, VCHAR and obs-text: what extensions and field values may consist of.
-fn is_text(byte: u8) -> bool {
+pub(super) fn is_text(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7F)
 }
 

@@ -96,6 +96,11 @@ impl Fields {
         }
     }
 
+    /// Whether a length is given, even an empty one, which [`Framing`] does not tell.
+    pub(super) fn has_length(&self) -> bool {
+        self.length.is_some()
+    }
+
     /// RFC 9112 3.2: a 1.1 request without a host is refused.
     pub(super) fn check_host(&self, is_http_11: bool) -> Result<(), Rejection> {
         if is_http_11 && self.hosts_count == 0 {

@@ -9,10 +9,13 @@
 //! writes [`Connection::output`]. Where RFC 9112 lets a server choose between repairing a malformed
 //! message and refusing it, it is refused and the connection closed: two readers that repair
 //! differently are how requests are smuggled.
+//!
+//! `client` is the same for the other end, with [`ClientConnection`], for what nodes ask of each other.
 
 mod answering;
 mod body;
 mod chunked;
+mod client;
 mod connection;
 mod deadlines;
 mod fields;
@@ -37,6 +40,7 @@ mod timeouts;
 #[cfg(test)]
 mod wiping;
 
+pub use client::{Call, ClientConnection, ClientFailure, ClientStep};
 pub use connection::Connection;
 pub use head::HeadView;
 pub use method::Method;

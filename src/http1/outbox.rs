@@ -79,6 +79,12 @@ impl Outbox {
             self.bytes = Vec::new();
         }
     }
+
+    /// Every byte of the buffer, to search it for what should be gone.
+    #[cfg(test)]
+    pub(super) fn everything(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Drop for Outbox {

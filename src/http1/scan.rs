@@ -41,7 +41,8 @@ impl HeadScan {
         scanned
     }
 
-    fn find_end(&mut self, bytes: &[u8]) -> Result<Scanned, Rejection> {
+    /// Like [`HeadScan::advance`], but any first line will do: that of a response is another.
+    pub(super) fn find_end(&mut self, bytes: &[u8]) -> Result<Scanned, Rejection> {
         while let Some(offset) = memchr2(b'\r', b'\n', &bytes[self.scanned..]) {
             let at = self.scanned + offset;
             // RFC 9112 2.2 lets a recipient take a bare LF as a line end. Those in front of us may
