@@ -4,12 +4,12 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use opensecureconf::crypto::{KeyCache, Lookup, RawKey};
+use opensecureconf::crypto::{KeyCache, Lookup, RawKey, Salt};
 use opensecureconf::model::UserKey;
 
 fn fill(cache: &KeyCache, user_key: &UserKey) {
     if let Lookup::Derive(ticket, _waiter) = cache.lookup(user_key, 0) {
-        ticket.complete(&RawKey::new([7; 32]));
+        ticket.complete(&Salt::new(&[1; 64]).expect("not empty"), &RawKey::new([7; 32]));
     }
 }
 

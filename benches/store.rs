@@ -12,22 +12,22 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use futures_lite::future::block_on;
 use opensecureconf::crypto::{FernetKey, RawKey};
 use opensecureconf::model::Ciphertext;
-use opensecureconf::store::{Change, Filter, OwnerTag, Store};
+use opensecureconf::store::{Filter, Options, OwnerTag, Store, Write};
 
 const ROWS_COUNT: usize = 1000;
 const OWNER: OwnerTag = OwnerTag([7; 32]);
 
 fn open(directory: &Path) -> Store {
-    let on_fatal = Box::new(|error| panic!("the writer gives up: {error}"));
-    Store::open(&directory.join("bench.db"), &directory.join("bench.salt"), on_fatal).expect("a new store")
+    let options = Options::alone(Box::new(|error| panic!("the writer gives up: {error}")));
+    Store::open(&directory.join("bench.db"), &directory.join("bench.salt"), options).expect("a new store")
 }
 
 fn ciphertext() -> Ciphertext {
     Ciphertext::from_bytes(FernetKey::new(&RawKey::new([7; 32])).seal_raw(&[b'x'; 300], 0))
 }
 
-fn create(number: usize) -> Change {
-    Change::Create {
+fn create(number: usize) -> Write {
+    Write::Create {
         key: format!("key-{number}"),
         environment: None,
         category: Some("database".to_owned()),
@@ -36,20 +36,20 @@ fn create(number: usize) -> Change {
 }
 
 /// Submits all before it waits for the first, so that the writer can put them into one transaction.
-fn write(store: &Store, changes: Vec<Change>) {
+fn write(store: &Store, changes: Vec<Write>) {
     let answers: Vec<_> =
-        changes.into_iter().map(|change| store.submit(change, OWNER).expect("the queue has room")).collect();
+        changes.into_iter().map(|change| store.write(change, OWNER).expect("the queue has room")).collect();
     for answer in answers {
         block_on(answer).expect("the writer runs").expect("the change is possible");
     }
 }
 
-fn updates(store: &Store, count: usize) -> Vec<Change> {
+fn updates(store: &Store, count: usize) -> Vec<Write> {
     (0..count)
         .map(|number| {
             let group = store.group(&format!("key-{number}")).expect("readable").expect("one environment");
             let seen = group.exact(None).expect("created before").clone();
-            Change::Update { seen, category: None, environment: None, ciphertext: ciphertext() }
+            Write::Update { seen, category: None, environment: None, ciphertext: ciphertext() }
         })
         .collect()
 }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! L4  main -> runtime                     threads, cores and signals
-//! L3  http                                routes, status codes, JSON
+//! L3  http  |  cluster                    routes, status codes, JSON; peers
 //! L2  service                             use cases; where crypto and store meet
 //! L1  http1  |  crypto  |  store          bytes, keys, rows; blind to each other
 //! L0  config  limits  model  telemetry    vocabulary
@@ -13,6 +13,7 @@
 //!
 //! `docs/architecture.md` says which thread runs what.
 
+pub mod cluster;
 pub mod config;
 pub mod crypto;
 pub mod http;

@@ -30,6 +30,8 @@ pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 pub const HEADERS_COUNT_MAX: usize = 64;
 /// Largest request body; beyond it 413. Leaves room for a value of 1 MiB in escapes.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest body between nodes: one value of the largest size, sealed, in base64.
+pub const PEER_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of request bodies that one shard holds at a time; beyond it 503.
 pub const BODIES_BYTES_MAX_PER_SHARD: usize = 64 * 1024 * 1024;
 /// Longest chunk extension of one chunk; beyond it 400.
@@ -118,6 +120,22 @@ pub const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// Pages of the WAL after which the writer empties it into the database.
 pub const WAL_PAGES_MAX: u32 = 4096;
 
+// --- cluster ---------------------------------------------------------------------------------
+
+/// Buckets by which two stores are compared: at 100,000 entries about a hundred entries each, and
+/// all their digests together take 16 KiB.
+pub const BUCKETS_COUNT: usize = 1024;
+/// Changes in one message to a peer.
+pub const CHANGES_PER_MESSAGE_MAX: usize = 512;
+/// Bytes of sealed values in one message to a peer, unless a single one is larger.
+pub const CHANGES_BYTES_PER_MESSAGE: usize = 1024 * 1024;
+/// Changes that are kept for a peer that does not answer; what it misses beyond that it gets by comparing.
+pub const OUTBOX_COUNT_MAX: u64 = 100_000;
+/// A deleted entry is remembered at least this long, and until every known peer has seen it.
+pub const TOMBSTONE_GRACE: Duration = Duration::from_secs(10 * 24 * 60 * 60);
+/// How far ahead of the clock the next stamp is noted, so that it need not be noted with each write.
+pub const CLOCK_RESERVE: Duration = Duration::from_secs(1);
+
 // --- life cycle ------------------------------------------------------------------------------
 
 /// Every shard must listen within this time after the start.
@@ -128,7 +146,8 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(INBOX_BYTES <= HEAD_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX > 3 * 1024 * 1024 / 2, "a value of 1 MiB must fit");
-const _: () = assert!(BODY_BYTES_MAX <= BODIES_BYTES_MAX_PER_SHARD);
+const _: () = assert!(PEER_BODY_BYTES_MAX <= BODIES_BYTES_MAX_PER_SHARD);
+const _: () = assert!(BODY_BYTES_MAX / 3 * 4 + 2 * CHANGES_BYTES_PER_MESSAGE < PEER_BODY_BYTES_MAX);
 const _: () = assert!(DERIVED_KEYS_UNPROVEN_MAX < DERIVED_KEYS_PROVEN_MAX);
 const _: () = assert!(WRITES_PER_COMMIT_MAX <= WRITES_QUEUED_MAX);
 const _: () = assert!(CHUNK_EXTENSION_BYTES_MAX <= CHUNK_EXTENSIONS_BYTES_MAX);

@@ -21,7 +21,7 @@ use opensecureconf::http::{
 use opensecureconf::http1::HeadView;
 use opensecureconf::limits::BODIES_BYTES_MAX_PER_SHARD;
 use opensecureconf::service::Service;
-use opensecureconf::store::Store;
+use opensecureconf::store::{Options, Store};
 use zeroize::Zeroizing;
 
 // --- a pipe ----------------------------------------------------------------------------------
@@ -242,7 +242,10 @@ impl Application for Scripted {
         if path == "/refused" {
             return Err(Answer::json(403, b"/refused\n".to_vec()));
         }
-        Ok(Admission { request: path, takes_body: head.has_body() })
+        Ok(Admission {
+            request: path,
+            body_bytes_max: head.has_body().then_some(opensecureconf::limits::BODY_BYTES_MAX),
+        })
     }
 
     async fn handle(&self, path: String, body: Zeroizing<Vec<u8>>) -> Outcome {
@@ -651,11 +654,12 @@ impl Stack {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (database, salt) = (directory.path().join("test.db"), directory.path().join("test.salt"));
-        let on_fatal = Box::new(|error| panic!("the store failed: {error}"));
-        let store = Arc::new(Store::open(&database, &salt, on_fatal).expect("new files"));
+        let options = Options::alone(Box::new(|error| panic!("the store failed: {error}")));
+        let store = Arc::new(Store::open(&database, &salt, options).expect("new files"));
         let pool = Pool::start(PoolConfig { derive_threads: 2, read_threads: 2 }, 64, 4096);
         let keys = KeyCache::new();
-        let service = Arc::new(Service::new(store, keys.clone(), Arc::new(pool.expect("four threads"))));
+        let service =
+            Arc::new(Service::new(store, keys.clone(), Arc::new(pool.expect("four threads")), None));
         let settings = Settings { api_key: None, user_key_bytes_min: 8, node_id: "test".to_owned() };
         let app = App::new(service, settings);
         Self { keys, app, clock: Clock::new(), budget: BodyBudget::default(), _directory: directory }

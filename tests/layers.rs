@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may name after `crate::`.
-const MAY_IMPORT: [(&str, &[&str]); 11] = [
+const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("limits", &[]),
     ("model", &["limits"]),
     ("config", &["limits", "model"]),
@@ -12,9 +12,13 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("http1", &["limits"]),
     ("crypto", &["limits", "model"]),
     ("store", &["limits", "model"]),
-    ("service", &["limits", "model", "telemetry", "crypto", "store"]),
+    ("service", &["limits", "model", "telemetry", "config", "crypto", "store"]),
     ("http", &["limits", "model", "telemetry", "config", "http1", "service", "store"]),
-    ("runtime", &["limits", "model", "telemetry", "config", "http1", "crypto", "store", "service", "http"]),
+    ("cluster", &["limits", "model", "telemetry", "config", "http1", "service", "store"]),
+    (
+        "runtime",
+        &["limits", "model", "telemetry", "config", "http1", "crypto", "store", "service", "http", "cluster"],
+    ),
     ("main", &["runtime", "config", "telemetry"]),
 ];
 

@@ -65,7 +65,7 @@ pub(super) fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     (name, port).to_socket_addrs().map(Iterator::collect)
 }
 
-fn address(text: &str) -> Option<IpAddr> {
+pub(super) fn address(text: &str) -> Option<IpAddr> {
     match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(inner) => inner.parse::<Ipv6Addr>().ok().map(IpAddr::from),
         None => text.parse().ok(),
@@ -110,7 +110,7 @@ fn is_name_with_port(text: &str) -> bool {
 
 /// Names whose last label starts with a digit are none: the resolver would take `0`, `127.1` or
 /// `0x7f.1` for IPv4 addresses in forms of long ago, and a mistake such as `9000` for `0.0.35.40`.
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let last = text.strip_suffix('.').unwrap_or(text).rsplit('.').next().unwrap_or_default();
     text.len() <= NAME_BYTES_MAX

@@ -4,6 +4,7 @@
 //! summary. This is the only module that looks at the environment of the process.
 
 mod api_key;
+mod cluster;
 mod dotenv;
 mod fault;
 mod host;
@@ -20,6 +21,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+pub use cluster::{ClusterConfig, PeerAddress, WriteAcks};
 pub use fault::{Fault, Faults, Warning};
 pub use host::Host;
 pub use log::{LogFormat, LogLevel};
@@ -45,19 +47,12 @@ pub struct Config {
     pub api_key: Option<ApiKey>,
     /// `OSC_CLUSTER_NODE_ID`.
     pub node_id: String,
-    /// The settings of the cluster.
-    pub cluster: ClusterConfig,
+    /// `OSC_CLUSTER_ENABLED` and the settings that count then; `None` for a node that stands alone.
+    pub cluster: Option<ClusterConfig>,
     /// `OSC_LOG_LEVEL`.
     pub log_level: LogLevel,
     /// `OSC_LOG_FORMAT`.
     pub log_format: LogFormat,
-}
-
-/// How this node works together with others.
-#[derive(Clone, Debug)]
-pub struct ClusterConfig {
-    /// `OSC_CLUSTER_ENABLED`. Always false in this version, which refuses to start otherwise.
-    pub enabled: bool,
 }
 
 /// Reads the environment of the process and `.env` in its working directory.

@@ -16,11 +16,22 @@ impl Config {
             ("OSC_MIN_USER_KEY_LENGTH", self.user_key_bytes_min.to_string()),
             ("OSC_API_KEY_REQUIRED", self.api_key.is_some().to_string()),
             ("OSC_API_KEY", api_key.to_owned()),
-            ("OSC_CLUSTER_ENABLED", self.cluster.enabled.to_string()),
+            ("OSC_CLUSTER_ENABLED", self.cluster.is_some().to_string()),
             ("OSC_CLUSTER_NODE_ID", self.node_id.clone()),
             ("OSC_LOG_LEVEL", self.log_level.to_string()),
             ("OSC_LOG_FORMAT", self.log_format.to_string()),
         ];
-        lines.map(|(name, value)| format!("{name}={value}\n")).concat()
+        let mut summary = lines.map(|(name, value)| format!("{name}={value}\n")).concat();
+        if let Some(cluster) = &self.cluster {
+            let peers: Vec<String> = cluster.peers.iter().map(ToString::to_string).collect();
+            summary.push_str(&format!(
+                "OSC_CLUSTER_MODE=replica\nOSC_CLUSTER_NODES={}\nOSC_CLUSTER_SYNC_INTERVAL={}\n\
+                 OSC_CLUSTER_WRITE_ACKS={}\n",
+                peers.join(","),
+                cluster.sync_interval.as_secs(),
+                cluster.write_acks
+            ));
+        }
+        summary
     }
 }

@@ -212,11 +212,6 @@ fn every_fault() {
             "OSC_API_KEY_REQUIRED: \"\"true\"\" is not a truth value (allowed: true, or false, 0, no, off)",
         ),
         ("OSC_API_KEY_REQUIRED", "true", "OSC_API_KEY: is empty, but OSC_API_KEY_REQUIRED is true"),
-        (
-            "OSC_CLUSTER_ENABLED",
-            "true",
-            "OSC_CLUSTER_ENABLED: clustering is not in this version yet (allowed: false)",
-        ),
         ("OSC_HTTPS_ENABLED", "true", "OSC_HTTPS_ENABLED: TLS is not in this version yet (allowed: false)"),
         ("OSC_CLUSTER_NODE_ID", &long, &long_shown),
         (
@@ -255,7 +250,14 @@ fn values_that_are_no_text_are_faults() {
     let mut environment: BTreeMap<String, OsString> = settings::KNOWN
         .iter()
         .filter(|name| {
-            !matches!(**name, "OSC_CLUSTER_MODE" | "OSC_CLUSTER_NODES" | "OSC_CLUSTER_SYNC_INTERVAL")
+            // These count only in a cluster.
+            !matches!(
+                **name,
+                "OSC_CLUSTER_MODE"
+                    | "OSC_CLUSTER_NODES"
+                    | "OSC_CLUSTER_SYNC_INTERVAL"
+                    | "OSC_CLUSTER_WRITE_ACKS"
+            )
         })
         .map(|name| ((*name).to_owned(), OsString::from_vec(bytes.clone())))
         .collect();
@@ -280,6 +282,7 @@ fn all_faults_at_once_in_the_order_of_the_list() {
             ("OSC_API_KEY", ""),
         ],
         "OSC_WORKERS=none\nOSC_HOST=a b\nOSC_API_KEY_REQUIRED=true\nOSC_CLUSTER_MODE=ring\n\
+         OSC_CLUSTER_NODES=a:1,b:0,c d\nOSC_CLUSTER_SYNC_INTERVAL=0\nOSC_CLUSTER_WRITE_ACKS=most\n\
          OSC_LOG_LEVEL=loud\nOSC_MIN_USER_KEY_LENGTH=x\nOSC_DATABASE_PATH=/\nOSC_SALT_FILE_PATH=/\n",
     )
     .expect_err("faults");
@@ -295,8 +298,11 @@ fn all_faults_at_once_in_the_order_of_the_list() {
             "OSC_SALT_FILE_PATH",
             "OSC_MIN_USER_KEY_LENGTH",
             "OSC_API_KEY",
-            "OSC_CLUSTER_ENABLED",
             "OSC_CLUSTER_MODE",
+            "OSC_CLUSTER_NODES",
+            "OSC_CLUSTER_NODES",
+            "OSC_CLUSTER_SYNC_INTERVAL",
+            "OSC_CLUSTER_WRITE_ACKS",
             "OSC_LOG_LEVEL",
             "OSC_LOG_FORMAT",
         ]

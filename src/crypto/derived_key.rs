@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::fernet::FernetKey;
-use super::kdf::RawKey;
+use super::kdf::{RawKey, Salt};
 use super::key_slots::KeyId;
 
 /// A key ready for use, shared by the cache and whoever is using it; wiped by the last of them.
 pub struct DerivedKey {
     id: KeyId,
+    salt: Salt,
     fernet: FernetKey,
     proven: AtomicBool,
     last_used_seconds: AtomicU64,
@@ -17,9 +18,10 @@ pub struct DerivedKey {
 
 impl DerivedKey {
     /// A key that has opened nothing yet.
-    pub(super) fn new(id: KeyId, raw_key: &RawKey, now_seconds: u64) -> Self {
+    pub(super) fn new(id: KeyId, salt: Salt, raw_key: &RawKey, now_seconds: u64) -> Self {
         Self {
             id,
+            salt,
             fernet: FernetKey::new(raw_key),
             proven: AtomicBool::new(false),
             last_used_seconds: AtomicU64::new(now_seconds),
@@ -29,6 +31,11 @@ impl DerivedKey {
     /// Which user key it was derived from, as this process names it; means nothing outside of it.
     pub fn id(&self) -> &[u8; 32] {
         &self.id
+    }
+
+    /// The salt that it was derived with.
+    pub fn salt(&self) -> &Salt {
+        &self.salt
     }
 
     /// Seals and opens tokens.

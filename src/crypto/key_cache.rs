@@ -163,7 +163,7 @@ impl Ticket {
         let raw_key = derive_unless(&self.user_key.password(), salt.as_bytes(), &|| !self.is_wanted());
         if let Some(raw_key) = raw_key {
             self.shared.derivations_completed.fetch_add(1, Relaxed);
-            self.complete(&raw_key);
+            self.complete(salt, &raw_key);
         }
     }
 
@@ -174,8 +174,8 @@ impl Ticket {
     }
 
     /// Puts the derived key into the cache and wakes all who wait for it.
-    pub fn complete(self, raw_key: &RawKey) {
-        let key = Arc::new(DerivedKey::new(self.id, raw_key, self.now_seconds));
+    pub fn complete(self, salt: &Salt, raw_key: &RawKey) {
+        let key = Arc::new(DerivedKey::new(self.id, salt.clone(), raw_key, self.now_seconds));
         let pending = self.shared.lock().publish(&self.id, self.number, &key);
         if let Some(pending) = pending {
             pending.hand_out(&key);
@@ -234,7 +234,7 @@ mod tests {
     fn fill(cache: &KeyCache, text: &str, now_seconds: u64) -> Arc<DerivedKey> {
         match cache.lookup(&user_key(text), now_seconds) {
             Lookup::Derive(ticket, waiter) => {
-                ticket.complete(&raw_key());
+                ticket.complete(&salt(), &raw_key());
                 block_on(waiter).expect("the ticket was completed")
             }
             Lookup::Ready(_) | Lookup::Wait(_) => panic!("{text} is known already"),
@@ -415,7 +415,7 @@ mod tests {
         assert!(!ticket.is_wanted());
         ticket.derive(&salt());
         assert_eq!(cache.counts().derivations_started, 0);
-        next.complete(&raw_key());
+        next.complete(&salt(), &raw_key());
         assert!(block_on(waiter).is_ok());
     }
 
@@ -439,7 +439,7 @@ mod tests {
         assert!(!is_cached(&cache, "ready", 0));
         assert!(block_on(waiter).is_err());
         let (next, _waiter) = start(&cache, "pending");
-        ticket.complete(&raw_key());
+        ticket.complete(&salt(), &raw_key());
         assert!(!is_cached(&cache, "pending", 0));
         assert!(next.is_wanted());
     }

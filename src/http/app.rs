@@ -8,7 +8,7 @@ use super::answer::{Answer, Outcome};
 use super::body::Fault;
 use super::connection::{Admission, Application};
 use super::error::{self, Refusal};
-use super::handlers::{cluster, configs, system};
+use super::handlers::{cluster, configs, peers, system};
 use super::route::{Miss, Route};
 use crate::http1::HeadView;
 use crate::model::{ApiKey, UserKey};
@@ -84,13 +84,14 @@ impl Application for App {
             true => Some(self.user_key(head.user_key())?),
             false => None,
         };
-        let takes_body = route.takes_body();
+        let body_bytes_max = route.body_bytes_max();
+        let takes_body = body_bytes_max.is_some();
         if takes_body && !head.content_encoding().is_none_or(is_identity) {
             return Err((&Refusal::ContentCoded).into());
         }
         let query = head.query().map(<[u8]>::to_vec);
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
-        Ok(Admission { request: Request { route, user_key, query, content_type }, takes_body })
+        Ok(Admission { request: Request { route, user_key, query, content_type }, body_bytes_max })
     }
 
     async fn handle(&self, request: Request, body: Zeroizing<Vec<u8>>) -> Outcome {
@@ -98,10 +99,16 @@ impl Application for App {
         let query = query.as_deref();
         let caller = configs::Caller { service: &self.service, user_key: user_key.as_ref(), query };
         let answered = match route {
-            Route::Root => Ok(system::root(&self.settings).into()),
-            Route::ClusterStatus => Ok(cluster::status().into()),
-            Route::ClusterHealth => Ok(cluster::health(&self.settings).into()),
-            Route::ReadSalt => Ok(cluster::read_salt(&self.service).into()),
+            Route::Root => Ok(system::root(&self.settings, &self.service).into()),
+            Route::Ready => Ok(system::ready(&self.service).into()),
+            Route::ClusterStatus => Ok(cluster::status(&self.settings, &self.service).into()),
+            Route::ClusterHealth => Ok(cluster::health(&self.settings, &self.service).into()),
+            Route::ClusterMembers => Ok(cluster::members(&self.settings, &self.service).into()),
+            Route::PeerChanges => peers::changes(&self.service, &body).await.map(Outcome::from),
+            Route::PeerDigests => peers::digests(&self.service, &body).map(Outcome::from),
+            Route::PeerVersions => peers::versions(&self.service, &body).await.map(Outcome::from),
+            Route::PeerEntries => peers::entries(&self.service, &body).await.map(Outcome::from),
+            Route::ReadSalt => cluster::read_salt(&self.service).await.map(Outcome::from),
             Route::AdoptSalt => cluster::adopt_salt(&self.service, &body).await.map(Outcome::from),
             Route::CreateConfig => configs::create(&caller, &body, content_type.as_deref()).await,
             Route::ReadConfig(key) => configs::read(&caller, &key).await,

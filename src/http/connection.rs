@@ -38,8 +38,8 @@ pub trait Application {
 pub struct Admission<R> {
     /// What the application needs of the head.
     pub request: R,
-    /// Whether the body is wanted; if not, it is read over.
-    pub takes_body: bool,
+    /// How large a body may be, if one is wanted; if not, it is read over.
+    pub body_bytes_max: Option<usize>,
 }
 
 /// Bytes of request bodies that the connections of one shard hold together.
@@ -97,11 +97,11 @@ where
             self.heed_closing();
             match self.connection.step(self.clock.now_ms()) {
                 Step::Head => match self.admit() {
-                    Ok(Admission { request, takes_body: true }) => {
+                    Ok(Admission { request, body_bytes_max: Some(bytes_max) }) => {
                         admitted = Some(request);
-                        self.connection.accept_body(self.clock.now_ms());
+                        self.connection.accept_body_up_to(bytes_max, self.clock.now_ms());
                     }
-                    Ok(Admission { request, takes_body: false }) => {
+                    Ok(Admission { request, body_bytes_max: None }) => {
                         self.answer(request, Zeroizing::default()).await?;
                     }
                     Err(answer) => self.respond(&answer),

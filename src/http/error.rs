@@ -94,6 +94,15 @@ impl From<service::Error> for Answer {
             Error::Busy => later(503, "The server is busy, try again in a moment"),
             Error::DiskFull => detail(507, "No space is left to store this; reading goes on"),
             Error::Unavailable => later(503, "The server cannot do this at the moment, try again later"),
+            Error::NotReplicated { reached, wanted } => later(
+                503,
+                &format!(
+                    "The write is stored on this node and will replicate, but only {reached} of {wanted} other \
+                     nodes have confirmed it so far"
+                ),
+            ),
+            Error::SaltDiffers => detail(409, "The salt of this node differs"),
+            Error::NoSalt => later(503, "The nodes of the cluster have not agreed on a salt yet"),
             Error::Store(_) => internal(),
         }
     }
@@ -106,6 +115,24 @@ fn place(environment: Option<&str>) -> String {
 /// Always the same text: what went wrong stands in the log.
 pub(super) fn internal() -> Answer {
     detail(500, "Internal server error")
+}
+
+/// `GET /ready` of a node that is not.
+pub(super) fn not_ready(reason: &str) -> Answer {
+    let mut body = b"{\"ready\":false,\"detail\":".to_vec();
+    super::json::write_string(reason, &mut body);
+    body.push(b'}');
+    Answer::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
+}
+
+/// A message of a peer that cannot be taken.
+pub(super) fn malformed_message(error: &crate::service::exchange::Malformed) -> Answer {
+    detail(422, &error.to_string())
+}
+
+/// What only nodes of a cluster ask, asked of a node that is in none.
+pub(super) fn not_clustered() -> Answer {
+    detail(404, "This node is not part of a cluster")
 }
 
 /// Too many connections, or too many bytes of bodies at a time.

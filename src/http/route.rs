@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::http1::Method;
+use crate::limits::{BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
 
 /// Every endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,18 @@ pub enum Route {
     ReadSalt,
     /// `POST /cluster/salt`
     AdoptSalt,
+    /// `POST /cluster/changes`: between nodes
+    PeerChanges,
+    /// `POST /cluster/digests`: between nodes
+    PeerDigests,
+    /// `POST /cluster/versions`: between nodes
+    PeerVersions,
+    /// `POST /cluster/entries`: between nodes
+    PeerEntries,
+    /// `GET /ready`
+    Ready,
+    /// `GET /v1/cluster/members`
+    ClusterMembers,
 }
 
 /// The entry key in a path: everything after `/configs/`, percent-decoded once.
@@ -61,6 +74,12 @@ enum Resource {
     ClusterHealth,
     ClusterConfigs,
     ClusterSalt,
+    PeerChanges,
+    PeerDigests,
+    PeerVersions,
+    PeerEntries,
+    Ready,
+    ClusterMembers,
 }
 
 impl Route {
@@ -92,10 +111,28 @@ impl Route {
             (Resource::ClusterConfigs, Method::Get) => Ok(Self::ClusterConfigs),
             (Resource::ClusterSalt, Method::Get) => Ok(Self::ReadSalt),
             (Resource::ClusterSalt, Method::Post) => Ok(Self::AdoptSalt),
+            (Resource::PeerChanges, Method::Post) => Ok(Self::PeerChanges),
+            (Resource::PeerDigests, Method::Post) => Ok(Self::PeerDigests),
+            (Resource::PeerVersions, Method::Post) => Ok(Self::PeerVersions),
+            (Resource::PeerEntries, Method::Post) => Ok(Self::PeerEntries),
+            (Resource::Ready, Method::Get) => Ok(Self::Ready),
+            (Resource::ClusterMembers, Method::Get) => Ok(Self::ClusterMembers),
+            (
+                Resource::PeerChanges
+                | Resource::PeerDigests
+                | Resource::PeerVersions
+                | Resource::PeerEntries,
+                _,
+            ) => Err(Miss::MethodNotAllowed("POST")),
             (Resource::Configs | Resource::ClusterSalt, _) => Err(Miss::MethodNotAllowed("GET, HEAD, POST")),
             (Resource::Config(_), _) => Err(Miss::MethodNotAllowed("GET, HEAD, PUT, DELETE")),
             (
-                Resource::Root | Resource::ClusterStatus | Resource::ClusterHealth | Resource::ClusterConfigs,
+                Resource::Root
+                | Resource::ClusterStatus
+                | Resource::ClusterHealth
+                | Resource::ClusterConfigs
+                | Resource::Ready
+                | Resource::ClusterMembers,
                 _,
             ) => Err(Miss::MethodNotAllowed("GET, HEAD")),
         }
@@ -103,7 +140,7 @@ impl Route {
 
     /// Whether the request must carry the API key, if one is required at all.
     pub fn needs_api_key(&self) -> bool {
-        !matches!(self, Self::ClusterHealth)
+        !matches!(self, Self::ClusterHealth | Self::Ready)
     }
 
     /// Whether the request must carry a user key.
@@ -115,15 +152,29 @@ impl Route {
             | Self::UpdateConfig(_)
             | Self::DeleteConfig(_)
             | Self::ClusterConfigs => true,
-            Self::Root | Self::ClusterStatus | Self::ClusterHealth | Self::ReadSalt | Self::AdoptSalt => {
-                false
-            }
+            Self::Root
+            | Self::ClusterStatus
+            | Self::ClusterHealth
+            | Self::ReadSalt
+            | Self::AdoptSalt
+            | Self::PeerChanges
+            | Self::PeerDigests
+            | Self::PeerVersions
+            | Self::PeerEntries
+            | Self::Ready
+            | Self::ClusterMembers => false,
         }
     }
 
-    /// Whether the body means something. Other bodies are read over.
-    pub fn takes_body(&self) -> bool {
-        matches!(self, Self::CreateConfig | Self::UpdateConfig(_) | Self::AdoptSalt)
+    /// How large the body may be, if it means something. Other bodies are read over.
+    pub fn body_bytes_max(&self) -> Option<usize> {
+        match self {
+            Self::CreateConfig | Self::UpdateConfig(_) | Self::AdoptSalt => Some(BODY_BYTES_MAX),
+            Self::PeerChanges | Self::PeerDigests | Self::PeerVersions | Self::PeerEntries => {
+                Some(PEER_BODY_BYTES_MAX)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -139,6 +190,8 @@ impl Resource {
             None => (rest, None),
         };
         match (&*percent_decode(first), rest) {
+            (b"ready", None) => Some(Self::Ready),
+            (b"v1", Some(b"cluster/members")) => Some(Self::ClusterMembers),
             (b"configs", None) => Some(Self::Configs),
             (b"configs", Some(key)) if !key.is_empty() => Some(Self::Config(KeyPath::parse(key, path))),
             (b"cluster", Some(second)) => match &*percent_decode(second) {
@@ -146,6 +199,10 @@ impl Resource {
                 b"health" => Some(Self::ClusterHealth),
                 b"configs" => Some(Self::ClusterConfigs),
                 b"salt" => Some(Self::ClusterSalt),
+                b"changes" => Some(Self::PeerChanges),
+                b"digests" => Some(Self::PeerDigests),
+                b"versions" => Some(Self::PeerVersions),
+                b"entries" => Some(Self::PeerEntries),
                 _ => None,
             },
             _ => None,

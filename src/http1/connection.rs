@@ -130,6 +130,11 @@ impl Connection {
     /// Decides to read the body; [`Step::Body`] follows when it is complete, at once where there is
     /// none. Asks the client to send it when it waits for that.
     pub fn accept_body(&mut self, now_ms: u64) {
+        self.accept_body_up_to(limits::BODY_BYTES_MAX, now_ms);
+    }
+
+    /// Like [`Self::accept_body`], with another limit for a body that tells its length.
+    pub fn accept_body_up_to(&mut self, bytes_max: usize, now_ms: u64) {
         let (Phase::Deciding, Some(head)) = (&self.phase, &self.head) else {
             debug_assert!(matches!(self.phase, Phase::Closed), "a body is accepted after its head");
             return;
@@ -140,9 +145,7 @@ impl Connection {
             Framing::Empty => Phase::Answering,
             Framing::Chunked => Phase::Body(Progress::Chunked(Decoder::new())),
             Framing::Length(length) => match usize::try_from(length) {
-                Ok(total) if total <= limits::BODY_BYTES_MAX => {
-                    Phase::Body(Progress::Length { total, remaining: total })
-                }
+                Ok(total) if total <= bytes_max => Phase::Body(Progress::Length { total, remaining: total }),
                 _ => return self.refuse(Rejection::BodyTooLarge),
             },
         };

@@ -2,13 +2,17 @@
 //!
 //! Owns no state, does no I/O and runs on any thread. Nothing here knows HTTP, SQLite or cryptography.
 
+pub mod change;
 pub mod ciphertext;
 pub mod entry;
 pub mod json;
 pub mod secret;
 pub mod timestamp;
+pub mod version;
 
+pub use change::{Change, Content, Digest, EntryId, Known};
 pub use ciphertext::Ciphertext;
 pub use entry::{Category, EntryKey, Environment};
 pub use secret::{ApiKey, Plaintext, UserKey};
 pub use timestamp::Timestamp;
+pub use version::{HybridClock, NodeNumber, Stamp, Version};

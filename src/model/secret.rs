@@ -62,6 +62,11 @@ impl ApiKey {
         Self(text.as_bytes().to_vec())
     }
 
+    /// The key itself, for the header of a request to a peer.
+    pub fn expose(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("it was made from a text")
+    }
+
     /// Whether `candidate` is this key; takes the same time for every candidate of the same length.
     pub fn matches(&self, candidate: &[u8]) -> bool {
         self.0.ct_eq(candidate).into()

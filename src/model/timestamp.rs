@@ -17,6 +17,16 @@ impl Timestamp {
         self.0
     }
 
+    /// What [`Self::as_microseconds`] gave.
+    pub fn from_microseconds(microseconds: i64) -> Self {
+        Self(microseconds)
+    }
+
+    /// Whole milliseconds since 1970; 0 before it.
+    pub fn as_milliseconds(self) -> u64 {
+        u64::try_from(self.0 / 1000).unwrap_or(0)
+    }
+
     /// Whole seconds since 1970; 0 before it.
     pub fn as_seconds(self) -> u64 {
         u64::try_from(self.0 / 1_000_000).unwrap_or(0)

@@ -4,6 +4,7 @@
 //! Threads: one executor for each usable core (`osc-shard-N`), the pool (`osc-derive-N`,
 //! `osc-read-N`), the writer (`osc-writer`), one for signals, and the main thread, which waits.
 
+mod cluster;
 mod listener;
 mod placement;
 mod shard;
@@ -25,8 +26,8 @@ use crate::config::Config;
 use crate::crypto::{KeyCache, Pool, PoolConfig};
 use crate::http::{App, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
-use crate::service::Service;
-use crate::store::{OpenError, Store};
+use crate::service::{ClusterView, Service, Signal};
+use crate::store::{OpenError, Options, Store};
 
 /// How often derived keys that nobody uses any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -74,7 +75,16 @@ pub fn run(config: &Config) -> Result<(), Error> {
         let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         from_writer.send(Reason::Fatal(format!("the database failed: {error}: {source}"))).ok();
     });
-    let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, on_fatal)?);
+    let instance = random_number();
+    let outbox = Arc::new(Signal::default());
+    let grown = Arc::clone(&outbox);
+    let options = Options {
+        is_clustered: config.cluster.is_some(),
+        clock_offset_ms: config.cluster.as_ref().map_or(0, |cluster| cluster.clock_offset_ms),
+        on_fatal,
+        on_outbox: Box::new(move |last| grown.raise(last)),
+    };
+    let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, options)?);
     if let Some(copy) = store.copy() {
         tracing::info!(copy = %copy.display(), "the database was migrated, after it was copied");
     }
@@ -82,7 +92,11 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let plan = Plan::new(config.workers);
     let pool = start_pool(&plan)?;
     let keys = KeyCache::new();
-    let service = Arc::new(Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool)));
+    let view = config
+        .cluster
+        .as_ref()
+        .map(|cluster| Arc::new(ClusterView::new(instance, outbox, cluster.write_acks)));
+    let service = Arc::new(Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool), view));
     let settings = Settings {
         api_key: config.api_key.clone(),
         user_key_bytes_min: config.user_key_bytes_min,
@@ -95,6 +109,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         connections: Arc::default(),
     };
     let (shards, addresses) = start_shards(config, &plan, &shared)?;
+    let cluster = cluster::start(config, &service, &stop)?;
     for address in addresses {
         tracing::info!(%address, executors = plan.cores.len(), "listening");
     }
@@ -109,6 +124,11 @@ pub fn run(config: &Config) -> Result<(), Error> {
     tracing::info!("stopping");
     stop.request();
     let failed = join(shards);
+    if let Some(cluster) = cluster
+        && let Err(error) = cluster.join()
+    {
+        tracing::error!(%error, "the cluster's executor ended by an error");
+    }
     drop((shared, service));
     // Nobody else holds it now, unless a shard left a request behind; its jobs are cut by the exit then.
     if let Some(pool) = Arc::into_inner(pool) {
@@ -124,6 +144,13 @@ pub fn run(config: &Config) -> Result<(), Error> {
             Ok(())
         }
     }
+}
+
+/// Tells this process from every other one.
+fn random_number() -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).expect("Linux has random bytes once it has booted");
+    u64::from_ne_bytes(bytes)
 }
 
 /// A core dump would hold user keys and values.

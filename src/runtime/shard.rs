@@ -26,7 +26,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// for ever (`run_task_queues` and `run` in its executor; seen under load, with 5 ms in one start of a
 /// thousand). For the same reason there is no task queue with a latency of its own: it sets that timer.
 /// Nothing here needs the timer: a task runs until it waits, and none of them computes for long.
-const PREEMPTION: Duration = Duration::from_secs(60 * 60);
+pub(super) const PREEMPTION: Duration = Duration::from_secs(60 * 60);
 
 /// What all shards share.
 #[derive(Clone)]

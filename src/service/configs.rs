@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Error, Service};
 use crate::crypto::{DerivedKey, Lane, OpenError};
 use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp, UserKey, json};
-use crate::store::{Change, Group, OwnerTag, Row, WriteError, WriteResult};
+use crate::store::{Group, OwnerTag, Row, Write, WriteError, WriteResult};
 
 /// How often a write looks again when another one was faster; each time someone else has made progress.
 const ATTEMPTS_MAX: usize = 16;
@@ -80,13 +80,13 @@ impl Service {
                 self.derived_key(user_key).await?
             }
         };
-        let change = Change::Create {
+        let write = Write::Create {
             key: key.to_owned(),
             environment: environment.map(str::to_owned),
             category: new.category.as_ref().map(|category| category.as_str().to_owned()),
             ciphertext: seal(&derived, &new.value),
         };
-        match self.write(change, &derived).await? {
+        match self.write(write, &derived).await? {
             Ok(row) => {
                 derived.mark_proven();
                 Ok(Found { row, value: new.value })
@@ -111,13 +111,13 @@ impl Service {
             let (seen, derived) = self.owned(user_key, key, environment).await?;
             // An entry that was named with its environment stays there.
             let moved = update.environment.as_ref().filter(|_| environment.is_none());
-            let change = Change::Update {
+            let write = Write::Update {
                 seen,
                 category: update.category.as_ref().map(|category| category.as_str().to_owned()),
                 environment: moved.map(|environment| environment.as_str().to_owned()),
                 ciphertext: seal(&derived, &update.value),
             };
-            match self.write(change, &derived).await? {
+            match self.write(write, &derived).await? {
                 Ok(row) => return Ok(Found { row, value: update.value }),
                 Err(WriteError::Changed) => {}
                 Err(WriteError::AlreadyExists) => {
@@ -142,7 +142,7 @@ impl Service {
     ) -> Result<(), Error> {
         for _ in 0..ATTEMPTS_MAX {
             let (seen, derived) = self.owned(user_key, key, environment).await?;
-            match self.write(Change::Delete { seen }, &derived).await? {
+            match self.write(Write::Delete { seen }, &derived).await? {
                 Ok(_) => return Ok(()),
                 Err(WriteError::Changed | WriteError::AlreadyExists) => {}
                 Err(WriteError::Store(error)) => return Err(error.into()),
@@ -168,10 +168,18 @@ impl Service {
         Ok((row, derived))
     }
 
-    async fn write(&self, change: Change, derived: &DerivedKey) -> Result<WriteResult, Error> {
-        let receiver = self.store.submit(change, OwnerTag(*derived.id()))?;
+    async fn write(&self, write: Write, derived: &DerivedKey) -> Result<WriteResult, Error> {
+        if !self.store.salt().seal_with(derived.salt().as_bytes()) {
+            // The salt has just yielded to another node's; the next attempt derives anew.
+            return Err(Error::Busy);
+        }
+        let receiver = self.store.write(write, OwnerTag(*derived.id()))?;
         // From here on the change is made, whether or not anybody waits for the answer.
-        receiver.await.map_err(|_| Error::Unavailable)
+        let result = receiver.await.map_err(|_| Error::Unavailable)?;
+        if let (Ok(_), Some(cluster)) = (&result, self.cluster()) {
+            cluster.own_changes_are_out().await?;
+        }
+        Ok(result)
     }
 
     async fn resolve(&self, key: &str, environment: Option<&str>) -> Result<Arc<Row>, Error> {

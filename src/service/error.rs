@@ -52,6 +52,20 @@ pub enum Error {
     /// The server is stopping or has lost a part: try again elsewhere or later.
     #[error("unavailable")]
     Unavailable,
+    /// The write is durable here and will replicate, but not as many peers have it as it should wait for.
+    #[error("not replicated in time")]
+    NotReplicated {
+        /// How many other nodes have it.
+        reached: usize,
+        /// How many should.
+        wanted: usize,
+    },
+    /// What a peer sent was sealed with another salt.
+    #[error("the salt differs")]
+    SaltDiffers,
+    /// The nodes have not agreed on a salt yet.
+    #[error("no salt yet")]
+    NoSalt,
     /// A read failed for a reason nobody outside can help with.
     #[error("store failure")]
     Store(#[source] store::Error),

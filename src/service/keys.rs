@@ -15,13 +15,14 @@ impl Service {
     /// # Errors
     /// [`Error::Busy`] when too many derivations wait, [`Error::Unavailable`] when there is no salt.
     pub(super) async fn derived_key(&self, user_key: &UserKey) -> Result<Arc<DerivedKey>, Error> {
+        self.salt_is_agreed().await?;
         let receiver = match self.keys.lookup(user_key, self.now_seconds()) {
             Lookup::Ready(key) => return Ok(key),
             Lookup::Wait(receiver) => receiver,
             Lookup::Derive(ticket, receiver) => {
                 let store = Arc::clone(&self.store);
                 let job = move || match store.salt().current_or_new() {
-                    Ok(salt) => ticket.derive(&Salt::new(salt).expect("an empty salt file was refused")),
+                    Ok(salt) => ticket.derive(&Salt::new(&salt).expect("an empty salt file was refused")),
                     Err(error) => tracing::error!(%error, "no key can be derived"),
                 };
                 // A full queue drops the job and with it the ticket, which tells all who wait.

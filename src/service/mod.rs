@@ -3,17 +3,24 @@
 //! Knows neither HTTP nor status codes. Runs on the executors; whatever may block goes to the pool
 //! (derivations, reads of the database) or to the store's writer, and comes back by a oneshot.
 
+mod acks;
 mod configs;
 mod error;
+pub mod exchange;
 mod keys;
 mod list;
+mod replication;
+mod signal;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use acks::Acknowledgements;
 pub use configs::{Found, NewEntry, Update};
 pub use error::Error;
 pub use list::{EntryList, ListQuery, Render, RenderedPage};
+pub use replication::{ClusterView, Member, salt_fingerprint};
+pub use signal::Signal;
 
 use crate::crypto::{KeyCache, Lane, Pool};
 use crate::store::{Adopted, Store};
@@ -24,18 +31,24 @@ pub struct Service {
     store: Arc<Store>,
     keys: KeyCache,
     pool: Arc<Pool>,
+    cluster: Option<Arc<ClusterView>>,
     started: Instant,
 }
 
 impl Service {
-    /// Puts the parts together.
-    pub fn new(store: Arc<Store>, keys: KeyCache, pool: Arc<Pool>) -> Self {
-        Self { store, keys, pool, started: Instant::now() }
+    /// Puts the parts together. `cluster` is there when this node is one of several.
+    pub fn new(
+        store: Arc<Store>,
+        keys: KeyCache,
+        pool: Arc<Pool>,
+        cluster: Option<Arc<ClusterView>>,
+    ) -> Self {
+        Self { store, keys, pool, cluster, started: Instant::now() }
     }
 
     /// The salt, if this node has one yet.
     pub fn salt(&self) -> Option<Arc<[u8]>> {
-        self.store.salt().current().cloned()
+        self.store.salt().current()
     }
 
     /// Takes another node's salt, if this one has none.

@@ -4,14 +4,18 @@
 //! key or a plaintext. Writes run on one writer thread; reads run on whichever thread calls, which
 //! must not be an executor unless the answer is in the cache.
 
+mod batch;
+mod buckets;
 mod entry_cache;
 mod error;
 mod lock;
 mod open;
 mod reader;
+mod replica;
 mod row;
 mod salt_file;
 mod schema;
+mod versions;
 mod writer;
 
 use std::fs;
@@ -22,23 +26,50 @@ use std::time::Duration;
 
 use futures_channel::oneshot;
 
+pub use buckets::Buckets;
 pub use entry_cache::{EntryCache, FillTicket};
 pub use error::{Error, OpenError};
 pub use reader::{Filter, Page};
+pub use replica::OutboxPage;
 pub use row::{Group, OwnerTag, Row};
 pub use salt_file::{Adopted, SaltFile};
-pub use writer::{Change, OnFatal, WriteError, WriteResult};
+pub use writer::{OnFatal, OnOutbox, PeerNote, Write, WriteError, WriteResult};
 
+use self::versions::Versions;
 use crate::limits::SQLITE_VERSION_MIN;
+#[cfg(test)]
+use crate::model::Timestamp;
+use crate::model::{Change, EntryId, Known, NodeNumber};
 
 /// How long SQLite waits for another process, such as a backup, before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How a store is opened.
+pub struct Options {
+    /// Whether this node is one of a cluster now. One that ever was goes on counting versions.
+    pub is_clustered: bool,
+    /// For tests of clocks that are wrong: added to the wall clock in versions.
+    pub clock_offset_ms: i64,
+    /// Called on the writer's thread if it has to give up.
+    pub on_fatal: OnFatal,
+    /// Called on the writer's thread with the last line of the outbox, after each commit that added one.
+    pub on_outbox: OnOutbox,
+}
+
+impl Options {
+    /// For a node that stands alone.
+    pub fn alone(on_fatal: OnFatal) -> Self {
+        Self { is_clustered: false, clock_offset_ms: 0, on_fatal, on_outbox: Box::new(|_| {}) }
+    }
+}
 
 /// The open store; shared by all threads.
 #[derive(Debug)]
 pub struct Store {
     readers: reader::Readers,
     cache: Arc<EntryCache>,
+    buckets: Arc<Buckets>,
+    node: Option<NodeNumber>,
     salt: SaltFile,
     writer: Mutex<Option<Arc<writer::Writer>>>,
     copy: Option<PathBuf>,
@@ -49,11 +80,9 @@ pub struct Store {
 impl Store {
     /// Locks, checks, migrates and opens the files, and starts the writer.
     ///
-    /// `on_fatal` is called on the writer's thread if it has to give up later on.
-    ///
     /// # Errors
     /// When the files cannot be used; they are unchanged then, and the text says what to do.
-    pub fn open(database: &Path, salt: &Path, on_fatal: OnFatal) -> Result<Self, OpenError> {
+    pub fn open(database: &Path, salt: &Path, options: Options) -> Result<Self, OpenError> {
         assert!(
             rusqlite::version_number() >= SQLITE_VERSION_MIN,
             "SQLite {} can lose committed writes (WAL-reset bug); the build must bundle a newer one",
@@ -63,20 +92,30 @@ impl Store {
         make_directory(salt)?;
         let lock = lock::DataLock::acquire(database)?;
         let salt_file = SaltFile::open(salt)?;
-        let opened = open::open(database, salt, salt_file.current().is_some())?;
+        let mut opened = open::open(database, salt, salt_file.current().is_some())?;
+        if opened.has_entries {
+            salt_file.set_sealed_with();
+        }
+        let buckets = Arc::new(Buckets::default());
+        let versions = open_versions(&mut opened.connection, &options, &buckets)
+            .map_err(|error| OpenError::sqlite(database, error))?;
+        let node = versions.as_ref().map(Versions::node);
         let cache = Arc::new(EntryCache::default());
-        let no_environment = opened.generation.no_environment();
-        let (writer, thread) = writer::Writer::start(
-            opened.connection,
-            database.to_owned(),
-            no_environment,
-            Arc::clone(&cache),
-            on_fatal,
-        )
+        let (writer, thread) = writer::Writer::start(writer::Start {
+            connection: opened.connection,
+            path: database.to_owned(),
+            spelling: opened.spelling,
+            cache: Arc::clone(&cache),
+            versions,
+            on_fatal: options.on_fatal,
+            on_outbox: options.on_outbox,
+        })
         .map_err(|error| OpenError::access("start the writer of", database, error))?;
         Ok(Self {
             readers: reader::Readers::new(database.to_owned()),
             cache,
+            buckets,
+            node,
             salt: salt_file,
             writer: Mutex::new(Some(Arc::new(writer))),
             copy: opened.copy,
@@ -129,13 +168,82 @@ impl Store {
         self.readers.page(filter, after)
     }
 
-    /// Queues a change; it is answered when it is durable.
+    /// Queues a write; it is answered when it is durable.
     ///
     /// # Errors
     /// When the queue is full or the store is closed.
-    pub fn submit(&self, change: Change, owner: OwnerTag) -> Result<oneshot::Receiver<WriteResult>, Error> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        writer.ok_or(Error::Stopped)?.submit(change, owner)
+    pub fn write(&self, write: Write, owner: OwnerTag) -> Result<oneshot::Receiver<WriteResult>, Error> {
+        self.writer()?.write(write, owner)
+    }
+
+    /// Queues changes of other nodes; answers how many of them won, when those are durable.
+    ///
+    /// # Errors
+    /// When the queue is full or the store is closed.
+    pub fn apply(&self, changes: Vec<Change>) -> Result<oneshot::Receiver<Result<usize, WriteError>>, Error> {
+        self.writer()?.apply(changes)
+    }
+
+    /// Queues a note about a peer.
+    ///
+    /// # Errors
+    /// When the queue is full or the store is closed.
+    pub fn note(&self, note: PeerNote) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
+        self.writer()?.note(note)
+    }
+
+    /// This data directory's number, if it is or was one of a cluster.
+    pub fn node(&self) -> Option<NodeNumber> {
+        self.node
+    }
+
+    /// Digests of everything that is stored; zero in a store without versions.
+    pub fn buckets(&self) -> &Buckets {
+        &self.buckets
+    }
+
+    /// Own changes after a line of the outbox, as many as fit one message.
+    ///
+    /// # Errors
+    /// When SQLite cannot read.
+    pub fn outbox(&self, after: i64) -> Result<OutboxPage, Error> {
+        self.readers.outbox(self.node.unwrap_or_default(), after)
+    }
+
+    /// The first line of the outbox and the last one that was ever written.
+    ///
+    /// # Errors
+    /// When SQLite cannot read.
+    pub fn outbox_range(&self) -> Result<(i64, i64), Error> {
+        self.readers.outbox_range()
+    }
+
+    /// The line of the outbox up to which each known peer has the own changes.
+    ///
+    /// # Errors
+    /// When SQLite cannot read.
+    pub fn acknowledged(&self) -> Result<Vec<(NodeNumber, i64)>, Error> {
+        self.readers.acknowledged()
+    }
+
+    /// The versions of all entries of some buckets, deleted ones too.
+    ///
+    /// # Errors
+    /// When SQLite cannot read.
+    pub fn versions(&self, buckets: &[usize]) -> Result<Vec<Known>, Error> {
+        self.readers.versions(buckets)
+    }
+
+    /// These entries as they are now, as many as fit one message.
+    ///
+    /// # Errors
+    /// When SQLite cannot read.
+    pub fn changes(&self, ids: &[EntryId]) -> Result<Vec<Change>, Error> {
+        self.readers.changes(ids)
+    }
+
+    fn writer(&self) -> Result<Arc<writer::Writer>, Error> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Stopped)
     }
 
     /// Finishes the queued writes, moves the WAL into the database and closes it.
@@ -158,10 +266,30 @@ impl Drop for Store {
     }
 }
 
+fn open_versions(
+    connection: &mut rusqlite::Connection,
+    options: &Options,
+    buckets: &Arc<Buckets>,
+) -> rusqlite::Result<Option<Versions>> {
+    use rusqlite::config::DbConfig;
+    if !options.is_clustered && !versions::are_kept(connection)? {
+        return Ok(None);
+    }
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).expect("Linux has random bytes once it has booted");
+    let random = u64::from_ne_bytes(random);
+    let versions = Versions::open(connection, random, options.clock_offset_ms, Arc::clone(buckets))?;
+    // The triggers are for other programs; this connection keeps its own books.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    Ok(Some(versions))
+}
+
 fn make_directory(file: &Path) -> Result<(), OpenError> {
     let directory = open::directory_of(file);
     fs::create_dir_all(&directory).map_err(|error| OpenError::access("make the directory", &directory, error))
 }
 
+#[cfg(test)]
+mod cluster_tests;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, backup};
 
 use super::error::OpenError;
-use super::schema::{self, Generation};
+use super::schema::{self, Generation, Spelling};
 
 /// The magic of a SQLite database, <https://sqlite.org/fileformat2.html>, section 1.3.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -28,7 +28,8 @@ struct Header {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) connection: Connection,
-    pub(super) generation: Generation,
+    pub(super) spelling: Spelling,
+    pub(super) has_entries: bool,
     /// The copy that was made before a migration.
     pub(super) copy: Option<PathBuf>,
 }
@@ -54,13 +55,17 @@ pub(super) fn open(path: &Path, salt: &Path, salt_is_there: bool) -> Result<Open
         refuse_entries_without_salt(&connection, path, salt, generation)?;
     }
     let copy = match generation {
-        Generation::Fresh | Generation::Ours { .. } => None,
+        Generation::Fresh | Generation::Ours => None,
         old => Some(copy_once(&connection, path, old)?),
     };
-    let generation = schema::migrate(&mut connection, generation).map_err(sql)?;
+    schema::migrate(&mut connection, generation).map_err(sql)?;
+    let spelling = schema::spelling(&connection).map_err(sql)?;
     configure(&connection, path)?;
+    let has_entries = connection
+        .query_row("SELECT EXISTS (SELECT 1 FROM configurations)", [], |row| row.get(0))
+        .map_err(sql)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(sql)?;
-    Ok(Opened { connection, generation, copy })
+    Ok(Opened { connection, spelling, has_entries, copy })
 }
 
 /// Explicit flags: no `SQLITE_OPEN_URI`, which would give `?` and `file:` in a path a meaning.
@@ -166,7 +171,7 @@ fn check(connection: &Connection, path: &Path, header: Option<&Header>) -> Resul
         },
     }
     let generation = schema::detect(connection, path)?;
-    if let (Generation::Ours { .. }, Some(header)) = (generation, header) {
+    if let (Generation::Ours, Some(header)) = (generation, header) {
         check_wal_belongs(connection, path, header)?;
     }
     let duplicate =

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags, ToSql};
 use super::error::Error;
 use super::row::{Group, Row};
 use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
-use crate::model::{Ciphertext, Timestamp};
+use crate::model::{Ciphertext, Content, Timestamp};
 
 /// Read-only connections, as many as threads that read at one time.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Readers {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn with<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+    pub(super) fn with<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match idle {
             Some(connection) => connection,
@@ -171,6 +171,16 @@ pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<Row>, Error> {
     parsed.created_at = time(row.get_ref(5)?);
     parsed.updated_at = time(row.get_ref(6)?);
     Ok(Some(parsed))
+}
+
+/// What a row holds for other nodes; `None` if its value is no token, which opens nowhere.
+pub(super) fn content_of(row: &Row) -> Option<Content> {
+    Some(Content {
+        category: row.category.clone(),
+        ciphertext: row.ciphertext.clone()?,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+    })
 }
 
 fn text(value: ValueRef<'_>) -> Option<String> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::model::{Ciphertext, Timestamp};
+use crate::model::{Ciphertext, EntryId, Timestamp};
 
 /// Who sealed a row, as far as this process saw it: an opaque identity of a user key, random for
 /// each process and never stored.
@@ -57,6 +57,11 @@ impl Row {
     /// Remembers that the plaintext is canonical JSON.
     pub fn set_canonical(&self) {
         self.canonical.store(true, Ordering::Relaxed);
+    }
+
+    /// The row's name.
+    pub fn entry_id(&self) -> EntryId {
+        EntryId { key: self.key.clone(), environment: self.environment.clone() }
     }
 
     /// Memory that this row takes, roughly, for the bound of the cache.

@@ -1,10 +1,11 @@
-//! The salt file: read at start, made at the first use, never replaced.
+//! The salt file: read at start, made at the first use. It may yield to another node's salt as long
+//! as nothing was sealed with it, and is never replaced after that.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -12,13 +13,14 @@ use super::error::OpenError;
 use super::open::{sibling, sync_directory};
 use crate::limits::{SALT_BYTES, SALT_BYTES_MAX};
 
-/// The salt of this node: set at most once in the life of the process.
+/// The salt of this node.
 #[derive(Debug)]
 pub struct SaltFile {
     path: PathBuf,
-    salt: OnceLock<Arc<[u8]>>,
-    /// Held while the file is made, so that two first requests make one salt.
-    making: Mutex<()>,
+    salt: RwLock<Option<Arc<[u8]>>>,
+    /// Held while the file is made or replaced, and while its use is decided; true once anything was
+    /// sealed with the salt.
+    is_sealed_with: Mutex<bool>,
 }
 
 /// What became of a salt that another node sent.
@@ -40,34 +42,53 @@ impl SaltFile {
     /// # Errors
     /// When it cannot be read, is empty, or is too large to be a salt.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let file = Self { path: path.to_owned(), salt: OnceLock::new(), making: Mutex::new(()) };
+        let file = Self { path: path.to_owned(), salt: RwLock::new(None), is_sealed_with: Mutex::new(false) };
         file.load()?;
         Ok(file)
     }
 
     /// The salt, if this node has one yet.
-    pub fn current(&self) -> Option<&Arc<[u8]>> {
-        self.salt.get()
+    pub fn current(&self) -> Option<Arc<[u8]>> {
+        self.salt.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Must be true before anything sealed under a key from `salt` is stored: it still is this node's
+    /// salt, and will be for ever after.
+    pub fn seal_with(&self, salt: &[u8]) -> bool {
+        let mut is_sealed_with = self.lock();
+        let is_current = self.current().is_some_and(|current| *current == *salt);
+        *is_sealed_with |= is_current;
+        is_current
+    }
+
+    /// Whether anything was sealed with the salt, so that it can no longer yield.
+    pub fn is_sealed_with(&self) -> bool {
+        *self.lock()
+    }
+
+    /// Says that the database has entries.
+    pub(super) fn set_sealed_with(&self) {
+        *self.lock() = true;
     }
 
     /// The salt, made now if there is none.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn current_or_new(&self) -> Result<&Arc<[u8]>, OpenError> {
-        if let Some(salt) = self.salt.get() {
+    pub fn current_or_new(&self) -> Result<Arc<[u8]>, OpenError> {
+        if let Some(salt) = self.current() {
             return Ok(salt);
         }
-        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let _making = self.lock();
         if self.load()?.is_none() {
             let mut fresh = [0; SALT_BYTES];
             getrandom::fill(&mut fresh).map_err(|error| {
                 OpenError::access("get random bytes for", &self.path, io::Error::other(error))
             })?;
-            self.write(&fresh)?;
+            self.write(&fresh, false)?;
             tracing::info!(path = %self.path.display(), "made a new salt; keep a copy of it, no entry opens without it");
         }
-        Ok(self.salt.get().expect("load or write has set it"))
+        Ok(self.current().expect("load or write has set it"))
     }
 
     /// Takes the salt of another node if this one has none.
@@ -75,38 +96,67 @@ impl SaltFile {
     /// # Errors
     /// When the file cannot be written.
     pub fn adopt(&self, sent: &[u8]) -> Result<Adopted, OpenError> {
-        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let _making = self.lock();
         match self.load()? {
-            Some(own) if **own == *sent => Ok(Adopted::Same),
+            Some(own) if *own == *sent => Ok(Adopted::Same),
             Some(_) => Ok(Adopted::Differs),
             None if sent.len() != SALT_BYTES => Ok(Adopted::WrongSize),
             None => {
-                self.write(sent)?;
+                self.write(sent, false)?;
                 Ok(Adopted::Created)
             }
         }
     }
 
-    /// An operator may have put the file there since the start, so the disk is asked again while there is none.
-    fn load(&self) -> Result<Option<&Arc<[u8]>>, OpenError> {
-        if self.salt.get().is_none()
-            && let Some(bytes) = read(&self.path)?
-        {
-            self.salt.get_or_init(|| bytes.into());
+    /// Gives up the own salt, with which nothing was sealed yet, for another node's. False when it is
+    /// too late for that.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn yield_to(&self, other: &[u8]) -> Result<bool, OpenError> {
+        let is_sealed_with = self.lock();
+        let own = self.load()?;
+        if own.as_deref() == Some(other) {
+            return Ok(true);
         }
-        Ok(self.salt.get())
+        if (*is_sealed_with && own.is_some()) || other.is_empty() {
+            return Ok(false);
+        }
+        self.write(other, own.is_some())?;
+        Ok(true)
     }
 
-    /// Whole or not at all, and never over an existing file.
-    fn write(&self, salt: &[u8]) -> Result<(), OpenError> {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_sealed_with.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An operator may have put the file there since the start, so the disk is asked again while there is none.
+    fn load(&self) -> Result<Option<Arc<[u8]>>, OpenError> {
+        if self.current().is_none()
+            && let Some(bytes) = read(&self.path)?
+        {
+            self.set(&bytes);
+        }
+        Ok(self.current())
+    }
+
+    fn set(&self, salt: &[u8]) {
+        *self.salt.write().unwrap_or_else(PoisonError::into_inner) = Some(salt.into());
+    }
+
+    /// Whole or not at all; over an existing file only if told so.
+    fn write(&self, salt: &[u8], replaces: bool) -> Result<(), OpenError> {
         let unfinished = sibling(&self.path, ".unfinished");
-        let result = write_new(&unfinished, salt).and_then(|()| rename_new(&unfinished, &self.path));
+        let result = write_new(&unfinished, salt).and_then(|()| match replaces {
+            true => fs::rename(&unfinished, &self.path),
+            false => rename_new(&unfinished, &self.path),
+        });
         if let Err(error) = result {
             fs::remove_file(&unfinished).ok();
             return Err(OpenError::access("write the salt file", &self.path, error));
         }
         sync_directory(&self.path)?;
-        self.salt.get_or_init(|| salt.into());
+        self.set(salt);
         Ok(())
     }
 }
@@ -208,12 +258,27 @@ mod tests {
     }
 
     #[test]
+    fn a_salt_yields_until_something_was_sealed_with_it() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("s");
+        let file = SaltFile::open(&path).expect("no file is fine");
+        let own = file.current_or_new().expect("writable");
+        assert!(file.yield_to(&[1; 64]).expect("writable"));
+        assert_eq!(fs::read(&path).expect("there"), [1; 64]);
+        assert!(!file.seal_with(&own), "a key from the old salt must not be used");
+        assert!(!file.is_sealed_with() && file.seal_with(&[1; 64]) && file.is_sealed_with());
+        assert!(!file.yield_to(&[2; 64]).expect("nothing is written"));
+        assert!(file.yield_to(&[1; 64]).expect("nothing is written"), "it has that one");
+        assert_eq!(fs::read(&path).expect("there"), [1; 64]);
+    }
+
+    #[test]
     fn a_salt_that_appears_is_found_and_kept() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("s");
         let file = SaltFile::open(&path).expect("no file is fine");
         fs::write(&path, [9; 64]).expect("writable");
-        assert_eq!(**file.current_or_new().expect("readable"), [9; 64]);
+        assert_eq!(*file.current_or_new().expect("readable"), [9; 64]);
         assert_eq!(fs::read(&path).expect("there"), [9; 64]);
     }
 

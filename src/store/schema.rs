@@ -22,11 +22,17 @@ pub(super) enum Generation {
     V23,
     /// 3.x: environments that may not be NULL; key and environment are unique.
     V3,
-    /// Migrated by this server; "no environment" is NULL, or the empty text where NULL is not allowed.
-    Ours {
-        /// The table came from 3.x, where the column may not be NULL.
-        environment_not_null: bool,
-    },
+    /// Migrated by this server.
+    Ours,
+}
+
+/// How a file spells what is not there: NULL, unless its column may not be NULL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Spelling {
+    /// "No environment", in files that came from 3.x.
+    pub(super) no_environment: Option<&'static str>,
+    /// A time that is not known, in files that came from 2.2 or later.
+    pub(super) no_time: Option<&'static str>,
 }
 
 impl Generation {
@@ -36,18 +42,13 @@ impl Generation {
             Self::V20 => "2.0",
             Self::V23 => "2.3",
             Self::V3 => "3.x",
-            Self::Ours { .. } => "current",
+            Self::Ours => "current",
         }
-    }
-
-    /// How this file spells "no environment".
-    pub(super) fn no_environment(self) -> Option<&'static str> {
-        matches!(self, Self::V3 | Self::Ours { environment_not_null: true }).then_some("")
     }
 }
 
 /// Version of what this server adds to the file; a larger one was written by a later release.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 const TABLE: &str = r#"
 CREATE TABLE configurations (
@@ -72,6 +73,34 @@ const OURS: &str = r#"
 DROP INDEX IF EXISTS ix_configurations_key;
 CREATE UNIQUE INDEX osc_key_environment ON configurations ("key", ifnull(environment, ''));
 CREATE TABLE osc_meta (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"#;
+
+/// Since schema 2: what a cluster needs to know. Empty as long as the node has never been in one.
+const CLUSTER: &str = r#"
+CREATE TABLE osc_versions (
+    bucket INTEGER NOT NULL,
+    "key" TEXT NOT NULL,
+    environment TEXT NOT NULL,
+    stamp INTEGER NOT NULL,
+    node INTEGER NOT NULL,
+    digest BLOB,
+    PRIMARY KEY (bucket, "key", environment)
+) WITHOUT ROWID;
+CREATE TABLE osc_outbox (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    "key" TEXT NOT NULL,
+    environment TEXT NOT NULL
+);
+CREATE TABLE osc_peers (
+    node INTEGER NOT NULL PRIMARY KEY,
+    acknowledged INTEGER NOT NULL,
+    synced INTEGER NOT NULL
+);
+CREATE TABLE osc_foreign (
+    "key" TEXT NOT NULL,
+    environment TEXT NOT NULL,
+    PRIMARY KEY ("key", environment)
+) WITHOUT ROWID;
 "#;
 
 /// A column as `PRAGMA table_xinfo` tells it.
@@ -113,7 +142,7 @@ pub(super) fn detect(connection: &Connection, path: &Path) -> Result<Generation,
             ),
             remedy: "start that release, or restore the copy that was made before its migration",
         }),
-        Some(_) => Ok(Generation::Ours { environment_not_null: generation == Generation::V3 }),
+        Some(_) => Ok(Generation::Ours),
     }
 }
 
@@ -209,26 +238,40 @@ pub(super) fn duplicate_key(
         Generation::V23 | Generation::V3 => {
             "SELECT \"key\" FROM configurations GROUP BY \"key\", ifnull(environment, '') HAVING count(*) > 1 LIMIT 1"
         }
-        Generation::Fresh | Generation::Ours { .. } => return Ok(None),
+        Generation::Fresh | Generation::Ours => return Ok(None),
     };
     connection.query_row(sql, [], |row| row.get_ref(0).map(super::reader::lossy_text)).optional()
 }
 
+/// How the migrated file spells what is not there.
+pub(super) fn spelling(connection: &Connection) -> rusqlite::Result<Spelling> {
+    let not_null: Vec<String> =
+        columns(connection)?.into_iter().filter(|column| column.not_null).map(|column| column.name).collect();
+    let has = |name: &str| not_null.iter().any(|column| column == name);
+    Ok(Spelling {
+        no_environment: has("environment").then_some(""),
+        no_time: has("created_at").then_some("1970-01-01 00:00:00.000000"),
+    })
+}
+
 /// Brings the file to the current shape in one transaction.
-pub(super) fn migrate(connection: &mut Connection, generation: Generation) -> rusqlite::Result<Generation> {
-    if let Generation::Ours { .. } = generation {
-        return Ok(generation);
+pub(super) fn migrate(connection: &mut Connection, generation: Generation) -> rusqlite::Result<()> {
+    if generation == Generation::Ours && meta(connection, "schema")? == Some(SCHEMA_VERSION) {
+        return Ok(());
     }
     let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
     match generation {
         Generation::Fresh => transaction.execute_batch(TABLE)?,
         Generation::V20 => transaction.execute_batch(LATER_COLUMNS)?,
-        Generation::V23 | Generation::V3 | Generation::Ours { .. } => {}
+        Generation::V23 | Generation::V3 | Generation::Ours => {}
     }
-    transaction.execute_batch(OURS)?;
+    if generation != Generation::Ours {
+        transaction.execute_batch(OURS)?;
+        let cycle = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        set_meta(&transaction, "wal_base", cycle)?;
+    }
+    transaction.execute_batch(CLUSTER)?;
     set_meta(&transaction, "schema", SCHEMA_VERSION)?;
-    let cycle = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    set_meta(&transaction, "wal_base", cycle)?;
     transaction.commit()?;
-    Ok(Generation::Ours { environment_not_null: generation == Generation::V3 })
+    Ok(())
 }

@@ -22,13 +22,13 @@ impl Fixture {
         let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
         // The store refuses entries without a salt, and these tests need none to seal with.
         fs::write(&salt, [7; 64]).expect("writable");
-        let on_fatal = Box::new(|error| panic!("the writer gave up: {error}"));
-        let store = Store::open(&database, &salt, on_fatal).expect("new files open");
+        let options = Options::alone(Box::new(|error| panic!("the writer gave up: {error}")));
+        let store = Store::open(&database, &salt, options).expect("new files open");
         Self { store: Arc::new(store), directory }
     }
 
-    fn write(&self, change: Change, owner: OwnerTag) -> WriteResult {
-        block_on(self.store.submit(change, owner).expect("there is room")).expect("the writer answers")
+    fn write(&self, write: Write, owner: OwnerTag) -> WriteResult {
+        block_on(self.store.write(write, owner).expect("there is room")).expect("the writer answers")
     }
 
     fn create(&self, key: &str, environment: Option<&str>, sealed: &[u8]) -> WriteResult {
@@ -42,8 +42,8 @@ impl Fixture {
     }
 }
 
-fn create(key: &str, environment: Option<&str>, sealed: &[u8]) -> Change {
-    Change::Create {
+fn create(key: &str, environment: Option<&str>, sealed: &[u8]) -> Write {
+    Write::Create {
         key: key.to_owned(),
         environment: environment.map(str::to_owned),
         category: None,
@@ -51,8 +51,8 @@ fn create(key: &str, environment: Option<&str>, sealed: &[u8]) -> Change {
     }
 }
 
-fn update(seen: &Arc<Row>, sealed: &[u8]) -> Change {
-    Change::Update {
+fn update(seen: &Arc<Row>, sealed: &[u8]) -> Write {
+    Write::Update {
         seen: Arc::clone(seen),
         category: None,
         environment: None,
@@ -72,7 +72,7 @@ fn one_failing_job_does_not_fail_its_group() {
     // The writer is held back, so that all of these are in one transaction.
     let held = rusqlite::Connection::open(fixture.directory.path().join("c.db")).expect("there");
     held.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
-    let submit = |change| fixture.store.submit(change, ALICE).expect("there is room");
+    let submit = |write| fixture.store.write(write, ALICE).expect("there is room");
     let first = submit(create("head", None, b"h"));
     let answers = [
         submit(create("a", None, b"a")),
@@ -106,11 +106,11 @@ fn a_change_needs_the_row_that_was_seen_or_the_same_owner() {
     // Bob must look again.
     let refused = fixture.write(update(&second, b"4"), BOB);
     assert!(matches!(refused, Err(WriteError::Changed)), "{refused:?}");
-    let refused = fixture.write(Change::Delete { seen: Arc::clone(&second) }, BOB);
+    let refused = fixture.write(Write::Delete { seen: Arc::clone(&second) }, BOB);
     assert!(matches!(refused, Err(WriteError::Changed)), "{refused:?}");
     assert_eq!(fixture.sealed("k", None).as_deref(), Some(&b"3"[..]));
     // A new entry of the same name is another one.
-    fixture.write(Change::Delete { seen: Arc::clone(&second) }, ALICE).expect("the same owner");
+    fixture.write(Write::Delete { seen: Arc::clone(&second) }, ALICE).expect("the same owner");
     fixture.create("other", None, b"o").expect("new");
     fixture.write(create("k", None, b"5"), BOB).expect("gone");
     let refused = fixture.write(update(&second, b"6"), ALICE);
@@ -122,7 +122,7 @@ fn moving_to_another_environment() {
     let fixture = Fixture::new();
     let plain = fixture.create("k", None, b"1").expect("new");
     let production = fixture.create("k", Some("production"), b"2").expect("new");
-    let to = |seen: &Arc<Row>, environment: &str| Change::Update {
+    let to = |seen: &Arc<Row>, environment: &str| Write::Update {
         seen: Arc::clone(seen),
         category: Some("c".into()),
         environment: Some(environment.to_owned()),
@@ -141,7 +141,7 @@ fn moving_to_another_environment() {
         matches!(fixture.write(to(&plain, "x"), ALICE), Err(WriteError::Changed)),
         "it is not there any more"
     );
-    fixture.write(Change::Delete { seen: production }, ALICE).expect("there");
+    fixture.write(Write::Delete { seen: production }, ALICE).expect("there");
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn what_is_cached_is_what_is_stored() {
         let stored = fixture.store.exact("k", None).expect("readable").expect("there");
         assert_eq!(stored.ciphertext, Some(cached));
     }
-    fixture.write(Change::Delete { seen: row }, ALICE).expect("there");
+    fixture.write(Write::Delete { seen: row }, ALICE).expect("there");
     assert!(fixture.store.cache().get("k").is_none());
     assert_eq!(fixture.sealed("k", None), None);
 }
@@ -235,7 +235,7 @@ fn a_closed_store_takes_no_more_writes() {
     let fixture = Fixture::new();
     fixture.create("k", None, b"1").expect("new");
     fixture.store.close();
-    assert!(matches!(fixture.store.submit(create("x", None, b"1"), ALICE), Err(Error::Stopped)));
+    assert!(matches!(fixture.store.write(create("x", None, b"1"), ALICE), Err(Error::Stopped)));
     let Fixture { store, directory } = fixture;
     drop(store);
     let again = Fixture::at(directory);

@@ -2,7 +2,6 @@
 //!
 //! Invariant: a job's answer is sent only when what it says is durable, or when nothing of it remains.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,24 +10,27 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use futures_channel::oneshot;
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode};
 
+use super::batch::{Batch, Effect, execute, prepare};
+use super::buckets::Delta;
 use super::entry_cache::{EntryCache, with_row};
 use super::error::Error;
 use super::open::sibling;
 use super::row::{OwnerTag, Row};
-use super::{reader, schema};
+use super::schema::{self, Spelling};
+use super::versions::Versions;
 use crate::limits::{WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
-use crate::model::{Ciphertext, Timestamp};
+use crate::model::{Change, Ciphertext, NodeNumber, Stamp, Timestamp};
 
 /// How often an idle writer looks whether another process has changed the file.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 /// A WAL frame is a page and a header of 24 bytes.
 const WAL_BYTES_MAX: u64 = WAL_PAGES_MAX as u64 * (4096 + 24);
 
-/// What is to be written.
+/// What a client of this node wants to be written.
 #[derive(Debug)]
-pub enum Change {
+pub enum Write {
     /// A new entry.
     Create {
         /// Its key.
@@ -58,7 +60,31 @@ pub enum Change {
     },
 }
 
-/// Why one change was not made.
+/// What this node learns of a peer, and keeps.
+#[derive(Clone, Copy, Debug)]
+pub enum PeerNote {
+    /// It has the own changes up to this line of the outbox.
+    Acknowledged {
+        /// Which peer.
+        peer: NodeNumber,
+        /// The line.
+        sequence: i64,
+    },
+    /// It was found to hold the same as this node.
+    Synced {
+        /// Which peer.
+        peer: NodeNumber,
+        /// When, by this node's clock.
+        stamp: Stamp,
+    },
+    /// Tombstones from before this may go, if all peers have them.
+    Collect {
+        /// Before when.
+        before: Stamp,
+    },
+}
+
+/// Why one write was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The key exists in this environment.
@@ -75,11 +101,20 @@ pub enum WriteError {
 /// What a write leaves behind: the new row, or the one that was deleted.
 pub type WriteResult = Result<Arc<Row>, WriteError>;
 
-struct Job {
-    change: Change,
-    owner: OwnerTag,
-    at: Timestamp,
-    answer: oneshot::Sender<WriteResult>,
+/// Where an answer goes. Nobody may be there any more: what was written stays.
+type Answer<T> = oneshot::Sender<Result<T, WriteError>>;
+
+enum Job {
+    Write { write: Write, owner: OwnerTag, at: Timestamp, answer: Answer<Arc<Row>> },
+    Apply { changes: Vec<Change>, answer: Answer<usize> },
+    Note { note: PeerNote, answer: Answer<()> },
+}
+
+/// What a job came to, as long as the transaction is open.
+enum Outcome {
+    Write(WriteResult),
+    Apply(Result<usize, WriteError>),
+    Note(Result<(), WriteError>),
 }
 
 /// The sending end, shared by all executors.
@@ -88,39 +123,65 @@ pub(super) struct Writer {
     jobs: Sender<Job>,
 }
 
-/// What the writer thread does when it must give up: it is told why, once.
+/// Called on the writer's thread, once, when it must give up.
 pub type OnFatal = Box<dyn FnOnce(Error) + Send>;
+/// Called on the writer's thread after a commit that put something into the outbox.
+pub type OnOutbox = Box<dyn Fn(i64) + Send>;
+
+/// What the writer thread starts with.
+pub(super) struct Start {
+    pub(super) connection: Connection,
+    pub(super) path: PathBuf,
+    pub(super) spelling: Spelling,
+    pub(super) cache: Arc<EntryCache>,
+    pub(super) versions: Option<Versions>,
+    pub(super) on_fatal: OnFatal,
+    pub(super) on_outbox: OnOutbox,
+}
 
 impl Writer {
-    pub(super) fn start(
-        connection: Connection,
-        path: PathBuf,
-        no_environment: Option<&'static str>,
-        cache: Arc<EntryCache>,
-        on_fatal: OnFatal,
-    ) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
+    pub(super) fn start(start: Start) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
         let (jobs, queue) = bounded(WRITES_QUEUED_MAX);
-        let wal = sibling(&path, "-wal");
+        let wal = sibling(&start.path, "-wal");
         let thread = thread::Builder::new().name("osc-writer".into()).spawn(move || {
             // The WAL is empty unless a checkpoint at the start was impossible; then its cycle goes on.
             let cycle_begun = fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0);
-            let worker = Worker { connection, wal, no_environment, cache, cycle_begun, data_version: 0 };
-            worker.run(&queue, on_fatal);
+            Worker { start, wal, cycle_begun, data_version: 0 }.run(&queue);
         })?;
         Ok((Self { jobs }, thread))
     }
 
-    /// Queues a change; once this has succeeded the change is made even if nobody waits for the answer.
+    /// Queues a write; once this has succeeded it is made even if nobody waits for the answer.
     ///
     /// # Errors
     /// When the queue is full, or the writer has ended.
-    pub(super) fn submit(
+    pub(super) fn write(
         &self,
-        change: Change,
+        write: Write,
         owner: OwnerTag,
     ) -> Result<oneshot::Receiver<WriteResult>, Error> {
+        self.queue(|answer| Job::Write { write, owner, at: Timestamp::now(), answer })
+    }
+
+    /// Queues changes of other nodes; answers how many of them won.
+    pub(super) fn apply(
+        &self,
+        changes: Vec<Change>,
+    ) -> Result<oneshot::Receiver<Result<usize, WriteError>>, Error> {
+        self.queue(|answer| Job::Apply { changes, answer })
+    }
+
+    /// Queues a note about a peer.
+    pub(super) fn note(&self, note: PeerNote) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
+        self.queue(|answer| Job::Note { note, answer })
+    }
+
+    fn queue<T>(
+        &self,
+        job: impl FnOnce(Answer<T>) -> Job,
+    ) -> Result<oneshot::Receiver<Result<T, WriteError>>, Error> {
         let (answer, receiver) = oneshot::channel();
-        match self.jobs.try_send(Job { change, owner, at: Timestamp::now(), answer }) {
+        match self.jobs.try_send(job(answer)) {
             Ok(()) => Ok(receiver),
             Err(TrySendError::Full(_)) => Err(Error::Busy),
             Err(TrySendError::Disconnected(_)) => Err(Error::Stopped),
@@ -128,30 +189,56 @@ impl Writer {
     }
 }
 
+impl Job {
+    fn run(&self, batch: &mut Batch<'_>) -> Result<Outcome, Error> {
+        Ok(match self {
+            Self::Write { write, owner, at, .. } => {
+                Outcome::Write(batch.alone(|batch| batch.write(write, *owner, *at))?)
+            }
+            Self::Apply { changes, .. } => Outcome::Apply(batch.alone(|batch| batch.apply(changes))?),
+            Self::Note { note, .. } => Outcome::Note(batch.alone(|batch| batch.note(note))?),
+        })
+    }
+
+    fn answer(self, outcome: Outcome) {
+        match (self, outcome) {
+            (Self::Write { answer, .. }, Outcome::Write(result)) => drop(answer.send(result)),
+            (Self::Apply { answer, .. }, Outcome::Apply(result)) => drop(answer.send(result)),
+            (Self::Note { answer, .. }, Outcome::Note(result)) => drop(answer.send(result)),
+            _ => unreachable!("a job's outcome is of its own kind"),
+        }
+    }
+
+    fn fail(self, error: Error) {
+        match self {
+            Self::Write { answer, .. } => drop(answer.send(Err(error.into()))),
+            Self::Apply { answer, .. } => drop(answer.send(Err(error.into()))),
+            Self::Note { answer, .. } => drop(answer.send(Err(error.into()))),
+        }
+    }
+}
+
 /// State of the writer thread.
 struct Worker {
-    connection: Connection,
+    start: Start,
     wal: PathBuf,
-    no_environment: Option<&'static str>,
-    cache: Arc<EntryCache>,
     /// The WAL already says on which checkpoint cycle it builds.
     cycle_begun: bool,
     data_version: i64,
 }
 
-/// What an applied change does to the cache once it is committed.
-struct Effect {
-    key: String,
-    id: i64,
-    after: Option<Arc<Row>>,
+/// What a transaction leaves to be done after its commit.
+struct Applied {
+    outcomes: Vec<Outcome>,
+    effects: Vec<Effect>,
+    delta: Delta,
 }
 
-/// Rows as the open transaction sees them, by key and environment; `None` was deleted or moved away.
-type Overlay = HashMap<(String, Option<String>), Option<Arc<Row>>>;
-
 impl Worker {
-    fn run(mut self, queue: &Receiver<Job>, on_fatal: OnFatal) {
+    fn run(mut self, queue: &Receiver<Job>) {
         self.data_version = self.read_data_version();
+        // What another program has changed while no server ran.
+        self.adopt_foreign();
         loop {
             let first = match queue.recv_timeout(IDLE_CHECK) {
                 Ok(job) => job,
@@ -167,7 +254,7 @@ impl Worker {
             if let Err(fatal) = self.commit(jobs) {
                 // After a failed fsync nobody knows what is on the disk; trying again would lie
                 // (<https://wiki.postgresql.org/wiki/Fsync_Errors>). The next start recovers.
-                on_fatal(fatal);
+                (self.start.on_fatal)(fatal);
                 return;
             }
             if fs::metadata(&self.wal).is_ok_and(|metadata| metadata.len() > WAL_BYTES_MAX) {
@@ -179,193 +266,90 @@ impl Worker {
 
     /// One group of jobs, one transaction. Returns an error only when the store must not go on.
     fn commit(&mut self, jobs: Vec<Job>) -> Result<(), Error> {
-        let mut attempt = self.transact(&jobs);
+        let run = |batch: &mut Batch<'_>| jobs.iter().map(|job| job.run(batch)).collect();
+        let mut attempt = self.transact(run);
         if matches!(attempt, Err(Error::Full)) {
             // Emptying the WAL into the database may free the space that is needed, for a DELETE say.
             self.checkpoint();
-            attempt = self.transact(&jobs);
+            attempt = self.transact(run);
         }
         match attempt {
-            Ok(results) => {
-                for (job, result) in jobs.into_iter().zip(results) {
-                    // The client may be gone; its change stays.
-                    job.answer.send(result).ok();
+            Ok(outcomes) => {
+                for (job, outcome) in jobs.into_iter().zip(outcomes) {
+                    job.answer(outcome);
                 }
                 Ok(())
             }
             Err(error) => {
                 let fatal = is_fatal(&error);
                 for job in jobs {
-                    let told = match error {
+                    job.fail(match error {
                         Error::Full => Error::Full,
                         Error::Busy => Error::Busy,
                         Error::Stopped | Error::Sqlite(_) => Error::Stopped,
-                    };
-                    job.answer.send(Err(told.into())).ok();
+                    });
                 }
                 if fatal { Err(error) } else { Ok(()) }
             }
         }
     }
 
-    /// All jobs or none are committed when this returns; the cache has been told.
-    fn transact(&mut self, jobs: &[Job]) -> Result<Vec<WriteResult>, Error> {
-        let result = self.apply_all(jobs);
-        match result {
-            Ok((results, effects)) => {
-                let keys = || effects.iter().map(|effect| effect.key.as_str());
-                self.cache.close(keys());
-                let committed = self.execute("COMMIT");
-                if committed.is_ok() {
-                    for effect in &effects {
-                        self.cache
-                            .publish(&effect.key, |group| with_row(group, effect.id, effect.after.as_ref()));
-                    }
-                } else {
-                    self.roll_back();
-                }
-                self.cache.reopen(keys());
-                committed?;
-                self.cycle_begun = true;
-                Ok(results)
-            }
+    /// Everything or nothing is committed when this returns; the cache, the digests and the outbox's
+    /// reader have been told.
+    fn transact(
+        &mut self,
+        run: impl FnOnce(&mut Batch<'_>) -> Result<Vec<Outcome>, Error>,
+    ) -> Result<Vec<Outcome>, Error> {
+        let line_before = self.start.versions.as_ref().map(Versions::last_sequence);
+        let Applied { outcomes, effects, delta } = match self.apply(run) {
+            Ok(applied) => applied,
             Err(error) => {
                 self.roll_back();
-                Err(error)
+                return Err(error);
+            }
+        };
+        let cache = &self.start.cache;
+        let keys = || effects.iter().map(|effect| effect.key.as_str());
+        cache.close(keys());
+        let committed = execute(&self.start.connection, "COMMIT");
+        if committed.is_ok() {
+            for effect in &effects {
+                cache.publish(&effect.key, |group| with_row(group, effect.id, effect.after.as_ref()));
+            }
+        } else {
+            self.roll_back();
+        }
+        cache.reopen(keys());
+        committed?;
+        self.cycle_begun = true;
+        if let Some(versions) = &self.start.versions {
+            versions.publish(&delta);
+            if line_before != Some(versions.last_sequence()) {
+                (self.start.on_outbox)(versions.last_sequence());
             }
         }
+        Ok(outcomes)
     }
 
-    fn apply_all(&self, jobs: &[Job]) -> Result<(Vec<WriteResult>, Vec<Effect>), Error> {
-        self.execute("BEGIN IMMEDIATE")?;
+    fn apply(
+        &mut self,
+        run: impl FnOnce(&mut Batch<'_>) -> Result<Vec<Outcome>, Error>,
+    ) -> Result<Applied, Error> {
+        let connection = &self.start.connection;
+        execute(connection, "BEGIN IMMEDIATE")?;
         if !self.cycle_begun {
-            schema::begin_cycle(&self.connection)?;
+            schema::begin_cycle(connection)?;
         }
-        let mut overlay = Overlay::new();
-        let mut results = Vec::with_capacity(jobs.len());
-        let mut effects = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            results.push(self.apply_one(job, &mut overlay, &mut effects)?);
-        }
-        Ok((results, effects))
-    }
-
-    /// A job that fails alone is undone alone. The outer error ends the transaction.
-    fn apply_one(
-        &self,
-        job: &Job,
-        overlay: &mut Overlay,
-        effects: &mut Vec<Effect>,
-    ) -> Result<WriteResult, Error> {
-        self.execute("SAVEPOINT job")?;
-        let before = effects.len();
-        match self.apply(job, overlay, effects) {
-            Ok(row) => {
-                self.execute("RELEASE job")?;
-                Ok(Ok(row))
-            }
-            Err(WriteError::Store(error)) if self.connection.is_autocommit() || !is_of_one_job(&error) => {
-                Err(error)
-            }
-            Err(error) => {
-                effects.truncate(before);
-                self.execute("ROLLBACK TO job")?;
-                self.execute("RELEASE job")?;
-                Ok(Err(error))
-            }
-        }
-    }
-
-    fn apply(&self, job: &Job, overlay: &mut Overlay, effects: &mut Vec<Effect>) -> WriteResult {
-        match &job.change {
-            Change::Create { key, environment, category, ciphertext } => {
-                if self.current(overlay, key, environment.as_deref())?.is_some() {
-                    return Err(WriteError::AlreadyExists);
-                }
-                let at = job.at.to_database();
-                let mut insert = self.prepare(
-                    r#"INSERT INTO configurations ("key", encrypted_value, category, environment, created_at, updated_at)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?5)"#,
-                )?;
-                let spelled = environment.as_deref().or(self.no_environment);
-                insert.execute(params![key, ciphertext.to_text(), category, spelled, at]).map_err(unique)?;
-                let id = self.connection.last_insert_rowid();
-                let mut row = Row::new(id, key.clone(), environment.clone(), Some(ciphertext.clone()));
-                row.category.clone_from(category);
-                row.created_at = Some(job.at);
-                row.updated_at = Some(job.at);
-                Ok(record(overlay, effects, row, job.owner))
-            }
-            Change::Update { seen, category, environment, ciphertext } => {
-                let current = self.unchanged(overlay, seen, job.owner)?;
-                let category = category.as_ref().or(current.category.as_ref());
-                let environment = environment.as_ref().or(current.environment.as_ref());
-                let spelled = environment.map(String::as_str).or(self.no_environment);
-                let mut update = self.prepare(
-                    "UPDATE configurations SET encrypted_value = ?2, category = ?3, environment = ?4, updated_at = ?5
-                     WHERE id = ?1",
-                )?;
-                let at = job.at.to_database();
-                update
-                    .execute(params![current.id, ciphertext.to_text(), category, spelled, at])
-                    .map_err(unique)?;
-                if environment != current.environment.as_ref() {
-                    overlay.insert((current.key.clone(), current.environment.clone()), None);
-                }
-                let mut row =
-                    Row::new(current.id, current.key.clone(), environment.cloned(), Some(ciphertext.clone()));
-                row.category = category.cloned();
-                row.created_at = current.created_at;
-                row.updated_at = Some(job.at);
-                Ok(record(overlay, effects, row, job.owner))
-            }
-            Change::Delete { seen } => {
-                let current = self.unchanged(overlay, seen, job.owner)?;
-                self.prepare("DELETE FROM configurations WHERE id = ?1")?
-                    .execute([current.id])
-                    .map_err(Error::from)?;
-                overlay.insert((current.key.clone(), current.environment.clone()), None);
-                effects.push(Effect { key: current.key.clone(), id: current.id, after: None });
-                Ok(current)
-            }
-        }
-    }
-
-    /// The row as it is now, if it is still the one that was seen, or was since written by the same owner.
-    fn unchanged(&self, overlay: &Overlay, seen: &Arc<Row>, owner: OwnerTag) -> WriteResult {
-        match self.current(overlay, &seen.key, seen.environment.as_deref())? {
-            Some(row)
-                if row.id == seen.id
-                    && (row.ciphertext == seen.ciphertext || row.written_by == Some(owner)) =>
-            {
-                Ok(row)
-            }
-            _ => Err(WriteError::Changed),
-        }
-    }
-
-    fn current(
-        &self,
-        overlay: &Overlay,
-        key: &str,
-        environment: Option<&str>,
-    ) -> Result<Option<Arc<Row>>, Error> {
-        if !overlay.is_empty()
-            && let Some(row) = overlay.get(&(key.to_owned(), environment.map(str::to_owned)))
-        {
-            return Ok(row.clone());
-        }
-        if let Some(group) = self.cache.get(key) {
-            return Ok(group.exact(environment).cloned());
-        }
-        Ok(reader::exact(&self.connection, key, environment)?.map(Arc::new))
+        let versions = self.start.versions.as_mut();
+        let mut batch = Batch::new(connection, &self.start.cache, self.start.spelling, versions);
+        let outcomes = run(&mut batch)?;
+        Ok(Applied { outcomes, effects: batch.effects, delta: batch.delta })
     }
 
     /// Moves the WAL into the database and empties it. When a reader stands in the way, or the disk
     /// is full, the WAL stays as it is and the next commit tries again.
     fn checkpoint(&mut self) {
-        let moved = self.complete_cycle();
-        match moved {
+        match self.complete_cycle() {
             Ok(true) => self.cycle_begun = false,
             Ok(false) => tracing::debug!("checkpoint left to a later time: a reader is at work"),
             Err(error) => {
@@ -376,68 +360,53 @@ impl Worker {
     }
 
     fn complete_cycle(&mut self) -> Result<bool, Error> {
+        let connection = &self.start.connection;
         if self.cycle_begun {
-            schema::end_cycle(&self.connection)?;
+            schema::end_cycle(connection)?;
         }
-        let busy: i64 = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         Ok(busy == 0)
     }
 
     fn read_data_version(&self) -> i64 {
-        self.prepare("PRAGMA data_version")
+        prepare(&self.start.connection, "PRAGMA data_version")
             .and_then(|mut statement| Ok(statement.query_row([], |row| row.get(0))?))
             .unwrap_or(self.data_version)
     }
 
-    /// An operator may repair entries with sqlite3 while the server runs; the cache must not hide that.
+    /// An operator may repair entries with sqlite3 while the server runs; neither the cache nor the
+    /// peers must be left behind.
     fn notice_foreign_changes(&mut self) {
         let version = self.read_data_version();
         if version != self.data_version {
             self.data_version = version;
-            self.cache.clear();
+            self.start.cache.clear();
+            self.adopt_foreign();
         }
     }
 
-    fn prepare(&self, sql: &str) -> Result<rusqlite::CachedStatement<'_>, Error> {
-        Ok(self.connection.prepare_cached(sql)?)
-    }
-
-    fn execute(&self, sql: &str) -> Result<(), Error> {
-        self.prepare(sql)?.execute([])?;
-        Ok(())
+    fn adopt_foreign(&mut self) {
+        if self.start.versions.is_none() {
+            return;
+        }
+        let adopted = self.transact(|batch| {
+            if let Some(versions) = batch.versions.as_deref_mut() {
+                versions.adopt_foreign(batch.connection, &mut batch.delta)?;
+            }
+            Ok(Vec::new())
+        });
+        if let Err(error) = adopted {
+            tracing::warn!(%error, "changes by another program are not replicated yet");
+        }
     }
 
     fn roll_back(&self) {
-        if !self.connection.is_autocommit()
-            && let Err(error) = self.execute("ROLLBACK")
+        if !self.start.connection.is_autocommit()
+            && let Err(error) = execute(&self.start.connection, "ROLLBACK")
         {
             tracing::error!(%error, "cannot roll back");
         }
     }
-}
-
-fn record(overlay: &mut Overlay, effects: &mut Vec<Effect>, mut row: Row, owner: OwnerTag) -> Arc<Row> {
-    row.written_by = Some(owner);
-    // What the service seals is canonical.
-    row.set_canonical();
-    let row = Arc::new(row);
-    overlay.insert((row.key.clone(), row.environment.clone()), Some(Arc::clone(&row)));
-    effects.push(Effect { key: row.key.clone(), id: row.id, after: Some(Arc::clone(&row)) });
-    row
-}
-
-fn unique(error: rusqlite::Error) -> WriteError {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::ConstraintViolation) => WriteError::AlreadyExists,
-        _ => WriteError::Store(error.into()),
-    }
-}
-
-/// An error of one statement, after which the others in the transaction are still good.
-fn is_of_one_job(error: &Error) -> bool {
-    matches!(error, Error::Sqlite(source)
-        if matches!(source.sqlite_error_code(),
-            Some(ErrorCode::TooBig | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation)))
 }
 
 fn is_fatal(error: &Error) -> bool {

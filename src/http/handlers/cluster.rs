@@ -1,30 +1,90 @@
-//! `/cluster/...` of a node that stands alone.
+//! `/cluster/...` as clients and operators see it.
 
 use crate::http::answer::Answer;
 use crate::http::app::{Settings, failed};
-use crate::http::error::detail;
+use crate::http::error::{detail, not_clustered};
 use crate::http::json::write_string;
 use crate::limits::SALT_BYTES;
-use crate::service::Service;
+use crate::service::exchange::{ENTRIES_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, encode_digest};
+use crate::service::{Member, Service};
 use crate::store::Adopted;
 
-/// `GET /cluster/status`
-pub(in crate::http) fn status() -> Answer {
-    let body = r#"{"enabled":false,"mode":null,"node_id":null,"total_nodes":null,"healthy_nodes":null}"#;
-    Answer::json(200, body.into())
-}
-
-/// `GET /cluster/health`
-pub(in crate::http) fn health(settings: &Settings) -> Answer {
-    let mut body = br#"{"status":"healthy","node_id":"#.to_vec();
+/// `GET /cluster/status`: peers only, this node is not counted.
+pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Answer {
+    let Some(cluster) = service.cluster() else {
+        let body = r#"{"enabled":false,"mode":null,"node_id":null,"total_nodes":null,"healthy_nodes":null}"#;
+        return Answer::json(200, body.into());
+    };
+    let members = cluster.members();
+    let others = members.iter().filter(|member| member.state != "self");
+    let healthy = others.clone().filter(|member| member.state == "healthy").count();
+    let mut body = br#"{"enabled":true,"mode":"replica","node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
-    body.push(b'}');
+    let counts = format!(r#","total_nodes":{},"healthy_nodes":{healthy}}}"#, others.count());
+    body.extend_from_slice(counts.as_bytes());
     Answer::json(200, body)
 }
 
-/// `GET /cluster/salt`
-pub(in crate::http) fn read_salt(service: &Service) -> Answer {
-    match service.salt() {
+/// `GET /cluster/health`. The body is the original's; what nodes need to know of each other is in headers.
+pub(in crate::http) fn health(settings: &Settings, service: &Service) -> Answer {
+    let mut body = br#"{"status":"healthy","node_id":"#.to_vec();
+    write_string(&settings.node_id, &mut body);
+    body.push(b'}');
+    let answer = Answer::json(200, body);
+    let (Some(cluster), Some(node)) = (service.cluster(), service.node()) else { return answer };
+    let (salt, is_sealed_with) = service.salt_in_use();
+    let answer = answer
+        .with_header(INSTANCE_HEADER, format!("{:016x}", cluster.instance))
+        .with_header(NODE_HEADER, node.to_string())
+        .with_header(ENTRIES_HEADER, is_sealed_with.to_string());
+    match salt {
+        Some(salt) => answer.with_header(SALT_HEADER, format!("{salt:016x}")),
+        None => answer,
+    }
+}
+
+/// `GET /v1/cluster/members`
+pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Answer {
+    let (Some(cluster), Some(node)) = (service.cluster(), service.node()) else { return not_clustered() };
+    let mut body = br#"{"node_id":"#.to_vec();
+    write_string(&settings.node_id, &mut body);
+    let digest = encode_digest(service.root_digest());
+    body.extend_from_slice(format!(r#","node":"{node}","digest":"{digest}","members":["#).as_bytes());
+    for (index, member) in cluster.members().iter().enumerate() {
+        if index > 0 {
+            body.push(b',');
+        }
+        write_member(member, &mut body);
+    }
+    body.extend_from_slice(b"]}");
+    Answer::json(200, body)
+}
+
+fn write_member(member: &Member, out: &mut Vec<u8>) {
+    let number = |number: Option<u64>| number.map_or("null".to_owned(), |number| number.to_string());
+    out.extend_from_slice(b"{\"address\":");
+    write_string(&member.address, out);
+    let node = member.node.map_or("null".to_owned(), |node| format!("\"{node}\""));
+    out.extend_from_slice(format!(r#","node":{node},"state":"{}","reason":"#, member.state).as_bytes());
+    match &member.reason {
+        Some(reason) => write_string(reason, out),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(
+        format!(
+            r#","last_contact_ms":{},"outbox_length":{},"synced_ms":{}}}"#,
+            number(member.last_contact_ms),
+            member.outbox_length,
+            number(member.synced_ms)
+        )
+        .as_bytes(),
+    );
+}
+
+/// `GET /cluster/salt`. In a cluster that has not agreed on one yet the answer waits for it.
+pub(in crate::http) async fn read_salt(service: &Service) -> Result<Answer, Answer> {
+    service.salt_is_agreed().await.map_err(failed)?;
+    Ok(match service.salt() {
         None => detail(404, "Salt file not found on this node"),
         Some(salt) => Answer {
             status: 200,
@@ -32,7 +92,7 @@ pub(in crate::http) fn read_salt(service: &Service) -> Answer {
             headers: vec![("content-disposition", "attachment; filename=encryption.salt".into())],
             body: salt.to_vec(),
         },
-    }
+    })
 }
 
 /// `POST /cluster/salt`

@@ -2,4 +2,5 @@
 
 pub(super) mod cluster;
 pub(super) mod configs;
+pub(super) mod peers;
 pub(super) mod system;

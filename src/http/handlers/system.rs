@@ -2,19 +2,40 @@
 
 use crate::http::answer::Answer;
 use crate::http::app::Settings;
+use crate::http::error::not_ready;
+use crate::service::Service;
 
 /// `GET /`
-pub(in crate::http) fn root(settings: &Settings) -> Answer {
+pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Answer {
+    let (enabled, mode) = match service.cluster() {
+        Some(_) => (true, "\"replica\""),
+        None => (false, "null"),
+    };
     let body = format!(
         concat!(
             r#"{{"service":"OpenSecureConf API","version":"2.0.0","#,
             r#""features":["encryption","multithreading","async","api-key-auth","clustering","environments"],"#,
-            r#""api_key_required":{},"cluster_enabled":false,"cluster_mode":null,"#,
+            r#""api_key_required":{},"cluster_enabled":{},"cluster_mode":{},"#,
             r#""endpoints":{{"create":"POST /configs","read":"GET /configs/{{key}}","#,
             r#""update":"PUT /configs/{{key}}","delete":"DELETE /configs/{{key}}","#,
             r#""list":"GET /configs","cluster_status":"GET /cluster/status"}}}}"#,
         ),
         settings.api_key.is_some(),
+        enabled,
+        mode,
     );
     Answer::json(200, body.into_bytes())
+}
+
+/// `GET /ready`
+pub(in crate::http) fn ready(service: &Service) -> Answer {
+    let Some(cluster) = service.cluster() else { return Answer::json(200, br#"{"ready":true}"#.to_vec()) };
+    if !cluster.salt_is_agreed() {
+        return not_ready("the nodes have not agreed on a salt yet");
+    }
+    let members = cluster.members();
+    match members.iter().find_map(|member| Some((&member.address, member.reason.as_ref()?))) {
+        Some((address, reason)) => not_ready(&format!("no replication with {address}: {reason}")),
+        None => Answer::json(200, br#"{"ready":true}"#.to_vec()),
+    }
 }

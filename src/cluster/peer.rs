@@ -1,0 +1,440 @@
+//! One peer as this node sees it: a pure state machine that says what to do next.
+//!
+//! It holds no socket, no clock and no store. The driver performs one action at a time and tells the
+//! outcome, so that there is at most one request to a peer under way.
+
+use crate::model::{EntryId, NodeNumber, Stamp};
+
+/// A healthy or silent peer is asked for its health this often.
+pub const HEALTH_INTERVAL_MS: u64 = 10_000;
+/// A peer that was never reached is asked more often at first: nodes start together.
+const FIRST_CONTACT_INTERVAL_MS: u64 = 200;
+/// How long a peer counts as one that is just starting, too.
+const FIRST_CONTACT_MS: u64 = 30_000;
+/// After a failure, doubled with each further one.
+const BACKOFF_MS_MIN: u64 = 200;
+const BACKOFF_MS_MAX: u64 = 10_000;
+/// Buckets whose versions are compared in one request.
+const BUCKETS_PER_REQUEST: usize = 64;
+/// Entries that are fetched or sent in one request; their bytes bound it further.
+const ENTRIES_PER_REQUEST: usize = 256;
+
+/// What is known of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not reached yet.
+    Unknown,
+    /// Answers.
+    Healthy,
+    /// Does not answer.
+    Down,
+    /// It is this node itself, under one of its names.
+    Myself,
+    /// Answers, but must not be replicated with.
+    Refused(Refusal),
+}
+
+/// Why there is no replication with a peer that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It has another salt, and both have entries: neither could open the other's.
+    #[error("its salt differs and both have entries")]
+    SaltDiffers,
+    /// It runs on a copy of this node's data directory.
+    #[error("it runs on a copy of this node's data directory")]
+    CopiedData,
+    /// It does not accept the API key.
+    #[error("it does not accept the API key")]
+    ApiKey,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Introduction {
+    /// Its configured name; several nodes may have the same.
+    pub name: String,
+    /// Random for each process.
+    pub instance: u64,
+    /// The number of its data directory.
+    pub node: NodeNumber,
+    /// Which salt it has, if it has one.
+    pub salt: Option<u64>,
+    /// Whether anything was ever sealed with that salt.
+    pub has_entries: bool,
+}
+
+/// Why a request to a peer came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// No connection, no answer in time, or not an answer.
+    #[error("no answer")]
+    Unreachable,
+    /// 403.
+    #[error("the API key is not accepted")]
+    ApiKey,
+    /// 409: the peer has another salt.
+    #[error("the salt differs")]
+    SaltDiffers,
+    /// Any other status, or this node's own store failed.
+    #[error("the request was refused")]
+    Refused,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing before this time, unless something happens.
+    Wait {
+        /// When to ask again.
+        until_ms: u64,
+    },
+    /// Ask for its health.
+    CheckHealth,
+    /// Send own changes after this line of the outbox.
+    Push {
+        /// The line up to which it has them.
+        after: i64,
+    },
+    /// Compare everything, by one digest first.
+    CompareDigests,
+    /// Compare the versions of these buckets.
+    CompareVersions(Vec<usize>),
+    /// Get these entries from it.
+    Fetch(Vec<EntryId>),
+    /// Send it these entries.
+    Send(Vec<EntryId>),
+}
+
+/// How an action ended, or what happened meanwhile.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Own changes are in the outbox up to this line.
+    OutboxGrew(i64),
+    /// The answer to [`Action::CheckHealth`].
+    Health(Result<Introduction, Failure>),
+    /// The answer to [`Action::Push`].
+    Pushed(Result<Pushed, Failure>),
+    /// The answer to [`Action::CompareDigests`]: the buckets that differ, and when the comparison began.
+    Digests(Result<(Vec<usize>, Stamp), Failure>),
+    /// The answer to [`Action::CompareVersions`].
+    Versions(Result<Difference, Failure>),
+    /// The answer to [`Action::Fetch`]: how many of the entries asked for are dealt with.
+    Fetched(Result<usize, Failure>),
+    /// The answer to [`Action::Send`]: how many of the entries are dealt with.
+    Sent(Result<usize, Failure>),
+}
+
+/// How far a push came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// The peer has everything up to this line.
+    pub sequence: i64,
+    /// There are lines after it.
+    pub more: bool,
+}
+
+/// What two nodes lack of each other in some buckets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// The peer's are later.
+    pub fetch: Vec<EntryId>,
+    /// This node's are later.
+    pub send: Vec<EntryId>,
+}
+
+/// What the driver must tell others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// For the log and for those who ask.
+    StateChanged,
+    /// It has own changes up to this line.
+    Acknowledged(i64),
+    /// It holds the same as this node, as of this stamp.
+    Synced(Stamp),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Peer {
+    state: State,
+    node: Option<NodeNumber>,
+    started_ms: u64,
+    health_due_ms: u64,
+    sync_interval_ms: u64,
+    sync_due_ms: u64,
+    sync: Sync,
+    is_second_look: bool,
+    /// The line of the outbox up to which it has the own changes, once that is known.
+    cursor: Option<i64>,
+    outbox_last: i64,
+    failures: u32,
+    retry_at_ms: u64,
+    last_contact_ms: Option<u64>,
+    jitter: u64,
+}
+
+/// How far a comparison of everything has come.
+#[derive(Debug, Default)]
+struct Sync {
+    begun: Option<Stamp>,
+    buckets: Vec<usize>,
+    fetch: Vec<EntryId>,
+    send: Vec<EntryId>,
+    found_difference: bool,
+}
+
+impl Peer {
+    /// A peer that was not asked yet. `seed` spreads the times of several peers.
+    pub fn new(now_ms: u64, sync_interval_ms: u64, seed: u64) -> Self {
+        Self {
+            state: State::Unknown,
+            node: None,
+            started_ms: now_ms,
+            health_due_ms: now_ms,
+            sync_interval_ms,
+            sync_due_ms: now_ms,
+            sync: Sync::default(),
+            is_second_look: false,
+            cursor: None,
+            outbox_last: 0,
+            failures: 0,
+            retry_at_ms: now_ms,
+            last_contact_ms: None,
+            jitter: seed | 1,
+        }
+    }
+
+    /// What is known of it.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The number of its data directory, once it has told.
+    pub fn node(&self) -> Option<NodeNumber> {
+        self.node
+    }
+
+    /// When it last answered.
+    pub fn last_contact_ms(&self) -> Option<u64> {
+        self.last_contact_ms
+    }
+
+    /// Own changes that it does not have yet, as far as that is known.
+    pub fn outbox_length(&self) -> i64 {
+        self.cursor.map_or(0, |cursor| (self.outbox_last - cursor).max(0))
+    }
+
+    /// Where its changes go on; the driver looks it up when it knows which node this is.
+    pub fn set_cursor(&mut self, cursor: i64) {
+        self.cursor = Some(cursor);
+    }
+
+    /// Whether the driver still has to call [`Self::set_cursor`].
+    pub fn needs_cursor(&self) -> bool {
+        self.cursor.is_none() && self.state == State::Healthy
+    }
+
+    /// What to do now.
+    pub fn next(&self, now_ms: u64) -> Action {
+        let due = |at_ms: u64| at_ms <= now_ms;
+        if due(self.health_due_ms) {
+            return Action::CheckHealth;
+        }
+        if self.state != State::Healthy {
+            return Action::Wait { until_ms: self.health_due_ms };
+        }
+        if !due(self.retry_at_ms) {
+            return Action::Wait { until_ms: self.retry_at_ms.min(self.health_due_ms) };
+        }
+        // What a client has just written goes first: it is what lag is measured by.
+        if let Some(after) = self.cursor.filter(|cursor| *cursor < self.outbox_last) {
+            return Action::Push { after };
+        }
+        if let Some(action) = self.sync.next() {
+            return action;
+        }
+        if due(self.sync_due_ms) {
+            return Action::CompareDigests;
+        }
+        Action::Wait { until_ms: self.health_due_ms.min(self.sync_due_ms) }
+    }
+
+    /// Takes an event, and says what others must know.
+    pub fn step(&mut self, now_ms: u64, event: Event, own: &Introduction) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let before = self.state.clone();
+        match event {
+            Event::OutboxGrew(last) => self.outbox_last = self.outbox_last.max(last),
+            Event::Health(Ok(introduction)) => self.introduced(now_ms, &introduction, own),
+            Event::Health(Err(failure)) => self.health_failed(now_ms, failure),
+            Event::Pushed(Ok(pushed)) => {
+                self.succeeded(now_ms);
+                self.cursor = Some(pushed.sequence);
+                if !pushed.more {
+                    self.outbox_last = self.outbox_last.max(pushed.sequence);
+                }
+                notices.push(Notice::Acknowledged(pushed.sequence));
+            }
+            Event::Digests(Ok((buckets, begun))) => {
+                self.succeeded(now_ms);
+                self.compared(now_ms, buckets, begun, &mut notices);
+            }
+            Event::Versions(Ok(difference)) => {
+                self.succeeded(now_ms);
+                self.sync.versions_compared(difference);
+            }
+            Event::Fetched(Ok(count)) => {
+                self.succeeded(now_ms);
+                self.sync.fetched(count);
+            }
+            Event::Sent(Ok(count)) => {
+                self.succeeded(now_ms);
+                self.sync.sent(count);
+            }
+            Event::Pushed(Err(failure))
+            | Event::Digests(Err(failure))
+            | Event::Versions(Err(failure))
+            | Event::Fetched(Err(failure))
+            | Event::Sent(Err(failure)) => self.failed(now_ms, failure),
+        }
+        if self.sync.is_through() {
+            self.sync = Sync::default();
+            // Once more, to see that nothing is left. What differs then, because it was changed meanwhile
+            // or cannot be settled, waits for the next round.
+            if !std::mem::replace(&mut self.is_second_look, true) {
+                self.sync_due_ms = now_ms;
+            }
+        }
+        if self.state != before {
+            notices.push(Notice::StateChanged);
+        }
+        notices
+    }
+
+    fn introduced(&mut self, now_ms: u64, introduction: &Introduction, own: &Introduction) {
+        self.last_contact_ms = Some(now_ms);
+        self.health_due_ms = now_ms + self.spread(HEALTH_INTERVAL_MS);
+        if introduction.instance == own.instance {
+            self.state = State::Myself;
+            return;
+        }
+        if introduction.node == own.node {
+            self.state = State::Refused(Refusal::CopiedData);
+            return;
+        }
+        if self.node != Some(introduction.node) {
+            // Another node has taken its place.
+            self.node = Some(introduction.node);
+            self.cursor = None;
+        }
+        let salts_differ = own.salt.is_some() && introduction.salt.is_some() && own.salt != introduction.salt;
+        if salts_differ && own.has_entries && introduction.has_entries {
+            self.state = State::Refused(Refusal::SaltDiffers);
+            return;
+        }
+        if salts_differ || introduction.salt.is_none() || own.salt.is_none() {
+            // One of the two will take the other's salt; until then there is nothing to exchange.
+            self.health_due_ms = now_ms + FIRST_CONTACT_INTERVAL_MS;
+        }
+        if self.state != State::Healthy {
+            self.state = State::Healthy;
+            self.failures = 0;
+            self.retry_at_ms = now_ms;
+            self.sync = Sync::default();
+            self.sync_due_ms = now_ms;
+        }
+    }
+
+    fn health_failed(&mut self, now_ms: u64, failure: Failure) {
+        let is_starting = self.state == State::Unknown && now_ms < self.started_ms + FIRST_CONTACT_MS;
+        let interval_ms =
+            if is_starting { FIRST_CONTACT_INTERVAL_MS } else { self.spread(HEALTH_INTERVAL_MS) };
+        self.health_due_ms = now_ms + interval_ms;
+        self.state = match failure {
+            Failure::ApiKey => State::Refused(Refusal::ApiKey),
+            _ if self.state == State::Unknown => State::Unknown,
+            _ => State::Down,
+        };
+        self.sync = Sync::default();
+    }
+
+    fn succeeded(&mut self, now_ms: u64) {
+        self.failures = 0;
+        self.last_contact_ms = Some(now_ms);
+    }
+
+    fn failed(&mut self, now_ms: u64, failure: Failure) {
+        self.failures = self.failures.saturating_add(1);
+        let backoff_ms = (BACKOFF_MS_MIN << self.failures.min(10).saturating_sub(1)).min(BACKOFF_MS_MAX);
+        self.retry_at_ms = now_ms + self.spread(backoff_ms);
+        // A comparison starts anew; what it had applied stays applied.
+        self.sync = Sync::default();
+        match failure {
+            Failure::Unreachable => self.health_due_ms = now_ms,
+            Failure::ApiKey => {
+                self.state = State::Refused(Refusal::ApiKey);
+                self.health_due_ms = now_ms + self.spread(HEALTH_INTERVAL_MS);
+            }
+            Failure::SaltDiffers => self.health_due_ms = now_ms + FIRST_CONTACT_INTERVAL_MS,
+            Failure::Refused => {}
+        }
+    }
+
+    fn compared(&mut self, now_ms: u64, buckets: Vec<usize>, begun: Stamp, notices: &mut Vec<Notice>) {
+        if buckets.is_empty() {
+            self.is_second_look = false;
+            self.sync_due_ms = now_ms + self.spread(self.sync_interval_ms);
+            notices.push(Notice::Synced(begun));
+            return;
+        }
+        self.sync = Sync { begun: Some(begun), buckets, ..Sync::default() };
+        self.sync_due_ms = now_ms + self.spread(self.sync_interval_ms);
+    }
+
+    /// Between nine tenths and eleven tenths of a time, so that nodes do not act in step.
+    fn spread(&mut self, milliseconds: u64) -> u64 {
+        self.jitter ^= self.jitter << 13;
+        self.jitter ^= self.jitter >> 7;
+        self.jitter ^= self.jitter << 17;
+        milliseconds * (90 + self.jitter % 21) / 100
+    }
+}
+
+impl Sync {
+    fn next(&self) -> Option<Action> {
+        let some = |ids: &[EntryId]| ids[..ids.len().min(ENTRIES_PER_REQUEST)].to_vec();
+        self.begun?;
+        if !self.fetch.is_empty() {
+            return Some(Action::Fetch(some(&self.fetch)));
+        }
+        if !self.send.is_empty() {
+            return Some(Action::Send(some(&self.send)));
+        }
+        let count = self.buckets.len().min(BUCKETS_PER_REQUEST);
+        (count > 0).then(|| Action::CompareVersions(self.buckets[..count].to_vec()))
+    }
+
+    fn versions_compared(&mut self, difference: Difference) {
+        self.buckets.drain(..self.buckets.len().min(BUCKETS_PER_REQUEST));
+        self.found_difference |= !(difference.fetch.is_empty() && difference.send.is_empty());
+        self.fetch.extend(difference.fetch);
+        self.send.extend(difference.send);
+    }
+
+    fn fetched(&mut self, count: usize) {
+        self.fetch.drain(..count.min(self.fetch.len()));
+    }
+
+    fn sent(&mut self, count: usize) {
+        self.send.drain(..count.min(self.send.len()));
+    }
+
+    /// Everything that differed has been exchanged, and something had.
+    fn is_through(&self) -> bool {
+        self.begun.is_some()
+            && self.found_difference
+            && self.buckets.is_empty()
+            && self.fetch.is_empty()
+            && self.send.is_empty()
+    }
+}

@@ -1,0 +1,169 @@
+//! `OSC_CLUSTER_*`: whether this node is one of several, and where the others are.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::host::{address, is_name};
+use super::variables::{Variables, shown};
+
+/// Peers in `OSC_CLUSTER_NODES`.
+const PEERS_COUNT_MAX: usize = 128;
+const SYNC_INTERVAL_DEFAULT_SECONDS: u64 = 30;
+const PORT_DEFAULT: u16 = 9000;
+
+/// How this node works together with others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// `OSC_CLUSTER_NODES`. May name this node itself, under whatever name.
+    pub peers: Vec<PeerAddress>,
+    /// `OSC_CLUSTER_SYNC_INTERVAL`.
+    pub sync_interval: Duration,
+    /// `OSC_CLUSTER_WRITE_ACKS`.
+    pub write_acks: WriteAcks,
+    /// `OSC_TEST_CLOCK_OFFSET_MS`: how wrong the clock of a node under test is.
+    pub clock_offset_ms: i64,
+}
+
+/// When a write is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteAcks {
+    /// When it is durable here.
+    Local,
+    /// When more than half of all nodes have it.
+    Quorum,
+    /// When all nodes have it.
+    All,
+}
+
+/// Where a peer is: a name or an address, and a port. Names are resolved when they are used.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerAddress {
+    host: String,
+    port: u16,
+}
+
+impl PeerAddress {
+    /// Reads `host:port`, `[v6]:port`, `host`, each also behind `http://`.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("http://").unwrap_or(text);
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (host, port) = match rest.rsplit_once(':') {
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, parse_port(port)?),
+            _ => (rest, PORT_DEFAULT),
+        };
+        if let Some(address) = address(host) {
+            return Some(Self { host: address.to_string(), port });
+        }
+        is_name(host).then(|| Self { host: host.to_owned(), port })
+    }
+
+    /// The name or the address, an IPv6 one without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+fn parse_port(text: &str) -> Option<u16> {
+    super::variables::integer(text).filter(|port| *port > 0)
+}
+
+/// `host:port`, an IPv6 address in brackets.
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl fmt::Display for WriteAcks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local",
+            Self::Quorum => "quorum",
+            Self::All => "all",
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Replica,
+    Federated,
+}
+
+/// `None` when this node stands alone; the other variables have no effect then.
+pub(super) fn read(variables: &mut Variables<'_>) -> Option<ClusterConfig> {
+    if !variables.switch("OSC_CLUSTER_ENABLED") {
+        return None;
+    }
+    let modes = [("replica", Mode::Replica), ("federated", Mode::Federated)];
+    if let Some(Mode::Federated) = variables.choice("OSC_CLUSTER_MODE", &modes) {
+        variables.fault("OSC_CLUSTER_MODE", "\"federated\" is not in this version yet (allowed: replica)");
+    }
+    let acks = [("local", WriteAcks::Local), ("quorum", WriteAcks::Quorum), ("all", WriteAcks::All)];
+    let seconds = variables.number("OSC_CLUSTER_SYNC_INTERVAL", "a number of seconds", &(1..=86_400));
+    let offset =
+        variables.number("OSC_TEST_CLOCK_OFFSET_MS", "a number of milliseconds", &(i64::MIN..=i64::MAX));
+    Some(ClusterConfig {
+        peers: peers(variables),
+        sync_interval: Duration::from_secs(seconds.unwrap_or(SYNC_INTERVAL_DEFAULT_SECONDS)),
+        write_acks: variables.choice("OSC_CLUSTER_WRITE_ACKS", &acks).unwrap_or(WriteAcks::Local),
+        clock_offset_ms: offset.unwrap_or(0),
+    })
+}
+
+/// Items are separated by commas; spaces around them and empty ones do not count.
+fn peers(variables: &mut Variables<'_>) -> Vec<PeerAddress> {
+    let text = variables.text("OSC_CLUSTER_NODES").unwrap_or_default();
+    let mut peers: Vec<PeerAddress> = Vec::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        match PeerAddress::parse(item) {
+            Some(peer) if peers.contains(&peer) => {}
+            Some(peer) => peers.push(peer),
+            None => {
+                let allowed = "allowed: host:port, [v6]:port, http://host:port";
+                variables.fault("OSC_CLUSTER_NODES", format!("{} is not a peer ({allowed})", shown(item)));
+            }
+        }
+    }
+    if peers.len() > PEERS_COUNT_MAX {
+        let message = format!("names {} peers (allowed: at most {PEERS_COUNT_MAX})", peers.len());
+        variables.fault("OSC_CLUSTER_NODES", message);
+    }
+    peers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_in_all_their_forms() {
+        for (text, expected) in [
+            ("node1:9000", Some("node1:9000")),
+            ("127.0.0.1:9001", Some("127.0.0.1:9001")),
+            ("[::1]:9001", Some("[::1]:9001")),
+            ("::1", Some("[::1]:9000")),
+            ("node1", Some("node1:9000")),
+            ("http://node1:9000/", Some("node1:9000")),
+            ("osc-0.osc.default.svc.cluster.local:9000", Some("osc-0.osc.default.svc.cluster.local:9000")),
+            ("node1:0", None),
+            ("node1:port", None),
+            ("node1:99999", None),
+            ("https://node1:9000", None),
+            ("node1:9000/path", None),
+            ("user@node1:9000", None),
+            ("two words:9000", None),
+            (":9000", None),
+        ] {
+            assert_eq!(PeerAddress::parse(text).map(|peer| peer.to_string()).as_deref(), expected, "{text}");
+        }
+    }
+}

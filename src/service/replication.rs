@@ -1,0 +1,321 @@
+//! What a node does for its peers, and what it asks of itself to keep up with them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use futures_channel::oneshot;
+use sha2::{Digest as _, Sha256};
+
+use super::acks::Acknowledgements;
+use super::signal::Signal;
+use super::{Error, Service};
+use crate::config::WriteAcks;
+use crate::crypto::Lane;
+use crate::model::{Change, Digest, EntryId, Known, NodeNumber};
+use crate::store::{OutboxPage, PeerNote, Store};
+
+/// Requests that may wait for the salt at a time.
+const WAITERS_COUNT_MAX: usize = 4096;
+
+/// What the cluster has found out, for those who ask, and those who wait for the salt.
+#[derive(Debug)]
+pub struct ClusterView {
+    /// Random for this process.
+    pub instance: u64,
+    members: RwLock<Arc<Vec<Member>>>,
+    salt_is_agreed: AtomicBool,
+    waiting_for_salt: Mutex<Vec<(Instant, oneshot::Sender<()>)>>,
+    outbox: Arc<Signal>,
+    acknowledgements: Acknowledgements,
+    write_acks: WriteAcks,
+}
+
+/// One peer, as it is told to those who ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its address in the configuration.
+    pub address: String,
+    /// The number of its data directory, once it has told.
+    pub node: Option<NodeNumber>,
+    /// `unknown`, `healthy`, `down`, `self` or `refused`.
+    pub state: &'static str,
+    /// Why it is refused.
+    pub reason: Option<String>,
+    /// Milliseconds since it last answered.
+    pub last_contact_ms: Option<u64>,
+    /// Own changes that it does not have yet.
+    pub outbox_length: i64,
+    /// Milliseconds since it was last found to hold the same.
+    pub synced_ms: Option<u64>,
+}
+
+impl ClusterView {
+    /// A view of nothing yet. `outbox` is raised by the store.
+    pub fn new(instance: u64, outbox: Arc<Signal>, write_acks: WriteAcks) -> Self {
+        Self {
+            instance,
+            members: RwLock::default(),
+            salt_is_agreed: AtomicBool::new(false),
+            waiting_for_salt: Mutex::default(),
+            outbox,
+            acknowledgements: Acknowledgements::default(),
+            write_acks,
+        }
+    }
+
+    /// The peers as they were last seen.
+    pub fn members(&self) -> Arc<Vec<Member>> {
+        Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Shows the peers as they are now.
+    pub fn publish(&self, members: Vec<Member>) {
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(members);
+    }
+
+    /// Whether requests may use the salt.
+    pub fn salt_is_agreed(&self) -> bool {
+        self.salt_is_agreed.load(Ordering::Acquire)
+    }
+
+    /// Lets everybody go on who waits for the salt.
+    pub fn agree_on_salt(&self) {
+        self.salt_is_agreed.store(true, Ordering::Release);
+        let waiting = std::mem::take(&mut *self.lock());
+        for (_, waiter) in waiting {
+            // It may be gone.
+            waiter.send(()).ok();
+        }
+    }
+
+    /// Tells those who have waited for the salt this long that they wait in vain.
+    pub fn give_up_on_salt(&self, patience: Duration) {
+        self.lock().retain(|(since, _)| since.elapsed() < patience);
+    }
+
+    /// The last line of the outbox, and a way to wait for the next one.
+    pub fn outbox(&self) -> &Signal {
+        &self.outbox
+    }
+
+    /// Which peers have which own changes.
+    pub fn acknowledgements(&self) -> &Acknowledgements {
+        &self.acknowledgements
+    }
+
+    /// Waits until as many peers have all own changes so far as a write needs.
+    ///
+    /// # Errors
+    /// [`Error::NotReplicated`] when that takes too long; the write stays, and will replicate.
+    pub(super) async fn own_changes_are_out(&self) -> Result<(), Error> {
+        let peers_count = self.members().iter().filter(|member| member.state != "self").count();
+        let wanted = match self.write_acks {
+            WriteAcks::Local => return Ok(()),
+            // This node has it already: with it, more than half of all.
+            WriteAcks::Quorum => peers_count.div_ceil(2),
+            WriteAcks::All => peers_count,
+        };
+        let line = self.outbox.value();
+        match self.acknowledgements.wait_for(line, wanted).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Error::NotReplicated { reached: self.acknowledgements.reached(line), wanted }),
+        }
+    }
+
+    /// # Errors
+    /// When the salt does not come in time, or too many wait.
+    pub(super) async fn wait_for_salt(&self) -> Result<(), Error> {
+        let receiver = {
+            let mut waiting = self.lock();
+            if self.salt_is_agreed() {
+                return Ok(());
+            }
+            if waiting.len() >= WAITERS_COUNT_MAX {
+                return Err(Error::Busy);
+            }
+            let (sender, receiver) = oneshot::channel();
+            waiting.retain(|(_, waiter)| !waiter.is_canceled());
+            waiting.push((Instant::now(), sender));
+            receiver
+        };
+        receiver.await.map_err(|_| Error::NoSalt)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Instant, oneshot::Sender<()>)>> {
+        self.waiting_for_salt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which salt this is, without telling it.
+pub fn salt_fingerprint(salt: &[u8]) -> u64 {
+    let digest = Sha256::digest(salt);
+    let (first, _) = digest.as_slice().split_at(8);
+    first.iter().fold(0, |fingerprint, byte| fingerprint << 8 | u64::from(*byte))
+}
+
+impl Service {
+    /// What the cluster knows; `None` on a node that stands alone.
+    pub fn cluster(&self) -> Option<&Arc<ClusterView>> {
+        self.cluster.as_ref()
+    }
+
+    /// The number of the data directory; `None` on a node that never was one of a cluster.
+    pub fn node(&self) -> Option<NodeNumber> {
+        self.store.node()
+    }
+
+    /// Waits until the nodes of the cluster have agreed on a salt; at once on a node that stands alone,
+    /// or that has one already.
+    ///
+    /// # Errors
+    /// [`Error::NoSalt`] when they have not in time.
+    pub async fn salt_is_agreed(&self) -> Result<(), Error> {
+        match &self.cluster {
+            Some(cluster) if !cluster.salt_is_agreed() && self.store.salt().current().is_none() => {
+                cluster.wait_for_salt().await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The fingerprint of the salt, and whether anything was sealed with it.
+    pub fn salt_in_use(&self) -> (Option<u64>, bool) {
+        let salt = self.store.salt();
+        (salt.current().map(|salt| salt_fingerprint(&salt)), salt.is_sealed_with())
+    }
+
+    /// The digest of everything.
+    pub fn root_digest(&self) -> Digest {
+        self.store.buckets().root()
+    }
+
+    /// The digest of each bucket.
+    pub fn bucket_digests(&self) -> Vec<Digest> {
+        self.store.buckets().all()
+    }
+
+    /// Applies changes of another node, those that win; returns how many did.
+    ///
+    /// # Errors
+    /// [`Error::SaltDiffers`] when they were sealed with another salt: they would open nowhere here.
+    pub async fn apply(&self, salt: u64, changes: Vec<Change>) -> Result<usize, Error> {
+        let own = self.store.salt().current().filter(|own| salt_fingerprint(own) == salt);
+        if !own.is_some_and(|own| self.store.salt().seal_with(&own)) {
+            return Err(Error::SaltDiffers);
+        }
+        let receiver = self.store.apply(changes)?;
+        match receiver.await.map_err(|_| Error::Unavailable)? {
+            Ok(applied) => Ok(applied),
+            Err(crate::store::WriteError::Store(error)) => Err(error.into()),
+            Err(_) => Err(Error::Unavailable),
+        }
+    }
+
+    /// Keeps what is known of a peer.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn note(&self, note: PeerNote) -> Result<(), Error> {
+        let receiver = self.store.note(note)?;
+        match receiver.await.map_err(|_| Error::Unavailable)? {
+            Ok(()) => Ok(()),
+            Err(crate::store::WriteError::Store(error)) => Err(error.into()),
+            Err(_) => Err(Error::Unavailable),
+        }
+    }
+
+    /// Own changes after a line of the outbox.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn outbox(&self, after: i64) -> Result<OutboxPage, Error> {
+        self.read_store(move |store| store.outbox(after)).await
+    }
+
+    /// The first line of the outbox, and the last one ever written.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn outbox_range(&self) -> Result<(i64, i64), Error> {
+        self.read_store(Store::outbox_range).await
+    }
+
+    /// The line of the outbox up to which a peer has everything, if it was ever told.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn acknowledged(&self, peer: NodeNumber) -> Result<Option<i64>, Error> {
+        let all = self.read_store(Store::acknowledged).await?;
+        Ok(all.into_iter().find(|(node, _)| *node == peer).map(|(_, line)| line))
+    }
+
+    /// The versions of all entries of some buckets.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn versions(&self, buckets: Vec<usize>) -> Result<Vec<Known>, Error> {
+        self.read_store(move |store| store.versions(&buckets)).await
+    }
+
+    /// Entries by name, as many as fit one message.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn changes(&self, ids: Vec<EntryId>) -> Result<Vec<Change>, Error> {
+        self.read_store(move |store| store.changes(&ids)).await
+    }
+
+    /// Makes a new salt, as the node of the cluster that was chosen to.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn make_salt(&self) -> Result<(), Error> {
+        self.on_store(|store| store.salt().current_or_new().map(|_| ())).await
+    }
+
+    /// Takes another node's salt instead of an own one that sealed nothing. False: it has sealed something.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn yield_salt_to(&self, other: Vec<u8>) -> Result<bool, Error> {
+        let yielded = self.on_store(move |store| store.salt().yield_to(&other)).await?;
+        if yielded {
+            // Keys derived with the old salt must not be used any more.
+            self.keys.clear();
+        }
+        Ok(yielded)
+    }
+
+    /// Runs something that may block and is not one of many on the pool.
+    ///
+    /// # Errors
+    /// When the pool is busy.
+    pub async fn on_pool<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let receiver = self.pool.submit(Lane::Read, job).map_err(|_| Error::Busy)?;
+        receiver.await.map_err(|_| Error::Unavailable)
+    }
+
+    async fn read_store<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Store) -> Result<T, crate::store::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let store = Arc::clone(&self.store);
+        Ok(self.on_pool(move || read(&store)).await??)
+    }
+
+    async fn on_store<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Store) -> Result<T, crate::store::OpenError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let store = Arc::clone(&self.store);
+        self.on_pool(move || job(&store)).await?.map_err(|error| {
+            tracing::error!(%error, "the salt cannot be written");
+            Error::Unavailable
+        })
+    }
+}

@@ -1,0 +1,309 @@
+//! One open transaction: what each job does to the rows, to their versions, and to the cache afterwards.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::{Connection, ErrorCode, params};
+
+use super::buckets::Delta;
+use super::entry_cache::EntryCache;
+use super::error::Error;
+use super::reader::{self, content_of};
+use super::row::{OwnerTag, Row};
+use super::schema::Spelling;
+use super::versions::Versions;
+use super::writer::{PeerNote, Write, WriteError, WriteResult};
+use crate::model::{Change, EntryId, Timestamp};
+
+/// Rows as the open transaction sees them, by key and environment; `None` was deleted or moved away.
+type Overlay = HashMap<EntryId, Option<Arc<Row>>>;
+
+/// What an applied job does to the cache once it is committed.
+pub(super) struct Effect {
+    pub(super) key: String,
+    pub(super) id: i64,
+    pub(super) after: Option<Arc<Row>>,
+}
+
+/// The jobs of one transaction.
+pub(super) struct Batch<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) cache: &'a EntryCache,
+    pub(super) spelling: Spelling,
+    pub(super) versions: Option<&'a mut Versions>,
+    pub(super) effects: Vec<Effect>,
+    pub(super) delta: Delta,
+    overlay: Overlay,
+    /// What the running job has replaced in the overlay, for the case that it fails.
+    replaced: Vec<(EntryId, Option<Option<Arc<Row>>>)>,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(
+        connection: &'a Connection,
+        cache: &'a EntryCache,
+        spelling: Spelling,
+        versions: Option<&'a mut Versions>,
+    ) -> Self {
+        Self {
+            connection,
+            cache,
+            spelling,
+            versions,
+            effects: Vec::new(),
+            delta: Delta::default(),
+            overlay: Overlay::new(),
+            replaced: Vec::new(),
+        }
+    }
+
+    /// Runs one job in a savepoint of its own. One that fails alone is undone alone; the outer error
+    /// ends the transaction.
+    pub(super) fn alone<T>(
+        &mut self,
+        job: impl FnOnce(&mut Self) -> Result<T, WriteError>,
+    ) -> Result<Result<T, WriteError>, Error> {
+        execute(self.connection, "SAVEPOINT job")?;
+        let marks = (self.effects.len(), self.delta.mark());
+        self.replaced.clear();
+        match job(self) {
+            Ok(done) => {
+                execute(self.connection, "RELEASE job")?;
+                Ok(Ok(done))
+            }
+            Err(WriteError::Store(error)) if self.connection.is_autocommit() || !is_of_one_job(&error) => {
+                Err(error)
+            }
+            Err(error) => {
+                self.effects.truncate(marks.0);
+                self.restore_overlay();
+                self.delta.truncate(&marks.1);
+                execute(self.connection, "ROLLBACK TO job")?;
+                execute(self.connection, "RELEASE job")?;
+                Ok(Err(error))
+            }
+        }
+    }
+
+    /// A write of a client of this node.
+    pub(super) fn write(&mut self, write: &Write, owner: OwnerTag, at: Timestamp) -> WriteResult {
+        match write {
+            Write::Create { key, environment, category, ciphertext } => {
+                let id = EntryId { key: key.clone(), environment: environment.clone() };
+                if self.current(&id)?.is_some() {
+                    return Err(WriteError::AlreadyExists);
+                }
+                let mut row = Row::new(0, key.clone(), environment.clone(), Some(ciphertext.clone()));
+                row.category.clone_from(category);
+                row.created_at = Some(at);
+                row.updated_at = Some(at);
+                self.insert(&mut row)?;
+                self.record_own(&id, Some(&row))?;
+                Ok(self.put(row, Some(owner)))
+            }
+            Write::Update { seen, category, environment, ciphertext } => {
+                let current = self.unchanged(seen, owner)?;
+                let environment = environment.as_ref().or(current.environment.as_ref()).cloned();
+                let mut row =
+                    Row::new(current.id, current.key.clone(), environment, Some(ciphertext.clone()));
+                row.category = category.as_ref().or(current.category.as_ref()).cloned();
+                row.created_at = current.created_at;
+                row.updated_at = Some(at);
+                self.replace(&row)?;
+                if row.environment != current.environment {
+                    self.record_own(&current.entry_id(), None)?;
+                    self.see(current.entry_id(), None);
+                }
+                self.record_own(&row.entry_id(), Some(&row))?;
+                Ok(self.put(row, Some(owner)))
+            }
+            Write::Delete { seen } => {
+                let current = self.unchanged(seen, owner)?;
+                self.remove(&current)?;
+                self.record_own(&current.entry_id(), None)?;
+                Ok(current)
+            }
+        }
+    }
+
+    /// Changes of other nodes: those that win. Returns how many did.
+    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<usize, WriteError> {
+        let mut applied = 0;
+        for change in changes {
+            let Some(versions) = self.versions.as_deref_mut() else { return Err(Error::Stopped.into()) };
+            if versions.wins(self.connection, &mut self.delta, change).map_err(Error::from)? {
+                self.apply_one(change)?;
+                applied += 1;
+            }
+        }
+        Ok(applied)
+    }
+
+    /// What a peer is known to have.
+    pub(super) fn note(&mut self, note: &PeerNote) -> Result<(), WriteError> {
+        let Some(versions) = self.versions.as_deref_mut() else { return Err(Error::Stopped.into()) };
+        let noted = match note {
+            PeerNote::Acknowledged { peer, sequence } => {
+                versions.acknowledge(self.connection, *peer, *sequence)
+            }
+            PeerNote::Synced { peer, stamp } => versions.note_synced(self.connection, *peer, *stamp),
+            PeerNote::Collect { before } => versions.collect(self.connection, *before).map(|_| ()),
+        };
+        noted.map_err(|error| Error::from(error).into())
+    }
+
+    fn apply_one(&mut self, change: &Change) -> Result<(), WriteError> {
+        let current = self.current(&change.id)?;
+        match (&change.content, current) {
+            (Some(content), current) => {
+                let EntryId { key, environment } = change.id.clone();
+                let mut row = Row::new(0, key, environment, Some(content.ciphertext.clone()));
+                row.category.clone_from(&content.category);
+                row.created_at = content.created_at;
+                row.updated_at = content.updated_at;
+                match current {
+                    Some(current) => {
+                        row.id = current.id;
+                        self.replace(&row)?;
+                    }
+                    None => self.insert(&mut row)?,
+                }
+                self.put(row, None);
+            }
+            (None, Some(current)) => self.remove(&current)?,
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    fn record_own(&mut self, id: &EntryId, row: Option<&Row>) -> Result<(), WriteError> {
+        let Some(versions) = self.versions.as_deref_mut() else { return Ok(()) };
+        let content = row.and_then(content_of);
+        versions
+            .record_own(self.connection, &mut self.delta, id, content.as_ref())
+            .map_err(|error| Error::from(error).into())
+    }
+
+    fn insert(&self, row: &mut Row) -> Result<(), WriteError> {
+        let sql = r#"INSERT INTO configurations ("key", encrypted_value, category, environment, created_at, updated_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)"#;
+        let values = params![
+            row.key,
+            sealed_text(row),
+            row.category,
+            row.environment.as_deref().or(self.spelling.no_environment),
+            self.time(row.created_at),
+            self.time(row.updated_at)
+        ];
+        prepare(self.connection, sql)?.execute(values).map_err(unique)?;
+        row.id = self.connection.last_insert_rowid();
+        Ok(())
+    }
+
+    fn replace(&self, row: &Row) -> Result<(), WriteError> {
+        let sql = "UPDATE configurations SET encrypted_value = ?2, category = ?3, environment = ?4, \
+                   created_at = ?5, updated_at = ?6 WHERE id = ?1";
+        let values = params![
+            row.id,
+            sealed_text(row),
+            row.category,
+            row.environment.as_deref().or(self.spelling.no_environment),
+            self.time(row.created_at),
+            self.time(row.updated_at)
+        ];
+        prepare(self.connection, sql)?.execute(values).map_err(unique)?;
+        Ok(())
+    }
+
+    fn remove(&mut self, row: &Row) -> Result<(), WriteError> {
+        prepare(self.connection, "DELETE FROM configurations WHERE id = ?1")?
+            .execute([row.id])
+            .map_err(Error::from)?;
+        self.see(row.entry_id(), None);
+        self.effects.push(Effect { key: row.key.clone(), id: row.id, after: None });
+        Ok(())
+    }
+
+    fn put(&mut self, mut row: Row, owner: Option<OwnerTag>) -> Arc<Row> {
+        row.written_by = owner;
+        if owner.is_some() {
+            // What the service seals is canonical.
+            row.set_canonical();
+        }
+        let row = Arc::new(row);
+        self.see(row.entry_id(), Some(Arc::clone(&row)));
+        self.effects.push(Effect { key: row.key.clone(), id: row.id, after: Some(Arc::clone(&row)) });
+        row
+    }
+
+    fn time(&self, time: Option<Timestamp>) -> Option<String> {
+        time.map(Timestamp::to_database).or_else(|| self.spelling.no_time.map(str::to_owned))
+    }
+
+    /// The row as it is now, if it is still the one that was seen, or was since written by the same owner.
+    fn unchanged(&self, seen: &Arc<Row>, owner: OwnerTag) -> WriteResult {
+        match self.current(&seen.entry_id())? {
+            Some(row)
+                if row.id == seen.id
+                    && (row.ciphertext == seen.ciphertext || row.written_by == Some(owner)) =>
+            {
+                Ok(row)
+            }
+            _ => Err(WriteError::Changed),
+        }
+    }
+
+    fn current(&self, id: &EntryId) -> Result<Option<Arc<Row>>, Error> {
+        if let Some(row) = self.overlay.get(id) {
+            return Ok(row.clone());
+        }
+        if let Some(group) = self.cache.get(&id.key) {
+            return Ok(group.exact(id.environment.as_deref()).cloned());
+        }
+        Ok(reader::exact(self.connection, &id.key, id.environment.as_deref())?.map(Arc::new))
+    }
+
+    fn see(&mut self, id: EntryId, row: Option<Arc<Row>>) {
+        let before = self.overlay.insert(id.clone(), row);
+        self.replaced.push((id, before));
+    }
+
+    fn restore_overlay(&mut self) {
+        while let Some((id, before)) = self.replaced.pop() {
+            match before {
+                Some(row) => self.overlay.insert(id, row),
+                None => self.overlay.remove(&id),
+            };
+        }
+    }
+}
+
+fn sealed_text(row: &Row) -> String {
+    row.ciphertext.as_ref().map(crate::model::Ciphertext::to_text).unwrap_or_default()
+}
+
+pub(super) fn prepare<'a>(
+    connection: &'a Connection,
+    sql: &str,
+) -> Result<rusqlite::CachedStatement<'a>, Error> {
+    Ok(connection.prepare_cached(sql)?)
+}
+
+pub(super) fn execute(connection: &Connection, sql: &str) -> Result<(), Error> {
+    prepare(connection, sql)?.execute([])?;
+    Ok(())
+}
+
+fn unique(error: rusqlite::Error) -> WriteError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::ConstraintViolation) => WriteError::AlreadyExists,
+        _ => WriteError::Store(error.into()),
+    }
+}
+
+/// An error of one statement, after which the others in the transaction are still good.
+fn is_of_one_job(error: &Error) -> bool {
+    matches!(error, Error::Sqlite(source)
+        if matches!(source.sqlite_error_code(),
+            Some(ErrorCode::TooBig | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation)))
+}

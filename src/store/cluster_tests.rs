@@ -1,0 +1,280 @@
+//! Versions, the outbox and merging, on real files.
+
+use std::collections::BTreeMap;
+
+use futures_lite::future::block_on;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{Ciphertext, Content, Digest, NodeNumber, Stamp, Version};
+
+const OWNER: OwnerTag = OwnerTag([1; 32]);
+
+struct Node {
+    store: Store,
+    directory: Arc<tempfile::TempDir>,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self::at(Arc::new(tempfile::tempdir().expect("temporary directory")), true)
+    }
+
+    fn at(directory: Arc<tempfile::TempDir>, is_clustered: bool) -> Self {
+        let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
+        fs::write(&salt, [7; 64]).expect("writable");
+        let options = Options {
+            is_clustered,
+            clock_offset_ms: 0,
+            on_fatal: Box::new(|error| panic!("the writer gave up: {error}")),
+            on_outbox: Box::new(|_| {}),
+        };
+        Self { store: Store::open(&database, &salt, options).expect("the files open"), directory }
+    }
+
+    fn restart(self, is_clustered: bool) -> Self {
+        let Self { store, directory } = self;
+        drop(store);
+        Self::at(directory, is_clustered)
+    }
+
+    fn create(&self, key: &str, sealed: &[u8]) -> Arc<Row> {
+        let write = Write::Create {
+            key: key.to_owned(),
+            environment: None,
+            category: None,
+            ciphertext: Ciphertext::from_bytes(sealed.to_vec()),
+        };
+        block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("new")
+    }
+
+    fn update(&self, seen: &Arc<Row>, sealed: &[u8]) -> Arc<Row> {
+        let write = Write::Update {
+            seen: Arc::clone(seen),
+            category: None,
+            environment: None,
+            ciphertext: Ciphertext::from_bytes(sealed.to_vec()),
+        };
+        block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("seen")
+    }
+
+    fn delete(&self, seen: &Arc<Row>) {
+        let write = Write::Delete { seen: Arc::clone(seen) };
+        block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("seen");
+    }
+
+    fn apply(&self, changes: Vec<Change>) -> usize {
+        block_on(self.store.apply(changes).expect("room")).expect("answered").expect("applied")
+    }
+
+    fn note(&self, note: PeerNote) {
+        block_on(self.store.note(note).expect("room")).expect("answered").expect("noted");
+    }
+
+    /// What every entry holds, and the digest over all of it.
+    fn contents(&self) -> (BTreeMap<String, Vec<u8>>, Digest) {
+        let page = self.store.page(&Filter::default(), 0).expect("readable");
+        assert!(page.next_after.is_none());
+        let rows = page.rows.iter().map(|row| {
+            let sealed = row.ciphertext.as_ref().expect("sealed").as_bytes().to_vec();
+            (format!("{}@{:?}", row.key, row.environment), sealed)
+        });
+        (rows.collect(), self.store.buckets().root())
+    }
+
+    fn pull_outbox(&self, from: &Node, after: i64) -> (usize, i64) {
+        let page = from.store.outbox(after).expect("readable");
+        (self.apply(page.changes), page.sequence)
+    }
+}
+
+fn change(key: &str, milliseconds: u64, node: u64, sealed: Option<&[u8]>) -> Change {
+    let version =
+        Version { stamp: Stamp::from_milliseconds(milliseconds), node: NodeNumber::from_random(node << 1) };
+    let content = sealed.map(|sealed| Content {
+        category: None,
+        ciphertext: Ciphertext::from_bytes(sealed.to_vec()),
+        created_at: None,
+        updated_at: None,
+    });
+    Change { id: EntryId { key: key.to_owned(), environment: None }, version, content }
+}
+
+#[test]
+fn own_changes_reach_another_store_through_the_outbox() {
+    let (one, two) = (Node::new(), Node::new());
+    let kept = one.create("kept", b"1");
+    let gone = one.create("gone", b"2");
+    one.update(&kept, b"3");
+    let (applied, line) = two.pull_outbox(&one, 0);
+    assert_eq!((applied, line), (2, 3), "each entry once, as it is now");
+    assert_eq!(two.contents(), one.contents());
+    one.delete(&gone);
+    assert_eq!(two.pull_outbox(&one, line), (1, 4));
+    assert_eq!(two.contents(), one.contents());
+    // Again is no harm, and what came from a peer is not passed on.
+    assert_eq!(two.pull_outbox(&one, 0).0, 0);
+    assert!(two.store.outbox(0).expect("readable").changes.is_empty());
+}
+
+#[test]
+fn a_later_write_wins_whatever_the_clock_says() {
+    let (one, two) = (Node::new(), Node::new());
+    // From a node whose clock is a year ahead.
+    let future = Timestamp::now().as_milliseconds() + 365 * 24 * 3600 * 1000;
+    two.apply(vec![change("k", future, 5, Some(b"from the future"))]);
+    let seen = two.store.exact("k", None).expect("readable").expect("there");
+    two.update(&seen, b"now");
+    two.create("other", b"o");
+    let page = two.store.outbox(0).expect("readable");
+    let version = |key: &str| page.changes.iter().find(|change| change.id.key == key).expect("there").version;
+    assert!(version("k").stamp.milliseconds() >= future);
+    assert!(version("other").stamp.milliseconds() < future, "other entries are not drawn along");
+    one.apply(page.changes.clone());
+    one.apply(vec![change("k", future, 5, Some(b"from the future"))]);
+    assert_eq!(one.contents(), two.contents());
+    assert_eq!(one.contents().0["k@None"], b"now");
+}
+
+#[test]
+fn a_store_that_joins_a_cluster_brings_its_entries_along() {
+    let alone = Node::at(Arc::new(tempfile::tempdir().expect("temporary directory")), false);
+    assert_eq!(alone.store.node(), None);
+    alone.create("old", b"1");
+    assert_eq!(alone.contents().1, Digest::default());
+    let joined = alone.restart(true);
+    let (_, root) = joined.contents();
+    assert_ne!(root, Digest::default());
+    assert_eq!(joined.store.buckets().entries_count(), 1);
+    let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
+    let known = joined.store.versions(&all).expect("readable");
+    assert_eq!(known.len(), 1);
+    let other = Node::new();
+    let ids: Vec<EntryId> = known.into_iter().map(|known| known.id).collect();
+    assert_eq!(other.apply(joined.store.changes(&ids).expect("readable")), 1);
+    assert_eq!(other.contents(), joined.contents());
+    // Out of the cluster for a while, it goes on counting: deletes must not come back.
+    let node = joined.store.node();
+    let left = joined.restart(false);
+    assert_eq!(left.store.node(), node);
+    let seen = left.store.exact("old", None).expect("readable").expect("there");
+    left.delete(&seen);
+    let back = left.restart(true);
+    assert_eq!(other.pull_outbox(&back, 0).0, 1);
+    assert_eq!(other.contents(), back.contents());
+    assert!(other.contents().0.is_empty());
+}
+
+#[test]
+fn changes_by_another_program_are_own_changes() {
+    let (one, two) = (Node::new(), Node::new());
+    one.create("removed", b"1");
+    one.create("kept", b"2");
+    let after = two.pull_outbox(&one, 0).1;
+    let database = rusqlite::Connection::open(one.directory.path().join("c.db")).expect("there");
+    database.execute(r#"DELETE FROM configurations WHERE "key" = 'removed'"#, []).expect("valid");
+    database
+        .execute(r#"INSERT INTO configurations ("key", encrypted_value) VALUES ('new', 'gAAA')"#, [])
+        .expect("valid");
+    drop(database);
+    // The next commit notices, at the latest.
+    one.create("another", b"3");
+    two.pull_outbox(&one, after);
+    assert_eq!(two.contents(), one.contents());
+    let keys: Vec<String> = two.contents().0.into_keys().collect();
+    assert_eq!(keys, ["another@None", "kept@None", "new@None"]);
+}
+
+#[test]
+fn stamps_do_not_go_back_over_a_restart() {
+    let mut node = Node::new();
+    let mut last = Stamp::default();
+    for round in 0..5 {
+        node.create(&format!("k{round}"), b"1");
+        let page = node.store.outbox(0).expect("readable");
+        let newest = page.changes.iter().map(|change| change.version.stamp).max().expect("there");
+        assert!(newest > last, "round {round}");
+        last = newest;
+        node = node.restart(true);
+    }
+}
+
+#[test]
+fn tombstones_go_when_all_peers_have_them() {
+    let node = Node::new();
+    let peers = [NodeNumber::from_random(2), NodeNumber::from_random(4)];
+    let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
+    let tombstones = || node.store.versions(&all).expect("readable").len();
+    let future = Stamp::from_milliseconds(Timestamp::now().as_milliseconds() + 100_000);
+    let row = node.create("k", b"1");
+    node.delete(&row);
+    node.note(PeerNote::Collect { before: future });
+    assert_eq!(tombstones(), 1, "no peer is known yet");
+    node.note(PeerNote::Synced { peer: peers[0], stamp: future });
+    node.note(PeerNote::Acknowledged { peer: peers[1], sequence: 1 });
+    node.note(PeerNote::Collect { before: future });
+    assert_eq!(tombstones(), 1, "one peer has not been compared with");
+    node.note(PeerNote::Synced { peer: peers[1], stamp: future });
+    node.note(PeerNote::Collect { before: Stamp::default() });
+    assert_eq!(tombstones(), 1, "it is too young");
+    let root = node.store.buckets().root();
+    node.note(PeerNote::Collect { before: future });
+    assert_eq!((tombstones(), node.store.buckets().root()), (0, root), "forgetting changes no digest");
+}
+
+#[test]
+fn the_outbox_is_trimmed_to_what_a_peer_lacks() {
+    let node = Node::new();
+    let peer = |number: u64| NodeNumber::from_random(number);
+    for number in 0..5 {
+        node.create(&format!("k{number}"), b"1");
+    }
+    node.note(PeerNote::Acknowledged { peer: peer(2), sequence: 5 });
+    assert_eq!(node.store.outbox_range().expect("readable"), (0, 5));
+    node.create("k5", b"1");
+    node.note(PeerNote::Acknowledged { peer: peer(4), sequence: 0 });
+    node.note(PeerNote::Acknowledged { peer: peer(2), sequence: 6 });
+    assert_eq!(node.store.outbox_range().expect("readable"), (6, 6), "the other peer lacks it");
+    node.note(PeerNote::Acknowledged { peer: peer(4), sequence: 3 });
+    let mut acknowledged = node.store.acknowledged().expect("readable");
+    acknowledged.sort();
+    assert_eq!(acknowledged, [(peer(2), 6), (peer(4), 3)]);
+    // Numbers are never used twice, even after everything was trimmed.
+    node.note(PeerNote::Acknowledged { peer: peer(4), sequence: 6 });
+    let node = node.restart(true);
+    node.create("k6", b"1");
+    assert_eq!(node.store.outbox_range().expect("readable"), (7, 7));
+}
+
+fn changes() -> impl Strategy<Value = Vec<Change>> {
+    let one = (0_u8..4, 0_u64..6, 1_u64..4, proptest::option::of(0_u8..3)).prop_map(
+        |(key, milliseconds, node, sealed)| {
+            let sealed = sealed.map(|byte| [byte]);
+            change(&format!("k{key}"), milliseconds, node, sealed.as_ref().map(<[u8; 1]>::as_slice))
+        },
+    );
+    proptest::collection::vec(one, 1..25)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// The same changes in any order, in any groups, some of them twice, come to the same store.
+    #[test]
+    fn merging_is_commutative_associative_and_idempotent(
+        changes in changes(),
+        order in any::<prop::sample::Index>(),
+        size in 1_usize..6,
+    ) {
+        let (one, two) = (Node::new(), Node::new());
+        one.apply(changes.clone());
+        let mut shuffled = changes.clone();
+        shuffled.rotate_left(order.index(changes.len()));
+        shuffled.reverse();
+        for group in shuffled.chunks(size) {
+            two.apply(group.to_vec());
+            two.apply(group.to_vec());
+        }
+        prop_assert_eq!(one.contents(), two.contents());
+    }
+}

@@ -1,0 +1,311 @@
+//! Versions of entries, tombstones and the outbox: what makes a store one of a cluster.
+//!
+//! Everything here happens on the writer's thread, in the transaction of the row it concerns. A
+//! store that was never in a cluster has no versions, and pays nothing for them.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use super::buckets::{Buckets, Delta, bucket_of, digest_of};
+use super::{reader, schema};
+use crate::limits::{CLOCK_RESERVE, OUTBOX_COUNT_MAX};
+use crate::model::{
+    Change, Content, Digest, EntryId, HybridClock, Known, NodeNumber, Stamp, Timestamp, Version,
+};
+
+/// The writer's knowledge of versions.
+pub(super) struct Versions {
+    node: NodeNumber,
+    clock: HybridClock,
+    /// The database says that stamps up to here may have been given out.
+    reserved: Stamp,
+    /// For tests of clocks that are wrong.
+    clock_offset_ms: i64,
+    buckets: Arc<Buckets>,
+    /// The number of the last line of the outbox.
+    last_sequence: i64,
+}
+
+/// Programs other than this server note here what they change; the writer's own connection has
+/// triggers switched off.
+const TRIGGERS: &str = r#"
+CREATE TRIGGER IF NOT EXISTS osc_foreign_insert AFTER INSERT ON configurations BEGIN
+    INSERT OR REPLACE INTO osc_foreign VALUES (new."key", ifnull(new.environment, ''));
+END;
+CREATE TRIGGER IF NOT EXISTS osc_foreign_update AFTER UPDATE ON configurations BEGIN
+    INSERT OR REPLACE INTO osc_foreign VALUES (old."key", ifnull(old.environment, ''));
+    INSERT OR REPLACE INTO osc_foreign VALUES (new."key", ifnull(new.environment, ''));
+END;
+CREATE TRIGGER IF NOT EXISTS osc_foreign_delete AFTER DELETE ON configurations BEGIN
+    INSERT OR REPLACE INTO osc_foreign VALUES (old."key", ifnull(old.environment, ''));
+END;
+"#;
+
+/// Also when the outbox is empty: lines are never numbered twice.
+const LAST_SEQUENCE: &str = "SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'osc_outbox'), 0)";
+
+/// Whether this store has ever been in a cluster.
+pub(super) fn are_kept(connection: &Connection) -> rusqlite::Result<bool> {
+    Ok(schema::meta(connection, "node")?.is_some())
+}
+
+impl Versions {
+    /// Begins to keep versions, for which every entry gets one, or goes on with them; adds up the digests.
+    pub(super) fn open(
+        connection: &mut Connection,
+        random: u64,
+        clock_offset_ms: i64,
+        buckets: Arc<Buckets>,
+    ) -> rusqlite::Result<Self> {
+        let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
+        // This may be the first commit of a cycle; if it is not, it says the same again.
+        schema::begin_cycle(&transaction)?;
+        transaction.execute_batch(TRIGGERS)?;
+        let node = match schema::meta(&transaction, "node")? {
+            Some(number) => NodeNumber::from_database(number),
+            None => {
+                let node = NodeNumber::from_random(random);
+                schema::set_meta(&transaction, "node", node.to_database())?;
+                adopt_rows_without_version(&transaction)?;
+                node
+            }
+        };
+        let reserved = schema::meta(&transaction, "clock")?.map_or(Stamp::default(), Stamp::from_database);
+        let last_sequence = transaction.query_row(LAST_SEQUENCE, [], |row| row.get(0))?;
+        transaction.commit()?;
+        let mut delta = Delta::default();
+        each_live_digest(connection, |id, digest| delta.replace(&id, Digest::default(), digest))?;
+        buckets.apply(&delta);
+        let clock = HybridClock::after(reserved);
+        Ok(Self { node, clock, reserved, clock_offset_ms, buckets, last_sequence })
+    }
+
+    pub(super) fn node(&self) -> NodeNumber {
+        self.node
+    }
+
+    pub(super) fn last_sequence(&self) -> i64 {
+        self.last_sequence
+    }
+
+    pub(super) fn publish(&self, delta: &Delta) {
+        self.buckets.apply(delta);
+    }
+
+    /// A change that was made here: gets the next version, and goes to the outbox.
+    pub(super) fn record_own(
+        &mut self,
+        connection: &Connection,
+        delta: &mut Delta,
+        id: &EntryId,
+        content: Option<&Content>,
+    ) -> rusqlite::Result<()> {
+        let before = known(connection, id)?;
+        let seen = before.as_ref().map_or(Stamp::default(), |known| known.version.stamp);
+        let wall = Timestamp::now().as_milliseconds().saturating_add_signed(self.clock_offset_ms);
+        let version = Version { stamp: self.clock.stamp(wall, seen), node: self.node };
+        self.reserve(connection, version.stamp)?;
+        record(connection, delta, before.as_ref(), id, version, content)?;
+        connection
+            .prepare_cached(r#"INSERT INTO osc_outbox ("key", environment) VALUES (?1, ?2)"#)?
+            .execute((&id.key, id.environment.as_deref().unwrap_or_default()))?;
+        self.last_sequence = connection.last_insert_rowid();
+        Ok(())
+    }
+
+    /// Whether a change of another node is later than what is here; notes its version if it is.
+    pub(super) fn wins(
+        &self,
+        connection: &Connection,
+        delta: &mut Delta,
+        change: &Change,
+    ) -> rusqlite::Result<bool> {
+        let before = known(connection, &change.id)?;
+        let digest = change
+            .content
+            .as_ref()
+            .map_or(Digest::default(), |content| digest_of(&change.id, change.version, content));
+        if before.as_ref().is_some_and(|known| (known.version, known.digest) >= (change.version, digest)) {
+            return Ok(false);
+        }
+        record(connection, delta, before.as_ref(), &change.id, change.version, change.content.as_ref())?;
+        Ok(true)
+    }
+
+    /// Entries that another program has changed, as own changes. Returns how many there were.
+    pub(super) fn adopt_foreign(
+        &mut self,
+        connection: &Connection,
+        delta: &mut Delta,
+    ) -> rusqlite::Result<usize> {
+        let mut statement = connection.prepare_cached(r#"SELECT "key", environment FROM osc_foreign"#)?;
+        let ids: Vec<EntryId> = statement
+            .query_map([], |row| Ok(entry_id(row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for id in &ids {
+            let row = reader::exact(connection, &id.key, id.environment.as_deref()).map_err(into_rusqlite)?;
+            let content = row.as_ref().and_then(reader::content_of);
+            self.record_own(connection, delta, id, content.as_ref())?;
+        }
+        connection.execute("DELETE FROM osc_foreign", [])?;
+        Ok(ids.len())
+    }
+
+    /// A peer has everything up to `sequence`: what all peers have is forgotten.
+    pub(super) fn acknowledge(
+        &self,
+        connection: &Connection,
+        peer: NodeNumber,
+        sequence: i64,
+    ) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached(
+                "INSERT INTO osc_peers (node, acknowledged, synced) VALUES (?1, ?2, 0)
+                 ON CONFLICT (node) DO UPDATE SET acknowledged = max(acknowledged, ?2)",
+            )?
+            .execute((peer.to_database(), sequence))?;
+        connection
+            .prepare_cached(
+                "DELETE FROM osc_outbox WHERE sequence <= (SELECT min(acknowledged) FROM osc_peers)",
+            )?
+            .execute([])?;
+        Ok(())
+    }
+
+    /// A peer was found to hold the same as this node, as of `stamp`.
+    pub(super) fn note_synced(
+        &self,
+        connection: &Connection,
+        peer: NodeNumber,
+        stamp: Stamp,
+    ) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached(
+                "INSERT INTO osc_peers (node, acknowledged, synced) VALUES (?1, ?3, ?2)
+                 ON CONFLICT (node) DO UPDATE SET synced = max(synced, ?2)",
+            )?
+            .execute((peer.to_database(), stamp.to_database(), self.last_sequence))?;
+        Ok(())
+    }
+
+    /// Forgets tombstones older than `before` that every known peer has, and lines of the outbox
+    /// beyond its bound. Returns how many tombstones went.
+    pub(super) fn collect(&self, connection: &Connection, before: Stamp) -> rusqlite::Result<usize> {
+        let count = i64::try_from(OUTBOX_COUNT_MAX).unwrap_or(i64::MAX);
+        connection.execute(
+            "DELETE FROM osc_outbox WHERE sequence <= (SELECT max(sequence) FROM osc_outbox) - ?1",
+            [count],
+        )?;
+        connection.execute(
+            "DELETE FROM osc_versions WHERE digest IS NULL AND stamp < ?1
+             AND stamp < (SELECT min(synced) FROM osc_peers)",
+            [before.to_database()],
+        )
+    }
+
+    fn reserve(&mut self, connection: &Connection, stamp: Stamp) -> rusqlite::Result<()> {
+        if stamp > self.reserved {
+            let ahead = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
+            self.reserved = Stamp::from_milliseconds(stamp.milliseconds().saturating_add(ahead));
+            schema::set_meta(connection, "clock", self.reserved.to_database())?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the version of one entry, and what that does to the digests.
+fn record(
+    connection: &Connection,
+    delta: &mut Delta,
+    before: Option<&Known>,
+    id: &EntryId,
+    version: Version,
+    content: Option<&Content>,
+) -> rusqlite::Result<()> {
+    let digest = content.map_or(Digest::default(), |content| digest_of(id, version, content));
+    let stored = (digest != Digest::default()).then(|| digest.0.to_be_bytes());
+    connection
+        .prepare_cached(
+            r#"INSERT INTO osc_versions (bucket, "key", environment, stamp, node, digest)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+               ON CONFLICT (bucket, "key", environment) DO UPDATE SET stamp = ?4, node = ?5, digest = ?6"#,
+        )?
+        .execute(params![
+            bucket_number(id),
+            id.key,
+            id.environment.as_deref().unwrap_or_default(),
+            version.stamp.to_database(),
+            version.node.to_database(),
+            stored
+        ])?;
+    delta.replace(id, before.map_or(Digest::default(), |known| known.digest), digest);
+    Ok(())
+}
+
+/// The version of one entry, deleted or not.
+pub(super) fn known(connection: &Connection, id: &EntryId) -> rusqlite::Result<Option<Known>> {
+    connection
+        .prepare_cached(
+            r#"SELECT stamp, node, digest FROM osc_versions
+               WHERE bucket = ?1 AND "key" = ?2 AND environment = ?3"#,
+        )?
+        .query_row((bucket_number(id), &id.key, id.environment.as_deref().unwrap_or_default()), |row| {
+            Ok(Known { id: id.clone(), version: version_at(row, 0)?, digest: digest_at(row, 2)? })
+        })
+        .optional()
+}
+
+fn bucket_number(id: &EntryId) -> i64 {
+    i64::try_from(bucket_of(id)).unwrap_or_default()
+}
+
+pub(super) fn version_at(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Version> {
+    let stamp = Stamp::from_database(row.get(index)?);
+    Ok(Version { stamp, node: NodeNumber::from_database(row.get(index + 1)?) })
+}
+
+pub(super) fn digest_at(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Digest> {
+    let bytes: Option<[u8; 16]> = row.get(index)?;
+    Ok(bytes.map_or(Digest::default(), |bytes| Digest(u128::from_be_bytes(bytes))))
+}
+
+pub(super) fn entry_id(key: String, environment: String) -> EntryId {
+    EntryId { key, environment: (!environment.is_empty()).then_some(environment) }
+}
+
+/// All entries, when there were no versions before. Their version says when they were changed, as far as
+/// that is known, and no node, so that copies of one entry on two nodes are equal.
+fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
+    let sql = format!("SELECT {} FROM configurations", reader::COLUMNS);
+    let mut statement = connection.prepare(&sql)?;
+    let mut rows = statement.query([])?;
+    let mut delta = Delta::default();
+    while let Some(row) = rows.next()? {
+        let Some(row) = reader::parse_row(row).map_err(into_rusqlite)? else { continue };
+        // What is no token opens nowhere and stays where it is.
+        let Some(content) = reader::content_of(&row) else { continue };
+        let changed = row.updated_at.map_or(0, Timestamp::as_milliseconds);
+        let version = Version { stamp: Stamp::from_milliseconds(changed), node: NodeNumber::default() };
+        let id = EntryId { key: row.key, environment: row.environment };
+        record(connection, &mut delta, None, &id, version, Some(&content))?;
+    }
+    Ok(())
+}
+
+fn each_live_digest(connection: &Connection, mut with: impl FnMut(EntryId, Digest)) -> rusqlite::Result<()> {
+    let mut statement = connection
+        .prepare(r#"SELECT "key", environment, digest FROM osc_versions WHERE digest IS NOT NULL"#)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        with(entry_id(row.get(0)?, row.get(1)?), digest_at(row, 2)?);
+    }
+    Ok(())
+}
+
+fn into_rusqlite(error: super::Error) -> rusqlite::Error {
+    match error {
+        super::Error::Sqlite(source) => source,
+        other => rusqlite::Error::ToSqlConversionFailure(Box::new(other)),
+    }
+}
