@@ -31,8 +31,8 @@ use crate::http1::Method;
 use crate::limits::{CHANGES_PER_MESSAGE_MAX, TOMBSTONE_GRACE};
 use crate::model::{ApiKey, Digest, EntryId, Known, NodeNumber, Stamp, Timestamp};
 use crate::service::exchange::{
-    ENTRIES_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, decode_changes, decode_digests, decode_known,
-    encode_buckets, encode_changes, encode_digest, encode_ids,
+    API_KEY_HEADER, ENTRIES_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, decode_changes,
+    decode_digests, decode_known, encode_buckets, encode_changes, encode_digest, encode_ids,
 };
 use crate::service::{ClusterView, Error, Member, Service};
 use crate::store::PeerNote;
@@ -265,10 +265,14 @@ impl<N: Network> Context<N> {
             target: "/cluster/health",
             body: b"",
             timeout: HEALTH_TIMEOUT,
-            wanted: &[INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, ENTRIES_HEADER],
+            wanted: &[INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, ENTRIES_HEADER, API_KEY_HEADER],
         };
         let reply = transport.call(&self.network, &request).await?;
         let headers: HashMap<&str, String> = reply.headers.into_iter().collect();
+        // Health needs no API key, so a wrong one is told apart.
+        if headers.contains_key(API_KEY_HEADER) {
+            return Err(Failure::ApiKey);
+        }
         let hexadecimal = |name: &str| u64::from_str_radix(headers.get(name)?, 16).ok();
         let body: serde_json::Value = serde_json::from_slice(&reply.body).map_err(|_| Failure::Refused)?;
         Ok(Introduction {

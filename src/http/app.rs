@@ -40,6 +40,8 @@ pub struct Request {
     pub(super) user_key: Option<UserKey>,
     pub(super) query: Option<Vec<u8>>,
     pub(super) content_type: Option<Vec<u8>>,
+    /// Whether the API key would do, for a route that needs none.
+    pub(super) api_key_is_right: bool,
 }
 
 impl App {
@@ -77,8 +79,10 @@ impl Application for App {
             Miss::Redirect(path) => error::redirect(&path, head.query()),
             other => other.into(),
         })?;
+        let api_key = self.check_api_key(head.api_key());
+        let api_key_is_right = api_key.is_ok();
         if route.needs_api_key() {
-            self.check_api_key(head.api_key()).map_err(|refusal| Answer::from(&refusal))?;
+            api_key.map_err(|refusal| Answer::from(&refusal))?;
         }
         let user_key = match route.needs_user_key() {
             true => Some(self.user_key(head.user_key())?),
@@ -91,18 +95,23 @@ impl Application for App {
         }
         let query = head.query().map(<[u8]>::to_vec);
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
-        Ok(Admission { request: Request { route, user_key, query, content_type }, body_bytes_max })
+        Ok(Admission {
+            request: Request { route, user_key, query, content_type, api_key_is_right },
+            body_bytes_max,
+        })
     }
 
     async fn handle(&self, request: Request, body: Zeroizing<Vec<u8>>) -> Outcome {
-        let Request { route, user_key, query, content_type } = request;
+        let Request { route, user_key, query, content_type, api_key_is_right } = request;
         let query = query.as_deref();
         let caller = configs::Caller { service: &self.service, user_key: user_key.as_ref(), query };
         let answered = match route {
             Route::Root => Ok(system::root(&self.settings, &self.service).into()),
             Route::Ready => Ok(system::ready(&self.service).into()),
             Route::ClusterStatus => Ok(cluster::status(&self.settings, &self.service).into()),
-            Route::ClusterHealth => Ok(cluster::health(&self.settings, &self.service).into()),
+            Route::ClusterHealth => {
+                Ok(cluster::health(&self.settings, &self.service, api_key_is_right).into())
+            }
             Route::ClusterMembers => Ok(cluster::members(&self.settings, &self.service).into()),
             Route::PeerChanges => peers::changes(&self.service, &body).await.map(Outcome::from),
             Route::PeerDigests => peers::digests(&self.service, &body).map(Outcome::from),

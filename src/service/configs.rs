@@ -111,6 +111,10 @@ impl Service {
             let (seen, derived) = self.owned(user_key, key, environment).await?;
             // An entry that was named with its environment stays there.
             let moved = update.environment.as_ref().filter(|_| environment.is_none());
+            if self.cluster().is_some() && changes_nothing(&derived, &seen, &update, moved) {
+                // Every peer would have to take it, and none would see a difference.
+                return Ok(Found { row: seen, value: update.value });
+            }
             let write = Write::Update {
                 seen,
                 category: update.category.as_ref().map(|category| category.as_str().to_owned()),
@@ -242,6 +246,13 @@ fn pick(group: &Group, key: &str) -> Result<Arc<Row>, Error> {
             environments: several.iter().filter_map(|row| row.environment.clone()).collect(),
         }),
     }
+}
+
+fn changes_nothing(derived: &DerivedKey, seen: &Row, update: &Update, moved: Option<&Environment>) -> bool {
+    let same = |new: Option<&str>, old: &Option<String>| new.is_none() || new == old.as_deref();
+    same(update.category.as_ref().map(Category::as_str), &seen.category)
+        && same(moved.map(Environment::as_str), &seen.environment)
+        && open(derived, seen).is_ok_and(|value| value == update.value)
 }
 
 fn seal(derived: &DerivedKey, value: &Plaintext) -> Ciphertext {

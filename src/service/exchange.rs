@@ -16,6 +16,9 @@ pub const SALT_HEADER: &str = "x-osc-salt";
 /// Header: `true` once anything was sealed with that salt.
 pub const ENTRIES_HEADER: &str = "x-osc-entries";
 
+/// Header: `refused` when the asking node's API key is not this node's.
+pub const API_KEY_HEADER: &str = "x-osc-api-key";
+
 /// A message that is not what it should be.
 #[derive(Debug, thiserror::Error)]
 #[error("not a message of a peer: {0}")]

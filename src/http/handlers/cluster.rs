@@ -5,7 +5,9 @@ use crate::http::app::{Settings, failed};
 use crate::http::error::{detail, not_clustered};
 use crate::http::json::write_string;
 use crate::limits::SALT_BYTES;
-use crate::service::exchange::{ENTRIES_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, encode_digest};
+use crate::service::exchange::{
+    API_KEY_HEADER, ENTRIES_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, encode_digest,
+};
 use crate::service::{Member, Service};
 use crate::store::Adopted;
 
@@ -26,13 +28,17 @@ pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Answer 
 }
 
 /// `GET /cluster/health`. The body is the original's; what nodes need to know of each other is in headers.
-pub(in crate::http) fn health(settings: &Settings, service: &Service) -> Answer {
+pub(in crate::http) fn health(settings: &Settings, service: &Service, api_key_is_right: bool) -> Answer {
     let mut body = br#"{"status":"healthy","node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
     body.push(b'}');
     let answer = Answer::json(200, body);
     let (Some(cluster), Some(node)) = (service.cluster(), service.node()) else { return answer };
     let (salt, is_sealed_with) = service.salt_in_use();
+    let answer = match api_key_is_right {
+        true => answer,
+        false => answer.with_header(API_KEY_HEADER, "refused"),
+    };
     let answer = answer
         .with_header(INSTANCE_HEADER, format!("{:016x}", cluster.instance))
         .with_header(NODE_HEADER, node.to_string())
