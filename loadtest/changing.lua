@@ -1,0 +1,16 @@
+-- Writes only, over the keys load-0 to load-(KEYS - 1), each with a value that was not there before: a node of
+-- a cluster does not write what changes nothing.
+local keys = tonumber(os.getenv("LOAD_KEYS"))
+local run = os.time()
+local count = 0
+
+function init()
+   wrk.headers["Content-Type"] = "application/json"
+end
+
+function request()
+   count = count + 1
+   local body = string.format(
+      '{"value":{"host":"prod-server.com","port":5432,"run":%d,"count":%d},"category":"database"}', run, count)
+   return wrk.format("PUT", "/configs/load-" .. (count % keys), nil, body)
+end
