@@ -3,9 +3,10 @@
 //!
 //! Knows the service and the client side of HTTP/1.1; never sees a user key or a plaintext. Runs on an
 //! executor of its own, so that bursts of replication do not disturb requests. What decides is pure
-//! ([`peer`], [`bootstrap`]); what does I/O is [`transport`] and this file.
+//! ([`peer`], [`difference`](mod@difference), [`bootstrap`]); what does I/O is [`transport`] and this file.
 
 mod bootstrap;
+mod difference;
 mod peer;
 mod transport;
 
@@ -19,6 +20,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 pub use bootstrap::{Candidate, Decision, PATIENCE_MS, decide};
+pub use difference::{dealt_with, difference};
 pub use peer::{
     Action, Difference, Event, Failure, HEALTH_INTERVAL_MS, Introduction, Notice, Peer, Pushed, Refusal,
     State,
@@ -29,7 +31,7 @@ use self::transport::{Request, Transport};
 use crate::config::{ClusterConfig, PeerAddress};
 use crate::http1::Method;
 use crate::limits::{CHANGES_PER_MESSAGE_MAX, TOMBSTONE_GRACE};
-use crate::model::{ApiKey, Digest, EntryId, Known, NodeNumber, Stamp, Timestamp};
+use crate::model::{ApiKey, EntryId, NodeNumber, Stamp, Timestamp};
 use crate::service::exchange::{
     API_KEY_HEADER, ENTRIES_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, decode_changes,
     decode_digests, decode_known, encode_buckets, encode_changes, encode_digest, encode_ids,
@@ -251,7 +253,11 @@ impl<N: Network> Context<N> {
             Ok::<i64, Error>(acknowledged.filter(|line| line + 1 >= first).unwrap_or(last))
         };
         match found.await {
-            Ok(cursor) => self.peers.borrow_mut()[index].machine.set_cursor(cursor),
+            Ok(cursor) => {
+                self.peers.borrow_mut()[index].machine.set_cursor(cursor);
+                // From now on the outbox keeps what this peer lacks, too.
+                self.note(PeerNote::Acknowledged { peer: node, sequence: cursor }).await;
+            }
             Err(error) => {
                 tracing::debug!(%error, "cannot read the outbox");
                 self.network.sleep(SALT_INTERVAL).await;
@@ -414,36 +420,10 @@ impl<N: Network> Context<N> {
     }
 }
 
-/// How many of these entries are settled when the last one that was given is this: one that was not
-/// given has gone meanwhile.
-fn dealt_with(ids: &[EntryId], last: Option<&EntryId>) -> usize {
-    last.and_then(|last| ids.iter().position(|id| id == last)).map_or(ids.len(), |position| position + 1)
-}
-
 fn own_failure(error: Error) -> Failure {
     tracing::debug!(%error, "own store");
     match error {
         Error::SaltDiffers => Failure::SaltDiffers,
         _ => Failure::Refused,
     }
-}
-
-/// What each side lacks: the larger of (version, digest) wins.
-fn difference(own: Vec<Known>, theirs: Vec<Known>) -> Difference {
-    let rank = |known: &Known| (known.version, known.digest);
-    let mut own: HashMap<EntryId, Known> = own.into_iter().map(|known| (known.id.clone(), known)).collect();
-    let mut difference = Difference::default();
-    let is_deleted = |known: &Known| known.digest == Digest::default();
-    for theirs in theirs {
-        match own.remove(&theirs.id) {
-            // A deletion of what is not here changes nothing.
-            None if is_deleted(&theirs) => {}
-            None => difference.fetch.push(theirs.id),
-            Some(own) if rank(&own) < rank(&theirs) => difference.fetch.push(theirs.id),
-            Some(own) if rank(&own) > rank(&theirs) => difference.send.push(theirs.id),
-            Some(_) => {}
-        }
-    }
-    difference.send.extend(own.into_values().filter(|own| !is_deleted(own)).map(|own| own.id));
-    difference
 }

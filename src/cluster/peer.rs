@@ -323,9 +323,12 @@ impl Peer {
             return;
         }
         if self.node != Some(introduction.node) {
-            // Another node has taken its place.
+            // Another node has taken its place: nothing that was found out about the first one holds.
             self.node = Some(introduction.node);
             self.cursor = None;
+            self.sync = Sync::default();
+            self.is_second_look = false;
+            self.sync_due_ms = now_ms;
         }
         let salts_differ = own.salt.is_some() && introduction.salt.is_some() && own.salt != introduction.salt;
         if salts_differ && own.has_entries && introduction.has_entries {
@@ -438,3 +441,6 @@ impl Sync {
             && self.send.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

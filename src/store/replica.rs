@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use super::error::Error;
 use super::reader::{Readers, content_of, exact};
-use super::versions::{digest_at, entry_id, known, version_at};
+use super::versions::{LAST_SEQUENCE, digest_at, entry_id, known, version_at};
 use crate::limits::{CHANGES_BYTES_PER_MESSAGE, CHANGES_PER_MESSAGE_MAX};
 use crate::model::{Change, EntryId, Known, NodeNumber};
 
@@ -114,6 +114,9 @@ fn outbox(connection: &Connection, node: NodeNumber, after: i64) -> Result<Outbo
         }
         page.sequence = sequence;
     }
+    // To the very end, also when the last lines were dropped: whoever asks would ask for them forever.
+    let last = connection.prepare_cached(LAST_SEQUENCE)?.query_row([], |row| row.get(0))?;
+    page.sequence = page.sequence.max(last);
     Ok(page)
 }
 

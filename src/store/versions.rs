@@ -43,7 +43,8 @@ END;
 "#;
 
 /// Also when the outbox is empty: lines are never numbered twice.
-const LAST_SEQUENCE: &str = "SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'osc_outbox'), 0)";
+pub(super) const LAST_SEQUENCE: &str =
+    "SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'osc_outbox'), 0)";
 
 /// Whether this store has ever been in a cluster.
 pub(super) fn are_kept(connection: &Connection) -> rusqlite::Result<bool> {

@@ -1,0 +1,80 @@
+//! What two nodes lack of each other, from the versions that both hold: pure, and the same on both sides.
+
+use std::collections::BTreeMap;
+
+use super::peer::Difference;
+use crate::model::{Digest, EntryId, Known};
+
+/// What each side lacks: the larger of (version, digest) wins.
+pub fn difference(own: Vec<Known>, theirs: Vec<Known>) -> Difference {
+    let rank = |known: &Known| (known.version, known.digest);
+    let mut own: BTreeMap<EntryId, Known> = own.into_iter().map(|known| (known.id.clone(), known)).collect();
+    let mut difference = Difference::default();
+    let is_deleted = |known: &Known| known.digest == Digest::default();
+    for theirs in theirs {
+        match own.remove(&theirs.id) {
+            // A deletion of what is not here changes nothing.
+            None if is_deleted(&theirs) => {}
+            None => difference.fetch.push(theirs.id),
+            Some(own) if rank(&own) < rank(&theirs) => difference.fetch.push(theirs.id),
+            Some(own) if rank(&own) > rank(&theirs) => difference.send.push(theirs.id),
+            Some(_) => {}
+        }
+    }
+    difference.send.extend(own.into_values().filter(|own| !is_deleted(own)).map(|own| own.id));
+    difference
+}
+
+/// How many of these entries are settled when the last one that was given is this: one that was not
+/// given has gone meanwhile.
+pub fn dealt_with(ids: &[EntryId], last: Option<&EntryId>) -> usize {
+    last.and_then(|last| ids.iter().position(|id| id == last)).map_or(ids.len(), |position| position + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{NodeNumber, Stamp, Version};
+
+    fn id(key: &str) -> EntryId {
+        EntryId { key: key.to_owned(), environment: None }
+    }
+
+    fn known(milliseconds: u64, digest: u128) -> Known {
+        let version = Version { stamp: Stamp::from_milliseconds(milliseconds), node: NodeNumber::default() };
+        Known { id: id("k"), version, digest: Digest(digest) }
+    }
+
+    #[test]
+    fn the_larger_version_wins_and_both_sides_agree_on_it() {
+        let both = Difference::default();
+        let fetch = Difference { fetch: vec![id("k")], ..both.clone() };
+        let send = Difference { send: vec![id("k")], ..both.clone() };
+        for (own, theirs, expected) in [
+            (None, None, &both),
+            (None, Some(known(1, 1)), &fetch),
+            // What was deleted and is not here needs no telling.
+            (None, Some(known(1, 0)), &both),
+            (Some(known(1, 1)), Some(known(1, 1)), &both),
+            (Some(known(1, 1)), Some(known(2, 1)), &fetch),
+            (Some(known(1, 1)), Some(known(2, 0)), &fetch),
+            (Some(known(2, 1)), Some(known(1, 0)), &send),
+            // Copies of one entry that were sealed apart before there were versions.
+            (Some(known(0, 1)), Some(known(0, 2)), &fetch),
+            (Some(known(1, 1)), Some(known(1, 0)), &send),
+        ] {
+            let list = |known: &Option<Known>| known.iter().cloned().collect::<Vec<_>>();
+            assert_eq!(&difference(list(&own), list(&theirs)), expected, "{own:?} {theirs:?}");
+            let mirrored = difference(list(&theirs), list(&own));
+            assert_eq!((&mirrored.send, &mirrored.fetch), (&expected.fetch, &expected.send));
+        }
+    }
+
+    #[test]
+    fn an_answer_settles_what_comes_before_its_last_entry() {
+        let ids = [id("a"), id("b"), id("c")];
+        for (last, expected) in [(Some(id("a")), 1), (Some(id("c")), 3), (None, 3), (Some(id("x")), 3)] {
+            assert_eq!(dealt_with(&ids, last.as_ref()), expected, "{last:?}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The machine, event by event.
