@@ -390,7 +390,7 @@ impl Simulation {
             return;
         }
         let number = self.random.below(KEYS_COUNT);
-        let environment = (number % 4 == 0 && self.random.percent(50)).then(|| "e".to_owned());
+        let environment = (number.is_multiple_of(4) && self.random.percent(50)).then(|| "e".to_owned());
         let id = EntryId { key: format!("k{number}"), environment };
         self.writes_count += 1;
         let ciphertext = Ciphertext::from_bytes(self.writes_count.to_be_bytes().to_vec());

@@ -239,6 +239,10 @@ fn the_outbox_is_trimmed_to_what_a_peer_lacks() {
     let mut acknowledged = node.store.acknowledged().expect("readable");
     acknowledged.sort();
     assert_eq!(acknowledged, [(peer(2), 6), (peer(4), 3)]);
+    // Whoever asks for lines that were dropped is told how far they go, and does not ask for them again.
+    node.note(PeerNote::Acknowledged { peer: peer(4), sequence: 6 });
+    let page = node.store.outbox(4).expect("readable");
+    assert_eq!((page.changes.len(), page.sequence, page.more), (0, 6, false));
     // Numbers are never used twice, even after everything was trimmed.
     node.note(PeerNote::Acknowledged { peer: peer(4), sequence: 6 });
     let node = node.restart(true);
