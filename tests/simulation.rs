@@ -684,12 +684,32 @@ fn number_from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
-#[test]
-fn nodes_agree_whatever_the_network_does() {
-    // In memory, where fsync costs nothing.
+/// In memory, where fsync costs nothing.
+fn directory() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let root = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    let root = tempfile::tempdir_in(root).expect("a temporary directory");
+    tempfile::tempdir_in(root).expect("a temporary directory")
+}
+
+#[test]
+fn a_seed_always_runs_the_same() {
+    let root = directory();
+    for seed in 0..5 {
+        let run = || {
+            let mut simulation = Simulation::new(seed, root.path());
+            simulation.run();
+            let Simulation { latest, random, scheduled_count, busy_at_ms, .. } = simulation;
+            let sealed = |change: Change| change.content.map(|content| content.ciphertext);
+            let latest: Vec<_> = latest.into_iter().map(|(id, change)| (id, sealed(change))).collect();
+            (random.0, scheduled_count, busy_at_ms, latest)
+        };
+        assert_eq!(run(), run(), "seed {seed}");
+    }
+}
+
+#[test]
+fn nodes_agree_whatever_the_network_does() {
+    let root = directory();
     let seeds = match number_from_environment("OSC_TEST_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number_from_environment("OSC_TEST_SIMULATION_SEEDS").unwrap_or(SEEDS_COUNT),
