@@ -92,10 +92,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let plan = Plan::new(config.workers);
     let pool = start_pool(&plan)?;
     let keys = KeyCache::new();
-    let view = config
-        .cluster
-        .as_ref()
-        .map(|cluster| Arc::new(ClusterView::new(instance, outbox, cluster.write_acks)));
+    let view = config.cluster.as_ref().map(|cluster| Arc::new(ClusterView::new(instance, outbox, cluster)));
     let service = Arc::new(Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool), view));
     let settings = Settings {
         api_key: config.api_key.clone(),

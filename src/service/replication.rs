@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::acks::Acknowledgements;
 use super::signal::Signal;
 use super::{Error, Service};
-use crate::config::WriteAcks;
+use crate::config::{ClusterConfig, WriteAcks};
 use crate::crypto::Lane;
 use crate::model::{Change, Digest, EntryId, Known, NodeNumber};
 use crate::store::{OutboxPage, PeerNote, Store};
@@ -52,16 +52,26 @@ pub struct Member {
 }
 
 impl ClusterView {
-    /// A view of nothing yet. `outbox` is raised by the store.
-    pub fn new(instance: u64, outbox: Arc<Signal>, write_acks: WriteAcks) -> Self {
+    /// All peers, of none of which anything is known yet: a write that comes before the cluster's executor
+    /// has begun must wait for as many as any other. `outbox` is raised by the store.
+    pub fn new(instance: u64, outbox: Arc<Signal>, config: &ClusterConfig) -> Self {
+        let members = config.peers.iter().map(|peer| Member {
+            address: peer.to_string(),
+            node: None,
+            state: "unknown",
+            reason: None,
+            last_contact_ms: None,
+            outbox_length: 0,
+            synced_ms: None,
+        });
         Self {
             instance,
-            members: RwLock::default(),
+            members: RwLock::new(Arc::new(members.collect())),
             salt_is_agreed: AtomicBool::new(false),
             waiting_for_salt: Mutex::default(),
             outbox,
             acknowledgements: Acknowledgements::default(),
-            write_acks,
+            write_acks: config.write_acks,
         }
     }
 
