@@ -254,10 +254,15 @@ impl Response {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the server listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-        stream.set_nodelay(true).expect("nodelay can be set");
-        Self { stream, buffer: Vec::new() }
+        Self::try_connect(address, PATIENCE).expect("the server listens")
+    }
+
+    /// For servers that may not be there, or may not answer.
+    pub(crate) fn try_connect(address: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffer: Vec::new() })
     }
 
     pub(crate) fn send(

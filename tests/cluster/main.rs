@@ -1,0 +1,15 @@
+//! Several nodes of the real binary on the loopback interface, connected by links that a test can cut.
+
+mod acks;
+mod backup;
+mod chaos;
+mod identity;
+mod link;
+mod nodes;
+mod salt;
+mod wire;
+
+// Shared with the tests of one server, which use more of it than these do.
+#[allow(dead_code, reason = "these tests need only a part of what the tests of one server need")]
+#[path = "../server/support.rs"]
+mod support;

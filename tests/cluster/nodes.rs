@@ -1,0 +1,240 @@
+//! The nodes of one cluster, and what the tests ask of them.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::link::{Link, Mode, Place};
+use crate::support::{Client, Launch, PATIENCE, Response, Server, USER_KEY, request};
+
+const API_KEY: &str = "an-api-key-that-all-nodes-of-the-cluster-share";
+pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// Everything has replicated after this time: a peer that was away is asked for every ten seconds,
+/// and a request that got no answer is given up after ten.
+pub(crate) const CONVERGENCE: Duration = Duration::from_secs(30);
+
+/// One node: its files and settings, and the process while there is one.
+pub(crate) struct Node {
+    pub(crate) directory: Arc<tempfile::TempDir>,
+    pub(crate) place: Place,
+    variables: Vec<(String, String)>,
+    server: Option<Server>,
+}
+
+/// Some nodes, with a link from each to each other one. None runs before it is started.
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Node>,
+    /// `(from, to, link)`
+    pub(crate) links: Vec<(usize, usize, Link)>,
+}
+
+impl Node {
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
+    pub(crate) fn start(&mut self) {
+        let launch = self
+            .variables
+            .iter()
+            .fold(Launch::at(Arc::clone(&self.directory)), |launch, (name, value)| launch.set(name, value));
+        let server = launch.start();
+        self.place.set(Some(server.address));
+        self.server = Some(server);
+    }
+
+    /// Asks it to end, and waits.
+    pub(crate) fn stop(&mut self) {
+        let mut server = self.server.take().expect("it runs");
+        let status = server.stop();
+        assert!(status.success(), "{status}: {}", server.log());
+        self.place.set(None);
+    }
+
+    /// As a power failure would, as far as the process is concerned.
+    pub(crate) fn kill(&mut self) {
+        self.server.take().expect("it runs").kill();
+        self.place.set(None);
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        self.server.as_ref().expect("it runs").signal(name);
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.server.as_ref().map(Server::log).unwrap_or_default()
+    }
+
+    pub(crate) fn salt(&self) -> Option<Vec<u8>> {
+        std::fs::read(self.path("encryption.salt")).ok()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn ask(&self, method: &str, target: &str, body: Option<&str>) -> Response {
+        let address = self.place.get().expect("it runs");
+        ask(address, PATIENCE, method, target, USER_KEY, body).expect("it answers")
+    }
+
+    pub(crate) fn create(&self, key: &str, value: &str) -> Response {
+        self.ask("POST", "/configs", Some(&format!(r#"{{"key":"{key}","value":{value}}}"#)))
+    }
+
+    pub(crate) fn update(&self, key: &str, value: &str) -> Response {
+        self.ask("PUT", &format!("/configs/{key}"), Some(&format!(r#"{{"value":{value}}}"#)))
+    }
+
+    pub(crate) fn delete(&self, key: &str) -> Response {
+        self.ask("DELETE", &format!("/configs/{key}"), None)
+    }
+
+    /// The value of a key; `None` when there is no such entry.
+    pub(crate) fn value(&self, key: &str) -> Option<String> {
+        let response = self.ask("GET", &format!("/configs/{key}"), None);
+        match response.status {
+            200 => Some(response.value()),
+            404 => None,
+            status => panic!("{status} for {key}: {response:?}\n{}", self.log()),
+        }
+    }
+
+    /// `GET /v1/cluster/members`
+    pub(crate) fn report(&self) -> serde_json::Value {
+        let response = self.ask("GET", "/v1/cluster/members", None);
+        assert_eq!(response.status, 200, "{response:?}");
+        serde_json::from_slice(&response.body).expect("JSON")
+    }
+
+    pub(crate) fn digest(&self) -> String {
+        self.report()["digest"].as_str().expect("a text").to_owned()
+    }
+
+    /// State and reason of each peer, in the order of the configuration.
+    pub(crate) fn states(&self) -> Vec<(String, String)> {
+        let report = self.report();
+        let members = report["members"].as_array().expect("an array");
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        members.iter().map(|member| (text(&member["state"]), text(&member["reason"]))).collect()
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ask("GET", "/ready", None).status == 200
+    }
+}
+
+impl Cluster {
+    pub(crate) fn of(count: usize) -> Self {
+        let mut nodes: Vec<Node> = (0..count)
+            .map(|_| Node {
+                directory: Arc::new(tempfile::tempdir().expect("temporary directory")),
+                place: Place::default(),
+                variables: Vec::new(),
+                server: None,
+            })
+            .collect();
+        let mut links = Vec::new();
+        for from in 0..count {
+            let others = (0..count).filter(|to| *to != from);
+            links.extend(others.map(|to| (from, to, Link::to(nodes[to].place.clone()))));
+        }
+        for (from, node) in nodes.iter_mut().enumerate() {
+            let own = links.iter().filter(|(start, ..)| *start == from);
+            let peers: Vec<String> = own.map(|(.., link)| link.address.to_string()).collect();
+            for (name, value) in [
+                ("OSC_CLUSTER_ENABLED", "true"),
+                ("OSC_CLUSTER_NODES", &peers.join(",")),
+                ("OSC_CLUSTER_SYNC_INTERVAL", &SYNC_INTERVAL.as_secs().to_string()),
+                ("OSC_CLUSTER_NODE_ID", &format!("node-{from}")),
+                ("OSC_API_KEY_REQUIRED", "true"),
+                ("OSC_API_KEY", API_KEY),
+            ] {
+                node.set(name, value);
+            }
+        }
+        Self { nodes, links }
+    }
+
+    pub(crate) fn started(count: usize) -> Self {
+        let mut cluster = Self::of(count);
+        cluster.start();
+        cluster
+    }
+
+    pub(crate) fn start(&mut self) {
+        self.nodes.iter_mut().for_each(Node::start);
+    }
+
+    pub(crate) fn link(&self, from: usize, to: usize) -> &Link {
+        let found = self.links.iter().find(|(start, end, _)| (*start, *end) == (from, to));
+        &found.expect("there is a link between each two").2
+    }
+
+    /// All links that begin or end at a node.
+    pub(crate) fn set_links_of(&self, node: usize, mode: Mode) {
+        for (from, to, link) in &self.links {
+            if [*from, *to].contains(&node) {
+                link.set(mode);
+            }
+        }
+    }
+
+    /// Waits until every node is ready and has reached every other one.
+    pub(crate) fn wait_until_whole(&self) {
+        within(CONVERGENCE, "all nodes see all others", || {
+            self.nodes
+                .iter()
+                .all(|node| node.is_ready() && node.states().iter().all(|(state, _)| state == "healthy"))
+        });
+    }
+
+    pub(crate) fn digests(&self) -> Vec<String> {
+        self.nodes.iter().map(Node::digest).collect()
+    }
+
+    pub(crate) fn wait_until_equal(&self) {
+        within(CONVERGENCE, "all digests are equal", || {
+            let digests = self.digests();
+            digests.iter().all(|digest| *digest == digests[0])
+        });
+    }
+
+    /// Waits until every node gives this value.
+    pub(crate) fn wait_for(&self, key: &str, value: Option<&str>) {
+        within(CONVERGENCE, &format!("{key} is {value:?} everywhere"), || {
+            self.nodes.iter().all(|node| node.value(key).as_deref() == value)
+        });
+    }
+
+    pub(crate) fn requests(&self, target: &str) -> usize {
+        self.links.iter().map(|(.., link)| link.requests(target)).sum()
+    }
+}
+
+/// One request on a connection of its own.
+pub(crate) fn ask(
+    address: SocketAddr,
+    patience: Duration,
+    method: &str,
+    target: &str,
+    user_key: &str,
+    body: Option<&str>,
+) -> io::Result<Response> {
+    let mut client = Client::try_connect(address, patience)?;
+    let headers = [("X-API-Key", API_KEY), ("X-User-Key", user_key)];
+    client.stream.write_all(&request(method, target, &headers, body.map(str::as_bytes)))?;
+    client.try_receive(method == "HEAD")
+}
+
+/// Asks until it is so.
+pub(crate) fn within(patience: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not so after {patience:?}: {what}");
+        thread::sleep(Duration::from_millis(30));
+    }
+}

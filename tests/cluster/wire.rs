@@ -1,0 +1,68 @@
+//! What can be read by somebody who listens between the nodes.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+
+use crate::nodes::{Cluster, ask};
+use crate::support::PATIENCE;
+
+/// A canary as it is, in hexadecimal, and what of its base64 does not depend on its neighbours, for
+/// each of the three places in a group where it may begin.
+fn forms(canary: &str) -> Vec<Vec<u8>> {
+    let mut forms = vec![canary.as_bytes().to_vec()];
+    forms.push(canary.bytes().map(|byte| format!("{byte:02x}")).collect::<String>().into_bytes());
+    for skipped in 0..3 {
+        let whole = (canary.len() - skipped) / 3 * 3;
+        let part = &canary.as_bytes()[skipped..skipped + whole];
+        forms.push(STANDARD_NO_PAD.encode(part).into_bytes());
+        forms.push(URL_SAFE_NO_PAD.encode(part).into_bytes());
+    }
+    forms
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+#[test]
+fn neither_user_keys_nor_values_pass_between_nodes() {
+    let mut cluster = Cluster::of(3);
+    cluster.nodes[0].start();
+    cluster.nodes[1].start();
+    let mut canaries = Vec::new();
+    for index in 0..3 {
+        if index == 2 {
+            // It has missed everything, so that entries pass by comparison as well as by push.
+            cluster.nodes[2].start();
+        }
+        let user_key = format!("canary-of-a-user-key-{index}");
+        let address = cluster.nodes[index].place.get().expect("it runs");
+        let (first, second) = (format!("canary-of-a-value-{index}"), format!("canary-of-an-update-{index}"));
+        let create = format!(r#"{{"key":"entry-{index}","value":{{"text":"{first}"}}}}"#);
+        let update = format!(r#"{{"value":{{"text":"{second}"}}}}"#);
+        for (method, target, body, status) in [
+            ("POST", "/configs".to_owned(), &create, 201),
+            ("PUT", format!("/configs/entry-{index}"), &update, 200),
+        ] {
+            let response =
+                ask(address, PATIENCE, method, &target, &user_key, Some(body)).expect("it answers");
+            assert_eq!(response.status, status, "{response:?}");
+        }
+        canaries.extend([user_key, first, second]);
+    }
+    cluster.wait_until_equal();
+    cluster.wait_until_whole();
+    for target in
+        ["/cluster/health", "/cluster/changes", "/cluster/digests", "/cluster/versions", "/cluster/entries"]
+    {
+        assert!(cluster.requests(target) > 0, "{target} was not seen, so nothing is known of it");
+    }
+    let passed: Vec<u8> = cluster.links.iter().flat_map(|(.., link)| link.passed()).collect();
+    // Otherwise the recording is not what it should be.
+    assert!((0..3).all(|index| contains(&passed, format!("entry-{index}").as_bytes())));
+    for canary in &canaries {
+        for form in forms(canary) {
+            assert!(!contains(&passed, &form), "{canary} passes as {}", String::from_utf8_lossy(&form));
+        }
+    }
+}
