@@ -23,7 +23,7 @@ use opensecureconf::store::{Filter, Options, OwnerTag, PeerNote, Store, Write, W
 
 const NODES_COUNT: usize = 3;
 const KEYS_COUNT: u64 = 8;
-const SEEDS_COUNT: u64 = 500;
+const SEEDS_COUNT: u64 = 1000;
 const SYNC_INTERVAL_MS: u64 = 30_000;
 /// As the driver has them.
 const HEALTH_TIMEOUT_MS: u64 = 5_000;

@@ -3,7 +3,7 @@
 //!
 //! Knows the service and the client side of HTTP/1.1; never sees a user key or a plaintext. Runs on an
 //! executor of its own, so that bursts of replication do not disturb requests. What decides is pure
-//! ([`peer`], [`difference`](mod@difference), [`bootstrap`]); what does I/O is [`transport`] and this file.
+//! (`peer`, `difference`, `bootstrap`); what does I/O is `transport` and this file.
 
 mod bootstrap;
 mod difference;
@@ -120,11 +120,12 @@ impl<N: Network> Context<N> {
         let mut transport = Transport::new(address, self.api_key.clone());
         loop {
             self.look_up_cursor(index).await;
-            self.tell(index, Event::OutboxGrew(self.view.outbox().value())).await;
+            let told = self.view.outbox().value();
+            self.tell(index, Event::OutboxGrew(told)).await;
             let action = self.peers.borrow()[index].machine.next(self.network.now_ms());
             let event = match action {
                 Action::Wait { until_ms } => {
-                    self.wait(until_ms).await;
+                    self.wait(until_ms, told).await;
                     continue;
                 }
                 Action::CheckHealth => Event::Health(self.check_health(&mut transport).await),
@@ -140,12 +141,12 @@ impl<N: Network> Context<N> {
         }
     }
 
-    /// Until a time has come, or the outbox has grown.
-    async fn wait(&self, until_ms: u64) {
+    /// Until a time has come, or the outbox has grown beyond what the machine was told of: what came in
+    /// between would otherwise wait for the next health check.
+    async fn wait(&self, until_ms: u64, told: i64) {
         let now_ms = self.network.now_ms();
         let mut sleep = pin!(self.network.sleep(Duration::from_millis(until_ms.saturating_sub(now_ms))));
-        let seen = self.view.outbox().value();
-        poll_fn(|cx| match self.view.outbox().poll_above(seen, cx) {
+        poll_fn(|cx| match self.view.outbox().poll_above(told, cx) {
             Poll::Ready(_) => Poll::Ready(()),
             Poll::Pending => sleep.as_mut().poll(cx),
         })

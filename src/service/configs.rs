@@ -112,7 +112,11 @@ impl Service {
             // An entry that was named with its environment stays there.
             let moved = update.environment.as_ref().filter(|_| environment.is_none());
             if self.cluster().is_some() && changes_nothing(&derived, &seen, &update, moved) {
-                // Every peer would have to take it, and none would see a difference.
+                // Every peer would have to take it, and none would see a difference. What is there may not
+                // have reached them yet: a client repeats a write that was not acknowledged.
+                if let Some(cluster) = self.cluster() {
+                    cluster.own_changes_are_out().await?;
+                }
                 return Ok(Found { row: seen, value: update.value });
             }
             let write = Write::Update {
