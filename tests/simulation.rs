@@ -310,6 +310,8 @@ impl Simulation {
         let options = Options {
             is_clustered: true,
             clock_offset_ms,
+            // Equal stamps are decided by it, and a seed must always run the same.
+            node_bits: Some(4 * (u64::try_from(index).expect("few nodes") + 1)),
             on_fatal: Box::new(|error| panic!("the writer gave up: {error}")),
             on_outbox: Box::new(move |line| {
                 grown.fetch_max(line, Ordering::SeqCst);

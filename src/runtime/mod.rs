@@ -80,6 +80,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let grown = Arc::clone(&outbox);
     let options = Options {
         is_clustered: config.cluster.is_some(),
+        node_bits: None,
         clock_offset_ms: config.cluster.as_ref().map_or(0, |cluster| cluster.clock_offset_ms),
         on_fatal,
         on_outbox: Box::new(move |last| grown.raise(last)),

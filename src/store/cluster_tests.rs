@@ -26,6 +26,7 @@ impl Node {
         let options = Options {
             is_clustered,
             clock_offset_ms: 0,
+            node_bits: None,
             on_fatal: Box::new(|error| panic!("the writer gave up: {error}")),
             on_outbox: Box::new(|_| {}),
         };

@@ -50,6 +50,9 @@ pub struct Options {
     pub is_clustered: bool,
     /// For tests of clocks that are wrong: added to the wall clock in versions.
     pub clock_offset_ms: i64,
+    /// What the number of a new data directory is made of; random if `None`. Equal stamps are decided by
+    /// it, so a test that must run the same again says it.
+    pub node_bits: Option<u64>,
     /// Called on the writer's thread if it has to give up.
     pub on_fatal: OnFatal,
     /// Called on the writer's thread with the last line of the outbox, after each commit that added one.
@@ -59,7 +62,13 @@ pub struct Options {
 impl Options {
     /// For a node that stands alone.
     pub fn alone(on_fatal: OnFatal) -> Self {
-        Self { is_clustered: false, clock_offset_ms: 0, on_fatal, on_outbox: Box::new(|_| {}) }
+        Self {
+            is_clustered: false,
+            clock_offset_ms: 0,
+            node_bits: None,
+            on_fatal,
+            on_outbox: Box::new(|_| {}),
+        }
     }
 }
 
@@ -277,7 +286,7 @@ fn open_versions(
     }
     let mut random = [0; 8];
     getrandom::fill(&mut random).expect("Linux has random bytes once it has booted");
-    let random = u64::from_ne_bytes(random);
+    let random = options.node_bits.unwrap_or(u64::from_ne_bytes(random));
     let versions = Versions::open(connection, random, options.clock_offset_ms, Arc::clone(buckets))?;
     // The triggers are for other programs; this connection keeps its own books.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
