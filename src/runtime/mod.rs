@@ -1,8 +1,9 @@
 //! Threads, cores and signals: starts everything in order, waits, and ends it in reverse.
 //!
-//! The only module that knows glommio, besides the layer test's list of exceptions: none.
+//! The only module that knows glommio.
 //! Threads: one executor for each usable core (`osc-shard-N`), the pool (`osc-derive-N`,
-//! `osc-read-N`), the writer (`osc-writer`), one for signals, and the main thread, which waits.
+//! `osc-read-N`), the writer (`osc-writer`), the cluster (`osc-cluster`), one for signals, and
+//! the main thread, which waits.
 
 mod cluster;
 mod listener;
