@@ -5,7 +5,8 @@
 
 use crate::model::{EntryId, NodeNumber, Stamp};
 
-/// A healthy or silent peer is asked for its health this often.
+/// A healthy peer is asked for its health this often; one that is down as often as peers are compared, if
+/// that is more often, so that nodes are equal again two intervals after a network heals.
 pub const HEALTH_INTERVAL_MS: u64 = 10_000;
 /// A peer that was never reached is asked more often at first: nodes start together.
 const FIRST_CONTACT_INTERVAL_MS: u64 = 200;
@@ -350,8 +351,8 @@ impl Peer {
 
     fn health_failed(&mut self, now_ms: u64, failure: Failure) {
         let is_starting = self.state == State::Unknown && now_ms < self.started_ms + FIRST_CONTACT_MS;
-        let interval_ms =
-            if is_starting { FIRST_CONTACT_INTERVAL_MS } else { self.spread(HEALTH_INTERVAL_MS) };
+        let down_ms = HEALTH_INTERVAL_MS.min(self.sync_interval_ms);
+        let interval_ms = if is_starting { FIRST_CONTACT_INTERVAL_MS } else { self.spread(down_ms) };
         self.health_due_ms = now_ms + interval_ms;
         self.state = match failure {
             Failure::ApiKey => State::Refused(Refusal::ApiKey),
