@@ -129,6 +129,8 @@ pub const BUCKETS_COUNT: usize = 1024;
 pub const CHANGES_PER_MESSAGE_MAX: usize = 512;
 /// Bytes of sealed values in one message to a peer, unless a single one is larger.
 pub const CHANGES_BYTES_PER_MESSAGE: usize = 1024 * 1024;
+/// Bytes of names and versions in one message to a peer, after which it ends with the bucket.
+pub const VERSIONS_BYTES_PER_MESSAGE: usize = 4 * 1024 * 1024;
 /// Changes that are kept for a peer that does not answer; what it misses beyond that it gets by comparing.
 pub const OUTBOX_COUNT_MAX: u64 = 100_000;
 /// A deleted entry is remembered at least this long, and until every known peer has seen it.
@@ -148,6 +150,7 @@ const _: () = assert!(INBOX_BYTES <= HEAD_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX > 3 * 1024 * 1024 / 2, "a value of 1 MiB must fit");
 const _: () = assert!(PEER_BODY_BYTES_MAX <= BODIES_BYTES_MAX_PER_SHARD);
 const _: () = assert!(BODY_BYTES_MAX / 3 * 4 + 2 * CHANGES_BYTES_PER_MESSAGE < PEER_BODY_BYTES_MAX);
+const _: () = assert!(2 * VERSIONS_BYTES_PER_MESSAGE < PEER_BODY_BYTES_MAX, "escapes need room");
 const _: () = assert!(DERIVED_KEYS_UNPROVEN_MAX < DERIVED_KEYS_PROVEN_MAX);
 const _: () = assert!(WRITES_PER_COMMIT_MAX <= WRITES_QUEUED_MAX);
 const _: () = assert!(CHUNK_EXTENSION_BYTES_MAX <= CHUNK_EXTENSIONS_BYTES_MAX);

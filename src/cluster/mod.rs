@@ -22,8 +22,8 @@ use std::time::Duration;
 pub use bootstrap::{Candidate, Decision, PATIENCE_MS, decide};
 pub use difference::{dealt_with, difference};
 pub use peer::{
-    Action, Difference, Event, Failure, HEALTH_INTERVAL_MS, Introduction, Notice, Peer, Pushed, Refusal,
-    State,
+    Action, Comparison, Difference, Event, Failure, HEALTH_INTERVAL_MS, Introduction, Notice, Peer, Pushed,
+    Refusal, State,
 };
 pub use transport::Network;
 
@@ -31,13 +31,13 @@ use self::transport::{Request, Transport};
 use crate::config::{ClusterConfig, PeerAddress};
 use crate::http1::Method;
 use crate::limits::{CHANGES_PER_MESSAGE_MAX, TOMBSTONE_GRACE};
-use crate::model::{ApiKey, EntryId, NodeNumber, Stamp, Timestamp};
+use crate::model::{ApiKey, Digest, EntryId, NodeNumber, Stamp, Timestamp};
 use crate::service::exchange::{
     API_KEY_HEADER, ENTRIES_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, decode_changes,
-    decode_digests, decode_known, encode_buckets, encode_changes, encode_digest, encode_ids,
+    decode_digests, decode_versions, encode_buckets, encode_changes, encode_digest, encode_ids,
 };
 use crate::service::{ClusterView, Error, Member, Service};
-use crate::store::PeerNote;
+use crate::store::{PeerNote, root_of};
 
 /// How long a health check may take.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,6 +69,8 @@ struct PeerTask {
     machine: Peer,
     introduction: Option<Introduction>,
     synced_at_ms: Option<u64>,
+    /// Of everything that it holds, as it told last.
+    digest: Option<Digest>,
 }
 
 /// Runs until the returned future is dropped.
@@ -91,6 +93,7 @@ pub async fn run<N: Network>(
             machine: Peer::new(now_ms, sync_interval_ms, seed),
             introduction: None,
             synced_at_ms: None,
+            digest: None,
         }
     });
     let peers = peers.collect();
@@ -130,7 +133,7 @@ impl<N: Network> Context<N> {
                 }
                 Action::CheckHealth => Event::Health(self.check_health(&mut transport).await),
                 Action::Push { after } => Event::Pushed(self.push(&mut transport, after).await),
-                Action::CompareDigests => Event::Digests(self.compare_digests(&mut transport).await),
+                Action::CompareDigests => Event::Digests(self.compare_digests(&mut transport, index).await),
                 Action::CompareVersions(buckets) => {
                     Event::Versions(self.compare_versions(&mut transport, buckets).await)
                 }
@@ -183,7 +186,7 @@ impl<N: Network> Context<N> {
 
     async fn note(&self, note: PeerNote) {
         if let Err(error) = self.service.note(note).await {
-            tracing::debug!(%error, ?note, "not noted; it will be learnt again");
+            tracing::debug!(%error, "not noted of a peer; it will be learnt again");
         }
     }
 
@@ -230,7 +233,9 @@ impl<N: Network> Context<N> {
                 state,
                 reason,
                 last_contact_ms: ago(peer.machine.last_contact_ms()),
+                lag_ms: peer.machine.lag_ms(now_ms),
                 outbox_length: peer.machine.outbox_length(),
+                digest: peer.digest,
                 synced_ms: ago(peer.synced_at_ms),
             }
         });
@@ -255,7 +260,7 @@ impl<N: Network> Context<N> {
         };
         match found.await {
             Ok(cursor) => {
-                self.peers.borrow_mut()[index].machine.set_cursor(cursor);
+                self.peers.borrow_mut()[index].machine.set_cursor(self.network.now_ms(), cursor);
                 // From now on the outbox keeps what this peer lacks, too.
                 self.note(PeerNote::Acknowledged { peer: node, sequence: cursor }).await;
             }
@@ -310,28 +315,39 @@ impl<N: Network> Context<N> {
         Ok(Pushed { sequence: page.sequence, more: page.more })
     }
 
-    async fn compare_digests(&self, transport: &mut Transport<N>) -> Result<(Vec<usize>, Stamp), Failure> {
+    async fn compare_digests(
+        &self,
+        transport: &mut Transport<N>,
+        index: usize,
+    ) -> Result<Comparison, Failure> {
         let begun = Stamp::from_milliseconds(Timestamp::now().as_milliseconds());
-        let root = encode_digest(self.service.root_digest());
-        let theirs = self.post(transport, "/cluster/digests", root.as_bytes()).await?;
+        // Before the digest is taken, which therefore covers it.
+        let line = self.view.outbox().value();
+        let root = self.service.root_digest();
+        let theirs = self.post(transport, "/cluster/digests", encode_digest(root).as_bytes()).await?;
+        let told = |digest| self.peers.borrow_mut()[index].digest = Some(digest);
         if theirs.is_empty() {
-            return Ok((Vec::new(), begun));
+            told(root);
+            return Ok(Comparison { buckets: Vec::new(), begun, line });
         }
         let theirs = decode_digests(&theirs).map_err(|_| Failure::Refused)?;
+        told(root_of(&theirs));
         let own = self.service.bucket_digests();
         let differing = own.iter().zip(&theirs).enumerate().filter(|(_, (own, theirs))| own != theirs);
-        Ok((differing.map(|(bucket, _)| bucket).collect(), begun))
+        Ok(Comparison { buckets: differing.map(|(bucket, _)| bucket).collect(), begun, line })
     }
 
     async fn compare_versions(
         &self,
         transport: &mut Transport<N>,
-        buckets: Vec<usize>,
+        mut buckets: Vec<usize>,
     ) -> Result<Difference, Failure> {
         let theirs = self.post(transport, "/cluster/versions", &encode_buckets(&buckets)).await?;
-        let theirs = decode_known(&theirs).map_err(|_| Failure::Refused)?;
-        let own = self.service.versions(buckets).await.map_err(own_failure)?;
-        Ok(difference(own, theirs))
+        let theirs = decode_versions(&theirs).map_err(|_| Failure::Refused)?;
+        let buckets_count = theirs.buckets_count.min(buckets.len());
+        buckets.truncate(buckets_count);
+        let own = self.service.versions(buckets, usize::MAX).await.map_err(own_failure)?;
+        Ok(Difference { buckets_count, ..difference(own.known, theirs.known) })
     }
 
     async fn fetch(&self, transport: &mut Transport<N>, ids: &[EntryId]) -> Result<usize, Failure> {
@@ -416,8 +432,19 @@ impl<N: Network> Context<N> {
             self.network.sleep(COLLECT_INTERVAL).await;
             let grace = u64::try_from(TOMBSTONE_GRACE.as_millis()).unwrap_or(u64::MAX);
             let before = Timestamp::now().as_milliseconds().saturating_sub(grace);
-            self.note(PeerNote::Collect { before: Stamp::from_milliseconds(before) }).await;
+            let before = Stamp::from_milliseconds(before);
+            if let Some(peers) = self.members() {
+                self.note(PeerNote::Members { peers, before }).await;
+            }
+            self.note(PeerNote::Collect { before }).await;
         }
+    }
+
+    /// The numbers of all peers, once all have told theirs.
+    fn members(&self) -> Option<Vec<NodeNumber>> {
+        let peers = self.peers.borrow();
+        let others = peers.iter().filter(|peer| *peer.machine.state() != State::Myself);
+        others.map(|peer| peer.machine.node()).collect()
     }
 }
 

@@ -3,6 +3,8 @@
 //! It holds no socket, no clock and no store. The driver performs one action at a time and tells the
 //! outcome, so that there is at most one request to a peer under way.
 
+use std::collections::VecDeque;
+
 use crate::model::{EntryId, NodeNumber, Stamp};
 
 /// A healthy peer is asked for its health this often; one that is down as often as peers are compared, if
@@ -17,6 +19,9 @@ const BACKOFF_MS_MIN: u64 = 200;
 const BACKOFF_MS_MAX: u64 = 10_000;
 /// Buckets whose versions are compared in one request.
 const BUCKETS_PER_REQUEST: usize = 64;
+/// How exactly it is known since when a change waits, and for how many such moments at a time.
+const WAITING_GRAIN_MS: u64 = 100;
+const WAITING_COUNT_MAX: usize = 1024;
 /// Entries that are fetched or sent in one request; their bytes bound it further.
 const ENTRIES_PER_REQUEST: usize = 256;
 
@@ -115,8 +120,8 @@ pub enum Event {
     Health(Result<Introduction, Failure>),
     /// The answer to [`Action::Push`].
     Pushed(Result<Pushed, Failure>),
-    /// The answer to [`Action::CompareDigests`]: the buckets that differ, and when the comparison began.
-    Digests(Result<(Vec<usize>, Stamp), Failure>),
+    /// The answer to [`Action::CompareDigests`].
+    Digests(Result<Comparison, Failure>),
     /// The answer to [`Action::CompareVersions`].
     Versions(Result<Difference, Failure>),
     /// The answer to [`Action::Fetch`]: how many of the entries asked for are dealt with.
@@ -134,9 +139,22 @@ pub struct Pushed {
     pub more: bool,
 }
 
+/// How two nodes differ as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// The buckets that differ.
+    pub buckets: Vec<usize>,
+    /// When the comparison began, by this node's clock.
+    pub begun: Stamp,
+    /// The last line of the outbox when it began.
+    pub line: i64,
+}
+
 /// What two nodes lack of each other in some buckets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
+    /// How many of the buckets that were asked for this is about: the first ones.
+    pub buckets_count: usize,
     /// The peer's are later.
     pub fetch: Vec<EntryId>,
     /// This node's are later.
@@ -168,16 +186,24 @@ pub struct Peer {
     /// The line of the outbox up to which it has the own changes, once that is known.
     cursor: Option<i64>,
     outbox_last: i64,
+    waiting: Waiting,
     failures: u32,
     retry_at_ms: u64,
     last_contact_ms: Option<u64>,
     jitter: u64,
 }
 
+/// Since when lines of the outbox wait to be confirmed: up to which line, and since when, in a grain that
+/// bounds how many there are.
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: VecDeque<(i64, u64)>,
+}
+
 /// How far a comparison of everything has come.
 #[derive(Debug, Default)]
 struct Sync {
-    begun: Option<Stamp>,
+    is_under_way: bool,
     buckets: Vec<usize>,
     fetch: Vec<EntryId>,
     send: Vec<EntryId>,
@@ -198,6 +224,7 @@ impl Peer {
             is_second_look: false,
             cursor: None,
             outbox_last: 0,
+            waiting: Waiting::default(),
             failures: 0,
             retry_at_ms: now_ms,
             last_contact_ms: None,
@@ -220,14 +247,24 @@ impl Peer {
         self.last_contact_ms
     }
 
-    /// Own changes that it does not have yet, as far as that is known.
-    pub fn outbox_length(&self) -> i64 {
-        self.cursor.map_or(0, |cursor| (self.outbox_last - cursor).max(0))
+    /// Own changes that it has not confirmed; `None` until it was reached.
+    pub fn outbox_length(&self) -> Option<i64> {
+        self.cursor.map(|cursor| (self.outbox_last - cursor).max(0))
+    }
+
+    /// How long the oldest own change that it has not confirmed has waited, zero if there is none; `None`
+    /// until it was reached. Changes from before the start count from when it was reached.
+    pub fn lag_ms(&self, now_ms: u64) -> Option<u64> {
+        let cursor = self.cursor?;
+        Some(self.waiting.oldest_ms(cursor).map_or(0, |since_ms| now_ms.saturating_sub(since_ms)))
     }
 
     /// Where its changes go on; the driver looks it up when it knows which node this is.
-    pub fn set_cursor(&mut self, cursor: i64) {
+    pub fn set_cursor(&mut self, now_ms: u64, cursor: i64) {
         self.cursor = Some(cursor);
+        if cursor < self.outbox_last {
+            self.waiting.grew(now_ms, self.outbox_last);
+        }
     }
 
     /// Whether the driver still has to call [`Self::set_cursor`].
@@ -265,20 +302,24 @@ impl Peer {
         let mut notices = Vec::new();
         let before = self.state.clone();
         match event {
-            Event::OutboxGrew(last) => self.outbox_last = self.outbox_last.max(last),
+            Event::OutboxGrew(last) if last > self.outbox_last => {
+                self.outbox_last = last;
+                self.waiting.grew(now_ms, last);
+            }
+            Event::OutboxGrew(_) => {}
             Event::Health(Ok(introduction)) => self.introduced(now_ms, &introduction, own),
             Event::Health(Err(failure)) => self.health_failed(now_ms, failure),
             Event::Pushed(Ok(pushed)) => {
                 self.succeeded(now_ms);
-                self.cursor = Some(pushed.sequence);
+                self.confirmed(pushed.sequence);
                 if !pushed.more {
                     self.outbox_last = self.outbox_last.max(pushed.sequence);
                 }
                 notices.push(Notice::Acknowledged(pushed.sequence));
             }
-            Event::Digests(Ok((buckets, begun))) => {
+            Event::Digests(Ok(comparison)) => {
                 self.succeeded(now_ms);
-                self.compared(now_ms, buckets, begun, &mut notices);
+                self.compared(now_ms, comparison, &mut notices);
             }
             Event::Versions(Ok(difference)) => {
                 self.succeeded(now_ms);
@@ -327,6 +368,7 @@ impl Peer {
             // Another node has taken its place: nothing that was found out about the first one holds.
             self.node = Some(introduction.node);
             self.cursor = None;
+            self.waiting = Waiting::default();
             self.sync = Sync::default();
             self.is_second_look = false;
             self.sync_due_ms = now_ms;
@@ -384,15 +426,25 @@ impl Peer {
         }
     }
 
-    fn compared(&mut self, now_ms: u64, buckets: Vec<usize>, begun: Stamp, notices: &mut Vec<Notice>) {
-        if buckets.is_empty() {
-            self.is_second_look = false;
-            self.sync_due_ms = now_ms + self.spread(self.sync_interval_ms);
-            notices.push(Notice::Synced(begun));
+    fn compared(&mut self, now_ms: u64, comparison: Comparison, notices: &mut Vec<Notice>) {
+        self.sync_due_ms = now_ms + self.spread(self.sync_interval_ms);
+        let Comparison { buckets, begun, line } = comparison;
+        if !buckets.is_empty() {
+            self.sync = Sync { is_under_way: true, buckets, ..Sync::default() };
             return;
         }
-        self.sync = Sync { begun: Some(begun), buckets, ..Sync::default() };
-        self.sync_due_ms = now_ms + self.spread(self.sync_interval_ms);
+        self.is_second_look = false;
+        notices.push(Notice::Synced(begun));
+        // What it holds it need not be sent, however it came to it.
+        if self.cursor.is_some_and(|cursor| cursor < line) {
+            self.confirmed(line);
+            notices.push(Notice::Acknowledged(line));
+        }
+    }
+
+    fn confirmed(&mut self, line: i64) {
+        self.cursor = Some(line);
+        self.waiting.confirmed(line);
     }
 
     /// Between nine tenths and eleven tenths of a time, so that nodes do not act in step.
@@ -404,10 +456,32 @@ impl Peer {
     }
 }
 
+impl Waiting {
+    fn grew(&mut self, now_ms: u64, line: i64) {
+        let is_full = self.lines.len() >= WAITING_COUNT_MAX;
+        match self.lines.back_mut() {
+            Some((last, since_ms)) if is_full || now_ms < *since_ms + WAITING_GRAIN_MS => *last = line,
+            _ => self.lines.push_back((line, now_ms)),
+        }
+    }
+
+    fn confirmed(&mut self, line: i64) {
+        while self.lines.front().is_some_and(|(last, _)| *last <= line) {
+            self.lines.pop_front();
+        }
+    }
+
+    fn oldest_ms(&self, cursor: i64) -> Option<u64> {
+        self.lines.iter().find(|(last, _)| *last > cursor).map(|(_, since_ms)| *since_ms)
+    }
+}
+
 impl Sync {
     fn next(&self) -> Option<Action> {
         let some = |ids: &[EntryId]| ids[..ids.len().min(ENTRIES_PER_REQUEST)].to_vec();
-        self.begun?;
+        if !self.is_under_way {
+            return None;
+        }
         if !self.fetch.is_empty() {
             return Some(Action::Fetch(some(&self.fetch)));
         }
@@ -419,7 +493,7 @@ impl Sync {
     }
 
     fn versions_compared(&mut self, difference: Difference) {
-        self.buckets.drain(..self.buckets.len().min(BUCKETS_PER_REQUEST));
+        self.buckets.drain(..difference.buckets_count.min(self.buckets.len()));
         self.found_difference |= !(difference.fetch.is_empty() && difference.send.is_empty());
         self.fetch.extend(difference.fetch);
         self.send.extend(difference.send);
@@ -435,7 +509,7 @@ impl Sync {
 
     /// Everything that differed has been exchanged, and something had.
     fn is_through(&self) -> bool {
-        self.begun.is_some()
+        self.is_under_way
             && self.found_difference
             && self.buckets.is_empty()
             && self.fetch.is_empty()

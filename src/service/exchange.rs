@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{
     Change, Ciphertext, Content, Digest, EntryId, Known, NodeNumber, Stamp, Timestamp, Version,
 };
+use crate::store::VersionsPage;
 
 /// Header of every answer to a health check: random for each process.
 pub const INSTANCE_HEADER: &str = "x-osc-instance";
@@ -65,6 +66,13 @@ struct KnownText {
 }
 
 #[derive(Serialize, Deserialize)]
+struct VersionsText {
+    #[serde(rename = "buckets")]
+    buckets_count: usize,
+    known: Vec<KnownText>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct IdText {
     k: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,9 +101,10 @@ pub fn decode_changes(text: &[u8]) -> Result<(u64, Vec<Change>), Malformed> {
     Ok((salt, changes))
 }
 
-/// The versions of some entries.
-pub fn encode_known(known: &[Known]) -> Vec<u8> {
-    let texts: Vec<KnownText> = known
+/// The versions of the entries of some buckets.
+pub fn encode_versions(page: &VersionsPage) -> Vec<u8> {
+    let known = page
+        .known
         .iter()
         .map(|known| KnownText {
             k: known.id.key.clone(),
@@ -105,14 +114,18 @@ pub fn encode_known(known: &[Known]) -> Vec<u8> {
             d: (known.digest != Digest::default()).then(|| format!("{:032x}", known.digest.0)),
         })
         .collect();
-    encode(&texts)
+    encode(&VersionsText { buckets_count: page.buckets_count, known })
 }
 
 /// # Errors
 /// When it is no such message.
-pub fn decode_known(text: &[u8]) -> Result<Vec<Known>, Malformed> {
-    let texts: Vec<KnownText> = serde_json::from_slice(text)?;
-    texts
+pub fn decode_versions(text: &[u8]) -> Result<VersionsPage, Malformed> {
+    let message: VersionsText = serde_json::from_slice(text)?;
+    if message.buckets_count == 0 {
+        return Err(Malformed("versions of no bucket".to_owned()));
+    }
+    let known = message
+        .known
         .into_iter()
         .map(|text| {
             let digest = text.d.as_deref().map_or(Ok(0), |hex| u128::from_str_radix(hex, 16));
@@ -122,7 +135,8 @@ pub fn decode_known(text: &[u8]) -> Result<Vec<Known>, Malformed> {
                 digest: Digest(digest.map_err(|error| Malformed(error.to_string()))?),
             })
         })
-        .collect()
+        .collect::<Result<_, Malformed>>()?;
+    Ok(VersionsPage { known, buckets_count: message.buckets_count })
 }
 
 /// The names of some entries.
@@ -246,7 +260,8 @@ mod tests {
             Known { id: id.clone(), version, digest: Digest(u128::MAX - 1) },
             Known { id: id.clone(), version, digest: Digest(0) },
         ];
-        assert_eq!(decode_known(&encode_known(&known)).expect("valid"), known);
+        let page = VersionsPage { known, buckets_count: 3 };
+        assert_eq!(decode_versions(&encode_versions(&page)).expect("valid"), page);
         assert_eq!(decode_ids(&encode_ids(std::slice::from_ref(&id))).expect("valid"), [id]);
         assert_eq!(decode_buckets(&encode_buckets(&[0, 1023])).expect("valid"), [0, 1023]);
         let digests: Vec<Digest> = (0..1024).map(Digest).collect();
@@ -264,6 +279,12 @@ mod tests {
         assert!(decode_buckets(b"[1024]").is_err());
         assert!(decode_buckets(b"[-1]").is_err());
         assert!(decode_digests(&[0; 16]).is_err());
-        assert!(decode_known(br#"[{"k":"k","s":1,"n":1,"d":"xyz"}]"#).is_err());
+        for text in [
+            r#"{"buckets":1,"known":[{"k":"k","s":1,"n":1,"d":"xyz"}]}"#,
+            // An answer about no bucket would be asked for again for ever.
+            r#"{"buckets":0,"known":[]}"#,
+        ] {
+            assert!(decode_versions(text.as_bytes()).is_err(), "{text}");
+        }
     }
 }

@@ -13,8 +13,8 @@ use super::signal::Signal;
 use super::{Error, Service};
 use crate::config::{ClusterConfig, WriteAcks};
 use crate::crypto::Lane;
-use crate::model::{Change, Digest, EntryId, Known, NodeNumber};
-use crate::store::{OutboxPage, PeerNote, Store};
+use crate::model::{Change, Digest, EntryId, NodeNumber};
+use crate::store::{OutboxPage, PeerNote, Store, VersionsPage};
 
 /// Requests that may wait for the salt at a time.
 const WAITERS_COUNT_MAX: usize = 4096;
@@ -45,8 +45,13 @@ pub struct Member {
     pub reason: Option<String>,
     /// Milliseconds since it last answered.
     pub last_contact_ms: Option<u64>,
-    /// Own changes that it does not have yet.
-    pub outbox_length: i64,
+    /// How long the oldest own change that it has not confirmed has waited, zero if there is none; `None`
+    /// until it was reached.
+    pub lag_ms: Option<u64>,
+    /// Own changes that it has not confirmed; `None` until it was reached.
+    pub outbox_length: Option<i64>,
+    /// The digest of everything that it holds, as it told when the two last compared.
+    pub digest: Option<Digest>,
     /// Milliseconds since it was last found to hold the same.
     pub synced_ms: Option<u64>,
 }
@@ -61,7 +66,9 @@ impl ClusterView {
             state: "unknown",
             reason: None,
             last_contact_ms: None,
-            outbox_length: 0,
+            lag_ms: None,
+            outbox_length: None,
+            digest: None,
             synced_ms: None,
         });
         Self {
@@ -261,12 +268,12 @@ impl Service {
         Ok(all.into_iter().find(|(node, _)| *node == peer).map(|(_, line)| line))
     }
 
-    /// The versions of all entries of some buckets.
+    /// The versions of all entries of some buckets, as [`Store::versions`] gives them.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn versions(&self, buckets: Vec<usize>) -> Result<Vec<Known>, Error> {
-        self.read_store(move |store| store.versions(&buckets)).await
+    pub async fn versions(&self, buckets: Vec<usize>, bytes_max: usize) -> Result<VersionsPage, Error> {
+        self.read_store(move |store| store.versions(&buckets, bytes_max)).await
     }
 
     /// Entries by name, as many as fit one message.

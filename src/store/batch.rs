@@ -147,6 +147,7 @@ impl<'a> Batch<'a> {
                 versions.acknowledge(self.connection, *peer, *sequence)
             }
             PeerNote::Synced { peer, stamp } => versions.note_synced(self.connection, *peer, *stamp),
+            PeerNote::Members { peers, before } => versions.forget_others(self.connection, peers, *before),
             PeerNote::Collect { before } => versions.collect(self.connection, *before).map(|_| ()),
         };
         noted.map_err(|error| Error::from(error).into())

@@ -38,11 +38,7 @@ impl Default for Buckets {
 impl Buckets {
     /// One digest for everything: equal on two nodes exactly when they hold the same entries.
     pub fn root(&self) -> Digest {
-        self.lock().digests.iter().enumerate().fold(Digest::default(), |root, (index, digest)| {
-            // Rotated, so that equal digests in two buckets do not cancel each other out.
-            let turn = u32::try_from(index % 128).unwrap_or_default();
-            Digest(root.0 ^ digest.0.rotate_left(turn))
-        })
+        root_of(&self.lock().digests)
     }
 
     /// The digest of each bucket.
@@ -66,6 +62,15 @@ impl Buckets {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// One digest for the digests of all buckets.
+pub fn root_of(digests: &[Digest]) -> Digest {
+    digests.iter().enumerate().fold(Digest::default(), |root, (index, digest)| {
+        // Rotated, so that equal digests in two buckets do not cancel each other out.
+        let turn = u32::try_from(index % 128).unwrap_or_default();
+        Digest(root.0 ^ digest.0.rotate_left(turn))
+    })
 }
 
 impl Delta {

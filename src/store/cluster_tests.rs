@@ -148,7 +148,7 @@ fn a_store_that_joins_a_cluster_brings_its_entries_along() {
     assert_ne!(root, Digest::default());
     assert_eq!(joined.store.buckets().entries_count(), 1);
     let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
-    let known = joined.store.versions(&all).expect("readable");
+    let known = joined.store.versions(&all, usize::MAX).expect("readable").known;
     assert_eq!(known.len(), 1);
     let other = Node::new();
     let ids: Vec<EntryId> = known.into_iter().map(|known| known.id).collect();
@@ -205,7 +205,7 @@ fn tombstones_go_when_all_peers_have_them() {
     let node = Node::new();
     let peers = [NodeNumber::from_random(2), NodeNumber::from_random(4)];
     let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
-    let tombstones = || node.store.versions(&all).expect("readable").len();
+    let tombstones = || node.store.versions(&all, usize::MAX).expect("readable").known.len();
     let future = Stamp::from_milliseconds(Timestamp::now().as_milliseconds() + 100_000);
     let row = node.create("k", b"1");
     node.delete(&row);
@@ -221,6 +221,48 @@ fn tombstones_go_when_all_peers_have_them() {
     let root = node.store.buckets().root();
     node.note(PeerNote::Collect { before: future });
     assert_eq!((tombstones(), node.store.buckets().root()), (0, root), "forgetting changes no digest");
+}
+
+#[test]
+fn a_node_that_is_no_peer_any_more_holds_nothing_up() {
+    let node = Node::new();
+    let [stays, left] = [NodeNumber::from_random(2), NodeNumber::from_random(4)];
+    let (early, late) = (Stamp::from_milliseconds(1000), Stamp::from_milliseconds(2000));
+    for (peer, stamp) in [(stays, early), (left, late)] {
+        node.note(PeerNote::Acknowledged { peer, sequence: 0 });
+        node.note(PeerNote::Synced { peer, stamp });
+    }
+    let known = || {
+        let mut known: Vec<_> = node.store.acknowledged().expect("readable");
+        known.sort();
+        known.into_iter().map(|(peer, _)| peer).collect::<Vec<_>>()
+    };
+    node.note(PeerNote::Members { peers: vec![stays], before: late });
+    assert_eq!(known(), [stays, left], "it may come back yet");
+    node.note(PeerNote::Members { peers: vec![stays], before: late.next() });
+    assert_eq!(known(), [stays]);
+}
+
+#[test]
+fn versions_come_in_whole_buckets() {
+    let node = Node::new();
+    for number in 0..40 {
+        node.create(&format!("k{number}"), b"1");
+    }
+    let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
+    let everything = node.store.versions(&all, usize::MAX).expect("readable");
+    assert_eq!((everything.known.len(), everything.buckets_count), (40, all.len()));
+    // Piece by piece, each of which is about one bucket at least.
+    let (mut known, mut rest, mut pieces) = (Vec::new(), &all[..], 0);
+    while !rest.is_empty() {
+        let page = node.store.versions(rest, 500).expect("readable");
+        assert!(page.buckets_count > 0);
+        rest = &rest[page.buckets_count..];
+        known.extend(page.known);
+        pieces += 1;
+    }
+    assert!((8..=40).contains(&pieces), "{pieces}");
+    assert_eq!(known, everything.known);
 }
 
 #[test]

@@ -26,11 +26,11 @@ use std::time::Duration;
 
 use futures_channel::oneshot;
 
-pub use buckets::Buckets;
+pub use buckets::{Buckets, root_of};
 pub use entry_cache::{EntryCache, FillTicket};
 pub use error::{Error, OpenError};
 pub use reader::{Filter, Page};
-pub use replica::OutboxPage;
+pub use replica::{OutboxPage, VersionsPage};
 pub use row::{Group, OwnerTag, Row};
 pub use salt_file::{Adopted, SaltFile};
 pub use writer::{OnFatal, OnOutbox, PeerNote, Write, WriteError, WriteResult};
@@ -39,7 +39,7 @@ use self::versions::Versions;
 use crate::limits::SQLITE_VERSION_MIN;
 #[cfg(test)]
 use crate::model::Timestamp;
-use crate::model::{Change, EntryId, Known, NodeNumber};
+use crate::model::{Change, EntryId, NodeNumber};
 
 /// How long SQLite waits for another process, such as a backup, before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -235,12 +235,13 @@ impl Store {
         self.readers.acknowledged()
     }
 
-    /// The versions of all entries of some buckets, deleted ones too.
+    /// The versions of all entries of some buckets, deleted ones too: of whole buckets until there are
+    /// about `bytes_max` bytes, and of one at least.
     ///
     /// # Errors
     /// When SQLite cannot read.
-    pub fn versions(&self, buckets: &[usize]) -> Result<Vec<Known>, Error> {
-        self.readers.versions(buckets)
+    pub fn versions(&self, buckets: &[usize], bytes_max: usize) -> Result<VersionsPage, Error> {
+        self.readers.versions(buckets, bytes_max)
     }
 
     /// These entries as they are now, as many as fit one message.

@@ -11,6 +11,18 @@ use super::versions::{LAST_SEQUENCE, digest_at, entry_id, known, version_at};
 use crate::limits::{CHANGES_BYTES_PER_MESSAGE, CHANGES_PER_MESSAGE_MAX};
 use crate::model::{Change, EntryId, Known, NodeNumber};
 
+/// The versions of all entries of some buckets, deleted ones too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VersionsPage {
+    /// The versions.
+    pub known: Vec<Known>,
+    /// Of how many of the buckets that were asked for: the first ones.
+    pub buckets_count: usize,
+}
+
+/// What a version takes in a message, besides the name of its entry.
+const VERSION_BYTES: usize = 128;
+
 /// Own changes that a peer does not have yet.
 #[derive(Debug, Default)]
 pub struct OutboxPage {
@@ -51,20 +63,26 @@ impl Readers {
         })
     }
 
-    /// The versions of all entries of these buckets, deleted ones too.
-    pub(super) fn versions(&self, buckets: &[usize]) -> Result<Vec<Known>, Error> {
+    /// The versions of all entries of these buckets, of whole ones until there are about `bytes_max` bytes
+    /// of names and versions, and of one at least.
+    pub(super) fn versions(&self, buckets: &[usize], bytes_max: usize) -> Result<VersionsPage, Error> {
         self.with(|connection| {
             let sql = r#"SELECT "key", environment, stamp, node, digest FROM osc_versions WHERE bucket = ?1"#;
             let mut statement = connection.prepare_cached(sql)?;
-            let mut found = Vec::new();
+            let (mut page, mut bytes) = (VersionsPage::default(), 0_usize);
             for bucket in buckets {
+                if bytes >= bytes_max {
+                    break;
+                }
                 let mut rows = statement.query([i64::try_from(*bucket).unwrap_or(-1)])?;
                 while let Some(row) = rows.next()? {
                     let id = entry_id(row.get(0)?, row.get(1)?);
-                    found.push(Known { id, version: version_at(row, 2)?, digest: digest_at(row, 4)? });
+                    bytes += id.key.len() + VERSION_BYTES;
+                    page.known.push(Known { id, version: version_at(row, 2)?, digest: digest_at(row, 4)? });
                 }
+                page.buckets_count += 1;
             }
-            Ok(found)
+            Ok(page)
         })
     }
 

@@ -190,6 +190,25 @@ impl Versions {
         Ok(())
     }
 
+    /// Forgets nodes that are no peers any more, for which tombstones and the outbox would be kept for ever.
+    pub(super) fn forget_others(
+        &self,
+        connection: &Connection,
+        peers: &[NodeNumber],
+        before: Stamp,
+    ) -> rusqlite::Result<()> {
+        let known: Vec<NodeNumber> = connection
+            .prepare_cached("SELECT node FROM osc_peers WHERE synced < ?1")?
+            .query_map([before.to_database()], |row| Ok(NodeNumber::from_database(row.get(0)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for node in known.into_iter().filter(|node| !peers.contains(node)) {
+            connection
+                .prepare_cached("DELETE FROM osc_peers WHERE node = ?1")?
+                .execute([node.to_database()])?;
+        }
+        Ok(())
+    }
+
     /// Forgets tombstones older than `before` that every known peer has, and lines of the outbox
     /// beyond its bound. Returns how many tombstones went.
     pub(super) fn collect(&self, connection: &Connection, before: Stamp) -> rusqlite::Result<usize> {

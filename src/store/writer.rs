@@ -61,7 +61,7 @@ pub enum Write {
 }
 
 /// What this node learns of a peer, and keeps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum PeerNote {
     /// It has the own changes up to this line of the outbox.
     Acknowledged {
@@ -76,6 +76,13 @@ pub enum PeerNote {
         peer: NodeNumber,
         /// When, by this node's clock.
         stamp: Stamp,
+    },
+    /// These are all peers there are: of others nothing need be kept any more, unless they were equal since.
+    Members {
+        /// The peers.
+        peers: Vec<NodeNumber>,
+        /// Others that were equal after this may come back.
+        before: Stamp,
     },
     /// Tombstones from before this may go, if all peers have them.
     Collect {

@@ -1,6 +1,7 @@
 //! Several nodes of the real binary on the loopback interface, connected by links that a test can cut.
 
 mod acks;
+mod anti_entropy;
 mod backup;
 mod chaos;
 mod identity;

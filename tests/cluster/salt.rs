@@ -16,6 +16,8 @@ enum Step {
     /// A write that is sent now, and answered whenever the salt is there.
     WriteMeanwhile(usize),
     WaitUntilServing(usize),
+    /// Nothing happens for so long.
+    Rest(Duration),
 }
 
 fn wait_for_one_salt(cluster: &Cluster, what: &str) -> Vec<u8> {
@@ -26,6 +28,7 @@ fn wait_for_one_salt(cluster: &Cluster, what: &str) -> Vec<u8> {
     cluster.nodes[0].salt().expect("it is there")
 }
 
+/// Database and salt file have their default names, relative to a directory of each node's own.
 #[test]
 fn whatever_order_the_nodes_come_in() {
     use Step::{Start, WaitUntilServing, Write, WriteMeanwhile};
@@ -38,38 +41,57 @@ fn whatever_order_the_nodes_come_in() {
         // One is late.
         vec![Start(0), Start(2), Write(0), Write(2), WaitUntilServing(2), Start(1), Write(1)],
     ] {
-        let what = format!("{steps:?}");
-        let mut cluster = Cluster::of(3);
-        let mut writers = Vec::new();
-        let mut keys = Vec::new();
-        for (number, step) in steps.iter().enumerate() {
-            let key = format!("k{number}");
-            match *step {
-                Start(node) => cluster.nodes[node].start(),
-                WaitUntilServing(node) => within(CONVERGENCE, &what, || cluster.nodes[node].is_ready()),
-                Write(node) => {
-                    let response = cluster.nodes[node].create(&key, "1");
-                    assert_eq!(response.status, 201, "{what}, {step:?}: {response:?}");
-                    keys.push(key);
-                }
-                WriteMeanwhile(node) => {
-                    let address = cluster.nodes[node].place.get().expect("it runs");
-                    let body = format!(r#"{{"key":"{key}","value":1}}"#);
-                    writers.push(thread::spawn(move || {
-                        crate::nodes::ask(address, PATIENCE, "POST", "/configs", USER_KEY, Some(&body))
-                    }));
-                    keys.push(key);
-                }
+        // In containers all nodes listen on the same port, and the name is made of that.
+        for names in [["a", "b", "c"], ["node-9000"; 3]] {
+            live(&names, &steps);
+        }
+    }
+}
+
+/// Longer than nodes wait for each other, and long enough for everything else to have timed out.
+#[test]
+fn one_is_late_by_a_minute() {
+    use Step::{Rest, Start, Write};
+    let minute = Duration::from_secs(60);
+    live(&["a", "b", "c"], &[Start(1), Start(2), Write(1), Write(2), Rest(minute), Start(0), Write(0)]);
+}
+
+fn live(names: &[&str; 3], steps: &[Step]) {
+    let what = format!("{names:?}, {steps:?}");
+    let mut cluster = Cluster::of(3);
+    for (node, name) in cluster.nodes.iter_mut().zip(names) {
+        node.set("OSC_CLUSTER_NODE_ID", name);
+    }
+    let mut writers = Vec::new();
+    let mut keys = Vec::new();
+    for (number, step) in steps.iter().enumerate() {
+        let key = format!("k{number}");
+        match *step {
+            Step::Start(node) => cluster.nodes[node].start(),
+            Step::WaitUntilServing(node) => within(CONVERGENCE, &what, || cluster.nodes[node].is_ready()),
+            Step::Rest(time) => thread::sleep(time),
+            Step::Write(node) => {
+                let response = cluster.nodes[node].create(&key, "1");
+                assert_eq!(response.status, 201, "{what}, {step:?}: {response:?}");
+                keys.push(key);
+            }
+            Step::WriteMeanwhile(node) => {
+                let address = cluster.nodes[node].place.get().expect("it runs");
+                let body = format!(r#"{{"key":"{key}","value":1}}"#);
+                writers.push(thread::spawn(move || {
+                    crate::nodes::ask(address, PATIENCE, "POST", "/configs", USER_KEY, Some(&body))
+                }));
+                keys.push(key);
             }
         }
-        for writer in writers {
-            let response = writer.join().expect("no panic").expect("it answers");
-            assert_eq!(response.status, 201, "{what}: {response:?}");
-        }
-        wait_for_one_salt(&cluster, &what);
-        for key in keys {
-            cluster.wait_for(&key, Some("1"));
-        }
+    }
+    for writer in writers {
+        let response = writer.join().expect("no panic").expect("it answers");
+        assert_eq!(response.status, 201, "{what}: {response:?}");
+    }
+    wait_for_one_salt(&cluster, &what);
+    for key in keys {
+        cluster.wait_for(&key, Some("1"));
     }
 }
 

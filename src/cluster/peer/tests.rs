@@ -26,6 +26,10 @@ fn id(key: &str) -> EntryId {
     EntryId { key: key.to_owned(), environment: None }
 }
 
+fn differing(buckets: Vec<usize>) -> Comparison {
+    Comparison { buckets, ..Comparison::default() }
+}
+
 /// A machine, its clock, and what the driver does for both.
 struct Run {
     peer: Peer,
@@ -41,8 +45,8 @@ impl Run {
     fn in_sync() -> Self {
         let mut run = Self::new();
         run.tell(Event::Health(Ok(other())));
-        run.peer.set_cursor(0);
-        run.tell(Event::Digests(Ok((Vec::new(), Stamp::default()))));
+        run.peer.set_cursor(run.now_ms, 0);
+        run.tell(Event::Digests(Ok(Comparison::default())));
         run
     }
 
@@ -83,19 +87,22 @@ fn from_the_first_contact_to_a_peer_that_fails_and_comes_back() {
     assert_eq!((run.peer.state(), run.peer.node()), (&State::Healthy, Some(number(2))));
     assert_eq!(run.peer.last_contact_ms(), Some(run.now_ms));
     assert!(run.peer.needs_cursor());
-    run.peer.set_cursor(4);
+    run.peer.set_cursor(run.now_ms, 4);
     assert!(!run.peer.needs_cursor());
     // What clients write goes before the first comparison.
     run.tell(Event::OutboxGrew(9));
-    assert_eq!((run.next(), run.peer.outbox_length()), (Action::Push { after: 4 }, 5));
+    assert_eq!((run.next(), run.peer.outbox_length()), (Action::Push { after: 4 }, Some(5)));
     let pushed = Pushed { sequence: 7, more: true };
     assert_eq!(run.tell(Event::Pushed(Ok(pushed))), [Notice::Acknowledged(7)]);
     assert_eq!(run.next(), Action::Push { after: 7 });
     run.tell(Event::Pushed(Ok(Pushed { sequence: 9, more: false })));
-    assert_eq!(run.peer.outbox_length(), 0);
+    assert_eq!(run.peer.outbox_length(), Some(0));
     assert_eq!(run.next(), Action::CompareDigests);
     let begun = Stamp::from_milliseconds(5);
-    assert_eq!(run.tell(Event::Digests(Ok((Vec::new(), begun)))), [Notice::Synced(begun)]);
+    assert_eq!(
+        run.tell(Event::Digests(Ok(Comparison { begun, ..Comparison::default() }))),
+        [Notice::Synced(begun)]
+    );
     // It refuses again and again: the same request, later and later.
     run.tell(Event::OutboxGrew(10));
     for expected_ms in [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000] {
@@ -172,6 +179,53 @@ fn a_peer_whose_salt_will_be_settled_is_looked_at_again_soon() {
 }
 
 #[test]
+fn a_peer_that_holds_the_same_needs_no_push() {
+    let mut run = Run::in_sync();
+    run.tell(Event::OutboxGrew(5));
+    run.tell(Event::Pushed(Err(Failure::Refused)));
+    let begun = Stamp::from_milliseconds(5);
+    let equal = Comparison { begun, line: 4, ..Comparison::default() };
+    assert_eq!(
+        run.tell(Event::Digests(Ok(equal.clone()))),
+        [Notice::Synced(begun), Notice::Acknowledged(4)],
+        "another node has given it what this one has not pushed"
+    );
+    assert_eq!(run.peer.outbox_length(), Some(1));
+    assert_eq!(run.tell(Event::Digests(Ok(equal))), [Notice::Synced(begun)]);
+}
+
+#[test]
+fn lag_is_the_age_of_the_oldest_change_that_waits() {
+    let mut run = Run::new();
+    run.tell(Event::OutboxGrew(1));
+    assert_eq!(run.peer.lag_ms(5), None, "it was not reached yet");
+    run.tell(Event::Health(Ok(other())));
+    run.peer.set_cursor(0, 0);
+    assert_eq!(run.peer.lag_ms(70), Some(70));
+    run.tell(Event::Pushed(Ok(Pushed { sequence: 1, more: false })));
+    assert_eq!(run.peer.lag_ms(80), Some(0));
+    for (now_ms, line) in [(1000, 2), (1050, 3), (2000, 4), (3000, 5)] {
+        run.now_ms = now_ms;
+        run.tell(Event::OutboxGrew(line));
+    }
+    assert_eq!(run.peer.lag_ms(4000), Some(3000));
+    run.tell(Event::Pushed(Ok(Pushed { sequence: 2, more: true })));
+    assert_eq!(run.peer.lag_ms(4000), Some(3000), "line 3 came within the grain of line 2");
+    run.tell(Event::Pushed(Ok(Pushed { sequence: 3, more: true })));
+    assert_eq!(run.peer.lag_ms(4000), Some(2000));
+    run.tell(Event::Pushed(Ok(Pushed { sequence: 5, more: false })));
+    assert_eq!(run.peer.lag_ms(4000), Some(0));
+    // A peer that is away for long: memory is bounded, and the oldest moment is kept.
+    for step in 0..5000 {
+        run.now_ms = 10_000 + step * 1000;
+        run.tell(Event::OutboxGrew(6 + step.cast_signed()));
+    }
+    assert_eq!(run.peer.lag_ms(run.now_ms), Some(4999 * 1000));
+    run.tell(Event::Pushed(Ok(Pushed { sequence: 6 + 4999, more: false })));
+    assert_eq!(run.peer.lag_ms(run.now_ms), Some(0));
+}
+
+#[test]
 fn an_api_key_that_is_refused_later_stops_everything_but_health_checks() {
     let mut run = Run::in_sync();
     run.tell(Event::OutboxGrew(1));
@@ -187,7 +241,7 @@ fn another_node_at_the_same_address_begins_from_the_start() {
     run.tell(Event::OutboxGrew(8));
     run.tell(Event::Pushed(Ok(Pushed { sequence: 8, more: false })));
     run.now_ms += SYNC_INTERVAL_MS * 2;
-    run.tell(Event::Digests(Ok((vec![1], Stamp::default()))));
+    run.tell(Event::Digests(Ok(differing(vec![1]))));
     // The same node restarted: it still has what it had.
     run.tell(Event::Health(Ok(introduction(3, 2, Some(7), true))));
     assert!(!run.peer.needs_cursor());
@@ -208,9 +262,9 @@ fn a_comparison_that_found_differences_is_repeated_once_at_once() {
     let mut immediate_count = 0;
     for round in 0..3 {
         assert_eq!(run.next(), Action::CompareDigests, "round {round}");
-        run.tell(Event::Digests(Ok(((0..70).collect(), Stamp::default()))));
+        run.tell(Event::Digests(Ok(differing((0..70).collect()))));
         assert_eq!(run.next(), Action::CompareVersions((0..64).collect()));
-        let difference = Difference { fetch: vec![id("a"), id("b")], send: vec![id("c")] };
+        let difference = Difference { buckets_count: 64, fetch: vec![id("a"), id("b")], send: vec![id("c")] };
         run.tell(Event::Versions(Ok(difference)));
         assert_eq!(run.next(), Action::Fetch(vec![id("a"), id("b")]));
         run.tell(Event::Fetched(Ok(1)));
@@ -219,7 +273,7 @@ fn a_comparison_that_found_differences_is_repeated_once_at_once() {
         assert_eq!(run.next(), Action::Send(vec![id("c")]));
         run.tell(Event::Sent(Ok(1)));
         assert_eq!(run.next(), Action::CompareVersions((64..70).collect()));
-        run.tell(Event::Versions(Ok(Difference::default())));
+        run.tell(Event::Versions(Ok(Difference { buckets_count: 6, ..Difference::default() })));
         // Something that cannot be settled, as it were: it differs every time.
         immediate_count += u32::from(run.next() == Action::CompareDigests);
         let begun_ms = run.now_ms;
@@ -236,8 +290,8 @@ fn a_comparison_that_found_differences_is_repeated_once_at_once() {
 #[test]
 fn a_failure_ends_a_comparison_which_then_starts_anew() {
     let mut run = Run::in_sync();
-    run.tell(Event::Digests(Ok((vec![3], Stamp::default()))));
-    run.tell(Event::Versions(Ok(Difference { fetch: vec![id("a")], send: Vec::new() })));
+    run.tell(Event::Digests(Ok(differing(vec![3]))));
+    run.tell(Event::Versions(Ok(Difference { buckets_count: 1, fetch: vec![id("a")], send: Vec::new() })));
     run.tell(Event::Fetched(Err(Failure::Refused)));
     assert!(matches!(run.next(), Action::Wait { until_ms } if until_ms > run.now_ms));
     let begun_ms = run.now_ms;
@@ -283,10 +337,10 @@ fn outcome(action: &Action, ending: Ending, line: i64, differs: bool) -> Event {
         Action::Push { .. } => Event::Pushed(result(Ok(())).map(|()| Pushed { sequence: line, more: false })),
         Action::CompareDigests => {
             let buckets = if differs { vec![1, 2] } else { Vec::new() };
-            Event::Digests(result(Ok(())).map(|()| (buckets, Stamp::default())))
+            Event::Digests(result(Ok(())).map(|()| differing(buckets)))
         }
         Action::CompareVersions(_) => {
-            let difference = Difference { fetch: vec![id("a")], send: vec![id("b")] };
+            let difference = Difference { buckets_count: 2, fetch: vec![id("a")], send: vec![id("b")] };
             Event::Versions(result(Ok(())).map(|()| difference))
         }
         Action::Fetch(ids) => Event::Fetched(count(ids)),
@@ -307,7 +361,7 @@ proptest! {
             line += written;
             run.tell(Event::OutboxGrew(line));
             if run.peer.needs_cursor() {
-                run.peer.set_cursor(line - written);
+                run.peer.set_cursor(run.now_ms, line - written);
             }
             run.wait();
             let action = run.next();
@@ -333,7 +387,7 @@ proptest! {
         loop {
             run.tell(Event::OutboxGrew(5));
             if run.peer.needs_cursor() {
-                run.peer.set_cursor(0);
+                run.peer.set_cursor(run.now_ms, 0);
             }
             run.wait();
             if run.now_ms >= SECONDS * 1000 {

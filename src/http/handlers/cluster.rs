@@ -70,6 +70,7 @@ fn write_member(member: &Member, out: &mut Vec<u8>) {
     let number = |number: Option<u64>| number.map_or("null".to_owned(), |number| number.to_string());
     out.extend_from_slice(b"{\"address\":");
     write_string(&member.address, out);
+    let digest = member.digest.map_or("null".to_owned(), |digest| format!("\"{}\"", encode_digest(digest)));
     let node = member.node.map_or("null".to_owned(), |node| format!("\"{node}\""));
     out.extend_from_slice(format!(r#","node":{node},"state":"{}","reason":"#, member.state).as_bytes());
     match &member.reason {
@@ -78,9 +79,10 @@ fn write_member(member: &Member, out: &mut Vec<u8>) {
     }
     out.extend_from_slice(
         format!(
-            r#","last_contact_ms":{},"outbox_length":{},"synced_ms":{}}}"#,
+            r#","last_contact_ms":{},"lag_ms":{},"outbox_length":{},"digest":{digest},"synced_ms":{}}}"#,
             number(member.last_contact_ms),
-            member.outbox_length,
+            number(member.lag_ms),
+            number(member.outbox_length.map(i64::unsigned_abs)),
             number(member.synced_ms)
         )
         .as_bytes(),

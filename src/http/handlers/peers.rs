@@ -3,9 +3,11 @@
 use crate::http::answer::Answer;
 use crate::http::app::failed;
 use crate::http::error::{malformed_message, not_clustered};
+use crate::limits::VERSIONS_BYTES_PER_MESSAGE;
 use crate::service::Service;
 use crate::service::exchange::{
-    decode_buckets, decode_changes, decode_digest, decode_ids, encode_changes, encode_digests, encode_known,
+    decode_buckets, decode_changes, decode_digest, decode_ids, encode_changes, encode_digests,
+    encode_versions,
 };
 
 /// `POST /cluster/changes`: takes changes of a peer, those that win.
@@ -27,12 +29,13 @@ pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Answer,
     Ok(Answer { status: 200, content_type: Some("application/octet-stream"), headers: Vec::new(), body })
 }
 
-/// `POST /cluster/versions`: the versions of all entries of some buckets.
+/// `POST /cluster/versions`: the versions of all entries of some buckets, of the first ones if it would be
+/// too many.
 pub(in crate::http) async fn versions(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
     require_cluster(service)?;
     let buckets = decode_buckets(body).map_err(|error| malformed_message(&error))?;
-    let known = service.versions(buckets).await.map_err(failed)?;
-    Ok(Answer::json(200, encode_known(&known)))
+    let page = service.versions(buckets, VERSIONS_BYTES_PER_MESSAGE).await.map_err(failed)?;
+    Ok(Answer::json(200, encode_versions(&page)))
 }
 
 /// `POST /cluster/entries`: entries by name, as many as fit one message.

@@ -1,0 +1,87 @@
+//! What it costs two large stores to find out that they are equal, or what differs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+
+use crate::nodes::{CONVERGENCE, Cluster, within};
+use crate::support::{Launch, copy_files};
+
+const ENTRIES_COUNT: usize = 100_000;
+/// What a round between equal stores may cost.
+const ROUND_BYTES_MAX: usize = 64 * 1024;
+
+/// Adds entries as another program would: nobody has the key that would open them, which does not matter
+/// to nodes that compare and pass on what is sealed.
+fn fill(database: &Path) {
+    let mut connection = rusqlite::Connection::open(database).expect("it can be opened");
+    let transaction = connection.transaction().expect("nobody else writes");
+    {
+        let sql = r#"INSERT INTO configurations ("key", encrypted_value) VALUES (?1, ?2)"#;
+        let mut statement = transaction.prepare(sql).expect("the table is there");
+        for number in 0..ENTRIES_COUNT {
+            let token: Vec<u8> = [0x80].into_iter().chain(number.to_be_bytes().repeat(12)).collect();
+            statement.execute((format!("service/{number}"), URL_SAFE.encode(token))).expect("inserted");
+        }
+    }
+    transaction.commit().expect("committed");
+}
+
+fn forget(database: &Path, key: &str) {
+    let connection = rusqlite::Connection::open(database).expect("it can be opened");
+    let removed = connection.execute(r#"DELETE FROM configurations WHERE "key" = ?1"#, [key]);
+    assert_eq!(removed.expect("deleted"), 1);
+}
+
+/// Two nodes with the same entries, neither of which has been in a cluster before.
+fn two_large_nodes() -> Cluster {
+    let cluster = Cluster::of(2);
+    let mut alone = Launch::at(Arc::clone(&cluster.nodes[0].directory)).start();
+    assert_eq!(alone.create("one-of-all", "1").status, 201);
+    assert!(alone.stop().success());
+    fill(&cluster.nodes[0].path("configurations.db"));
+    let (from, to) = (cluster.nodes[0].path(""), cluster.nodes[1].path(""));
+    copy_files(&from, &to, &["configurations.db", "encryption.salt"]);
+    cluster
+}
+
+fn bytes_of(cluster: &Cluster) -> usize {
+    cluster.links.iter().map(|(.., link)| link.passed().len()).sum()
+}
+
+/// Each node has found the other one equal, at least twice since the start.
+fn wait_for_two_rounds(cluster: &Cluster) {
+    within(CONVERGENCE, "each has compared with the other one twice", || {
+        cluster.links.iter().all(|(.., link)| link.requests("/cluster/digests") >= 2)
+            && cluster.nodes.iter().all(|node| node.report()["members"][0]["synced_ms"].is_u64())
+    });
+}
+
+#[test]
+fn equal_stores_say_little() {
+    let mut cluster = two_large_nodes();
+    cluster.start();
+    wait_for_two_rounds(&cluster);
+    let digest = cluster.nodes[0].digest();
+    assert_eq!(digest, cluster.nodes[1].digest());
+    let rounds: usize = cluster.links.iter().map(|(.., link)| link.requests("/cluster/digests")).sum();
+    // With the health checks of the start and all heads of requests and answers.
+    let bytes = bytes_of(&cluster);
+    assert!(bytes < ROUND_BYTES_MAX, "{bytes} bytes in {rounds} rounds");
+    assert_eq!(cluster.requests("/cluster/versions"), 0);
+}
+
+#[test]
+fn one_entry_that_differs_costs_little_more() {
+    let mut cluster = two_large_nodes();
+    forget(&cluster.nodes[1].path("configurations.db"), "service/77");
+    cluster.start();
+    wait_for_two_rounds(&cluster);
+    cluster.wait_until_equal();
+    assert_eq!(cluster.nodes[0].report()["members"][0]["digest"], cluster.nodes[1].digest());
+    let bytes = bytes_of(&cluster);
+    assert!(bytes < 2 * ROUND_BYTES_MAX, "{bytes} bytes for one entry");
+    assert!(cluster.requests("/cluster/versions") > 0, "it was found by comparing");
+}
