@@ -152,6 +152,7 @@ impl Node {
             node: self.number,
             salt: Some(1),
             has_entries: true,
+            horizon: self.store().horizon(),
         }
     }
 
@@ -485,8 +486,8 @@ impl Simulation {
                 (Notice::Acknowledged(sequence), Some(peer)) => {
                     self.nodes[index].note(PeerNote::Acknowledged { peer, sequence });
                 }
-                (Notice::Synced(stamp), Some(peer)) => {
-                    self.nodes[index].note(PeerNote::Synced { peer, stamp });
+                (Notice::Synced { begun: stamp, forgotten }, Some(peer)) => {
+                    self.nodes[index].note(PeerNote::Synced { peer, stamp, forgotten });
                 }
                 (Notice::StateChanged, _) => {
                     let state = self.nodes[index].peers[peer].machine.state().clone();

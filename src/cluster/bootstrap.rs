@@ -66,11 +66,11 @@ impl Introduction {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::NodeNumber;
+    use crate::model::{Horizon, NodeNumber};
 
     fn node(name: &str, instance: u64, salt: Option<u64>, has_entries: bool) -> Introduction {
         let node = NodeNumber::from_random(instance << 1);
-        Introduction { name: name.into(), instance, node, salt, has_entries }
+        Introduction { name: name.into(), instance, node, salt, has_entries, horizon: Horizon::default() }
     }
 
     fn known(name: &str, instance: u64, salt: Option<u64>, has_entries: bool) -> Candidate {

@@ -33,8 +33,9 @@ use crate::http1::Method;
 use crate::limits::{CHANGES_PER_MESSAGE_MAX, TOMBSTONE_GRACE};
 use crate::model::{ApiKey, Digest, EntryId, NodeNumber, Stamp, Timestamp};
 use crate::service::exchange::{
-    API_KEY_HEADER, ENTRIES_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, decode_changes,
-    decode_digests, decode_versions, encode_buckets, encode_changes, encode_digest, encode_ids,
+    API_KEY_HEADER, ENTRIES_HEADER, HORIZON_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER,
+    decode_changes, decode_digests, decode_horizon, decode_versions, encode_buckets, encode_changes,
+    encode_digest, encode_ids,
 };
 use crate::service::{ClusterView, Error, Member, Service};
 use crate::store::{PeerNote, root_of};
@@ -174,11 +175,11 @@ impl<N: Network> Context<N> {
                     self.view.acknowledgements().note(index, sequence);
                     self.note(PeerNote::Acknowledged { peer, sequence }).await;
                 }
-                (Notice::Synced(stamp), Some(peer)) => {
+                (Notice::Synced { begun: stamp, forgotten }, Some(peer)) => {
                     self.peers.borrow_mut()[index].synced_at_ms = Some(self.network.now_ms());
-                    self.note(PeerNote::Synced { peer, stamp }).await;
+                    self.note(PeerNote::Synced { peer, stamp, forgotten }).await;
                 }
-                (Notice::Acknowledged(_) | Notice::Synced(_), None) => {}
+                (Notice::Acknowledged(_) | Notice::Synced { .. }, None) => {}
             }
         }
         self.publish();
@@ -211,6 +212,7 @@ impl<N: Network> Context<N> {
             node: self.node,
             salt,
             has_entries,
+            horizon: self.service.horizon(),
         }
     }
 
@@ -220,18 +222,21 @@ impl<N: Network> Context<N> {
         let ago = |then: Option<u64>| then.map(|then| now_ms.saturating_sub(then));
         let peers = self.peers.borrow();
         let members = peers.iter().map(|peer| {
-            let (state, reason) = match peer.machine.state() {
+            let (state, refusal) = match peer.machine.state() {
                 State::Unknown => ("unknown", None),
                 State::Healthy => ("healthy", None),
                 State::Down => ("down", None),
                 State::Myself => ("self", None),
-                State::Refused(refusal) => ("refused", Some(refusal.to_string())),
+                State::Refused(refusal) => ("refused", Some(refusal)),
             };
+            let reason = refusal.map(ToString::to_string);
+            let is_in_the_way = refusal.is_some_and(|refusal| refusal.is_in_the_way());
             Member {
                 address: peer.address.to_string(),
                 node: peer.machine.node(),
                 state,
                 reason,
+                is_in_the_way,
                 last_contact_ms: ago(peer.machine.last_contact_ms()),
                 lag_ms: peer.machine.lag_ms(now_ms),
                 outbox_length: peer.machine.outbox_length(),
@@ -277,7 +282,14 @@ impl<N: Network> Context<N> {
             target: "/cluster/health",
             body: b"",
             timeout: HEALTH_TIMEOUT,
-            wanted: &[INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, ENTRIES_HEADER, API_KEY_HEADER],
+            wanted: &[
+                INSTANCE_HEADER,
+                NODE_HEADER,
+                SALT_HEADER,
+                ENTRIES_HEADER,
+                HORIZON_HEADER,
+                API_KEY_HEADER,
+            ],
         };
         let reply = transport.call(&self.network, &request).await?;
         let headers: HashMap<&str, String> = reply.headers.into_iter().collect();
@@ -293,6 +305,10 @@ impl<N: Network> Context<N> {
             node: headers.get(NODE_HEADER).and_then(|text| text.parse().ok()).ok_or(Failure::Refused)?,
             salt: hexadecimal(SALT_HEADER),
             has_entries: headers.get(ENTRIES_HEADER).is_some_and(|text| text == "true"),
+            horizon: headers
+                .get(HORIZON_HEADER)
+                .and_then(|text| decode_horizon(text))
+                .ok_or(Failure::Refused)?,
         })
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::model::{EntryId, NodeNumber, Stamp};
+use crate::model::{EntryId, Horizon, NodeNumber, Stamp};
 
 /// A healthy peer is asked for its health this often; one that is down as often as peers are compared, if
 /// that is more often, so that nodes are equal again two intervals after a network heals.
@@ -17,6 +17,8 @@ const FIRST_CONTACT_MS: u64 = 30_000;
 /// After a failure, doubled with each further one.
 const BACKOFF_MS_MIN: u64 = 200;
 const BACKOFF_MS_MAX: u64 = 10_000;
+/// Clocks that differ by more may make a node look as if its data were too old.
+const CLOCKS_DIFFER_MS_MAX: u64 = 60 * 60 * 1000;
 /// Buckets whose versions are compared in one request.
 const BUCKETS_PER_REQUEST: usize = 64;
 /// How exactly it is known since when a change waits, and for how many such moments at a time.
@@ -49,9 +51,26 @@ pub enum Refusal {
     /// It runs on a copy of this node's data directory.
     #[error("it runs on a copy of this node's data directory")]
     CopiedData,
+    /// Its data are older than the deletions that this node remembers: what was deleted would come back.
+    #[error(
+        "its data are older than the deletions that are remembered, it must start with an empty directory"
+    )]
+    Outdated,
+    /// The same, the other way round.
+    #[error(
+        "this node's data are older than the deletions that are remembered, it must start with an empty directory"
+    )]
+    OutdatedHere,
     /// It does not accept the API key.
     #[error("it does not accept the API key")]
     ApiKey,
+}
+
+impl Refusal {
+    /// Whether this node is wrong, or nobody can tell which of the two is: it should take no requests then.
+    pub fn is_in_the_way(self) -> bool {
+        self != Self::Outdated
+    }
 }
 
 /// What a node says of itself.
@@ -67,6 +86,8 @@ pub struct Introduction {
     pub salt: Option<u64>,
     /// Whether anything was ever sealed with that salt.
     pub has_entries: bool,
+    /// How far back it knows of deletions.
+    pub horizon: Horizon,
 }
 
 /// Why a request to a peer came to nothing.
@@ -168,8 +189,13 @@ pub enum Notice {
     StateChanged,
     /// It has own changes up to this line.
     Acknowledged(i64),
-    /// It holds the same as this node, as of this stamp.
-    Synced(Stamp),
+    /// It holds the same as this node.
+    Synced {
+        /// Since when, by this node's clock.
+        begun: Stamp,
+        /// It may have forgotten deletions from before this.
+        forgotten: Stamp,
+    },
 }
 
 /// The machine.
@@ -187,6 +213,7 @@ pub struct Peer {
     cursor: Option<i64>,
     outbox_last: i64,
     waiting: Waiting,
+    forgotten: Stamp,
     failures: u32,
     retry_at_ms: u64,
     last_contact_ms: Option<u64>,
@@ -225,6 +252,7 @@ impl Peer {
             cursor: None,
             outbox_last: 0,
             waiting: Waiting::default(),
+            forgotten: Stamp::default(),
             failures: 0,
             retry_at_ms: now_ms,
             last_contact_ms: None,
@@ -364,6 +392,16 @@ impl Peer {
             self.state = State::Refused(Refusal::CopiedData);
             return;
         }
+        let tolerance_ms = CLOCKS_DIFFER_MS_MAX + 2 * self.sync_interval_ms;
+        if own.horizon.is_beyond(&introduction.horizon, tolerance_ms) {
+            self.state = State::Refused(Refusal::Outdated);
+            return;
+        }
+        if introduction.horizon.is_beyond(&own.horizon, tolerance_ms) {
+            self.state = State::Refused(Refusal::OutdatedHere);
+            return;
+        }
+        self.forgotten = introduction.horizon.forgotten;
         if self.node != Some(introduction.node) {
             // Another node has taken its place: nothing that was found out about the first one holds.
             self.node = Some(introduction.node);
@@ -434,7 +472,7 @@ impl Peer {
             return;
         }
         self.is_second_look = false;
-        notices.push(Notice::Synced(begun));
+        notices.push(Notice::Synced { begun, forgotten: self.forgotten });
         // What it holds it need not be sent, however it came to it.
         if self.cursor.is_some_and(|cursor| cursor < line) {
             self.confirmed(line);

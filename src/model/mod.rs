@@ -15,4 +15,4 @@ pub use ciphertext::Ciphertext;
 pub use entry::{Category, EntryKey, Environment};
 pub use secret::{ApiKey, Plaintext, UserKey};
 pub use timestamp::Timestamp;
-pub use version::{HybridClock, NodeNumber, Stamp, Version};
+pub use version::{Horizon, HybridClock, NodeNumber, Stamp, Version};

@@ -23,6 +23,25 @@ pub struct Version {
     pub node: NodeNumber,
 }
 
+/// How far back a store can be trusted to know of deletions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Horizon {
+    /// When it last held the same as another node; zero if it never did.
+    pub synced: Stamp,
+    /// Deletions from before this may be remembered no more.
+    pub forgotten: Stamp,
+}
+
+impl Horizon {
+    /// Whether this store may lack deletions of which `other` has not heard, so that what was deleted would
+    /// come back from there. Clocks may differ by `tolerance_ms`.
+    pub fn is_beyond(&self, other: &Self, tolerance_ms: u64) -> bool {
+        let was_in_cluster = other.synced > Stamp::default();
+        was_in_cluster
+            && self.forgotten.milliseconds() > other.synced.milliseconds().saturating_add(tolerance_ms)
+    }
+}
+
 const COUNTER_BITS: u32 = 16;
 
 impl Stamp {

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Change, Ciphertext, Content, Digest, EntryId, Known, NodeNumber, Stamp, Timestamp, Version,
+    Change, Ciphertext, Content, Digest, EntryId, Horizon, Known, NodeNumber, Stamp, Timestamp, Version,
 };
 use crate::store::VersionsPage;
 
@@ -16,7 +16,8 @@ pub const NODE_HEADER: &str = "x-osc-node";
 pub const SALT_HEADER: &str = "x-osc-salt";
 /// Header: `true` once anything was sealed with that salt.
 pub const ENTRIES_HEADER: &str = "x-osc-entries";
-
+/// Header: how far back the node knows of deletions, two stamps in hexadecimal.
+pub const HORIZON_HEADER: &str = "x-osc-horizon";
 /// Header: `refused` when the asking node's API key is not this node's.
 pub const API_KEY_HEADER: &str = "x-osc-api-key";
 
@@ -169,6 +170,18 @@ pub fn decode_buckets(text: &[u8]) -> Result<Vec<usize>, Malformed> {
     }
 }
 
+/// A horizon as a header's value.
+pub fn encode_horizon(horizon: &Horizon) -> String {
+    format!("{:016x}-{:016x}", horizon.synced.to_database(), horizon.forgotten.to_database())
+}
+
+/// What [`encode_horizon`] gave.
+pub fn decode_horizon(text: &str) -> Option<Horizon> {
+    let (synced, forgotten) = text.split_once('-')?;
+    let stamp = |text| i64::from_str_radix(text, 16).ok().map(Stamp::from_database);
+    Some(Horizon { synced: stamp(synced)?, forgotten: stamp(forgotten)? })
+}
+
 /// A digest as text.
 pub fn encode_digest(digest: Digest) -> String {
     format!("{:032x}", digest.0)
@@ -266,6 +279,8 @@ mod tests {
         assert_eq!(decode_buckets(&encode_buckets(&[0, 1023])).expect("valid"), [0, 1023]);
         let digests: Vec<Digest> = (0..1024).map(Digest).collect();
         assert_eq!(decode_digests(&encode_digests(&digests)).expect("valid"), digests);
+        let horizon = Horizon { synced: Stamp::from_milliseconds(5), forgotten: Stamp::default() };
+        assert_eq!(decode_horizon(&encode_horizon(&horizon)), Some(horizon));
         assert_eq!(decode_digest(encode_digest(Digest(77)).as_bytes()).expect("valid"), Digest(77));
     }
 

@@ -13,7 +13,7 @@ use super::signal::Signal;
 use super::{Error, Service};
 use crate::config::{ClusterConfig, WriteAcks};
 use crate::crypto::Lane;
-use crate::model::{Change, Digest, EntryId, NodeNumber};
+use crate::model::{Change, Digest, EntryId, Horizon, NodeNumber};
 use crate::store::{OutboxPage, PeerNote, Store, VersionsPage};
 
 /// Requests that may wait for the salt at a time.
@@ -43,6 +43,8 @@ pub struct Member {
     pub state: &'static str,
     /// Why it is refused.
     pub reason: Option<String>,
+    /// Whether this node should take no requests for that reason.
+    pub is_in_the_way: bool,
     /// Milliseconds since it last answered.
     pub last_contact_ms: Option<u64>,
     /// How long the oldest own change that it has not confirmed has waited, zero if there is none; `None`
@@ -65,6 +67,7 @@ impl ClusterView {
             node: None,
             state: "unknown",
             reason: None,
+            is_in_the_way: false,
             last_contact_ms: None,
             lag_ms: None,
             outbox_length: None,
@@ -201,6 +204,11 @@ impl Service {
     pub fn salt_in_use(&self) -> (Option<u64>, bool) {
         let salt = self.store.salt();
         (salt.current().map(|salt| salt_fingerprint(&salt)), salt.is_sealed_with())
+    }
+
+    /// How far back this node knows of deletions.
+    pub fn horizon(&self) -> Horizon {
+        self.store.horizon()
     }
 
     /// The digest of everything.

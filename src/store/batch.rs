@@ -146,7 +146,9 @@ impl<'a> Batch<'a> {
             PeerNote::Acknowledged { peer, sequence } => {
                 versions.acknowledge(self.connection, *peer, *sequence)
             }
-            PeerNote::Synced { peer, stamp } => versions.note_synced(self.connection, *peer, *stamp),
+            PeerNote::Synced { peer, stamp, forgotten } => {
+                versions.note_synced(self.connection, *peer, *stamp, *forgotten)
+            }
             PeerNote::Members { peers, before } => versions.forget_others(self.connection, peers, *before),
             PeerNote::Collect { before } => versions.collect(self.connection, *before).map(|_| ()),
         };

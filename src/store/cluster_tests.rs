@@ -211,16 +211,23 @@ fn tombstones_go_when_all_peers_have_them() {
     node.delete(&row);
     node.note(PeerNote::Collect { before: future });
     assert_eq!(tombstones(), 1, "no peer is known yet");
-    node.note(PeerNote::Synced { peer: peers[0], stamp: future });
+    node.note(PeerNote::Synced { peer: peers[0], stamp: future, forgotten: Stamp::default() });
     node.note(PeerNote::Acknowledged { peer: peers[1], sequence: 1 });
     node.note(PeerNote::Collect { before: future });
     assert_eq!(tombstones(), 1, "one peer has not been compared with");
-    node.note(PeerNote::Synced { peer: peers[1], stamp: future });
+    node.note(PeerNote::Synced { peer: peers[1], stamp: future, forgotten: Stamp::default() });
     node.note(PeerNote::Collect { before: Stamp::default() });
     assert_eq!(tombstones(), 1, "it is too young");
     let root = node.store.buckets().root();
     node.note(PeerNote::Collect { before: future });
     assert_eq!((tombstones(), node.store.buckets().root()), (0, root), "forgetting changes no digest");
+    assert_eq!(node.store.horizon(), Horizon { synced: future, forgotten: future });
+    // It is kept, goes only forward, and takes in what a peer has forgotten.
+    let node = node.restart(true);
+    for (stamp, forgotten) in [(Stamp::default(), Stamp::default()), (Stamp::default(), future.next())] {
+        node.note(PeerNote::Synced { peer: peers[0], stamp, forgotten });
+        assert_eq!(node.store.horizon(), Horizon { synced: future, forgotten: future.max(forgotten) });
+    }
 }
 
 #[test]
@@ -230,7 +237,7 @@ fn a_node_that_is_no_peer_any_more_holds_nothing_up() {
     let (early, late) = (Stamp::from_milliseconds(1000), Stamp::from_milliseconds(2000));
     for (peer, stamp) in [(stays, early), (left, late)] {
         node.note(PeerNote::Acknowledged { peer, sequence: 0 });
-        node.note(PeerNote::Synced { peer, stamp });
+        node.note(PeerNote::Synced { peer, stamp, forgotten: Stamp::default() });
     }
     let known = || {
         let mut known: Vec<_> = node.store.acknowledged().expect("readable");

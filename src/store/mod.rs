@@ -39,7 +39,7 @@ use self::versions::Versions;
 use crate::limits::SQLITE_VERSION_MIN;
 #[cfg(test)]
 use crate::model::Timestamp;
-use crate::model::{Change, EntryId, NodeNumber};
+use crate::model::{Change, EntryId, Horizon, NodeNumber};
 
 /// How long SQLite waits for another process, such as a backup, before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -78,6 +78,7 @@ pub struct Store {
     readers: reader::Readers,
     cache: Arc<EntryCache>,
     buckets: Arc<Buckets>,
+    horizon: Arc<Mutex<Horizon>>,
     node: Option<NodeNumber>,
     salt: SaltFile,
     writer: Mutex<Option<Arc<writer::Writer>>>,
@@ -106,7 +107,8 @@ impl Store {
             salt_file.set_sealed_with();
         }
         let buckets = Arc::new(Buckets::default());
-        let versions = open_versions(&mut opened.connection, &options, &buckets)
+        let horizon = Arc::default();
+        let versions = open_versions(&mut opened.connection, &options, &buckets, &horizon)
             .map_err(|error| OpenError::sqlite(database, error))?;
         let node = versions.as_ref().map(Versions::node);
         let cache = Arc::new(EntryCache::default());
@@ -124,6 +126,7 @@ impl Store {
             readers: reader::Readers::new(database.to_owned()),
             cache,
             buckets,
+            horizon,
             node,
             salt: salt_file,
             writer: Mutex::new(Some(Arc::new(writer))),
@@ -211,6 +214,11 @@ impl Store {
         &self.buckets
     }
 
+    /// How far back this store knows of deletions.
+    pub fn horizon(&self) -> Horizon {
+        *versions::lock(&self.horizon)
+    }
+
     /// Own changes after a line of the outbox, as many as fit one message.
     ///
     /// # Errors
@@ -280,6 +288,7 @@ fn open_versions(
     connection: &mut rusqlite::Connection,
     options: &Options,
     buckets: &Arc<Buckets>,
+    horizon: &Arc<Mutex<Horizon>>,
 ) -> rusqlite::Result<Option<Versions>> {
     use rusqlite::config::DbConfig;
     if !options.is_clustered && !versions::are_kept(connection)? {
@@ -288,7 +297,8 @@ fn open_versions(
     let mut random = [0; 8];
     getrandom::fill(&mut random).expect("Linux has random bytes once it has booted");
     let random = options.node_bits.unwrap_or(u64::from_ne_bytes(random));
-    let versions = Versions::open(connection, random, options.clock_offset_ms, Arc::clone(buckets))?;
+    let (buckets, horizon) = (Arc::clone(buckets), Arc::clone(horizon));
+    let versions = Versions::open(connection, random, options.clock_offset_ms, buckets, horizon)?;
     // The triggers are for other programs; this connection keeps its own books.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
     Ok(Some(versions))

@@ -3,7 +3,7 @@
 //! Everything here happens on the writer's thread, in the transaction of the row it concerns. A
 //! store that was never in a cluster has no versions, and pays nothing for them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
@@ -11,7 +11,7 @@ use super::buckets::{Buckets, Delta, bucket_of, digest_of};
 use super::{reader, schema};
 use crate::limits::{CLOCK_RESERVE, OUTBOX_COUNT_MAX};
 use crate::model::{
-    Change, Content, Digest, EntryId, HybridClock, Known, NodeNumber, Stamp, Timestamp, Version,
+    Change, Content, Digest, EntryId, Horizon, HybridClock, Known, NodeNumber, Stamp, Timestamp, Version,
 };
 
 /// The writer's knowledge of versions.
@@ -23,6 +23,7 @@ pub(super) struct Versions {
     /// For tests of clocks that are wrong.
     clock_offset_ms: i64,
     buckets: Arc<Buckets>,
+    horizon: Arc<Mutex<Horizon>>,
     /// The number of the last line of the outbox.
     last_sequence: i64,
 }
@@ -58,6 +59,7 @@ impl Versions {
         random: u64,
         clock_offset_ms: i64,
         buckets: Arc<Buckets>,
+        horizon: Arc<Mutex<Horizon>>,
     ) -> rusqlite::Result<Self> {
         let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
         // This may be the first commit of a cycle; if it is not, it says the same again.
@@ -72,14 +74,20 @@ impl Versions {
                 node
             }
         };
-        let reserved = schema::meta(&transaction, "clock")?.map_or(Stamp::default(), Stamp::from_database);
+        let stamp = |name| {
+            Ok::<_, rusqlite::Error>(
+                schema::meta(&transaction, name)?.map_or(Stamp::default(), Stamp::from_database),
+            )
+        };
+        *lock(&horizon) = Horizon { synced: stamp("synced")?, forgotten: stamp("forgotten")? };
+        let reserved = stamp("clock")?;
         let last_sequence = transaction.query_row(LAST_SEQUENCE, [], |row| row.get(0))?;
         transaction.commit()?;
         let mut delta = Delta::default();
         each_live_digest(connection, |id, digest| delta.replace(&id, Digest::default(), digest))?;
         buckets.apply(&delta);
         let clock = HybridClock::after(reserved);
-        Ok(Self { node, clock, reserved, clock_offset_ms, buckets, last_sequence })
+        Ok(Self { node, clock, reserved, clock_offset_ms, buckets, horizon, last_sequence })
     }
 
     pub(super) fn node(&self) -> NodeNumber {
@@ -174,12 +182,14 @@ impl Versions {
         Ok(())
     }
 
-    /// A peer was found to hold the same as this node, as of `stamp`.
+    /// A peer was found to hold the same as this node, as of `stamp`. What the peer may have forgotten, this
+    /// node may never have heard of.
     pub(super) fn note_synced(
         &self,
         connection: &Connection,
         peer: NodeNumber,
         stamp: Stamp,
+        forgotten: Stamp,
     ) -> rusqlite::Result<()> {
         connection
             .prepare_cached(
@@ -187,7 +197,7 @@ impl Versions {
                  ON CONFLICT (node) DO UPDATE SET synced = max(synced, ?2)",
             )?
             .execute((peer.to_database(), stamp.to_database(), self.last_sequence))?;
-        Ok(())
+        self.move_horizon(connection, Horizon { synced: stamp, forgotten })
     }
 
     /// Forgets nodes that are no peers any more, for which tombstones and the outbox would be kept for ever.
@@ -217,11 +227,29 @@ impl Versions {
             "DELETE FROM osc_outbox WHERE sequence <= (SELECT max(sequence) FROM osc_outbox) - ?1",
             [count],
         )?;
+        let all_have: Option<i64> =
+            connection.query_row("SELECT min(synced) FROM osc_peers", [], |row| row.get(0))?;
+        let Some(all_have) = all_have.map(Stamp::from_database) else { return Ok(0) };
+        let forgotten = before.min(all_have);
+        self.move_horizon(connection, Horizon { forgotten, ..Horizon::default() })?;
         connection.execute(
-            "DELETE FROM osc_versions WHERE digest IS NULL AND stamp < ?1
-             AND stamp < (SELECT min(synced) FROM osc_peers)",
-            [before.to_database()],
+            "DELETE FROM osc_versions WHERE digest IS NULL AND stamp < ?1",
+            [forgotten.to_database()],
         )
+    }
+
+    /// Only ever forward. In memory it moves before the commit, which is lost with it at the worst.
+    fn move_horizon(&self, connection: &Connection, to: Horizon) -> rusqlite::Result<()> {
+        let mut horizon = lock(&self.horizon);
+        if to.synced > horizon.synced {
+            schema::set_meta(connection, "synced", to.synced.to_database())?;
+            horizon.synced = to.synced;
+        }
+        if to.forgotten > horizon.forgotten {
+            schema::set_meta(connection, "forgotten", to.forgotten.to_database())?;
+            horizon.forgotten = to.forgotten;
+        }
+        Ok(())
     }
 
     fn reserve(&mut self, connection: &Connection, stamp: Stamp) -> rusqlite::Result<()> {
@@ -321,6 +349,10 @@ fn each_live_digest(connection: &Connection, mut with: impl FnMut(EntryId, Diges
         with(entry_id(row.get(0)?, row.get(1)?), digest_at(row, 2)?);
     }
     Ok(())
+}
+
+pub(super) fn lock(horizon: &Mutex<Horizon>) -> MutexGuard<'_, Horizon> {
+    horizon.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn into_rusqlite(error: super::Error) -> rusqlite::Error {

@@ -76,6 +76,8 @@ pub enum PeerNote {
         peer: NodeNumber,
         /// When, by this node's clock.
         stamp: Stamp,
+        /// The peer may have forgotten deletions from before this.
+        forgotten: Stamp,
     },
     /// These are all peers there are: of others nothing need be kept any more, unless they were equal since.
     Members {

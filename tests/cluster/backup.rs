@@ -1,8 +1,9 @@
 //! An old backup that is put back.
 
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
-use crate::nodes::Cluster;
+use crate::nodes::{CONVERGENCE, Cluster, within};
 
 /// All files, with whatever belongs to the database beside it; no node runs there meanwhile.
 fn replace_files(from: &Path, to: &Path) {
@@ -70,4 +71,54 @@ fn what_was_changed_and_deleted_since_the_backup_stays_so() {
     cluster.wait_for("k6", Some("\"again\""));
     assert_eq!(cluster.nodes[2].create("k7", "\"again\"").status, 201);
     cluster.wait_for("k7", Some("\"again\""));
+}
+
+/// As if the file were from long ago: what it says of itself is changed, while no node runs on it.
+fn set_in_database(database: &Path, name: &str, age: Duration) {
+    let at = UNIX_EPOCH.elapsed().expect("after 1970") - age;
+    let stamp = i64::try_from(at.as_millis() << 16).expect("48 bits of milliseconds");
+    let connection = rusqlite::Connection::open(database).expect("it can be opened");
+    let sql = "INSERT OR REPLACE INTO osc_meta (name, value) VALUES (?1, ?2)";
+    connection.execute(sql, (name, stamp)).expect("written");
+}
+
+#[test]
+fn a_backup_from_before_what_the_others_remember_is_refused() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let mut cluster = Cluster::started(2);
+    for key in ["deleted", "kept"] {
+        assert_eq!(cluster.nodes[0].create(key, "1").status, 201);
+    }
+    cluster.wait_until_equal();
+    cluster.wait_until_whole();
+    cluster.nodes[1].stop();
+    assert_eq!(cluster.nodes[0].delete("deleted").status, 200);
+    cluster.nodes[0].stop();
+    // The deletion was long ago, and this backup is from before.
+    let database = cluster.nodes[0].path("configurations.db");
+    set_in_database(&database, "forgotten", DAY * 10);
+    let connection = rusqlite::Connection::open(&database).expect("it can be opened");
+    let forgotten = connection.execute("DELETE FROM osc_versions WHERE digest IS NULL", []);
+    assert_eq!(forgotten.expect("deleted"), 1);
+    drop(connection);
+    set_in_database(&cluster.nodes[1].path("configurations.db"), "synced", DAY * 11);
+
+    cluster.start();
+    for (node, whose) in [(0, "its data"), (1, "this node's data")] {
+        within(CONVERGENCE, "the other one is refused", || cluster.nodes[node].states()[0].0 == "refused");
+        let reason = &cluster.nodes[node].states()[0].1;
+        assert!(reason.starts_with(whose) && reason.contains("empty directory"), "{reason}");
+    }
+    assert!(cluster.nodes[0].is_ready(), "one old backup must not take the others out");
+    assert!(!cluster.nodes[1].is_ready());
+    assert_eq!(cluster.nodes[0].value("deleted"), None);
+    // As the reason says.
+    cluster.nodes[1].stop();
+    for file in std::fs::read_dir(cluster.nodes[1].directory.path()).expect("it is there") {
+        std::fs::remove_file(file.expect("a file").path()).expect("it can be removed");
+    }
+    cluster.nodes[1].start();
+    cluster.wait_until_whole();
+    cluster.wait_for("kept", Some("1"));
+    cluster.wait_for("deleted", None);
 }

@@ -11,11 +11,24 @@ fn number(bits: u64) -> NodeNumber {
 }
 
 fn introduction(instance: u64, node: u64, salt: Option<u64>, has_entries: bool) -> Introduction {
-    Introduction { name: "n".to_owned(), instance, node: number(node), salt, has_entries }
+    Introduction {
+        name: "n".to_owned(),
+        instance,
+        node: number(node),
+        salt,
+        has_entries,
+        horizon: Horizon::default(),
+    }
+}
+
+/// In hours.
+fn horizon(synced: u64, forgotten: u64) -> Horizon {
+    let stamp = |hours| Stamp::from_milliseconds(hours * CLOCKS_DIFFER_MS_MAX);
+    Horizon { synced: stamp(synced), forgotten: stamp(forgotten) }
 }
 
 fn own() -> Introduction {
-    introduction(1, 1, Some(7), true)
+    Introduction { horizon: horizon(70, 60), ..introduction(1, 1, Some(7), true) }
 }
 
 fn other() -> Introduction {
@@ -101,7 +114,7 @@ fn from_the_first_contact_to_a_peer_that_fails_and_comes_back() {
     let begun = Stamp::from_milliseconds(5);
     assert_eq!(
         run.tell(Event::Digests(Ok(Comparison { begun, ..Comparison::default() }))),
-        [Notice::Synced(begun)]
+        [Notice::Synced { begun, forgotten: Stamp::default() }]
     );
     // It refuses again and again: the same request, later and later.
     run.tell(Event::OutboxGrew(10));
@@ -139,6 +152,8 @@ fn peers_that_are_not_replicated_with() {
         (Ok(introduction(1, 1, Some(7), true)), State::Myself),
         (Ok(introduction(2, 1, Some(7), true)), State::Refused(Refusal::CopiedData)),
         (Ok(introduction(2, 2, Some(8), true)), State::Refused(Refusal::SaltDiffers)),
+        (Ok(Introduction { horizon: horizon(1, 0), ..other() }), State::Refused(Refusal::Outdated)),
+        (Ok(Introduction { horizon: horizon(80, 75), ..other() }), State::Refused(Refusal::OutdatedHere)),
         (Err(Failure::ApiKey), State::Refused(Refusal::ApiKey)),
     ] {
         let mut run = Run::new();
@@ -187,11 +202,11 @@ fn a_peer_that_holds_the_same_needs_no_push() {
     let equal = Comparison { begun, line: 4, ..Comparison::default() };
     assert_eq!(
         run.tell(Event::Digests(Ok(equal.clone()))),
-        [Notice::Synced(begun), Notice::Acknowledged(4)],
+        [Notice::Synced { begun, forgotten: Stamp::default() }, Notice::Acknowledged(4)],
         "another node has given it what this one has not pushed"
     );
     assert_eq!(run.peer.outbox_length(), Some(1));
-    assert_eq!(run.tell(Event::Digests(Ok(equal))), [Notice::Synced(begun)]);
+    assert_eq!(run.tell(Event::Digests(Ok(equal))), [Notice::Synced { begun, forgotten: Stamp::default() }]);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use crate::http::error::{detail, not_clustered};
 use crate::http::json::write_string;
 use crate::limits::SALT_BYTES;
 use crate::service::exchange::{
-    API_KEY_HEADER, ENTRIES_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, encode_digest,
+    API_KEY_HEADER, ENTRIES_HEADER, HORIZON_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, encode_digest,
+    encode_horizon,
 };
 use crate::service::{Member, Service};
 use crate::store::Adopted;
@@ -42,6 +43,7 @@ pub(in crate::http) fn health(settings: &Settings, service: &Service, api_key_is
     let answer = answer
         .with_header(INSTANCE_HEADER, format!("{:016x}", cluster.instance))
         .with_header(NODE_HEADER, node.to_string())
+        .with_header(HORIZON_HEADER, encode_horizon(&service.horizon()))
         .with_header(ENTRIES_HEADER, is_sealed_with.to_string());
     match salt {
         Some(salt) => answer.with_header(SALT_HEADER, format!("{salt:016x}")),

@@ -34,7 +34,8 @@ pub(in crate::http) fn ready(service: &Service) -> Answer {
         return not_ready("the nodes have not agreed on a salt yet");
     }
     let members = cluster.members();
-    match members.iter().find_map(|member| Some((&member.address, member.reason.as_ref()?))) {
+    let in_the_way = members.iter().find(|member| member.is_in_the_way);
+    match in_the_way.and_then(|member| Some((&member.address, member.reason.as_ref()?))) {
         Some((address, reason)) => not_ready(&format!("no replication with {address}: {reason}")),
         None => Answer::json(200, br#"{"ready":true}"#.to_vec()),
     }
