@@ -138,6 +138,17 @@ pub const TOMBSTONE_GRACE: Duration = Duration::from_secs(10 * 24 * 60 * 60);
 /// How far ahead of the clock the next stamp is noted, so that it need not be noted with each write.
 pub const CLOCK_RESERVE: Duration = Duration::from_secs(1);
 
+// --- federation ------------------------------------------------------------------------------
+
+/// Questions to peers that are under way or wait, of all requests together; beyond it peers count as silent.
+pub const QUESTIONS_COUNT_MAX: usize = 4096;
+/// Questions to one peer at a time, each on a connection of its own; the others wait.
+pub const QUESTIONS_COUNT_MAX_PER_PEER: usize = 32;
+/// Entries of which it is remembered which peer had them.
+pub const LOCATIONS_COUNT: usize = 16 * 1024;
+/// Duplicates that are told at once.
+pub const DUPLICATES_COUNT_MAX: usize = 1000;
+
 // --- life cycle ------------------------------------------------------------------------------
 
 /// Every shard must listen within this time after the start.

@@ -149,7 +149,8 @@ impl Node {
         Introduction {
             name: "node".to_owned(),
             instance: self.instance,
-            node: self.number,
+            node: Some(self.number),
+            is_federated: false,
             salt: Some(1),
             has_entries: true,
             horizon: self.store().horizon(),

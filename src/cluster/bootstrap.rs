@@ -69,8 +69,9 @@ mod tests {
     use crate::model::{Horizon, NodeNumber};
 
     fn node(name: &str, instance: u64, salt: Option<u64>, has_entries: bool) -> Introduction {
-        let node = NodeNumber::from_random(instance << 1);
-        Introduction { name: name.into(), instance, node, salt, has_entries, horizon: Horizon::default() }
+        let node = Some(NodeNumber::from_random(instance << 1));
+        let horizon = Horizon::default();
+        Introduction { name: name.into(), instance, node, is_federated: false, salt, has_entries, horizon }
     }
 
     fn known(name: &str, instance: u64, salt: Option<u64>, has_entries: bool) -> Candidate {

@@ -7,6 +7,7 @@
 
 mod bootstrap;
 mod difference;
+mod federate;
 mod peer;
 mod transport;
 
@@ -16,7 +17,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 pub use bootstrap::{Candidate, Decision, PATIENCE_MS, decide};
@@ -33,10 +34,11 @@ use crate::http1::Method;
 use crate::limits::{CHANGES_PER_MESSAGE_MAX, TOMBSTONE_GRACE};
 use crate::model::{ApiKey, Digest, EntryId, NodeNumber, Stamp, Timestamp};
 use crate::service::exchange::{
-    API_KEY_HEADER, ENTRIES_HEADER, HORIZON_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER,
-    decode_changes, decode_digests, decode_horizon, decode_versions, encode_buckets, encode_changes,
-    encode_digest, encode_ids,
+    API_KEY_HEADER, ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER,
+    SALT_HEADER, decode_changes, decode_digests, decode_horizon, decode_versions, encode_buckets,
+    encode_changes, encode_digest, encode_ids,
 };
+use crate::service::federation::Errands;
 use crate::service::{ClusterView, Error, Member, Service};
 use crate::store::{PeerNote, root_of};
 
@@ -58,7 +60,6 @@ struct Context<N> {
     network: Rc<N>,
     service: Arc<Service>,
     view: Arc<ClusterView>,
-    node: NodeNumber,
     node_id: String,
     api_key: Option<ApiKey>,
     peers: RefCell<Vec<PeerTask>>,
@@ -72,6 +73,8 @@ struct PeerTask {
     synced_at_ms: Option<u64>,
     /// Of everything that it holds, as it told last.
     digest: Option<Digest>,
+    /// Wakes the task that does what the machine says, when another one has told the machine something.
+    waker: Option<Waker>,
 }
 
 /// Runs until the returned future is dropped.
@@ -81,8 +84,9 @@ pub async fn run<N: Network>(
     config: ClusterConfig,
     node_id: String,
     api_key: Option<ApiKey>,
+    errands: Option<Errands>,
 ) {
-    let (Some(view), Some(node)) = (service.cluster().cloned(), service.node()) else { return };
+    let Some(view) = service.cluster().cloned() else { return };
     let network = Rc::new(network);
     let now_ms = network.now_ms();
     let sync_interval_ms = u64::try_from(config.sync_interval.as_millis()).unwrap_or(u64::MAX);
@@ -91,22 +95,28 @@ pub async fn run<N: Network>(
         seed = seed.rotate_left(7).wrapping_add(1);
         PeerTask {
             address: address.clone(),
-            machine: Peer::new(now_ms, sync_interval_ms, seed),
+            machine: match service.is_federated() {
+                true => Peer::federated(now_ms, sync_interval_ms, seed),
+                false => Peer::new(now_ms, sync_interval_ms, seed),
+            },
             introduction: None,
             synced_at_ms: None,
             digest: None,
+            waker: None,
         }
     });
     let peers = peers.collect();
-    let context =
-        Rc::new(Context { network, service, view, node, node_id, api_key, peers: RefCell::new(peers) });
+    let context = Rc::new(Context { network, service, view, node_id, api_key, peers: RefCell::new(peers) });
     context.publish();
     let mut tasks: Vec<std::pin::Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
     for index in 0..config.peers.len() {
         tasks.push(Box::pin(Rc::clone(&context).attend(index)));
     }
     tasks.push(Box::pin(Rc::clone(&context).agree_on_salt()));
-    tasks.push(Box::pin(Rc::clone(&context).collect_tombstones()));
+    match errands {
+        Some(errands) => tasks.push(Box::pin(federate::run(Rc::clone(&context), errands))),
+        None => tasks.push(Box::pin(Rc::clone(&context).collect_tombstones())),
+    }
     poll_fn(|cx| {
         for task in &mut tasks {
             // None of them ends.
@@ -129,7 +139,7 @@ impl<N: Network> Context<N> {
             let action = self.peers.borrow()[index].machine.next(self.network.now_ms());
             let event = match action {
                 Action::Wait { until_ms } => {
-                    self.wait(until_ms, told).await;
+                    self.wait(index, until_ms, told).await;
                     continue;
                 }
                 Action::CheckHealth => Event::Health(self.check_health(&mut transport).await),
@@ -147,12 +157,17 @@ impl<N: Network> Context<N> {
 
     /// Until a time has come, or the outbox has grown beyond what the machine was told of: what came in
     /// between would otherwise wait for the next health check.
-    async fn wait(&self, until_ms: u64, told: i64) {
+    async fn wait(&self, index: usize, until_ms: u64, told: i64) {
         let now_ms = self.network.now_ms();
         let mut sleep = pin!(self.network.sleep(Duration::from_millis(until_ms.saturating_sub(now_ms))));
-        poll_fn(|cx| match self.view.outbox().poll_above(told, cx) {
-            Poll::Ready(_) => Poll::Ready(()),
-            Poll::Pending => sleep.as_mut().poll(cx),
+        poll_fn(|cx| {
+            let peer = &mut self.peers.borrow_mut()[index];
+            let has_more = !matches!(peer.machine.next(self.network.now_ms()), Action::Wait { .. });
+            if has_more || self.view.outbox().poll_above(told, cx).is_ready() {
+                return Poll::Ready(());
+            }
+            peer.waker = Some(cx.waker().clone());
+            sleep.as_mut().poll(cx)
         })
         .await;
     }
@@ -209,7 +224,8 @@ impl<N: Network> Context<N> {
         Introduction {
             name: self.node_id.clone(),
             instance: self.view.instance,
-            node: self.node,
+            node: self.service.node(),
+            is_federated: self.service.is_federated(),
             salt,
             has_entries,
             horizon: self.service.horizon(),
@@ -235,6 +251,7 @@ impl<N: Network> Context<N> {
                 address: peer.address.to_string(),
                 node: peer.machine.node(),
                 state,
+                may_answer: peer.machine.may_answer(now_ms),
                 reason,
                 is_in_the_way,
                 last_contact_ms: ago(peer.machine.last_contact_ms()),
@@ -285,6 +302,7 @@ impl<N: Network> Context<N> {
             wanted: &[
                 INSTANCE_HEADER,
                 NODE_HEADER,
+                MODE_HEADER,
                 SALT_HEADER,
                 ENTRIES_HEADER,
                 HORIZON_HEADER,
@@ -302,7 +320,8 @@ impl<N: Network> Context<N> {
         Ok(Introduction {
             name: body["node_id"].as_str().unwrap_or_default().to_owned(),
             instance: hexadecimal(INSTANCE_HEADER).ok_or(Failure::Refused)?,
-            node: headers.get(NODE_HEADER).and_then(|text| text.parse().ok()).ok_or(Failure::Refused)?,
+            node: headers.get(NODE_HEADER).and_then(|text| text.parse().ok()),
+            is_federated: headers.get(MODE_HEADER).is_some_and(|text| text == FEDERATED),
             salt: hexadecimal(SALT_HEADER),
             has_entries: headers.get(ENTRIES_HEADER).is_some_and(|text| text == "true"),
             horizon: headers

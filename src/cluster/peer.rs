@@ -61,6 +61,9 @@ pub enum Refusal {
         "this node's data are older than the deletions that are remembered, it must start with an empty directory"
     )]
     OutdatedHere,
+    /// It is in the other cluster mode.
+    #[error("it runs in another cluster mode")]
+    ModeDiffers,
     /// It does not accept the API key.
     #[error("it does not accept the API key")]
     ApiKey,
@@ -80,8 +83,10 @@ pub struct Introduction {
     pub name: String,
     /// Random for each process.
     pub instance: u64,
-    /// The number of its data directory.
-    pub node: NodeNumber,
+    /// The number of its data directory, if it keeps versions.
+    pub node: Option<NodeNumber>,
+    /// Whether it is in federated mode.
+    pub is_federated: bool,
     /// Which salt it has, if it has one.
     pub salt: Option<u64>,
     /// Whether anything was ever sealed with that salt.
@@ -137,6 +142,8 @@ pub enum Action {
 pub enum Event {
     /// Own changes are in the outbox up to this line.
     OutboxGrew(i64),
+    /// A question of a request had no answer.
+    Unanswered,
     /// The answer to [`Action::CheckHealth`].
     Health(Result<Introduction, Failure>),
     /// The answer to [`Action::Push`].
@@ -202,6 +209,8 @@ pub enum Notice {
 #[derive(Debug)]
 pub struct Peer {
     state: State,
+    replicates: bool,
+    has_failed: bool,
     node: Option<NodeNumber>,
     started_ms: u64,
     health_due_ms: u64,
@@ -242,6 +251,8 @@ impl Peer {
     pub fn new(now_ms: u64, sync_interval_ms: u64, seed: u64) -> Self {
         Self {
             state: State::Unknown,
+            replicates: true,
+            has_failed: false,
             node: None,
             started_ms: now_ms,
             health_due_ms: now_ms,
@@ -258,6 +269,25 @@ impl Peer {
             last_contact_ms: None,
             jitter: seed | 1,
         }
+    }
+
+    /// The same, for a peer with which nothing is exchanged.
+    pub fn federated(now_ms: u64, sync_interval_ms: u64, seed: u64) -> Self {
+        Self { replicates: false, ..Self::new(now_ms, sync_interval_ms, seed) }
+    }
+
+    /// Whether a question may be worth while: not if it is known to be down, or refused. One that is just
+    /// starting, too, may be there any moment.
+    pub fn may_answer(&self, now_ms: u64) -> bool {
+        match self.state {
+            State::Healthy => true,
+            State::Unknown => !self.has_failed || self.is_starting(now_ms),
+            State::Down | State::Myself | State::Refused(_) => false,
+        }
+    }
+
+    fn is_starting(&self, now_ms: u64) -> bool {
+        self.state == State::Unknown && now_ms < self.started_ms + FIRST_CONTACT_MS
     }
 
     /// What is known of it.
@@ -297,7 +327,7 @@ impl Peer {
 
     /// Whether the driver still has to call [`Self::set_cursor`].
     pub fn needs_cursor(&self) -> bool {
-        self.cursor.is_none() && self.state == State::Healthy
+        self.replicates && self.cursor.is_none() && self.state == State::Healthy
     }
 
     /// What to do now.
@@ -306,7 +336,7 @@ impl Peer {
         if due(self.health_due_ms) {
             return Action::CheckHealth;
         }
-        if self.state != State::Healthy {
+        if self.state != State::Healthy || !self.replicates {
             return Action::Wait { until_ms: self.health_due_ms };
         }
         if !due(self.retry_at_ms) {
@@ -335,6 +365,8 @@ impl Peer {
                 self.waiting.grew(now_ms, last);
             }
             Event::OutboxGrew(_) => {}
+            Event::Unanswered if self.may_answer(now_ms) => self.health_due_ms = now_ms,
+            Event::Unanswered => {}
             Event::Health(Ok(introduction)) => self.introduced(now_ms, &introduction, own),
             Event::Health(Err(failure)) => self.health_failed(now_ms, failure),
             Event::Pushed(Ok(pushed)) => {
@@ -388,8 +420,12 @@ impl Peer {
             self.state = State::Myself;
             return;
         }
-        if introduction.node == own.node {
+        if introduction.node.is_some() && introduction.node == own.node {
             self.state = State::Refused(Refusal::CopiedData);
+            return;
+        }
+        if introduction.is_federated != own.is_federated {
+            self.state = State::Refused(Refusal::ModeDiffers);
             return;
         }
         let tolerance_ms = CLOCKS_DIFFER_MS_MAX + 2 * self.sync_interval_ms;
@@ -402,9 +438,9 @@ impl Peer {
             return;
         }
         self.forgotten = introduction.horizon.forgotten;
-        if self.node != Some(introduction.node) {
+        if self.node != introduction.node {
             // Another node has taken its place: nothing that was found out about the first one holds.
-            self.node = Some(introduction.node);
+            self.node = introduction.node;
             self.cursor = None;
             self.waiting = Waiting::default();
             self.sync = Sync::default();
@@ -430,7 +466,8 @@ impl Peer {
     }
 
     fn health_failed(&mut self, now_ms: u64, failure: Failure) {
-        let is_starting = self.state == State::Unknown && now_ms < self.started_ms + FIRST_CONTACT_MS;
+        self.has_failed = true;
+        let is_starting = self.is_starting(now_ms);
         let down_ms = HEALTH_INTERVAL_MS.min(self.sync_interval_ms);
         let interval_ms = if is_starting { FIRST_CONTACT_INTERVAL_MS } else { self.spread(down_ms) };
         self.health_due_ms = now_ms + interval_ms;
@@ -449,7 +486,8 @@ impl Peer {
 
     fn failed(&mut self, now_ms: u64, failure: Failure) {
         self.failures = self.failures.saturating_add(1);
-        let backoff_ms = (BACKOFF_MS_MIN << self.failures.min(10).saturating_sub(1)).min(BACKOFF_MS_MAX);
+        let backoff_ms_max = BACKOFF_MS_MAX.min(self.sync_interval_ms);
+        let backoff_ms = (BACKOFF_MS_MIN << self.failures.min(10).saturating_sub(1)).min(backoff_ms_max);
         self.retry_at_ms = now_ms + self.spread(backoff_ms);
         // A comparison starts anew; what it had applied stays applied.
         self.sync = Sync::default();

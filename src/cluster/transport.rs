@@ -25,6 +25,9 @@ pub trait Network: 'static {
     /// Waits.
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
 
+    /// Runs a task beside the others, on the same thread; it ends with them at the latest.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static);
+
     /// Milliseconds of a clock that never goes back.
     fn now_ms(&self) -> u64;
 }

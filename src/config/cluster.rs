@@ -9,6 +9,7 @@ use super::variables::{Variables, shown};
 /// Peers in `OSC_CLUSTER_NODES`.
 const PEERS_COUNT_MAX: usize = 128;
 const SYNC_INTERVAL_DEFAULT_SECONDS: u64 = 30;
+const FEDERATED_TIMEOUT_DEFAULT_MS: u64 = 2000;
 const PORT_DEFAULT: u16 = 9000;
 
 /// How this node works together with others.
@@ -20,8 +21,20 @@ pub struct ClusterConfig {
     pub sync_interval: Duration,
     /// `OSC_CLUSTER_WRITE_ACKS`.
     pub write_acks: WriteAcks,
+    /// What counts when `OSC_CLUSTER_MODE` is `federated`; `None` in replica mode.
+    pub federation: Option<FederationConfig>,
     /// `OSC_TEST_CLOCK_OFFSET_MS`: how wrong the clock of a node under test is.
     pub clock_offset_ms: i64,
+}
+
+/// How a node asks the others for what it does not have itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FederationConfig {
+    /// `OSC_FEDERATED_TIMEOUT_MS`: how long the others are waited for.
+    pub timeout: Duration,
+    /// `OSC_FEDERATED_STRICT`: an entry that was found nowhere is not said to be missing as long as a
+    /// node has not answered.
+    pub is_strict: bool,
 }
 
 /// When a write is acknowledged.
@@ -104,19 +117,37 @@ pub(super) fn read(variables: &mut Variables<'_>) -> Option<ClusterConfig> {
         return None;
     }
     let modes = [("replica", Mode::Replica), ("federated", Mode::Federated)];
-    if let Some(Mode::Federated) = variables.choice("OSC_CLUSTER_MODE", &modes) {
-        variables.fault("OSC_CLUSTER_MODE", "\"federated\" is not in this version yet (allowed: replica)");
-    }
+    let mode = variables.choice("OSC_CLUSTER_MODE", &modes).unwrap_or(Mode::Replica);
     let acks = [("local", WriteAcks::Local), ("quorum", WriteAcks::Quorum), ("all", WriteAcks::All)];
     let seconds = variables.number("OSC_CLUSTER_SYNC_INTERVAL", "a number of seconds", &(1..=86_400));
     let offset =
         variables.number("OSC_TEST_CLOCK_OFFSET_MS", "a number of milliseconds", &(i64::MIN..=i64::MAX));
+    let write_acks = variables.choice("OSC_CLUSTER_WRITE_ACKS", &acks).unwrap_or(WriteAcks::Local);
+    let federation = match mode {
+        Mode::Replica => None,
+        Mode::Federated => Some(federation(variables)),
+    };
+    if federation.is_some() && write_acks != WriteAcks::Local {
+        let message =
+            format!("\"{write_acks}\" needs OSC_CLUSTER_MODE=replica (allowed in federated mode: local)");
+        variables.fault("OSC_CLUSTER_WRITE_ACKS", message);
+    }
     Some(ClusterConfig {
         peers: peers(variables),
         sync_interval: Duration::from_secs(seconds.unwrap_or(SYNC_INTERVAL_DEFAULT_SECONDS)),
-        write_acks: variables.choice("OSC_CLUSTER_WRITE_ACKS", &acks).unwrap_or(WriteAcks::Local),
+        write_acks,
+        federation,
         clock_offset_ms: offset.unwrap_or(0),
     })
+}
+
+fn federation(variables: &mut Variables<'_>) -> FederationConfig {
+    let milliseconds =
+        variables.number("OSC_FEDERATED_TIMEOUT_MS", "a number of milliseconds", &(50..=60_000));
+    FederationConfig {
+        timeout: Duration::from_millis(milliseconds.unwrap_or(FEDERATED_TIMEOUT_DEFAULT_MS)),
+        is_strict: variables.switch("OSC_FEDERATED_STRICT"),
+    }
 }
 
 /// Items are separated by commas; spaces around them and empty ones do not count.

@@ -21,7 +21,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-pub use cluster::{ClusterConfig, PeerAddress, WriteAcks};
+pub use cluster::{ClusterConfig, FederationConfig, PeerAddress, WriteAcks};
 pub use fault::{Fault, Faults, Warning};
 pub use host::Host;
 pub use log::{LogFormat, LogLevel};

@@ -12,7 +12,7 @@ use super::variables::{Variables, integer, shown};
 use super::{Config, api_key, cluster, dotenv, kubernetes};
 
 /// Every variable with a meaning, here or in the original.
-pub(super) const KNOWN: [&str; 17] = [
+pub(super) const KNOWN: [&str; 19] = [
     "OSC_HOST",
     "OSC_HOST_PORT",
     "OSC_WORKERS",
@@ -27,6 +27,8 @@ pub(super) const KNOWN: [&str; 17] = [
     "OSC_CLUSTER_NODES",
     "OSC_CLUSTER_SYNC_INTERVAL",
     "OSC_CLUSTER_WRITE_ACKS",
+    "OSC_FEDERATED_TIMEOUT_MS",
+    "OSC_FEDERATED_STRICT",
     "OSC_HTTPS_ENABLED",
     "OSC_LOG_LEVEL",
     "OSC_LOG_FORMAT",

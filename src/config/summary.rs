@@ -24,13 +24,19 @@ impl Config {
         let mut summary = lines.map(|(name, value)| format!("{name}={value}\n")).concat();
         if let Some(cluster) = &self.cluster {
             let peers: Vec<String> = cluster.peers.iter().map(ToString::to_string).collect();
-            summary.push_str(&format!(
-                "OSC_CLUSTER_MODE=replica\nOSC_CLUSTER_NODES={}\nOSC_CLUSTER_SYNC_INTERVAL={}\n\
-                 OSC_CLUSTER_WRITE_ACKS={}\n",
-                peers.join(","),
-                cluster.sync_interval.as_secs(),
-                cluster.write_acks
-            ));
+            summary.push_str(&format!("OSC_CLUSTER_NODES={}\n", peers.join(",")));
+            summary.push_str(&match &cluster.federation {
+                None => format!(
+                    "OSC_CLUSTER_MODE=replica\nOSC_CLUSTER_SYNC_INTERVAL={}\nOSC_CLUSTER_WRITE_ACKS={}\n",
+                    cluster.sync_interval.as_secs(),
+                    cluster.write_acks
+                ),
+                Some(federation) => format!(
+                    "OSC_CLUSTER_MODE=federated\nOSC_FEDERATED_TIMEOUT_MS={}\nOSC_FEDERATED_STRICT={}\n",
+                    federation.timeout.as_millis(),
+                    federation.is_strict
+                ),
+            });
         }
         summary
     }

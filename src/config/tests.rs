@@ -257,6 +257,8 @@ fn values_that_are_no_text_are_faults() {
                     | "OSC_CLUSTER_NODES"
                     | "OSC_CLUSTER_SYNC_INTERVAL"
                     | "OSC_CLUSTER_WRITE_ACKS"
+                    | "OSC_FEDERATED_TIMEOUT_MS"
+                    | "OSC_FEDERATED_STRICT"
             )
         })
         .map(|name| ((*name).to_owned(), OsString::from_vec(bytes.clone())))

@@ -26,7 +26,7 @@ pub enum Outcome {
     /// Everything at once.
     Complete(Answer),
     /// A list that did not fit one page: it is sent as it is read.
-    List(ListStream),
+    List(Box<ListStream>),
 }
 
 /// A list under way, its first page already read.

@@ -8,7 +8,7 @@ use super::answer::{Answer, Outcome};
 use super::body::Fault;
 use super::connection::{Admission, Application};
 use super::error::{self, Refusal};
-use super::handlers::{cluster, configs, peers, system};
+use super::handlers::{cluster, configs, federation, peers, system};
 use super::route::{Miss, Route};
 use crate::http1::HeadView;
 use crate::model::{ApiKey, UserKey};
@@ -117,13 +117,20 @@ impl Application for App {
             Route::PeerDigests => peers::digests(&self.service, &body).map(Outcome::from),
             Route::PeerVersions => peers::versions(&self.service, &body).await.map(Outcome::from),
             Route::PeerEntries => peers::entries(&self.service, &body).await.map(Outcome::from),
+            Route::PeerFind => federation::find(&self.service, &body).await.map(Outcome::from),
+            Route::PeerPage => federation::page(&self.service, &body).await.map(Outcome::from),
+            Route::PeerWrite => federation::write(&self.service, &body).await.map(Outcome::from),
+            Route::Duplicates => {
+                federation::duplicates(&self.settings, &self.service, query).await.map(Outcome::from)
+            }
             Route::ReadSalt => cluster::read_salt(&self.service).await.map(Outcome::from),
             Route::AdoptSalt => cluster::adopt_salt(&self.service, &body).await.map(Outcome::from),
             Route::CreateConfig => configs::create(&caller, &body, content_type.as_deref()).await,
             Route::ReadConfig(key) => configs::read(&caller, &key).await,
             Route::UpdateConfig(key) => configs::update(&caller, &key, &body, content_type.as_deref()).await,
             Route::DeleteConfig(key) => configs::delete(&caller, &key).await,
-            Route::ListConfigs | Route::ClusterConfigs => configs::list(&caller).await,
+            Route::ListConfigs => configs::list(&caller, false).await,
+            Route::ClusterConfigs => configs::list(&caller, true).await,
         };
         answered.unwrap_or_else(Outcome::Complete)
     }

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use super::answer::{Answer, ListStream, Outcome};
 use super::clock::{Alarm, Clock};
 use super::error;
+use super::handlers::configs::{list_field_names, list_fields};
 use crate::http1::{self, Connection, HeadView, Step};
 use crate::limits::BODIES_BYTES_MAX_PER_SHARD;
 
@@ -145,7 +146,7 @@ where
         self.heed_closing();
         match outcome {
             Ok(Outcome::Complete(answer)) => self.respond(&answer),
-            Ok(Outcome::List(list)) => self.stream_list(list).await?,
+            Ok(Outcome::List(list)) => self.stream_list(*list).await?,
             Err(_) => self.respond(&error::internal()),
         }
         Ok(())
@@ -177,10 +178,11 @@ where
 
     async fn stream_list(&mut self, mut list: ListStream) -> Result<(), Gone> {
         let head = Answer::json(200, Vec::new());
+        let trailer_names = list_field_names(&list.rest);
         let (connection, now_ms) = (&mut self.connection, self.clock.now_ms());
         self.clock.with_date(|date| {
             with_encodable(&head, date, |answer| {
-                connection.begin_stream(answer, &[super::ENTRIES_HIDDEN], now_ms);
+                connection.begin_stream(answer, &trailer_names, now_ms);
             });
         });
         self.send_chunk(b"[");
@@ -211,7 +213,11 @@ where
         }
         self.send_chunk(b"]");
         let hidden = list.hidden_count.to_string();
-        self.connection.end_stream(&[(super::ENTRIES_HIDDEN, &hidden)], self.clock.now_ms());
+        let fields: smallvec::SmallVec<[(&str, String); 2]> = list_fields(&list.rest).collect();
+        let mut trailers: smallvec::SmallVec<[(&str, &str); 3]> =
+            smallvec::smallvec![(super::ENTRIES_HIDDEN, &*hidden)];
+        trailers.extend(fields.iter().map(|(name, value)| (*name, value.as_str())));
+        self.connection.end_stream(&trailers, self.clock.now_ms());
         Ok(())
     }
 

@@ -74,10 +74,21 @@ impl From<service::Error> for Answer {
                 400,
                 &format!("Configuration with key '{key}' already exists{}", place(environment.as_deref())),
             ),
-            Error::NotFound { key, environment } => detail(
-                404,
-                &format!("Configuration with key '{key}' not found{}", place(environment.as_deref())),
-            ),
+            Error::NotFound { key, environment, silent } => {
+                let place = place(environment.as_deref());
+                let answer = detail(404, &format!("Configuration with key '{key}' not found{place}"));
+                match silent.is_empty() {
+                    true => answer,
+                    false => answer.with_header(super::PARTIAL_RESULT, silent.join(", ")),
+                }
+            }
+            Error::Incomplete { key, environment, silent } => {
+                let (place, names) = (place(environment.as_deref()), silent.join(", "));
+                let text = format!(
+                    "Configuration with key '{key}' was not found{place}, but these nodes did not answer: {names}"
+                );
+                later(503, &text).with_header(super::PARTIAL_RESULT, names)
+            }
             Error::Ambiguous { key, environments } => detail(
                 400,
                 &format!(

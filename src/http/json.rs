@@ -8,7 +8,8 @@ pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
     json::write_string(text, out);
 }
 
-fn write_optional(text: Option<&str>, out: &mut Vec<u8>) {
+/// Appends a JSON string or null.
+pub(super) fn write_optional(text: Option<&str>, out: &mut Vec<u8>) {
     match text {
         Some(text) => write_string(text, out),
         None => out.extend_from_slice(b"null"),

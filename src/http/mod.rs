@@ -24,6 +24,11 @@ pub use route::{KeyPath, Miss, Route};
 /// was longer than one page.
 pub(crate) const ENTRIES_HIDDEN: &str = "x-entries-hidden";
 
+/// Nodes whose entries may be missing: a header, or a trailer like [`ENTRIES_HIDDEN`].
+pub(crate) const PARTIAL_RESULT: &str = "x-partial-result";
+/// Where a list that ended because of its limit goes on: a header, or a trailer like [`ENTRIES_HIDDEN`].
+pub(crate) const NEXT_AFTER: &str = "x-next-after";
+
 /// A complete answer for a connection that there is no room for.
 pub fn too_many_connections() -> Vec<u8> {
     let answer = error::overloaded();

@@ -38,6 +38,14 @@ pub enum Route {
     PeerVersions,
     /// `POST /cluster/entries`: between nodes
     PeerEntries,
+    /// `POST /cluster/find`: between nodes
+    PeerFind,
+    /// `POST /cluster/page`: between nodes
+    PeerPage,
+    /// `POST /cluster/write`: between nodes
+    PeerWrite,
+    /// `GET /v1/federation/duplicates`
+    Duplicates,
     /// `GET /ready`
     Ready,
     /// `GET /v1/cluster/members`
@@ -78,6 +86,10 @@ enum Resource {
     PeerDigests,
     PeerVersions,
     PeerEntries,
+    PeerFind,
+    PeerPage,
+    PeerWrite,
+    Duplicates,
     Ready,
     ClusterMembers,
 }
@@ -115,13 +127,20 @@ impl Route {
             (Resource::PeerDigests, Method::Post) => Ok(Self::PeerDigests),
             (Resource::PeerVersions, Method::Post) => Ok(Self::PeerVersions),
             (Resource::PeerEntries, Method::Post) => Ok(Self::PeerEntries),
+            (Resource::PeerFind, Method::Post) => Ok(Self::PeerFind),
+            (Resource::PeerPage, Method::Post) => Ok(Self::PeerPage),
+            (Resource::PeerWrite, Method::Post) => Ok(Self::PeerWrite),
+            (Resource::Duplicates, Method::Get) => Ok(Self::Duplicates),
             (Resource::Ready, Method::Get) => Ok(Self::Ready),
             (Resource::ClusterMembers, Method::Get) => Ok(Self::ClusterMembers),
             (
                 Resource::PeerChanges
                 | Resource::PeerDigests
                 | Resource::PeerVersions
-                | Resource::PeerEntries,
+                | Resource::PeerEntries
+                | Resource::PeerFind
+                | Resource::PeerPage
+                | Resource::PeerWrite,
                 _,
             ) => Err(Miss::MethodNotAllowed("POST")),
             (Resource::Configs | Resource::ClusterSalt, _) => Err(Miss::MethodNotAllowed("GET, HEAD, POST")),
@@ -131,6 +150,7 @@ impl Route {
                 | Resource::ClusterStatus
                 | Resource::ClusterHealth
                 | Resource::ClusterConfigs
+                | Resource::Duplicates
                 | Resource::Ready
                 | Resource::ClusterMembers,
                 _,
@@ -161,6 +181,10 @@ impl Route {
             | Self::PeerDigests
             | Self::PeerVersions
             | Self::PeerEntries
+            | Self::PeerFind
+            | Self::PeerPage
+            | Self::PeerWrite
+            | Self::Duplicates
             | Self::Ready
             | Self::ClusterMembers => false,
         }
@@ -170,9 +194,13 @@ impl Route {
     pub fn body_bytes_max(&self) -> Option<usize> {
         match self {
             Self::CreateConfig | Self::UpdateConfig(_) | Self::AdoptSalt => Some(BODY_BYTES_MAX),
-            Self::PeerChanges | Self::PeerDigests | Self::PeerVersions | Self::PeerEntries => {
-                Some(PEER_BODY_BYTES_MAX)
-            }
+            Self::PeerChanges
+            | Self::PeerDigests
+            | Self::PeerVersions
+            | Self::PeerEntries
+            | Self::PeerFind
+            | Self::PeerPage
+            | Self::PeerWrite => Some(PEER_BODY_BYTES_MAX),
             _ => None,
         }
     }
@@ -192,6 +220,7 @@ impl Resource {
         match (&*percent_decode(first), rest) {
             (b"ready", None) => Some(Self::Ready),
             (b"v1", Some(b"cluster/members")) => Some(Self::ClusterMembers),
+            (b"v1", Some(b"federation/duplicates")) => Some(Self::Duplicates),
             (b"configs", None) => Some(Self::Configs),
             (b"configs", Some(key)) if !key.is_empty() => Some(Self::Config(KeyPath::parse(key, path))),
             (b"cluster", Some(second)) => match &*percent_decode(second) {
@@ -203,6 +232,9 @@ impl Resource {
                 b"digests" => Some(Self::PeerDigests),
                 b"versions" => Some(Self::PeerVersions),
                 b"entries" => Some(Self::PeerEntries),
+                b"find" => Some(Self::PeerFind),
+                b"page" => Some(Self::PeerPage),
+                b"write" => Some(Self::PeerWrite),
                 _ => None,
             },
             _ => None,

@@ -16,6 +16,7 @@ use crate::cluster::{Network, run};
 use crate::config::{Config, PeerAddress};
 use crate::limits::DEADLINE_TICK;
 use crate::service::Service;
+use crate::service::federation::Errands;
 
 /// Starts it, if this node is one of several.
 ///
@@ -25,6 +26,7 @@ pub(super) fn start(
     config: &Config,
     service: &Arc<Service>,
     stop: &Stop,
+    errands: Option<Errands>,
 ) -> Result<Option<ExecutorJoinHandle<()>>, Error> {
     let Some(cluster) = config.cluster.clone() else { return Ok(None) };
     let (service, stop) = (Arc::clone(service), stop.clone());
@@ -44,7 +46,7 @@ pub(super) fn start(
                     sleep(DEADLINE_TICK).await;
                 }
             };
-            run(network, service, cluster, node_id, api_key).or(stopped).await;
+            run(network, service, cluster, node_id, api_key, errands).or(stopped).await;
         })
         .map(Some)
         .map_err(|error| Error::Part("the cluster's executor", error.to_string()))
@@ -75,6 +77,10 @@ impl Network for GlommioNetwork {
 
     async fn sleep(&self, duration: Duration) {
         sleep(duration).await;
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        glommio::spawn_local(task).detach();
     }
 
     fn now_ms(&self) -> u64 {

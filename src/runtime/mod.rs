@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::crypto::{KeyCache, Pool, PoolConfig};
 use crate::http::{App, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
-use crate::service::{ClusterView, Service, Signal};
+use crate::service::{ClusterView, Federation, Service, Signal};
 use crate::store::{OpenError, Options, Store};
 
 /// How often derived keys that nobody uses any more are looked for.
@@ -80,7 +80,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let outbox = Arc::new(Signal::default());
     let grown = Arc::clone(&outbox);
     let options = Options {
-        is_clustered: config.cluster.is_some(),
+        // Nodes of a federation exchange nothing, so there is nothing to count.
+        is_clustered: config.cluster.as_ref().is_some_and(|cluster| cluster.federation.is_none()),
         node_bits: None,
         clock_offset_ms: config.cluster.as_ref().map_or(0, |cluster| cluster.clock_offset_ms),
         on_fatal,
@@ -95,7 +96,13 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let pool = start_pool(&plan)?;
     let keys = KeyCache::new();
     let view = config.cluster.as_ref().map(|cluster| Arc::new(ClusterView::new(instance, outbox, cluster)));
-    let service = Arc::new(Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool), view));
+    let federation = config.cluster.as_ref().and_then(|cluster| cluster.federation.as_ref());
+    let (federation, errands) = federation
+        .zip(view.as_ref())
+        .map(|(federation, view)| Federation::new(federation, Arc::clone(view)))
+        .unzip();
+    let service = Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool), view);
+    let service = Arc::new(service.federated(federation));
     let settings = Settings {
         api_key: config.api_key.clone(),
         user_key_bytes_min: config.user_key_bytes_min,
@@ -108,7 +115,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
         connections: Arc::default(),
     };
     let (shards, addresses) = start_shards(config, &plan, &shared)?;
-    let cluster = cluster::start(config, &service, &stop)?;
+    // Requests that are still open when the shards end may need other nodes.
+    let stop_cluster = Stop::default();
+    let cluster = cluster::start(config, &service, &stop_cluster, errands)?;
     for address in addresses {
         tracing::info!(%address, executors = plan.cores.len(), "listening");
     }
@@ -123,6 +132,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     tracing::info!("stopping");
     stop.request();
     let failed = join(shards);
+    stop_cluster.request();
     if let Some(cluster) = cluster
         && let Err(error) = cluster.join()
     {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::federation::Choice;
 use super::{Error, Service};
 use crate::crypto::{DerivedKey, Lane, OpenError};
 use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp, UserKey, json};
@@ -55,7 +56,12 @@ impl Service {
         environment: Option<&str>,
     ) -> Result<Found, Error> {
         // The row first: a key that is not there costs no derivation.
-        let row = self.resolve(key, environment).await?;
+        let row = match (self.resolve(key, environment).await, &self.federation) {
+            (Err(Error::NotFound { .. }), Some(federation)) => {
+                self.find_elsewhere(federation, key, environment, Choice::First).await?.row
+            }
+            (row, _) => row?,
+        };
         let derived = self.derived_key(user_key).await?;
         let value = open(&derived, &row)?;
         Ok(Found { row, value })
@@ -108,7 +114,12 @@ impl Service {
         update: Update,
     ) -> Result<Found, Error> {
         for _ in 0..ATTEMPTS_MAX {
-            let (seen, derived) = self.owned(user_key, key, environment).await?;
+            let (seen, derived) = match (self.owned(user_key, key, environment).await, &self.federation) {
+                (Err(Error::NotFound { .. }), Some(federation)) => {
+                    return self.update_elsewhere(federation, user_key, key, environment, update).await;
+                }
+                (owned, _) => owned?,
+            };
             // An entry that was named with its environment stays there.
             let moved = update.environment.as_ref().filter(|_| environment.is_none());
             if self.cluster().is_some() && changes_nothing(&derived, &seen, &update, moved) {
@@ -149,7 +160,12 @@ impl Service {
         environment: Option<&str>,
     ) -> Result<(), Error> {
         for _ in 0..ATTEMPTS_MAX {
-            let (seen, derived) = self.owned(user_key, key, environment).await?;
+            let (seen, derived) = match (self.owned(user_key, key, environment).await, &self.federation) {
+                (Err(Error::NotFound { .. }), Some(federation)) => {
+                    return self.delete_elsewhere(federation, user_key, key, environment).await;
+                }
+                (owned, _) => owned?,
+            };
             match self.write(Write::Delete { seen }, &derived).await? {
                 Ok(_) => return Ok(()),
                 Err(WriteError::Changed | WriteError::AlreadyExists) => {}
@@ -168,11 +184,7 @@ impl Service {
     ) -> Result<(Arc<Row>, Arc<DerivedKey>), Error> {
         let row = self.resolve(key, environment).await?;
         let derived = self.derived_key(user_key).await?;
-        let sealed = row.ciphertext.as_ref().ok_or_else(|| not_a_token(&row))?;
-        if !derived.fernet().verifies_raw(sealed.as_bytes()) {
-            return Err(Error::WrongUserKey { key: row.key.clone() });
-        }
-        derived.mark_proven();
+        verify(&derived, &row)?;
         Ok((row, derived))
     }
 
@@ -190,8 +202,13 @@ impl Service {
         Ok(result)
     }
 
-    async fn resolve(&self, key: &str, environment: Option<&str>) -> Result<Arc<Row>, Error> {
-        let missing = || Error::NotFound { key: key.to_owned(), environment: environment.map(str::to_owned) };
+    /// The entry of this node that is meant.
+    pub(super) async fn resolve(&self, key: &str, environment: Option<&str>) -> Result<Arc<Row>, Error> {
+        let missing = || Error::NotFound {
+            key: key.to_owned(),
+            environment: environment.map(str::to_owned),
+            silent: Vec::new(),
+        };
         if environment.is_some() {
             return self.exact(key, environment).await?.ok_or_else(missing);
         }
@@ -207,7 +224,11 @@ impl Service {
         }
     }
 
-    async fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<Arc<Row>>, Error> {
+    pub(super) async fn exact(
+        &self,
+        key: &str,
+        environment: Option<&str>,
+    ) -> Result<Option<Arc<Row>>, Error> {
         if let Some(group) = self.group(key).await? {
             return Ok(group.exact(environment).cloned());
         }
@@ -243,7 +264,7 @@ fn pick(group: &Group, key: &str) -> Result<Arc<Row>, Error> {
         return Ok(Arc::clone(row));
     }
     match group.rows.as_slice() {
-        [] => Err(Error::NotFound { key: key.to_owned(), environment: None }),
+        [] => Err(Error::NotFound { key: key.to_owned(), environment: None, silent: Vec::new() }),
         [only] => Ok(Arc::clone(only)),
         several => Err(Error::Ambiguous {
             key: key.to_owned(),
@@ -259,8 +280,18 @@ fn changes_nothing(derived: &DerivedKey, seen: &Row, update: &Update, moved: Opt
         && open(derived, seen).is_ok_and(|value| value == update.value)
 }
 
-fn seal(derived: &DerivedKey, value: &Plaintext) -> Ciphertext {
+pub(super) fn seal(derived: &DerivedKey, value: &Plaintext) -> Ciphertext {
     Ciphertext::from_bytes(derived.fernet().seal_raw(value.expose(), Timestamp::now().as_seconds()))
+}
+
+/// Sees to it that the user key opens a row, without opening it.
+pub(super) fn verify(derived: &DerivedKey, row: &Row) -> Result<(), Error> {
+    let sealed = row.ciphertext.as_ref().ok_or_else(|| not_a_token(row))?;
+    if !derived.fernet().verifies_raw(sealed.as_bytes()) {
+        return Err(Error::WrongUserKey { key: row.key.clone() });
+    }
+    derived.mark_proven();
+    Ok(())
 }
 
 /// Opens a row to canonical JSON.

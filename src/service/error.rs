@@ -20,6 +20,18 @@ pub enum Error {
         key: String,
         /// The environment that was asked for.
         environment: Option<String>,
+        /// Peers that may have it and did not answer.
+        silent: Vec<String>,
+    },
+    /// No such entry was found, but not all peers have answered, and whoever asks wants to be sure.
+    #[error("not all peers have answered")]
+    Incomplete {
+        /// The key that was asked for.
+        key: String,
+        /// The environment that was asked for.
+        environment: Option<String>,
+        /// The peers that did not answer.
+        silent: Vec<String>,
     },
     /// The key alone names several entries.
     #[error("several environments have this key")]

@@ -12,6 +12,10 @@ use crate::store::VersionsPage;
 pub const INSTANCE_HEADER: &str = "x-osc-instance";
 /// Header: the number of the data directory, in hexadecimal.
 pub const NODE_HEADER: &str = "x-osc-node";
+/// Header: `replica` or [`FEDERATED`].
+pub const MODE_HEADER: &str = "x-osc-mode";
+/// The mode in which each node keeps its own entries.
+pub const FEDERATED: &str = "federated";
 /// Header: which salt the node has, as a fingerprint; absent without a salt.
 pub const SALT_HEADER: &str = "x-osc-salt";
 /// Header: `true` once anything was sealed with that salt.
@@ -25,6 +29,13 @@ pub const API_KEY_HEADER: &str = "x-osc-api-key";
 #[derive(Debug, thiserror::Error)]
 #[error("not a message of a peer: {0}")]
 pub struct Malformed(String);
+
+impl Malformed {
+    /// Says what is wrong, without quoting any of it.
+    pub(super) fn new(what: &str) -> Self {
+        Self(what.to_owned())
+    }
+}
 
 impl From<serde_json::Error> for Malformed {
     fn from(error: serde_json::Error) -> Self {

@@ -7,6 +7,7 @@ mod acks;
 mod configs;
 mod error;
 pub mod exchange;
+pub mod federation;
 mod keys;
 mod list;
 mod replication;
@@ -18,7 +19,8 @@ use std::time::Instant;
 pub use acks::Acknowledgements;
 pub use configs::{Found, NewEntry, Update};
 pub use error::Error;
-pub use list::{EntryList, ListQuery, Render, RenderedPage};
+pub use federation::Federation;
+pub use list::{After, EntryList, ListQuery, Render, RenderedPage};
 pub use replication::{ClusterView, Member, salt_fingerprint};
 pub use signal::Signal;
 
@@ -32,6 +34,7 @@ pub struct Service {
     keys: KeyCache,
     pool: Arc<Pool>,
     cluster: Option<Arc<ClusterView>>,
+    federation: Option<Federation>,
     started: Instant,
 }
 
@@ -43,7 +46,18 @@ impl Service {
         pool: Arc<Pool>,
         cluster: Option<Arc<ClusterView>>,
     ) -> Self {
-        Self { store, keys, pool, cluster, started: Instant::now() }
+        Self { store, keys, pool, cluster, federation: None, started: Instant::now() }
+    }
+
+    /// What this node does not have it asks of others.
+    #[must_use]
+    pub fn federated(self, federation: Option<Federation>) -> Self {
+        Self { federation, ..self }
+    }
+
+    /// Whether this node asks others for what it does not have.
+    pub fn is_federated(&self) -> bool {
+        self.federation.is_some()
     }
 
     /// The salt, if this node has one yet.

@@ -41,6 +41,8 @@ pub struct Member {
     pub node: Option<NodeNumber>,
     /// `unknown`, `healthy`, `down`, `self` or `refused`.
     pub state: &'static str,
+    /// Whether a question to it may be worth while.
+    pub may_answer: bool,
     /// Why it is refused.
     pub reason: Option<String>,
     /// Whether this node should take no requests for that reason.
@@ -66,6 +68,7 @@ impl ClusterView {
             address: peer.to_string(),
             node: None,
             state: "unknown",
+            may_answer: true,
             reason: None,
             is_in_the_way: false,
             last_contact_ms: None,
@@ -325,7 +328,7 @@ impl Service {
         receiver.await.map_err(|_| Error::Unavailable)
     }
 
-    async fn read_store<T: Send + 'static>(
+    pub(super) async fn read_store<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Store) -> Result<T, crate::store::Error> + Send + 'static,
     ) -> Result<T, Error> {

@@ -86,7 +86,7 @@ impl<'a> Batch<'a> {
     }
 
     /// A write of a client of this node.
-    pub(super) fn write(&mut self, write: &Write, owner: OwnerTag, at: Timestamp) -> WriteResult {
+    pub(super) fn write(&mut self, write: &Write, owner: Option<OwnerTag>, at: Timestamp) -> WriteResult {
         match write {
             Write::Create { key, environment, category, ciphertext } => {
                 let id = EntryId { key: key.clone(), environment: environment.clone() };
@@ -99,7 +99,7 @@ impl<'a> Batch<'a> {
                 row.updated_at = Some(at);
                 self.insert(&mut row)?;
                 self.record_own(&id, Some(&row))?;
-                Ok(self.put(row, Some(owner)))
+                Ok(self.put(row, owner))
             }
             Write::Update { seen, category, environment, ciphertext } => {
                 let current = self.unchanged(seen, owner)?;
@@ -115,7 +115,7 @@ impl<'a> Batch<'a> {
                     self.see(current.entry_id(), None);
                 }
                 self.record_own(&row.entry_id(), Some(&row))?;
-                Ok(self.put(row, Some(owner)))
+                Ok(self.put(row, owner))
             }
             Write::Delete { seen } => {
                 let current = self.unchanged(seen, owner)?;
@@ -244,11 +244,12 @@ impl<'a> Batch<'a> {
     }
 
     /// The row as it is now, if it is still the one that was seen, or was since written by the same owner.
-    fn unchanged(&self, seen: &Arc<Row>, owner: OwnerTag) -> WriteResult {
+    fn unchanged(&self, seen: &Arc<Row>, owner: Option<OwnerTag>) -> WriteResult {
         match self.current(&seen.entry_id())? {
             Some(row)
                 if row.id == seen.id
-                    && (row.ciphertext == seen.ciphertext || row.written_by == Some(owner)) =>
+                    && (row.ciphertext == seen.ciphertext
+                        || (owner.is_some() && row.written_by == owner)) =>
             {
                 Ok(row)
             }

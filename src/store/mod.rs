@@ -180,12 +180,35 @@ impl Store {
         self.readers.page(filter, after)
     }
 
+    /// The next entries in the order of their names, as many as have about `bytes_max` bytes, and whether
+    /// there are more. Without their values if only names are wanted.
+    ///
+    /// # Errors
+    /// When SQLite cannot read.
+    pub fn page_by_name(
+        &self,
+        filter: &Filter,
+        after: Option<&EntryId>,
+        bytes_max: usize,
+        names_only: bool,
+    ) -> Result<(Vec<Row>, bool), Error> {
+        self.readers.page_by_name(filter, after, bytes_max, names_only)
+    }
+
     /// Queues a write; it is answered when it is durable.
     ///
     /// # Errors
     /// When the queue is full or the store is closed.
     pub fn write(&self, write: Write, owner: OwnerTag) -> Result<oneshot::Receiver<WriteResult>, Error> {
-        self.writer()?.write(write, owner)
+        self.writer()?.write(write, Some(owner))
+    }
+
+    /// The same for another node, whose client this process does not know.
+    ///
+    /// # Errors
+    /// When the queue is full or the store is closed.
+    pub fn write_for_peer(&self, write: Write) -> Result<oneshot::Receiver<WriteResult>, Error> {
+        self.writer()?.write(write, None)
     }
 
     /// Queues changes of other nodes; answers how many of them won, when those are durable.

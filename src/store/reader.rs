@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags, ToSql};
 use super::error::Error;
 use super::row::{Group, Row};
 use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
-use crate::model::{Ciphertext, Content, Timestamp};
+use crate::model::{Ciphertext, Content, EntryId, Timestamp};
 
 /// Read-only connections, as many as threads that read at one time.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Readers {
 }
 
 /// Which entries a list wants; each `None` means "all".
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Exactly this category.
     pub category: Option<String>,
@@ -42,6 +42,25 @@ pub struct Page {
 
 pub(super) const COLUMNS: &str =
     r#"id, "key", encrypted_value, category, environment, created_at, updated_at"#;
+
+impl Filter {
+    fn restrict<'a>(&'a self, sql: &mut String, values: &mut Vec<&'a dyn ToSql>) {
+        if let Some(category) = &self.category {
+            sql.push_str(" AND category = ?");
+            values.push(category);
+        }
+        if let Some(environment) = &self.environment {
+            sql.push_str(" AND environment = ?");
+            values.push(environment);
+        }
+        if let Some(prefix) = &self.prefix {
+            // Not LIKE, which would fold case and give `%` and `_` a meaning.
+            sql.push_str(r#" AND substr("key", 1, length(?)) = ?"#);
+            values.push(prefix);
+            values.push(prefix);
+        }
+    }
+}
 
 impl Readers {
     pub(super) fn new(path: PathBuf) -> Self {
@@ -72,6 +91,17 @@ impl Readers {
     /// The next rows after the id `after`.
     pub(super) fn page(&self, filter: &Filter, after: i64) -> Result<Page, Error> {
         self.with(|connection| page(connection, filter, after))
+    }
+
+    /// The next rows in the order of their names.
+    pub(super) fn page_by_name(
+        &self,
+        filter: &Filter,
+        after: Option<&EntryId>,
+        bytes_max: usize,
+        names_only: bool,
+    ) -> Result<(Vec<Row>, bool), Error> {
+        self.with(|connection| page_by_name(connection, filter, after, bytes_max, names_only))
     }
 
     /// Closes the connections that nobody uses.
@@ -120,20 +150,7 @@ pub(super) fn exact(
 fn page(connection: &Connection, filter: &Filter, after: i64) -> Result<Page, Error> {
     let mut sql = format!("SELECT {COLUMNS} FROM configurations WHERE id > ?");
     let mut values: Vec<&dyn ToSql> = vec![&after];
-    if let Some(category) = &filter.category {
-        sql.push_str(" AND category = ?");
-        values.push(category);
-    }
-    if let Some(environment) = &filter.environment {
-        sql.push_str(" AND environment = ?");
-        values.push(environment);
-    }
-    if let Some(prefix) = &filter.prefix {
-        // Not LIKE, which would fold case and give `%` and `_` a meaning.
-        sql.push_str(r#" AND substr("key", 1, length(?)) = ?"#);
-        values.push(prefix);
-        values.push(prefix);
-    }
+    filter.restrict(&mut sql, &mut values);
     sql.push_str(" ORDER BY id");
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(values.as_slice())?;
@@ -154,6 +171,43 @@ fn page(connection: &Connection, filter: &Filter, after: i64) -> Result<Page, Er
     }
     page.next_after = None;
     Ok(page)
+}
+
+/// Rows whose key is stored as a text, which is all that any server has ever written: only those have an order
+/// that all nodes agree on.
+fn page_by_name(
+    connection: &Connection,
+    filter: &Filter,
+    after: Option<&EntryId>,
+    bytes_max: usize,
+    names_only: bool,
+) -> Result<(Vec<Row>, bool), Error> {
+    let columns = match names_only {
+        true => r#"id, "key", NULL, NULL, environment, NULL, NULL"#,
+        false => COLUMNS,
+    };
+    // The order of the unique index.
+    let mut sql = format!(
+        r#"SELECT {columns} FROM configurations
+           WHERE ("key", ifnull(environment, '')) > (?, ?) AND typeof("key") = 'text'"#
+    );
+    let key = after.map_or("", |after| after.key.as_str());
+    let environment = after.and_then(|after| after.environment.as_deref()).unwrap_or_default();
+    let mut values: Vec<&dyn ToSql> = vec![&key, &environment];
+    filter.restrict(&mut sql, &mut values);
+    sql.push_str(r#" ORDER BY "key", ifnull(environment, '')"#);
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(values.as_slice())?;
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let Some(row) = parse_row(row)? else { continue };
+        if bytes >= bytes_max && !page.is_empty() {
+            return Ok((page, true));
+        }
+        bytes += row.weight();
+        page.push(row);
+    }
+    Ok((page, false))
 }
 
 /// `None` when the key is no text, so that nobody can name the entry.

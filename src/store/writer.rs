@@ -114,7 +114,7 @@ pub type WriteResult = Result<Arc<Row>, WriteError>;
 type Answer<T> = oneshot::Sender<Result<T, WriteError>>;
 
 enum Job {
-    Write { write: Write, owner: OwnerTag, at: Timestamp, answer: Answer<Arc<Row>> },
+    Write { write: Write, owner: Option<OwnerTag>, at: Timestamp, answer: Answer<Arc<Row>> },
     Apply { changes: Vec<Change>, answer: Answer<usize> },
     Note { note: PeerNote, answer: Answer<()> },
 }
@@ -167,7 +167,7 @@ impl Writer {
     pub(super) fn write(
         &self,
         write: Write,
-        owner: OwnerTag,
+        owner: Option<OwnerTag>,
     ) -> Result<oneshot::Receiver<WriteResult>, Error> {
         self.queue(|answer| Job::Write { write, owner, at: Timestamp::now(), answer })
     }

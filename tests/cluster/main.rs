@@ -4,6 +4,7 @@ mod acks;
 mod anti_entropy;
 mod backup;
 mod chaos;
+mod federated;
 mod identity;
 mod link;
 mod nodes;

@@ -32,6 +32,36 @@ pub(crate) struct Cluster {
 }
 
 impl Node {
+    pub(crate) fn several(count: usize) -> Vec<Self> {
+        let node = || Self {
+            directory: Arc::new(tempfile::tempdir().expect("temporary directory")),
+            place: Place::default(),
+            variables: Vec::new(),
+            server: None,
+        };
+        std::iter::repeat_with(node).take(count).collect()
+    }
+
+    /// Stops all its threads, which takes a moment on a busy machine.
+    pub(crate) fn pause(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.server.as_ref().expect("it runs").pid());
+        within(CONVERGENCE, "all threads are stopped", || {
+            std::fs::read_dir(&tasks).expect("it runs").flatten().all(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+            })
+        });
+    }
+
+    /// Memory that the process holds.
+    pub(crate) fn resident_kib(&self) -> usize {
+        let server = self.server.as_ref().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("every process has it");
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+    }
+
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.variables.push((name.to_owned(), value.to_owned()));
     }
@@ -129,14 +159,7 @@ impl Node {
 
 impl Cluster {
     pub(crate) fn of(count: usize) -> Self {
-        let mut nodes: Vec<Node> = (0..count)
-            .map(|_| Node {
-                directory: Arc::new(tempfile::tempdir().expect("temporary directory")),
-                place: Place::default(),
-                variables: Vec::new(),
-                server: None,
-            })
-            .collect();
+        let mut nodes = Node::several(count);
         let mut links = Vec::new();
         for from in 0..count {
             let others = (0..count).filter(|to| *to != from);

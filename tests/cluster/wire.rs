@@ -8,7 +8,7 @@ use crate::support::PATIENCE;
 
 /// A canary as it is, in hexadecimal, and what of its base64 does not depend on its neighbours, for
 /// each of the three places in a group where it may begin.
-fn forms(canary: &str) -> Vec<Vec<u8>> {
+pub(crate) fn forms(canary: &str) -> Vec<Vec<u8>> {
     let mut forms = vec![canary.as_bytes().to_vec()];
     forms.push(canary.bytes().map(|byte| format!("{byte:02x}")).collect::<String>().into_bytes());
     for skipped in 0..3 {
@@ -20,7 +20,7 @@ fn forms(canary: &str) -> Vec<Vec<u8>> {
     forms
 }
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
 

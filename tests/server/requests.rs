@@ -328,7 +328,7 @@ fn nonsense_in_a_query_is_422() {
         check(&server, "GET", &format!("/configs?limit={found}"), "", 422, &text);
     }
     for found in ["x", "1.5", "9223372036854775808", "--1"] {
-        let text = fault("int_parsing", "after", "the id of an entry", found);
+        let text = fault("int_parsing", "after", "the id of an entry, or what X-Next-After gave", found);
         check(&server, "GET", &format!("/configs?after={found}"), "", 422, &text);
     }
     for path in ["/configs", "/cluster/configs", "/configs/k"] {
@@ -349,12 +349,16 @@ fn a_long_list_is_streamed_and_whole() {
     fill(&server, "theirs", 3, "1", OTHER_KEY);
     fill(&server, "late", 1, "1", USER_KEY);
     let mut client = server.connect();
-    for path in ["/configs", "/cluster/configs", "/configs?limit=1000&mode=full"] {
+    for (path, trailer) in [
+        ("/configs", "x-entries-hidden"),
+        ("/cluster/configs", "x-entries-hidden"),
+        ("/configs?limit=1000&mode=full", "x-entries-hidden, x-next-after"),
+    ] {
         let response = client.send("GET", path, &[KEY_HEADER], None);
         assert_eq!((response.status, response.headers["transfer-encoding"].as_str()), (200, "chunked"));
         assert!(response.body.len() > 2 * LIST_PAGE_BYTES, "it is long: {}", response.body.len());
         assert!(!response.headers.contains_key("content-length"));
-        assert_eq!(response.headers["trailer"].to_ascii_lowercase(), "x-entries-hidden");
+        assert_eq!(response.headers["trailer"].to_ascii_lowercase(), trailer);
         assert!(!response.headers.contains_key("x-entries-hidden"));
         assert_eq!(response.trailers["x-entries-hidden"], "3");
         let ids = ids(&response.body);

@@ -14,7 +14,8 @@ fn introduction(instance: u64, node: u64, salt: Option<u64>, has_entries: bool) 
     Introduction {
         name: "n".to_owned(),
         instance,
-        node: number(node),
+        node: Some(number(node)),
+        is_federated: false,
         salt,
         has_entries,
         horizon: Horizon::default(),
@@ -154,6 +155,7 @@ fn peers_that_are_not_replicated_with() {
         (Ok(introduction(2, 2, Some(8), true)), State::Refused(Refusal::SaltDiffers)),
         (Ok(Introduction { horizon: horizon(1, 0), ..other() }), State::Refused(Refusal::Outdated)),
         (Ok(Introduction { horizon: horizon(80, 75), ..other() }), State::Refused(Refusal::OutdatedHere)),
+        (Ok(Introduction { is_federated: true, ..other() }), State::Refused(Refusal::ModeDiffers)),
         (Err(Failure::ApiKey), State::Refused(Refusal::ApiKey)),
     ] {
         let mut run = Run::new();
@@ -238,6 +240,29 @@ fn lag_is_the_age_of_the_oldest_change_that_waits() {
     assert_eq!(run.peer.lag_ms(run.now_ms), Some(4999 * 1000));
     run.tell(Event::Pushed(Ok(Pushed { sequence: 6 + 4999, more: false })));
     assert_eq!(run.peer.lag_ms(run.now_ms), Some(0));
+}
+
+#[test]
+fn a_peer_that_is_only_asked_is_only_asked_for_its_health() {
+    let own = Introduction { is_federated: true, node: None, ..own() };
+    let other = Introduction { instance: 2, ..own.clone() };
+    let mut peer = Peer::federated(0, SYNC_INTERVAL_MS, 3);
+    assert!(peer.may_answer(FIRST_CONTACT_MS), "nothing speaks against it yet");
+    assert_eq!(peer.next(0), Action::CheckHealth);
+    peer.step(0, Event::Health(Err(Failure::Unreachable)), &own);
+    assert!(peer.may_answer(FIRST_CONTACT_MS - 1), "it may be just starting");
+    assert!(!peer.may_answer(FIRST_CONTACT_MS));
+    peer.step(0, Event::Health(Ok(other)), &own);
+    peer.step(0, Event::OutboxGrew(5), &own);
+    assert!(peer.may_answer(0) && !peer.needs_cursor());
+    assert!(matches!(peer.next(0), Action::Wait { until_ms } if is_about(until_ms, HEALTH_INTERVAL_MS)));
+    // A question without an answer makes it look at once, so that the next ones need not wait.
+    peer.step(5, Event::Unanswered, &own);
+    assert_eq!(peer.next(5), Action::CheckHealth);
+    peer.step(6, Event::Health(Err(Failure::Unreachable)), &own);
+    assert!(!peer.may_answer(6));
+    peer.step(7, Event::Unanswered, &own);
+    assert!(matches!(peer.next(7), Action::Wait { .. }), "it is known to be down");
 }
 
 #[test]

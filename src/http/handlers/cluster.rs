@@ -6,8 +6,8 @@ use crate::http::error::{detail, not_clustered};
 use crate::http::json::write_string;
 use crate::limits::SALT_BYTES;
 use crate::service::exchange::{
-    API_KEY_HEADER, ENTRIES_HEADER, HORIZON_HEADER, INSTANCE_HEADER, NODE_HEADER, SALT_HEADER, encode_digest,
-    encode_horizon,
+    API_KEY_HEADER, ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER,
+    SALT_HEADER, encode_digest, encode_horizon,
 };
 use crate::service::{Member, Service};
 use crate::store::Adopted;
@@ -21,7 +21,8 @@ pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Answer 
     let members = cluster.members();
     let others = members.iter().filter(|member| member.state != "self");
     let healthy = others.clone().filter(|member| member.state == "healthy").count();
-    let mut body = br#"{"enabled":true,"mode":"replica","node_id":"#.to_vec();
+    let mode = if service.is_federated() { "federated" } else { "replica" };
+    let mut body = format!(r#"{{"enabled":true,"mode":"{mode}","node_id":"#).into_bytes();
     write_string(&settings.node_id, &mut body);
     let counts = format!(r#","total_nodes":{},"healthy_nodes":{healthy}}}"#, others.count());
     body.extend_from_slice(counts.as_bytes());
@@ -34,7 +35,7 @@ pub(in crate::http) fn health(settings: &Settings, service: &Service, api_key_is
     write_string(&settings.node_id, &mut body);
     body.push(b'}');
     let answer = Answer::json(200, body);
-    let (Some(cluster), Some(node)) = (service.cluster(), service.node()) else { return answer };
+    let Some(cluster) = service.cluster() else { return answer };
     let (salt, is_sealed_with) = service.salt_in_use();
     let answer = match api_key_is_right {
         true => answer,
@@ -42,9 +43,13 @@ pub(in crate::http) fn health(settings: &Settings, service: &Service, api_key_is
     };
     let answer = answer
         .with_header(INSTANCE_HEADER, format!("{:016x}", cluster.instance))
-        .with_header(NODE_HEADER, node.to_string())
+        .with_header(MODE_HEADER, if service.is_federated() { FEDERATED } else { "replica" })
         .with_header(HORIZON_HEADER, encode_horizon(&service.horizon()))
         .with_header(ENTRIES_HEADER, is_sealed_with.to_string());
+    let answer = match service.node() {
+        Some(node) => answer.with_header(NODE_HEADER, node.to_string()),
+        None => answer,
+    };
     match salt {
         Some(salt) => answer.with_header(SALT_HEADER, format!("{salt:016x}")),
         None => answer,
@@ -53,11 +58,13 @@ pub(in crate::http) fn health(settings: &Settings, service: &Service, api_key_is
 
 /// `GET /v1/cluster/members`
 pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Answer {
-    let (Some(cluster), Some(node)) = (service.cluster(), service.node()) else { return not_clustered() };
+    let Some(cluster) = service.cluster() else { return not_clustered() };
     let mut body = br#"{"node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
-    let digest = encode_digest(service.root_digest());
-    body.extend_from_slice(format!(r#","node":"{node}","digest":"{digest}","members":["#).as_bytes());
+    // Both belong to a store that keeps versions.
+    let node = quoted(service.node());
+    let digest = quoted(service.node().map(|_| encode_digest(service.root_digest())));
+    body.extend_from_slice(format!(r#","node":{node},"digest":{digest},"members":["#).as_bytes());
     for (index, member) in cluster.members().iter().enumerate() {
         if index > 0 {
             body.push(b',');
@@ -68,12 +75,17 @@ pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Answer
     Answer::json(200, body)
 }
 
+/// A JSON string of something that needs no escapes.
+fn quoted(text: Option<impl std::fmt::Display>) -> String {
+    text.map_or("null".to_owned(), |text| format!("\"{text}\""))
+}
+
 fn write_member(member: &Member, out: &mut Vec<u8>) {
     let number = |number: Option<u64>| number.map_or("null".to_owned(), |number| number.to_string());
     out.extend_from_slice(b"{\"address\":");
     write_string(&member.address, out);
-    let digest = member.digest.map_or("null".to_owned(), |digest| format!("\"{}\"", encode_digest(digest)));
-    let node = member.node.map_or("null".to_owned(), |node| format!("\"{node}\""));
+    let digest = quoted(member.digest.map(encode_digest));
+    let node = quoted(member.node);
     out.extend_from_slice(format!(r#","node":{node},"state":"{}","reason":"#, member.state).as_bytes());
     match &member.reason {
         Some(reason) => write_string(reason, out),

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::http::ENTRIES_HIDDEN;
+use smallvec::SmallVec;
+
+use super::cursor;
 use crate::http::answer::{Answer, ListStream, Outcome};
 use crate::http::app::failed;
 use crate::http::body::{self, Fault};
@@ -10,10 +12,14 @@ use crate::http::error::redirect;
 use crate::http::json::{Shape, write_entry, write_string};
 use crate::http::query::parameter;
 use crate::http::route::KeyPath;
+use crate::http::{ENTRIES_HIDDEN, NEXT_AFTER, PARTIAL_RESULT};
 use crate::limits::LIST_LIMIT_MAX;
 use crate::model::UserKey;
-use crate::service::{Error, Found, ListQuery, Render, RenderedPage, Service};
+use crate::service::{After, EntryList, Error, Found, ListQuery, Render, RenderedPage, Service};
 use crate::store::{Filter, Row};
+
+/// A list that is longer than this is sent as it is read.
+const FIRST_BYTES: usize = 256 * 1024;
 
 /// Who asks, and what stands behind the `?`.
 pub(in crate::http) struct Caller<'a> {
@@ -99,33 +105,58 @@ pub(in crate::http) async fn delete(caller: &Caller<'_>, key: &KeyPath) -> Resul
     Ok(Answer::json(200, body).into())
 }
 
-/// `GET /configs` and `GET /cluster/configs`
-pub(in crate::http) async fn list(caller: &Caller<'_>) -> Result<Outcome, Answer> {
+/// `GET /configs`, and `GET /cluster/configs` of this node's own entries only.
+pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result<Outcome, Answer> {
     let render: Render = match (caller.environment().is_some(), caller.is_full()?) {
         (false, false) => |row, value, out| render(row, value, None, false, out),
         (false, true) => |row, value, out| render(row, value, None, true, out),
         (true, false) => |row, value, out| render(row, value, row.environment.as_deref(), false, out),
         (true, true) => |row, value, out| render(row, value, row.environment.as_deref(), true, out),
     };
-    let query = list_query(caller)?;
+    let query = list_query(caller, is_local)?;
     let mut list = caller.service.list(caller.user_key(), query, render).await.map_err(failed)?;
-    let first = list.next_page().await.map_err(failed)?.unwrap_or_default();
-    let RenderedPage { bytes, hidden_count, .. } = first;
-    if !list.is_finished() {
-        return Ok(Outcome::List(ListStream { first: bytes, hidden_count, rest: list }));
+    let RenderedPage { bytes: mut first, mut hidden_count, .. } =
+        list.next_page().await.map_err(failed)?.unwrap_or_default();
+    // What other nodes have still fits most answers, which can then say everything in their heads.
+    while !list.is_finished() && first.len() < FIRST_BYTES {
+        let Some(page) = list.next_page().await.map_err(failed)? else { break };
+        hidden_count += page.hidden_count;
+        if !first.is_empty() && !page.bytes.is_empty() {
+            first.push(b',');
+        }
+        first.extend_from_slice(&page.bytes);
     }
-    let mut body = Vec::with_capacity(bytes.len() + 2);
+    if !list.is_finished() {
+        return Ok(Outcome::List(Box::new(ListStream { first, hidden_count, rest: list })));
+    }
+    let mut body = Vec::with_capacity(first.len() + 2);
     body.push(b'[');
-    body.extend_from_slice(&bytes);
+    body.extend_from_slice(&first);
     body.push(b']');
-    Ok(Answer::json(200, body).with_header(ENTRIES_HIDDEN, hidden_count.to_string()).into())
+    let mut answer = Answer::json(200, body).with_header(ENTRIES_HIDDEN, hidden_count.to_string());
+    answer.headers.extend(list_fields(&list).map(|(name, value)| (name, value.into())));
+    Ok(answer.into())
+}
+
+/// What there may be to say about a list when it has ended.
+pub(in crate::http) fn list_field_names(list: &EntryList) -> SmallVec<[&'static str; 3]> {
+    let partial = list.asks_others().then_some(PARTIAL_RESULT);
+    let next_after = list.is_limited().then_some(NEXT_AFTER);
+    [ENTRIES_HIDDEN].into_iter().chain(partial).chain(next_after).collect()
+}
+
+/// What there is to say besides the number of hidden entries.
+pub(in crate::http) fn list_fields(list: &EntryList) -> impl Iterator<Item = (&'static str, String)> {
+    let silent = (!list.silent().is_empty()).then(|| (PARTIAL_RESULT, list.silent().join(", ")));
+    let next_after = list.next_after().map(|after| (NEXT_AFTER, cursor::text(after)));
+    silent.into_iter().chain(next_after)
 }
 
 fn render(row: &Row, value: &[u8], asked_environment: Option<&str>, full: bool, out: &mut Vec<u8>) {
     write_entry(row, value, Shape::of(row, asked_environment, full), out);
 }
 
-fn list_query(caller: &Caller<'_>) -> Result<ListQuery, Answer> {
+fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Answer> {
     let text = |name: &str| parameter(caller.query, name).filter(|value| !value.is_empty());
     let limit = match text("limit") {
         None => None,
@@ -138,14 +169,14 @@ fn list_query(caller: &Caller<'_>) -> Result<ListQuery, Answer> {
         },
     };
     let after = match text("after") {
-        None => i64::MIN,
-        Some(found) => found
-            .parse()
-            .map_err(|_| Fault::parameter("int_parsing", "after", "the id of an entry", &found))?,
+        None => After::default(),
+        Some(found) => cursor::parse(&found).ok_or_else(|| {
+            Fault::parameter("int_parsing", "after", "the id of an entry, or what X-Next-After gave", &found)
+        })?,
     };
     let filter =
         Filter { category: text("category"), environment: caller.environment(), prefix: text("prefix") };
-    Ok(ListQuery { filter, after, limit })
+    Ok(ListQuery { filter, after, limit, is_local })
 }
 
 fn entry(status: u16, found: &Found, asked_environment: Option<&str>, full: bool) -> Answer {
@@ -161,5 +192,5 @@ fn named<'a>(key: &'a KeyPath, environment: Option<&str>) -> Result<&'a str, Ans
         return Ok(&key.text);
     }
     let environment = environment.map(str::to_owned);
-    Err(Error::NotFound { key: key.text.clone(), environment }.into())
+    Err(Error::NotFound { key: key.text.clone(), environment, silent: Vec::new() }.into())
 }

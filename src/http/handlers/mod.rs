@@ -2,5 +2,7 @@
 
 pub(super) mod cluster;
 pub(super) mod configs;
+mod cursor;
+pub(super) mod federation;
 pub(super) mod peers;
 pub(super) mod system;

@@ -47,9 +47,10 @@ pub(in crate::http) async fn entries(service: &Service, body: &[u8]) -> Result<A
     Ok(Answer::json(200, encode_changes(salt, &changes)))
 }
 
+/// Nodes of a federation exchange nothing.
 fn require_cluster(service: &Service) -> Result<(), Answer> {
     match service.cluster() {
-        Some(_) => Ok(()),
-        None => Err(not_clustered()),
+        Some(_) if !service.is_federated() => Ok(()),
+        _ => Err(not_clustered()),
     }
 }

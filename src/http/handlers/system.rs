@@ -8,6 +8,7 @@ use crate::service::Service;
 /// `GET /`
 pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Answer {
     let (enabled, mode) = match service.cluster() {
+        Some(_) if service.is_federated() => (true, "\"federated\""),
         Some(_) => (true, "\"replica\""),
         None => (false, "null"),
     };

@@ -1,0 +1,152 @@
+//! Questions on their way from the executors to the one that talks to peers, and the answers back.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use futures_channel::{mpsc, oneshot};
+
+use super::locations::Locations;
+use crate::config::FederationConfig;
+use crate::limits::QUESTIONS_COUNT_MAX;
+use crate::service::{ClusterView, Member};
+
+/// How a request reaches the peers; one for the process.
+#[derive(Debug)]
+pub struct Federation {
+    errands: mpsc::UnboundedSender<Errand>,
+    /// Each question under way holds a clone.
+    tickets: Arc<()>,
+    view: Arc<ClusterView>,
+    pub(super) locations: Locations,
+    pub(super) timeout: Duration,
+    pub(super) is_strict: bool,
+}
+
+/// What the cluster's executor takes from the others.
+pub type Errands = mpsc::UnboundedReceiver<Errand>;
+
+/// Something that only the cluster's executor can do.
+#[derive(Debug)]
+pub enum Errand {
+    /// Ask a peer.
+    Ask(Ask),
+    /// Tell when some time has passed.
+    Alarm {
+        /// How much.
+        after: Duration,
+        /// Told then; nobody may listen any more.
+        ring: oneshot::Sender<()>,
+    },
+}
+
+/// A question to one peer.
+#[derive(Debug)]
+pub struct Ask {
+    /// The peer's place in the configuration.
+    pub peer: usize,
+    /// The endpoint.
+    pub target: &'static str,
+    /// What is asked.
+    pub body: Arc<[u8]>,
+    /// When it has to be answered.
+    pub deadline: Instant,
+    /// Where the answer goes; dropped when there is none. Canceled when nobody waits any more.
+    pub answer: oneshot::Sender<Vec<u8>>,
+    _ticket: Arc<()>,
+}
+
+/// The peers as they are now, in the order of the configuration.
+pub(super) struct Peers {
+    members: Arc<Vec<Member>>,
+}
+
+impl Peers {
+    /// Those that may answer.
+    pub(super) fn askable(&self) -> impl Iterator<Item = usize> {
+        self.members.iter().enumerate().filter(|(_, member)| member.may_answer).map(|(index, _)| index)
+    }
+
+    /// Those that are known not to answer.
+    pub(super) fn silent(&self) -> impl Iterator<Item = usize> {
+        let others = self.members.iter().enumerate().filter(|(_, member)| member.state != "self");
+        others.filter(|(_, member)| !member.may_answer).map(|(index, _)| index)
+    }
+
+    pub(super) fn name(&self, peer: usize) -> String {
+        self.members[peer].address.clone()
+    }
+}
+
+impl Federation {
+    /// What reaches the peers that the view shows, and what the cluster's executor has to take care of.
+    pub fn new(config: &FederationConfig, view: Arc<ClusterView>) -> (Self, Errands) {
+        let (errands, receiver) = mpsc::unbounded();
+        let federation = Self {
+            errands,
+            tickets: Arc::default(),
+            view,
+            locations: Locations::default(),
+            timeout: config.timeout,
+            is_strict: config.is_strict,
+        };
+        (federation, receiver)
+    }
+
+    pub(super) fn peers(&self) -> Peers {
+        Peers { members: self.view.members() }
+    }
+
+    /// Asks one peer. With too many questions under way there is no answer.
+    pub(super) fn ask(
+        &self,
+        peer: usize,
+        target: &'static str,
+        body: &Arc<[u8]>,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Vec<u8>> {
+        let (answer, receiver) = oneshot::channel();
+        let ticket = Arc::clone(&self.tickets);
+        if Arc::strong_count(&ticket) <= QUESTIONS_COUNT_MAX {
+            let ask = Ask { peer, target, body: Arc::clone(body), deadline, answer, _ticket: ticket };
+            // The executor may have ended: the question is dropped, and has no answer.
+            self.errands.unbounded_send(Errand::Ask(ask)).ok();
+        }
+        receiver
+    }
+
+    /// Resolves after some time.
+    pub(super) fn alarm(&self, after: Duration) -> oneshot::Receiver<()> {
+        let (ring, receiver) = oneshot::channel();
+        self.errands.unbounded_send(Errand::Alarm { after, ring }).ok();
+        receiver
+    }
+}
+
+/// Answers that are waited for.
+#[derive(Default)]
+pub(super) struct Answers {
+    waiting: Vec<(usize, oneshot::Receiver<Vec<u8>>)>,
+}
+
+impl Answers {
+    pub(super) fn expect(&mut self, peer: usize, receiver: oneshot::Receiver<Vec<u8>>) {
+        self.waiting.push((peer, receiver));
+    }
+
+    /// The next peer that has answered, or will not; `None` once no more are waited for.
+    pub(super) async fn next(&mut self) -> Option<(usize, Option<Vec<u8>>)> {
+        poll_fn(|context| {
+            for index in 0..self.waiting.len() {
+                if let Poll::Ready(answer) = Pin::new(&mut self.waiting[index].1).poll(context) {
+                    let (peer, _) = self.waiting.swap_remove(index);
+                    return Poll::Ready(Some((peer, answer.ok())));
+                }
+            }
+            if self.waiting.is_empty() { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
+    }
+}

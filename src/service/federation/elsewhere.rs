@@ -1,0 +1,216 @@
+//! Finding an entry that this node does not have.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use futures_channel::oneshot;
+
+use super::asking::{Answers, Federation, Peers};
+use super::locations::Location;
+use super::messages::{FIND, Find, Found, decode_found, encode_find};
+use crate::service::{Error, Service};
+use crate::store::Row;
+
+/// A peer that probably has the entry is given this part of the time before the others are asked, too.
+const HEDGE_PART: u32 = 4;
+
+/// An entry of a peer.
+pub(in crate::service) struct Remote {
+    /// The peer's place in the configuration.
+    pub(super) peer: usize,
+    /// The entry.
+    pub(in crate::service) row: Arc<Row>,
+}
+
+/// Which of several owners is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::service) enum Choice {
+    /// The one that answers first: for reading.
+    First,
+    /// The one that comes first in the configuration: for changing.
+    Nearest,
+}
+
+/// What is known of each peer that can be asked.
+#[derive(Debug)]
+enum Standing {
+    Unasked,
+    Asked,
+    Silent,
+    HasNothing,
+    Has(Found),
+}
+
+struct Search<'a> {
+    federation: &'a Federation,
+    find: Find,
+    question: Arc<[u8]>,
+    deadline: Instant,
+    salt: Option<u64>,
+    choice: Choice,
+    peers: Peers,
+    standings: Vec<(usize, Standing)>,
+    answers: Answers,
+}
+
+impl Service {
+    /// Asks the peers for an entry.
+    ///
+    /// # Errors
+    /// When none has it, or none that answers; several are meant; or there is no salt.
+    pub(in crate::service) async fn find_elsewhere(
+        &self,
+        federation: &Federation,
+        key: &str,
+        environment: Option<&str>,
+        choice: Choice,
+    ) -> Result<Remote, Error> {
+        // Without a salt nothing could be opened, and answers could not be told from those of strangers.
+        self.salt_is_agreed().await?;
+        let find = Find { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        let peers = federation.peers();
+        let mut search = Search {
+            federation,
+            question: encode_find(&find).into(),
+            find,
+            deadline: Instant::now() + federation.timeout,
+            salt: self.salt_in_use().0,
+            choice,
+            standings: peers.askable().map(|peer| (peer, Standing::Unasked)).collect(),
+            peers,
+            answers: Answers::default(),
+        };
+        search.run().await
+    }
+}
+
+impl Search<'_> {
+    async fn run(&mut self) -> Result<Remote, Error> {
+        let (key, environment) = (self.find.key.clone(), self.find.environment.clone());
+        let locations = &self.federation.locations;
+        let guess = locations
+            .get(&key, environment.as_deref())
+            .filter(|guess| self.choice == Choice::First || guess.is_nearest)
+            .filter(|guess| self.standings.iter().any(|(peer, _)| *peer == guess.peer));
+        let mut alarm = match guess {
+            Some(Location { peer, .. }) => {
+                self.ask(|candidate| candidate == peer);
+                Some(self.federation.alarm(self.federation.timeout / HEDGE_PART))
+            }
+            None => {
+                self.ask(|_| true);
+                None
+            }
+        };
+        loop {
+            if let Some((peer, is_nearest)) = self.decided(guess) {
+                let standing = self.standings.iter_mut().find(|(candidate, _)| *candidate == peer);
+                let found = standing.map(|(_, standing)| std::mem::replace(standing, Standing::HasNothing));
+                return match found {
+                    Some(Standing::Has(Found::Row(row))) => {
+                        let is_nearest =
+                            is_nearest || guess.is_some_and(|guess| guess.is_nearest && guess.peer == peer);
+                        locations.set(&key, environment.as_deref(), Location { peer, is_nearest });
+                        Ok(Remote { peer, row })
+                    }
+                    Some(Standing::Has(Found::Ambiguous(environments))) => {
+                        Err(Error::Ambiguous { key, environments })
+                    }
+                    _ => unreachable!("decided for a peer that has something"),
+                };
+            }
+            match self.next(&mut alarm).await {
+                Some((peer, answer)) => {
+                    let standing = self.standing(answer);
+                    if let Some(place) = self.standings.iter_mut().find(|(candidate, _)| *candidate == peer) {
+                        place.1 = standing;
+                    }
+                    // The guess was wrong.
+                    if guess.is_some_and(|guess| guess.peer == peer) && self.decided(guess).is_none() {
+                        alarm = None;
+                        self.ask(|_| true);
+                    }
+                }
+                None if alarm.take().is_some() => self.ask(|_| true),
+                None => break,
+            }
+        }
+        locations.forget(&key, environment.as_deref());
+        let did_not_answer = |peer: &usize| {
+            self.standings
+                .iter()
+                .any(|(asked, standing)| asked == peer && matches!(standing, Standing::Silent))
+        };
+        let mut silent: Vec<usize> =
+            self.peers.silent().chain(self.peers.askable().filter(did_not_answer)).collect();
+        silent.sort_unstable();
+        let silent: Vec<String> = silent.into_iter().map(|peer| self.peers.name(peer)).collect();
+        match self.federation.is_strict && !silent.is_empty() {
+            true => Err(Error::Incomplete { key, environment, silent }),
+            false => Err(Error::NotFound { key, environment, silent }),
+        }
+    }
+
+    /// Asks those that were not asked yet.
+    fn ask(&mut self, which: impl Fn(usize) -> bool) {
+        for (peer, standing) in &mut self.standings {
+            if matches!(standing, Standing::Unasked) && which(*peer) {
+                *standing = Standing::Asked;
+                let receiver = self.federation.ask(*peer, FIND, &self.question, self.deadline);
+                self.answers.expect(*peer, receiver);
+            }
+        }
+    }
+
+    /// The next answer; `None` when the alarm rings, or nobody is waited for.
+    async fn next(&mut self, alarm: &mut Option<oneshot::Receiver<()>>) -> Option<(usize, Option<Vec<u8>>)> {
+        let mut answer = pin!(self.answers.next());
+        poll_fn(|context| {
+            if let Poll::Ready(answer) = answer.as_mut().poll(context) {
+                return Poll::Ready(answer);
+            }
+            match alarm {
+                Some(alarm) => Pin::new(alarm).poll(context).map(|_| None),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// What an answer says. One that cannot be right is none.
+    fn standing(&self, answer: Option<Vec<u8>>) -> Standing {
+        let Some(Ok((salt, found))) = answer.map(|answer| decode_found(&answer)) else {
+            return Standing::Silent;
+        };
+        match found {
+            Found::Nothing => Standing::HasNothing,
+            Found::Row(row) if salt != self.salt || !self.is_meant(&row) => Standing::Silent,
+            found => Standing::Has(found),
+        }
+    }
+
+    fn is_meant(&self, row: &Row) -> bool {
+        let environment_fits = self.find.environment.is_none() || row.environment == self.find.environment;
+        row.key == self.find.key && environment_fits
+    }
+
+    /// The peer whose answer counts, if that is clear by now, and whether it is known to be the nearest.
+    fn decided(&self, guess: Option<Location>) -> Option<(usize, bool)> {
+        let mut all_nearer_answered = true;
+        for (peer, standing) in &self.standings {
+            match standing {
+                Standing::Has(_) => {
+                    let is_guess = guess.is_some_and(|guess| guess.peer == *peer);
+                    let counts = all_nearer_answered || is_guess || self.choice == Choice::First;
+                    return counts.then_some((*peer, all_nearer_answered));
+                }
+                Standing::Unasked | Standing::Asked => all_nearer_answered = false,
+                Standing::Silent | Standing::HasNothing => {}
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,179 @@
+//! The entries of all peers in one list: merged by name, page by page, so that memory does not grow with
+//! the result.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::asking::{Answers, Federation};
+use super::messages::{NamePage, PAGE, PageQuery, decode_page, encode_query};
+use crate::limits::{LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
+use crate::model::EntryId;
+use crate::service::{Error, Service};
+use crate::store::{Filter, Row};
+
+/// Bytes of sealed values that are held of one peer at a time, with few and with many peers.
+const PAGE_BYTES_MAX: usize = 256 * 1024;
+const PAGE_BYTES_MIN: usize = 32 * 1024;
+
+/// The peers' entries under way.
+#[derive(Debug)]
+pub(in crate::service) struct Others {
+    filter: Filter,
+    names_only: bool,
+    bytes_max: usize,
+    salt: Option<u64>,
+    sources: Vec<Source>,
+    silent: Vec<usize>,
+}
+
+/// One peer's entries: those that are here, and where the next ones begin.
+#[derive(Debug)]
+struct Source {
+    peer: usize,
+    rows: VecDeque<Row>,
+    after: Option<EntryId>,
+    more: bool,
+}
+
+/// An entry, and the peers that have one of that name, the nearest first: it is that one's.
+#[derive(Debug)]
+pub(super) struct Merged {
+    pub(super) row: Row,
+    pub(super) peers: Vec<usize>,
+}
+
+impl Others {
+    /// All entries of the peers after a name.
+    pub(in crate::service) fn new(
+        federation: &Federation,
+        salt: Option<u64>,
+        filter: Filter,
+        after: Option<&EntryId>,
+        names_only: bool,
+    ) -> Self {
+        let peers = federation.peers();
+        let sources: Vec<Source> = peers
+            .askable()
+            .map(|peer| Source { peer, rows: VecDeque::new(), after: after.cloned(), more: true })
+            .collect();
+        let bytes_max = (8 * PAGE_BYTES_MAX / sources.len().max(1)).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
+        Self { filter, names_only, bytes_max, salt, sources, silent: peers.silent().collect() }
+    }
+
+    /// Whether nothing more will come.
+    pub(super) fn is_over(&self) -> bool {
+        self.sources.iter().all(|source| source.rows.is_empty() && !source.more)
+    }
+
+    /// The peers whose entries may be missing, by name.
+    pub(in crate::service) fn silent(&self, federation: &Federation) -> Vec<String> {
+        let peers = federation.peers();
+        let mut silent = self.silent.clone();
+        silent.sort_unstable();
+        silent.into_iter().map(|peer| peers.name(peer)).collect()
+    }
+
+    /// The next entries, at most `rows_max`; none after the last ones.
+    pub(super) async fn next_merged(&mut self, federation: &Federation, rows_max: usize) -> Vec<Merged> {
+        self.fill(federation).await;
+        let (mut merged, mut bytes) = (Vec::new(), 0);
+        // Only while it is known of each peer what it has next.
+        while self.sources.iter().all(|source| !source.rows.is_empty() || !source.more) {
+            let next = self.sources.iter().filter_map(|source| source.rows.front()).map(Row::entry_id).min();
+            let Some(id) = next else { break };
+            if bytes >= LIST_PAGE_BYTES || merged.len() >= rows_max.min(LIST_PAGE_ROWS_MAX) {
+                break;
+            }
+            let mut found: Option<Merged> = None;
+            for source in &mut self.sources {
+                if source.rows.front().is_some_and(|row| row.entry_id() == id)
+                    && let Some(row) = source.rows.pop_front()
+                {
+                    let merged = found.get_or_insert(Merged { row, peers: Vec::new() });
+                    merged.peers.push(source.peer);
+                }
+            }
+            if let Some(found) = found {
+                bytes += found.row.weight();
+                merged.push(found);
+            }
+        }
+        merged
+    }
+
+    /// Asks each peer of which nothing more is here. One that does not answer is left out from here on.
+    async fn fill(&mut self, federation: &Federation) {
+        let deadline = Instant::now() + federation.timeout;
+        let mut answers = Answers::default();
+        for source in self.sources.iter().filter(|source| source.rows.is_empty() && source.more) {
+            let query = PageQuery {
+                after: source.after.clone(),
+                filter: self.filter.clone(),
+                bytes_max: self.bytes_max,
+                names_only: self.names_only,
+            };
+            answers.expect(
+                source.peer,
+                federation.ask(source.peer, PAGE, &encode_query(&query).into(), deadline),
+            );
+        }
+        while let Some((peer, answer)) = answers.next().await {
+            let page = answer.and_then(|answer| decode_page(&answer).ok());
+            let page =
+                page.filter(|(salt, page)| *salt == self.salt || page.rows.is_empty() || self.names_only);
+            let source = self.sources.iter_mut().find(|source| source.peer == peer);
+            match (page, source) {
+                (Some((_, page)), Some(source)) if source.continues_with(&page) => source.take(page),
+                _ => {
+                    self.sources.retain(|source| source.peer != peer);
+                    self.silent.push(peer);
+                }
+            }
+        }
+    }
+}
+
+impl Source {
+    /// A page must begin after what was asked for, or the list would never end.
+    fn continues_with(&self, page: &NamePage) -> bool {
+        match (&self.after, page.rows.first()) {
+            (Some(after), Some(first)) => first.entry_id() > *after,
+            _ => true,
+        }
+    }
+
+    fn take(&mut self, page: NamePage) {
+        self.after = page.rows.last().map(Row::entry_id).or(self.after.take());
+        self.more = page.more;
+        self.rows = page.rows.into();
+    }
+}
+
+impl Service {
+    /// The next entries of the peers of which this node has none itself; `None` after the last ones.
+    ///
+    /// # Errors
+    /// When the own store cannot be read.
+    pub(in crate::service) async fn next_of_others(
+        &self,
+        federation: &Federation,
+        others: &mut Others,
+        rows_max: usize,
+    ) -> Result<Option<Vec<Arc<Row>>>, Error> {
+        let merged = others.next_merged(federation, rows_max).await;
+        if merged.is_empty() && others.is_over() {
+            return Ok(None);
+        }
+        let rows = self.read_store(move |store| {
+            let mut rows = Vec::with_capacity(merged.len());
+            for Merged { row, .. } in merged {
+                if store.exact(&row.key, row.environment.as_deref())?.is_none() {
+                    rows.push(Arc::new(row));
+                }
+            }
+            Ok(rows)
+        });
+        Ok(Some(rows.await?))
+    }
+}

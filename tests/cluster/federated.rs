@@ -1,0 +1,570 @@
+//! Federated mode: each node keeps its own entries and asks the others, once, and in time.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::link::{Link, Mode};
+use crate::nodes::{CONVERGENCE, Cluster, Node, ask, within};
+use crate::support::{OTHER_KEY, PATIENCE, Response, USER_KEY};
+
+/// What a request may take that has to wait for a node in vain: the timeout, and a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const IN_TIME: Duration = Duration::from_millis(3500);
+
+fn federation(count: usize) -> Cluster {
+    let mut cluster = Cluster::of(count);
+    for node in &mut cluster.nodes {
+        node.set("OSC_CLUSTER_MODE", "federated");
+    }
+    cluster
+}
+
+fn started(count: usize) -> Cluster {
+    let mut cluster = federation(count);
+    cluster.start();
+    cluster.wait_until_whole();
+    cluster
+}
+
+/// Each node has an entry that only it has; their user key is derived everywhere then.
+fn with_an_entry_each(count: usize) -> Cluster {
+    let cluster = started(count);
+    for (index, node) in cluster.nodes.iter().enumerate() {
+        assert_eq!(node.create(&format!("of-{index}"), &index.to_string()).status, 201);
+    }
+    cluster
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let begun = Instant::now();
+    let done = work();
+    (done, begun.elapsed())
+}
+
+/// Keys of a list, with their values, in the order of the list.
+fn listed(response: &Response) -> Vec<(String, String)> {
+    let entries: Vec<serde_json::Value> = serde_json::from_slice(&response.body).expect("an array");
+    let text = |entry: &serde_json::Value| entry["key"].as_str().expect("a text").to_owned();
+    entries.iter().map(|entry| (text(entry), entry["value"].to_string())).collect()
+}
+
+fn keys(response: &Response) -> Vec<String> {
+    listed(response).into_iter().map(|(key, _)| key).collect()
+}
+
+/// What a short answer says in its head, and one that is sent as it comes in its trailer.
+fn field<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
+    response.headers.get(name).or(response.trailers.get(name)).map(String::as_str)
+}
+
+fn partial(response: &Response) -> Option<&str> {
+    field(response, "x-partial-result")
+}
+
+fn questions(cluster: &Cluster) -> usize {
+    ["/cluster/find", "/cluster/page", "/cluster/write"].map(|target| cluster.requests(target)).iter().sum()
+}
+
+#[test]
+fn an_entry_is_read_changed_and_deleted_from_any_node() {
+    let cluster = with_an_entry_each(3);
+    for node in &cluster.nodes {
+        for index in 0..3 {
+            assert_eq!(node.value(&format!("of-{index}")).as_deref(), Some(index.to_string().as_str()));
+        }
+    }
+    // Nothing was copied.
+    let local = |node: &Node| keys(&node.ask("GET", "/cluster/configs", None));
+    assert_eq!(cluster.nodes.iter().map(local).collect::<Vec<_>>(), [["of-0"], ["of-1"], ["of-2"]]);
+
+    let response = cluster.nodes[0].ask("PUT", "/configs/of-2", Some(r#"{"value":[1.0],"category":"c"}"#));
+    assert_eq!(
+        (response.status, response.text()),
+        (200, r#"{"id":1,"key":"of-2","category":"c","value":[1.0]}"#)
+    );
+    let owner = cluster.nodes[2].ask("GET", "/configs/of-2", None);
+    assert_eq!(owner.text(), r#"{"id":1,"key":"of-2","category":"c","value":[1.0]}"#);
+    assert_eq!(cluster.nodes[1].delete("of-2").status, 200);
+    for node in &cluster.nodes {
+        assert_eq!(node.value("of-2"), None);
+        assert_eq!(node.update("of-2", "1").status, 404);
+        assert_eq!(node.delete("of-2").status, 404);
+    }
+    // Whoever cannot open it cannot change it either, from wherever.
+    for node in &cluster.nodes {
+        let address = node.place.get().expect("it runs");
+        for (method, body) in [("GET", None), ("PUT", Some(r#"{"value":0}"#)), ("DELETE", None)] {
+            let response =
+                ask(address, PATIENCE, method, "/configs/of-0", OTHER_KEY, body).expect("it answers");
+            assert_eq!(response.status, 401, "{method}: {response:?}");
+        }
+    }
+    assert_eq!(cluster.nodes[0].value("of-0").as_deref(), Some("0"));
+}
+
+#[test]
+fn environments_are_found_and_moved_elsewhere() {
+    let cluster = started(2);
+    let [near, far] = [&cluster.nodes[0], &cluster.nodes[1]];
+    for environment in ["prod", "test"] {
+        let body = format!(r#"{{"key":"k","value":"{environment}","environment":"{environment}"}}"#);
+        assert_eq!(far.ask("POST", "/configs", Some(&body)).status, 201);
+    }
+    let response = near.ask("GET", "/configs/k?environment=prod", None);
+    assert_eq!((response.status, response.value().as_str()), (200, "\"prod\""));
+    assert_eq!(near.ask("GET", "/configs/k?environment=none", None).status, 404);
+    let response = near.ask("GET", "/configs/k", None);
+    assert_eq!(response.status, 400, "{response:?}");
+    assert!(response.detail().contains("prod, test"), "{}", response.detail());
+    assert_eq!(near.ask("DELETE", "/configs/k?environment=test", None).status, 200);
+    // Now there is only one, which a name without an environment means, and a body may move.
+    let response = near.ask("PUT", "/configs/k", Some(r#"{"value":1,"environment":"live"}"#));
+    assert_eq!(response.status, 200, "{response:?}");
+    assert!(response.text().contains(r#""environment":"live""#), "{}", response.text());
+    assert_eq!(far.ask("GET", "/configs/k?environment=live", None).value(), "1");
+    assert_eq!(far.ask("GET", "/configs/k?environment=prod", None).status, 404);
+    assert_eq!(keys(&near.ask("GET", "/configs?environment=live", None)), ["k"]);
+    assert_eq!(keys(&near.ask("GET", "/configs?environment=prod", None)), [""; 0]);
+}
+
+#[test]
+fn each_peer_is_asked_once_and_the_second_time_only_the_right_one() {
+    let cluster = with_an_entry_each(4);
+    let node = &cluster.nodes[0];
+    let asked = |work: &dyn Fn()| {
+        let before = questions(&cluster);
+        work();
+        questions(&cluster) - before
+    };
+    let count = asked(&|| assert_eq!(node.value("nowhere"), None));
+    assert_eq!(count, 3, "one question to each");
+    assert!(asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("3"))) <= 3);
+    for _ in 0..5 {
+        assert_eq!(asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("3"))), 1, "its place is known");
+    }
+    // The place is known, and wrong.
+    assert_eq!(cluster.nodes[3].delete("of-3").status, 200);
+    assert_eq!(cluster.nodes[1].create("of-3", "33").status, 201);
+    assert_eq!(asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("33"))), 3, "one question to each");
+    assert_eq!(asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("33"))), 1);
+    // An update has to know that no nearer one has it, once.
+    assert!(asked(&|| assert_eq!(node.update("of-2", "22").status, 200)) <= 4);
+    assert_eq!(asked(&|| assert_eq!(node.update("of-2", "222").status, 200)), 2, "the entry, and the change");
+    assert_eq!(asked(&|| assert_eq!(keys(&node.ask("GET", "/configs", None)).len(), 4)), 3);
+}
+
+#[test]
+fn a_list_has_everything_once_in_pages_of_any_size() {
+    let cluster = started(3);
+    // Own entries first, by their ids; then those of others, by name.
+    let mut expected = Vec::new();
+    for number in [5, 3, 4] {
+        expected.push((format!("own-{number}"), number));
+    }
+    for number in 0..40 {
+        expected.push((format!("far-{number:02}"), number));
+    }
+    for (index, (key, value)) in expected.iter().enumerate() {
+        let node = if key.starts_with("own") { 0 } else { 1 + index % 2 };
+        let category = if value % 3 == 0 { "third" } else { "other" };
+        let body = format!(r#"{{"key":"{key}","value":{value},"category":"{category}"}}"#);
+        assert_eq!(cluster.nodes[node].ask("POST", "/configs", Some(&body)).status, 201);
+    }
+    // What several have is that of the nearest.
+    for (node, key) in
+        [(1, "own-3"), (2, "own-3"), (2, "far-07"), (1, "far-07"), (2, "far-08"), (1, "far-08")]
+    {
+        let status = cluster.nodes[node].create(key, "\"shadowed\"").status;
+        assert!([201, 400].contains(&status), "{status}");
+    }
+    let node = &cluster.nodes[0];
+    let all = node.ask("GET", "/configs", None);
+    let wanted: Vec<(String, String)> =
+        expected.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();
+    let nearest: Vec<(String, String)> = listed(&all);
+    assert_eq!(
+        nearest.iter().map(|(key, _)| key).collect::<Vec<_>>(),
+        wanted.iter().map(|(key, _)| key).collect::<Vec<_>>()
+    );
+    assert_eq!(partial(&all), None);
+    let thirds = keys(&node.ask("GET", "/configs?category=third", None));
+    let expected_thirds: Vec<&String> =
+        expected.iter().filter(|(_, value)| value % 3 == 0).map(|(key, _)| key).collect();
+    assert_eq!(thirds.iter().collect::<Vec<_>>(), expected_thirds);
+    assert_eq!(keys(&node.ask("GET", "/configs?prefix=far-1", None)).len(), 10);
+
+    for limit in [1, 2, 3, 7, 43, 100] {
+        let (mut pages, mut after) = (Vec::new(), String::new());
+        loop {
+            let response = node.ask("GET", &format!("/configs?limit={limit}&after={after}"), None);
+            assert_eq!(response.status, 200, "{response:?}");
+            let page = listed(&response);
+            assert!(page.len() <= limit);
+            let is_full = page.len() == limit;
+            pages.extend(page);
+            match field(&response, "x-next-after") {
+                Some(next) => next.clone_into(&mut after),
+                None => break assert!(!is_full || pages.len() == nearest.len(), "there may be more"),
+            }
+        }
+        assert_eq!(pages, nearest, "limit {limit}");
+    }
+    let duplicates = node.ask("GET", "/v1/federation/duplicates", None);
+    assert_eq!(duplicates.status, 200, "{duplicates:?}");
+    let report: serde_json::Value = serde_json::from_slice(&duplicates.body).expect("JSON");
+    let addresses: Vec<String> = [1, 2].map(|to| cluster.link(0, to).address.to_string()).into();
+    let found: BTreeMap<&str, Vec<&str>> = report["duplicates"]
+        .as_array()
+        .expect("an array")
+        .iter()
+        .map(|entry| {
+            let owners = entry["owners"].as_array().expect("an array").iter();
+            (
+                entry["key"].as_str().expect("a text"),
+                owners.map(|owner| owner.as_str().expect("a text")).collect(),
+            )
+        })
+        .collect();
+    let both = vec![addresses[0].as_str(), addresses[1].as_str()];
+    let three = vec!["node-0", addresses[0].as_str(), addresses[1].as_str()];
+    assert_eq!(found, BTreeMap::from([("far-07", both.clone()), ("far-08", both), ("own-3", three)]));
+    // A change goes to the nearest.
+    for key in ["far-07", "far-08"] {
+        assert_eq!(node.update(key, "\"changed\"").status, 200);
+        assert_eq!(cluster.nodes[1].value(key).as_deref(), Some("\"changed\""));
+        assert_ne!(cluster.nodes[2].value(key).as_deref(), Some("\"changed\""));
+    }
+}
+
+/// More than fits one answer, so that it is sent as it comes, and what is to be said comes in the trailer.
+#[test]
+fn a_long_list_says_at_its_end_who_did_not_answer() {
+    let mut cluster = started(3);
+    let filler = "x".repeat(20_000);
+    for node in &cluster.nodes {
+        let name = node.report()["node_id"].as_str().expect("a text").to_owned();
+        for number in 0..40 {
+            assert_eq!(node.create(&format!("{name}-{number:02}"), &format!("\"{filler}\"")).status, 201);
+        }
+    }
+    let all = cluster.nodes[0].ask("GET", "/configs", None);
+    let mut listed = keys(&all);
+    assert_eq!(listed.len(), 120);
+    listed.sort();
+    listed.dedup();
+    assert_eq!(listed.len(), 120);
+    assert_eq!(partial(&all), None);
+    cluster.nodes[1].kill();
+    let rest = cluster.nodes[0].ask("GET", "/configs", None);
+    assert_eq!(keys(&rest).len(), 80);
+    assert_eq!(partial(&rest), Some(cluster.link(0, 1).address.to_string().as_str()), "{:?}", rest.headers);
+}
+
+/// How a peer fails to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failing {
+    Dead,
+    Stalled,
+    Slow,
+    Stopped,
+}
+
+#[test]
+fn peers_that_do_not_answer_hold_nobody_up() {
+    for failing in [Failing::Dead, Failing::Stalled, Failing::Slow, Failing::Stopped] {
+        let mut cluster = with_an_entry_each(3);
+        let name = cluster.link(0, 1).address.to_string();
+        match failing {
+            Failing::Dead => cluster.nodes[1].kill(),
+            Failing::Stalled => cluster.set_links_of(1, Mode::Stalled),
+            Failing::Slow => cluster.set_links_of(1, Mode::Delayed(TIMEOUT * 2)),
+            Failing::Stopped => cluster.nodes[1].pause(),
+        }
+        let node = &cluster.nodes[0];
+        let (found, took) = timed(|| node.value("of-2"));
+        assert_eq!(found.as_deref(), Some("2"), "{failing:?}");
+        assert!(took < TIMEOUT / 2, "{failing:?}: the first hit counts, {took:?}");
+        let (missing, took) = timed(|| node.ask("GET", "/configs/nowhere", None));
+        assert_eq!(missing.status, 404, "{failing:?}: {missing:?}");
+        assert_eq!(partial(&missing), Some(name.as_str()), "{failing:?}: {missing:?}");
+        assert!(took < IN_TIME, "{failing:?}: {took:?}");
+        let (lost, took) = timed(|| node.ask("GET", "/configs/of-1", None));
+        assert_eq!((lost.status, partial(&lost)), (404, Some(name.as_str())), "{failing:?}: {lost:?}");
+        assert!(took < IN_TIME, "{failing:?}: {took:?}");
+        let (list, took) = timed(|| node.ask("GET", "/configs", None));
+        assert_eq!(
+            (keys(&list), partial(&list)),
+            (vec!["of-0".into(), "of-2".into()], Some(name.as_str())),
+            "{failing:?}"
+        );
+        assert!(took < IN_TIME, "{failing:?}: {took:?}");
+        assert_eq!(node.update("of-2", "22").status, 200, "{failing:?}");
+        // Once it is known to be down, nobody waits for it at all.
+        within(CONVERGENCE, "it is known to be down", || node.states()[0].0 == "down");
+        let (missing, took) = timed(|| node.ask("GET", "/configs/nowhere", None));
+        assert_eq!((missing.status, partial(&missing)), (404, Some(name.as_str())), "{failing:?}");
+        assert!(took < TIMEOUT / 2, "{failing:?}: {took:?}");
+        match failing {
+            Failing::Dead => cluster.nodes[1].start(),
+            Failing::Stalled | Failing::Slow => cluster.set_links_of(1, Mode::Open),
+            Failing::Stopped => cluster.nodes[1].signal("CONT"),
+        }
+        within(CONVERGENCE, "it is asked again", || cluster.nodes[0].value("of-1").as_deref() == Some("1"));
+    }
+}
+
+#[test]
+fn a_strict_node_does_not_say_that_something_is_missing_before_it_knows() {
+    let mut cluster = federation(3);
+    cluster.nodes[0].set("OSC_FEDERATED_STRICT", "true");
+    cluster.nodes[0].set("OSC_FEDERATED_TIMEOUT_MS", "300");
+    cluster.start();
+    cluster.wait_until_whole();
+    assert_eq!(cluster.nodes[2].create("k", "1").status, 201);
+    assert_eq!(cluster.nodes[0].ask("GET", "/configs/nowhere", None).status, 404);
+    cluster.nodes[1].kill();
+    let name = cluster.link(0, 1).address.to_string();
+    for method in ["GET", "PUT", "DELETE"] {
+        let body = (method == "PUT").then_some(r#"{"value":1}"#);
+        let response = cluster.nodes[0].ask(method, "/configs/nowhere", body);
+        assert_eq!(response.status, 503, "{method}: {response:?}");
+        assert!(response.headers.contains_key("retry-after"), "{method}: {response:?}");
+        assert_eq!(partial(&response), Some(name.as_str()), "{method}");
+        assert!(response.detail().contains(&name), "{method}: {}", response.detail());
+    }
+    assert_eq!(cluster.nodes[0].value("k").as_deref(), Some("1"), "what is found is found");
+}
+
+/// A peer that answers health checks as one of the federation, and everything else as it likes.
+struct Impostor {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Impostor {
+    /// `health` is how a real node answers; `answer` is the body of all other answers.
+    fn start(health: Vec<u8>, answer: Vec<u8>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        // It ends with the process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { continue };
+                let (health, answer, count) = (health.clone(), answer.clone(), Arc::clone(&count));
+                thread::spawn(move || {
+                    let mut request = Vec::new();
+                    let mut piece = [0; 4096];
+                    while !request.windows(4).any(|window| window == b"\r\n\r\n") {
+                        match stream.read(&mut piece) {
+                            Ok(read) if read > 0 => request.extend_from_slice(&piece[..read]),
+                            _ => return,
+                        }
+                    }
+                    let is_health = request.starts_with(b"GET /cluster/health ");
+                    count.fetch_add(usize::from(!is_health), Ordering::Relaxed);
+                    let head = format!(
+                        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                        answer.len()
+                    );
+                    let all = if is_health { health } else { [head.into_bytes(), answer].concat() };
+                    stream.write_all(&all).ok();
+                });
+            }
+        });
+        Self { address, asked }
+    }
+}
+
+#[test]
+fn a_peer_that_lies_is_one_that_does_not_answer() {
+    let row = |salt: &str, key: &str| {
+        format!(r#"{{"row":{{"salt":{salt},"row":{{"i":1,"k":"{key}","t":"gAAA"}}}}}}"#).into_bytes()
+    };
+    let page = |rows: &str| format!(r#"{{"salt":1,"rows":[{rows}],"more":true}}"#).into_bytes();
+    let lies: [(&str, Vec<u8>); 9] = [
+        ("no JSON", b"<html>".to_vec()),
+        ("nothing", Vec::new()),
+        ("JSON of something else", br#"{"detail":"Not Found"}"#.to_vec()),
+        ("sealed with another salt", row("1", "wanted")),
+        ("without a salt", row("null", "wanted")),
+        ("another entry", row("1", "other")),
+        ("more, but nothing", page("")),
+        ("never anything new", page(r#"{"i":1,"k":"a","t":"gAAA"}"#)),
+        ("larger than any answer", vec![b'['; 17 * 1024 * 1024]),
+    ];
+    // What a real node says of itself, but under an instance of its own.
+    let mut cluster = federation(2);
+    cluster.start();
+    cluster.wait_until_whole();
+    let address = cluster.nodes[1].place.get().expect("it runs");
+    let mut health = Vec::new();
+    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
+    let api_key = "an-api-key-that-all-nodes-of-the-cluster-share";
+    let request = format!(
+        "GET /cluster/health HTTP/1.1\r\nhost: x\r\nx-api-key: {api_key}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("it takes it");
+    stream.read_to_end(&mut health).expect("it answers");
+    assert_eq!(cluster.nodes[1].create("real", "1").status, 201);
+    for (lie, answer) in lies {
+        let impostor = Impostor::start(health.clone(), answer);
+        cluster.nodes[0].stop();
+        let peers = format!("{},{}", impostor.address, cluster.link(0, 1).address);
+        cluster.nodes[0].set("OSC_CLUSTER_NODES", &peers);
+        cluster.nodes[0].start();
+        cluster.wait_until_whole();
+        let node = &cluster.nodes[0];
+        let name = impostor.address.to_string();
+        let (missing, took) = timed(|| node.ask("GET", "/configs/wanted", None));
+        assert_eq!((missing.status, partial(&missing)), (404, Some(name.as_str())), "{lie}: {missing:?}");
+        assert!(took < IN_TIME, "{lie}: {took:?}");
+        assert_eq!(node.value("real").as_deref(), Some("1"), "{lie}");
+        let (list, took) = timed(|| node.ask("GET", "/configs", None));
+        assert_eq!((keys(&list), partial(&list)), (vec!["real".to_owned()], Some(name.as_str())), "{lie}");
+        assert!(took < IN_TIME, "{lie}: {took:?}");
+        assert_eq!(node.update("real", "1").status, 200, "{lie}");
+        assert!(impostor.asked.load(Ordering::Relaxed) >= 2, "{lie}: it was asked");
+    }
+}
+
+#[test]
+fn peers_that_name_each_other_and_themselves_do_not_ask_in_circles() {
+    let mut cluster = federation(3);
+    let to_itself: Vec<Link> = cluster.nodes.iter().map(|node| Link::to(node.place.clone())).collect();
+    for (index, own) in to_itself.iter().enumerate() {
+        let others = cluster.links.iter().filter(|(from, ..)| *from == index);
+        let mut peers: Vec<String> = others.map(|(.., link)| link.address.to_string()).collect();
+        peers.insert(0, own.address.to_string());
+        cluster.nodes[index].set("OSC_CLUSTER_NODES", &peers.join(","));
+    }
+    cluster.start();
+    within(CONVERGENCE, "all know all others, and themselves", || {
+        cluster.nodes.iter().all(|node| {
+            let mut states: Vec<String> = node.states().into_iter().map(|(state, _)| state).collect();
+            states.sort();
+            states == ["healthy", "healthy", "self"]
+        })
+    });
+    let before = questions(&cluster);
+    let (missing, took) = timed(|| cluster.nodes[0].ask("GET", "/configs/nowhere", None));
+    assert_eq!((missing.status, partial(&missing)), (404, None), "{missing:?}");
+    assert!(took < TIMEOUT / 2, "{took:?}");
+    assert_eq!(questions(&cluster) - before, 2);
+    assert!(to_itself.iter().all(|link| link.requests("/cluster/find") == 0));
+}
+
+/// A node that replicates and one that does not would each take the other for something it is not.
+#[test]
+fn nodes_of_different_modes_refuse_each_other() {
+    let mut cluster = Cluster::of(2);
+    cluster.nodes[1].set("OSC_CLUSTER_MODE", "federated");
+    cluster.start();
+    for node in &cluster.nodes {
+        within(CONVERGENCE, "the other one is refused", || node.states()[0].0 == "refused");
+        assert!(node.states()[0].1.contains("another cluster mode"), "{:?}", node.states());
+    }
+}
+
+#[test]
+fn one_of_two_owners_changes_at_a_time() {
+    let cluster = with_an_entry_each(3);
+    thread::scope(|scope| {
+        for (index, node) in cluster.nodes.iter().enumerate() {
+            scope.spawn(move || {
+                for step in 0..30 {
+                    let response = node.update("of-1", &format!("\"{index}-{step}\""));
+                    assert_eq!(response.status, 200, "{index}, {step}: {response:?}");
+                }
+            });
+        }
+    });
+    let values: Vec<_> = cluster.nodes.iter().map(|node| node.value("of-1")).collect();
+    assert!(values[0].is_some() && values.iter().all(|value| *value == values[0]), "{values:?}");
+}
+
+#[test]
+fn fifty_nodes_answer_in_time_and_go_on_without_ten_of_them() {
+    const COUNT: usize = 50;
+    let mut nodes = Node::several(COUNT);
+    let ports = free_ports(COUNT);
+    let peers: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    for (index, node) in nodes.iter_mut().enumerate() {
+        for (name, value) in [
+            ("OSC_CLUSTER_ENABLED", "true"),
+            ("OSC_CLUSTER_MODE", "federated"),
+            ("OSC_CLUSTER_NODE_ID", &format!("node-{index:02}")),
+            ("OSC_CLUSTER_NODES", &peers.join(",")),
+            ("OSC_HOST_PORT", &ports[index].to_string()),
+        ] {
+            node.set(name, value);
+        }
+        // So that nobody has to agree on one.
+        std::fs::write(node.path("encryption.salt"), [7; 64]).expect("it can be written");
+        node.start();
+    }
+    let healthy = |node: &Node| node.states().iter().filter(|(state, _)| state == "healthy").count();
+    within(CONVERGENCE * 2, "the first one knows all others", || healthy(&nodes[0]) == COUNT - 1);
+    for (index, node) in nodes.iter().enumerate().step_by(7) {
+        assert_eq!(node.create(&format!("of-{index:02}"), &index.to_string()).status, 201);
+    }
+    let expected: Vec<String> = (0..COUNT).step_by(7).map(|index| format!("of-{index:02}")).collect();
+    let node = &nodes[0];
+    let (list, took) = timed(|| node.ask("GET", "/configs", None));
+    assert_eq!((keys(&list), partial(&list)), (expected.clone(), None));
+    assert!(took < IN_TIME, "{took:?}");
+    for key in &expected {
+        let (value, took) = timed(|| node.value(key));
+        assert!(value.is_some() && took < IN_TIME, "{key}: {value:?} {took:?}");
+    }
+    let resident = node.resident_kib();
+    assert!(resident < 64 * 1024, "{resident} KiB");
+    nodes[40..].iter_mut().for_each(Node::kill);
+    let node = &nodes[0];
+    for round in 0..3 {
+        let (missing, took) = timed(|| node.ask("GET", "/configs/nowhere", None));
+        assert_eq!(missing.status, 404, "{missing:?}");
+        assert_eq!(partial(&missing).map(|names| names.split(", ").count()), Some(10), "round {round}");
+        assert!(took < IN_TIME, "round {round}: {took:?}");
+        let (list, took) = timed(|| node.ask("GET", "/configs", None));
+        assert_eq!(keys(&list), expected[..6], "round {round}");
+        assert!(took < IN_TIME, "round {round}: {took:?}");
+    }
+    assert_eq!(node.value(&expected[5]).as_deref(), Some("35"));
+}
+
+/// Ports that nobody had a moment ago.
+fn free_ports(count: usize) -> Vec<u16> {
+    let held: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    held.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+}
+
+/// As in replica mode, nothing that only the client should know passes between nodes.
+#[test]
+fn user_keys_and_values_stay_where_they_came_to() {
+    let cluster = with_an_entry_each(3);
+    let canary = "canary-of-a-federated-value";
+    assert_eq!(cluster.nodes[0].update("of-1", &format!("\"{canary}\"")).status, 200);
+    for node in &cluster.nodes {
+        assert_eq!(node.value("of-1"), Some(format!("\"{canary}\"")));
+        assert!(node.ask("GET", "/configs", None).text().contains(canary));
+    }
+    let passed: Vec<u8> = cluster.links.iter().flat_map(|(.., link)| link.passed()).collect();
+    assert!(crate::wire::contains(&passed, b"of-1"), "otherwise the recording is not what it should be");
+    for canary in [canary, USER_KEY] {
+        for form in crate::wire::forms(canary) {
+            assert!(
+                !crate::wire::contains(&passed, &form),
+                "{canary} passes as {}",
+                String::from_utf8_lossy(&form)
+            );
+        }
+    }
+}
