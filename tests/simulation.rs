@@ -3,8 +3,7 @@
 //! once everything works again all nodes hold the latest version of everything, and then keep quiet.
 //!
 //! `OSC_TEST_SEED` runs one seed again, `OSC_TEST_SIMULATION_SEEDS` says how many are run. A run depends
-//! on its seed alone: the wall clock that versions are made from moves by less than a second meanwhile,
-//! and the nodes' clocks differ from each other by at least a minute.
+//! on its seed alone: the clocks that versions are made from are simulated, too.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,12 +18,16 @@ use opensecureconf::cluster::{
     difference,
 };
 use opensecureconf::limits::BUCKETS_COUNT;
-use opensecureconf::model::{Change, Ciphertext, Digest, EntryId, NodeNumber, Stamp, Timestamp};
-use opensecureconf::store::{Filter, Options, OwnerTag, PeerNote, Store, VersionsPage, Write, WriteError};
+use opensecureconf::model::{Change, Ciphertext, Digest, EntryId, NodeNumber, Stamp};
+use opensecureconf::store::{
+    Filter, Keeping, Options, OwnerTag, PeerNote, Store, VersionsPage, Write, WriteError,
+};
 
 const NODES_COUNT: usize = 3;
 const KEYS_COUNT: u64 = 8;
 const SEEDS_COUNT: u64 = 1000;
+/// When all of it happens, in milliseconds since 1970.
+const EPOCH_MS: u64 = 1 << 40;
 const SYNC_INTERVAL_MS: u64 = 30_000;
 /// As the driver has them.
 const HEALTH_TIMEOUT_MS: u64 = 5_000;
@@ -181,6 +184,8 @@ impl Node {
 struct Simulation {
     random: Random,
     now_ms: u64,
+    /// Milliseconds since 1970 at `now_ms`, for those whose clocks are right.
+    clock: Arc<AtomicU64>,
     queue: BTreeMap<(u64, u64), Happening>,
     scheduled_count: u64,
     nodes: Vec<Node>,
@@ -207,6 +212,7 @@ impl Simulation {
         let minutes: Vec<i64> = (-30..=30).map(|minute| minute * 60_000).collect();
         let mut simulation = Self {
             now_ms: 0,
+            clock: Arc::new(AtomicU64::new(EPOCH_MS)),
             queue: BTreeMap::new(),
             scheduled_count: 0,
             nodes: Vec::new(),
@@ -261,6 +267,7 @@ impl Simulation {
     fn run_until(&mut self, end_ms: u64) {
         while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end_ms) {
             self.now_ms = entry.key().0;
+            self.clock.store(EPOCH_MS + self.now_ms, Ordering::SeqCst);
             let happening = entry.remove();
             self.happen(happening);
         }
@@ -311,12 +318,17 @@ impl Simulation {
         self.note(format!("{index} starts, clock off by {clock_offset_ms}"));
         let outbox_last = Arc::new(AtomicI64::new(0));
         let grown = Arc::clone(&outbox_last);
+        let clock = Arc::clone(&self.clock);
         let directory = self.nodes[index].directory.path();
         let options = Options {
-            is_clustered: true,
-            clock_offset_ms,
-            // Equal stamps are decided by it, and a seed must always run the same.
-            node_bits: Some(4 * (u64::try_from(index).expect("few nodes") + 1)),
+            versions: Keeping {
+                is_clustered: true,
+                wall_clock: Box::new(move || {
+                    clock.load(Ordering::SeqCst).saturating_add_signed(clock_offset_ms)
+                }),
+                // Equal stamps are decided by it, and a seed must always run the same.
+                node_bits: Some(4 * (u64::try_from(index).expect("few nodes") + 1)),
+            },
             on_fatal: Box::new(|error| panic!("the writer gave up: {error}")),
             on_outbox: Box::new(move |line| {
                 grown.fetch_max(line, Ordering::SeqCst);
@@ -523,7 +535,7 @@ impl Simulation {
                 (Request::Apply(page.changes), Pending::Push(pushed))
             }
             Action::CompareDigests => {
-                let begun = Stamp::from_milliseconds(Timestamp::now().as_milliseconds());
+                let begun = Stamp::from_milliseconds(self.clock.load(Ordering::SeqCst));
                 let line = self.nodes[index].outbox_last.load(Ordering::SeqCst);
                 (Request::Digests(store.buckets().root()), Pending::Digests { begun, line })
             }

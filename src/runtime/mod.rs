@@ -27,8 +27,9 @@ use crate::config::Config;
 use crate::crypto::{KeyCache, Pool, PoolConfig};
 use crate::http::{App, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
+use crate::model::Timestamp;
 use crate::service::{ClusterView, Federation, Service, Signal};
-use crate::store::{OpenError, Options, Store};
+use crate::store::{Keeping, OpenError, Options, Store};
 
 /// How often derived keys that nobody uses any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -79,14 +80,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let instance = random_number();
     let outbox = Arc::new(Signal::default());
     let grown = Arc::clone(&outbox);
-    let options = Options {
-        // Nodes of a federation exchange nothing, so there is nothing to count.
-        is_clustered: config.cluster.as_ref().is_some_and(|cluster| cluster.federation.is_none()),
-        node_bits: None,
-        clock_offset_ms: config.cluster.as_ref().map_or(0, |cluster| cluster.clock_offset_ms),
-        on_fatal,
-        on_outbox: Box::new(move |last| grown.raise(last)),
-    };
+    let options =
+        Options { versions: versions(config), on_fatal, on_outbox: Box::new(move |last| grown.raise(last)) };
     let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, options)?);
     if let Some(copy) = store.copy() {
         tracing::info!(copy = %copy.display(), "the database was migrated, after it was copied");
@@ -153,6 +148,14 @@ pub fn run(config: &Config) -> Result<(), Error> {
             Ok(())
         }
     }
+}
+
+/// Nodes of a federation exchange nothing, so there are no versions to keep.
+fn versions(config: &Config) -> Keeping {
+    let Some(cluster) = &config.cluster else { return Keeping::new(false) };
+    let offset_ms = cluster.clock_offset_ms;
+    let wall_clock = Box::new(move || Timestamp::now().as_milliseconds().saturating_add_signed(offset_ms));
+    Keeping { wall_clock, ..Keeping::new(cluster.federation.is_none()) }
 }
 
 /// Tells this process from every other one.

@@ -37,38 +37,46 @@ pub use writer::{OnFatal, OnOutbox, PeerNote, Write, WriteError, WriteResult};
 
 use self::versions::Versions;
 use crate::limits::SQLITE_VERSION_MIN;
-#[cfg(test)]
-use crate::model::Timestamp;
-use crate::model::{Change, EntryId, Horizon, NodeNumber};
+use crate::model::{Change, EntryId, Horizon, NodeNumber, Timestamp};
 
 /// How long SQLite waits for another process, such as a backup, before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a store is opened.
 pub struct Options {
-    /// Whether this node is one of a cluster now. One that ever was goes on counting versions.
-    pub is_clustered: bool,
-    /// For tests of clocks that are wrong: added to the wall clock in versions.
-    pub clock_offset_ms: i64,
-    /// What the number of a new data directory is made of; random if `None`. Equal stamps are decided by
-    /// it, so a test that must run the same again says it.
-    pub node_bits: Option<u64>,
+    /// How versions are kept.
+    pub versions: Keeping,
     /// Called on the writer's thread if it has to give up.
     pub on_fatal: OnFatal,
     /// Called on the writer's thread with the last line of the outbox, after each commit that added one.
     pub on_outbox: OnOutbox,
 }
 
+/// How versions are kept.
+pub struct Keeping {
+    /// Whether this node is one of a cluster now. One that ever was goes on counting versions.
+    pub is_clustered: bool,
+    /// Milliseconds since 1970, which versions are made from.
+    pub wall_clock: WallClock,
+    /// What the number of a new data directory is made of; random if `None`. Equal stamps are decided by
+    /// it, so a test that must run the same again says it.
+    pub node_bits: Option<u64>,
+}
+
+/// Tells the time.
+pub type WallClock = Box<dyn Fn() -> u64 + Send>;
+
+impl Keeping {
+    /// By this machine's clock.
+    pub fn new(is_clustered: bool) -> Self {
+        Self { is_clustered, wall_clock: Box::new(|| Timestamp::now().as_milliseconds()), node_bits: None }
+    }
+}
+
 impl Options {
     /// For a node that stands alone.
     pub fn alone(on_fatal: OnFatal) -> Self {
-        Self {
-            is_clustered: false,
-            clock_offset_ms: 0,
-            node_bits: None,
-            on_fatal,
-            on_outbox: Box::new(|_| {}),
-        }
+        Self { versions: Keeping::new(false), on_fatal, on_outbox: Box::new(|_| {}) }
     }
 }
 
@@ -108,7 +116,7 @@ impl Store {
         }
         let buckets = Arc::new(Buckets::default());
         let horizon = Arc::default();
-        let versions = open_versions(&mut opened.connection, &options, &buckets, &horizon)
+        let versions = open_versions(&mut opened.connection, options.versions, &buckets, &horizon)
             .map_err(|error| OpenError::sqlite(database, error))?;
         let node = versions.as_ref().map(Versions::node);
         let cache = Arc::new(EntryCache::default());
@@ -309,19 +317,19 @@ impl Drop for Store {
 
 fn open_versions(
     connection: &mut rusqlite::Connection,
-    options: &Options,
+    keeping: Keeping,
     buckets: &Arc<Buckets>,
     horizon: &Arc<Mutex<Horizon>>,
 ) -> rusqlite::Result<Option<Versions>> {
     use rusqlite::config::DbConfig;
-    if !options.is_clustered && !versions::are_kept(connection)? {
+    if !keeping.is_clustered && !versions::are_kept(connection)? {
         return Ok(None);
     }
     let mut random = [0; 8];
     getrandom::fill(&mut random).expect("Linux has random bytes once it has booted");
-    let random = options.node_bits.unwrap_or(u64::from_ne_bytes(random));
+    let random = keeping.node_bits.unwrap_or(u64::from_ne_bytes(random));
     let (buckets, horizon) = (Arc::clone(buckets), Arc::clone(horizon));
-    let versions = Versions::open(connection, random, options.clock_offset_ms, buckets, horizon)?;
+    let versions = Versions::open(connection, random, keeping.wall_clock, buckets, horizon)?;
     // The triggers are for other programs; this connection keeps its own books.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
     Ok(Some(versions))

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::buckets::{Buckets, Delta, bucket_of, digest_of};
-use super::{reader, schema};
+use super::{WallClock, reader, schema};
 use crate::limits::{CLOCK_RESERVE, OUTBOX_COUNT_MAX};
 use crate::model::{
     Change, Content, Digest, EntryId, Horizon, HybridClock, Known, NodeNumber, Stamp, Timestamp, Version,
@@ -20,8 +20,7 @@ pub(super) struct Versions {
     clock: HybridClock,
     /// The database says that stamps up to here may have been given out.
     reserved: Stamp,
-    /// For tests of clocks that are wrong.
-    clock_offset_ms: i64,
+    wall_clock: WallClock,
     buckets: Arc<Buckets>,
     horizon: Arc<Mutex<Horizon>>,
     /// The number of the last line of the outbox.
@@ -57,7 +56,7 @@ impl Versions {
     pub(super) fn open(
         connection: &mut Connection,
         random: u64,
-        clock_offset_ms: i64,
+        wall_clock: WallClock,
         buckets: Arc<Buckets>,
         horizon: Arc<Mutex<Horizon>>,
     ) -> rusqlite::Result<Self> {
@@ -87,7 +86,7 @@ impl Versions {
         each_live_digest(connection, |id, digest| delta.replace(&id, Digest::default(), digest))?;
         buckets.apply(&delta);
         let clock = HybridClock::after(reserved);
-        Ok(Self { node, clock, reserved, clock_offset_ms, buckets, horizon, last_sequence })
+        Ok(Self { node, clock, reserved, wall_clock, buckets, horizon, last_sequence })
     }
 
     pub(super) fn node(&self) -> NodeNumber {
@@ -112,8 +111,7 @@ impl Versions {
     ) -> rusqlite::Result<()> {
         let before = known(connection, id)?;
         let seen = before.as_ref().map_or(Stamp::default(), |known| known.version.stamp);
-        let wall = Timestamp::now().as_milliseconds().saturating_add_signed(self.clock_offset_ms);
-        let version = Version { stamp: self.clock.stamp(wall, seen), node: self.node };
+        let version = Version { stamp: self.clock.stamp((self.wall_clock)(), seen), node: self.node };
         self.reserve(connection, version.stamp)?;
         record(connection, delta, before.as_ref(), id, version, content)?;
         connection
