@@ -1,26 +1,53 @@
-//! Random writes on random nodes of a cluster whose links and nodes fail at random.
+//! Random writes on random nodes of a cluster whose network and nodes fail at random.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::slice;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::link::{Mode, Place};
-use crate::nodes::{CONVERGENCE, Cluster, SYNC_INTERVAL, ask, within};
-use crate::support::USER_KEY;
+use opensecureconf::model::{EntryId, NodeNumber, Version};
+use opensecureconf::service::exchange::{decode_changes, encode_ids};
 
+use crate::link::{Mode, Place};
+use crate::nodes::{Cluster, Links, Node, ask, within};
+use crate::support::{PATIENCE, USER_KEY};
+
+const SEEDS_COUNT: u64 = 20;
+/// A seed is mostly waiting, so that more of them than there are cores go on at a time.
+const SEEDS_AT_ONCE: usize = 4;
 const KEYS_COUNT: u64 = 12;
 const ACKNOWLEDGED_COUNT_MIN: usize = 24;
-const DURATION: Duration = Duration::from_secs(5);
 const HOUR_MS: u64 = 60 * 60 * 1000;
-/// Long enough to derive a key on a busy machine, and for a node that is stopped to go on.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// SplitMix64: small, and the same everywhere.
-struct Random(u64);
+/// What lies between the nodes of a cluster, and can fail.
+pub(crate) trait Network {
+    /// Nodes must be equal two of these after everything works again.
+    const SYNC_INTERVAL: Duration;
+    /// How long everything fails.
+    const DURATION: Duration;
+    /// Between two failures.
+    const PAUSE_MS: Range<u64>;
+
+    /// Lets some part fail, or work again.
+    fn disturb(&self, random: &mut Random);
+
+    /// Lets all of it work again.
+    fn heal(&self);
+
+    /// Grows in each sync interval in which nodes exchange more than equal digests.
+    fn exchanges(&self) -> usize;
+}
+
+/// `SplitMix64`: small, and the same everywhere.
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -28,125 +55,212 @@ impl Random {
         (mixed ^ (mixed >> 31)) % end
     }
 
-    fn index(&mut self, end: usize) -> usize {
+    pub(crate) fn index(&mut self, end: usize) -> usize {
         usize::try_from(self.below(end as u64)).expect("it is below a usize")
     }
 }
 
-/// The states of one key that one node's own writes may have left it in; `None` is "deleted".
-///
-/// A node's write is later than everything that the node had seen, so of the acknowledged ones only
-/// the last counts. What was sent and not answered may be done at any time, or never.
+/// What a write leaves behind: a value, or `None` for a deletion. No value is written twice.
+type State = Option<String>;
+
+/// One node's own writes of one key. They are made one after the other.
 #[derive(Clone, Debug, Default)]
 struct Traces {
-    last: Option<Option<String>>,
+    /// What the last acknowledged one wrote.
+    last: Option<State>,
+    /// Its version, where that is known.
+    version: Option<Version>,
+    /// What was sent after it and not answered, because the node was killed: it is done, or never will be.
+    unanswered: BTreeSet<State>,
     acknowledged_count: usize,
-    unanswered: BTreeSet<Option<String>>,
-    /// What this node gave just before it acknowledged a write, whoever had written that: the write
-    /// replaced it, or something later still. No value is written twice, so it cannot come back.
-    replaced: BTreeSet<String>,
+    /// The largest version that the node told after an acknowledged write, its own or a later one.
+    largest: Version,
+}
+
+impl Traces {
+    /// Whether this node may have written a state under a version that names the node.
+    fn explain(&self, version: Version, state: &State) -> bool {
+        let is_last = self.last.as_ref() == Some(state);
+        let is_unanswered = self.unanswered.contains(state);
+        match self.version {
+            Some(last) if last == version => is_last,
+            Some(_) => is_unanswered,
+            None => is_last || is_unanswered,
+        }
+    }
 }
 
 type Journal = BTreeMap<String, Traces>;
 
+impl Network for Links {
+    const SYNC_INTERVAL: Duration = Duration::from_secs(5);
+    const DURATION: Duration = Duration::from_secs(5);
+    const PAUSE_MS: Range<u64> = 50..400;
+
+    fn disturb(&self, random: &mut Random) {
+        let (node, ..) = self[random.index(self.len())];
+        let (.., link) = &self[random.index(self.len())];
+        let ends_there = |(from, to, _): &&(usize, usize, _)| [*from, *to].contains(&node);
+        match random.below(10) {
+            0..=2 => link.set(Mode::Cut),
+            3 => link.set(Mode::Stalled),
+            4 => link.set(Mode::Delayed(Duration::from_millis(random.below(200)))),
+            5..=7 => link.set(Mode::Open),
+            8 => self.iter().filter(ends_there).for_each(|(.., link)| link.set(Mode::Cut)),
+            _ => self.iter().filter(ends_there).for_each(|(.., link)| link.set(Mode::Open)),
+        }
+    }
+
+    fn heal(&self) {
+        self.iter().for_each(|(.., link)| link.set(Mode::Open));
+    }
+
+    fn exchanges(&self) -> usize {
+        let targets = ["/cluster/changes", "/cluster/versions", "/cluster/entries"];
+        self.iter().flat_map(|(.., link)| targets.map(|target| link.requests(target))).sum()
+    }
+}
+
 #[test]
 fn nodes_agree_after_everything_that_can_happen_to_them() {
+    for_each_seed(SEEDS_COUNT, |seed| chaos(Cluster::of(3), seed));
+}
+
+/// Runs a trial with so many seeds, or as many as `OSC_TEST_CLUSTER_SEEDS` says, or only with the one that
+/// `OSC_TEST_SEED` says.
+pub(crate) fn for_each_seed(count: u64, trial: impl Fn(u64) + Sync) {
     let variable = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
     let seeds: Vec<u64> = match variable("OSC_TEST_SEED") {
         Some(seed) => vec![seed],
         None => {
             let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
-            (0..variable("OSC_TEST_CLUSTER_SEEDS").unwrap_or(3)).map(|index| now * 1000 + index).collect()
+            (0..variable("OSC_TEST_CLUSTER_SEEDS").unwrap_or(count)).map(|index| now * 1000 + index).collect()
         }
     };
-    for seed in seeds {
-        // Shown by the test harness when the test fails.
-        eprintln!("OSC_TEST_SEED={seed} replays this");
-        chaos(seed);
-    }
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..SEEDS_AT_ONCE {
+            let (seeds, next, failed, trial) = (&seeds, &next, &failed, &trial);
+            scope.spawn(move || {
+                while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // Whatever fails is reported with the name of its thread.
+                    let thread = thread::Builder::new().name(format!("seed {seed}"));
+                    let trial = thread.spawn_scoped(scope, move || trial(seed)).expect("a thread");
+                    if trial.join().is_err() {
+                        failed.lock().expect("no panic while it is held").push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no panic while it is held");
+    let count = seeds.len();
+    assert!(failed.is_empty(), "OSC_TEST_SEED=n runs one of those that failed, of {count}: {failed:?}");
 }
 
-fn chaos(seed: u64) {
+pub(crate) fn chaos<N: Network>(mut cluster: Cluster<N>, seed: u64) {
     let mut random = Random(seed);
-    let mut cluster = Cluster::of(3);
     // Within an hour before and after the others.
     let offset = i64::try_from(random.below(2 * HOUR_MS)).expect("two hours") - HOUR_MS.cast_signed();
-    let wrong = random.index(3);
+    let wrong = random.index(cluster.nodes.len());
     cluster.nodes[wrong].set("OSC_TEST_CLOCK_OFFSET_MS", &offset.to_string());
+    for node in &mut cluster.nodes {
+        node.set("OSC_CLUSTER_SYNC_INTERVAL", &N::SYNC_INTERVAL.as_secs().to_string());
+    }
     cluster.start();
     cluster.wait_until_whole();
 
+    let numbers: Vec<NodeNumber> = cluster.nodes.iter().map(number).collect();
     let is_over = AtomicBool::new(false);
     let serial = AtomicU64::new(0);
     let places: Vec<Place> = cluster.nodes.iter().map(|node| node.place.clone()).collect();
     let journals: Vec<Journal> = thread::scope(|scope| {
         let mut writers = Vec::new();
-        for (index, place) in places.iter().enumerate() {
+        for (index, (place, number)) in places.iter().zip(&numbers).enumerate() {
             let random = Random(seed ^ (index as u64 + 1) << 32);
             let (is_over, serial) = (&is_over, &serial);
-            writers.push(scope.spawn(move || write_at_random(place, random, is_over, serial)));
+            writers.push(scope.spawn(move || write_at_random(place, *number, random, is_over, serial)));
         }
         disturb(&mut cluster, &mut random);
         is_over.store(true, Ordering::Relaxed);
         writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
     });
 
-    for (.., link) in &cluster.links {
-        link.set(Mode::Open);
-    }
-    cluster.wait_until_equal();
+    cluster.links.heal();
+    let healed = Instant::now();
+    cluster.wait_until_equal_within(2 * N::SYNC_INTERVAL);
+    let keys: Vec<String> = (0..KEYS_COUNT).map(|number| format!("key-{number}")).collect();
+    // Digests leave deletions out: what is deleted everywhere is told only by the node that deleted it.
+    let patience = (2 * N::SYNC_INTERVAL).saturating_sub(healed.elapsed());
+    within(patience, "deletions are equal, too", || {
+        let versions = cluster.nodes.iter().map(|node| versions_on(node, &keys));
+        versions.collect::<Vec<_>>().windows(2).all(|pair| pair[0] == pair[1])
+    });
     cluster.wait_until_whole();
-    let digest = cluster.nodes[0].digest();
-    assert_eq!(cluster.digests(), [digest.as_str(); 3]);
-    let mut acknowledged = 0;
-    for key in (0..KEYS_COUNT).map(|number| format!("key-{number}")) {
-        let values: Vec<Option<String>> = cluster.nodes.iter().map(|node| node.value(&key)).collect();
-        assert!(values.iter().all(|value| *value == values[0]), "seed {seed}, {key}: {values:?}");
-        let traces: Vec<&Traces> = journals.iter().filter_map(|journal| journal.get(&key)).collect();
-        acknowledged += traces.iter().map(|traces| traces.acknowledged_count).sum::<usize>();
-        let came_back = values[0]
-            .as_ref()
-            .is_some_and(|value| traces.iter().any(|traces| traces.replaced.contains(value)));
-        assert!(!came_back, "seed {seed}: {key} is {:?} again, after {traces:?}", values[0]);
-        let is_explained = traces
-            .iter()
-            .any(|traces| traces.last.as_ref() == Some(&values[0]) || traces.unanswered.contains(&values[0]));
-        let was_never_written = values[0].is_none() && traces.iter().all(|traces| traces.last.is_none());
+    let digests = cluster.digests();
+    expect_written(&cluster, &keys, &numbers, &journals);
+    expect_quiet(&cluster);
+    assert_eq!(cluster.digests(), digests, "nothing changes any more");
+}
+
+/// Every key is everywhere what the write with the largest version made it.
+fn expect_written<N>(cluster: &Cluster<N>, keys: &[String], numbers: &[NodeNumber], journals: &[Journal]) {
+    let versions: Vec<_> = cluster.nodes.iter().map(|node| versions_on(node, keys)).collect();
+    assert!(versions.iter().all(|other| *other == versions[0]), "{versions:?}");
+    let mut acknowledged_count = 0;
+    for key in keys {
+        let states: Vec<State> = cluster.nodes.iter().map(|node| node.value(key)).collect();
+        let state = &states[0];
+        assert!(states.iter().all(|other| other == state), "{key}: {states:?}");
+        let traces: Vec<&Traces> = journals.iter().filter_map(|journal| journal.get(key)).collect();
+        acknowledged_count += traces.iter().map(|traces| traces.acknowledged_count).sum::<usize>();
+        let largest = traces.iter().map(|traces| traces.largest).max().unwrap_or_default();
+        let version = versions[0].get(key).copied().unwrap_or_default();
+        assert!(version >= largest, "{key} is {state:?} of {version:?}, the writes were {traces:?}");
+        if version == Version::default() {
+            assert!(
+                state.is_none() && traces.iter().all(|traces| traces.last.is_none()),
+                "{key}: {traces:?}"
+            );
+            continue;
+        }
+        let writer = numbers.iter().position(|number| *number == version.node).expect("one of the nodes");
+        let is_explained = journals[writer].get(key).is_some_and(|traces| traces.explain(version, state));
         assert!(
-            is_explained || was_never_written,
-            "seed {seed}: {key} is {:?}, but the writes were {traces:?}",
-            values[0]
+            is_explained,
+            "{key} is {state:?} of {version:?}, by node {writer}, the writes were {traces:?}"
         );
     }
     // Otherwise the nodes agree on next to nothing, which shows nothing.
     assert!(
-        acknowledged > ACKNOWLEDGED_COUNT_MIN,
-        "seed {seed}: only {acknowledged} writes were acknowledged"
+        acknowledged_count > ACKNOWLEDGED_COUNT_MIN,
+        "only {acknowledged_count} writes were acknowledged"
     );
-    expect_quiet(&cluster, seed);
-    assert_eq!(cluster.digests(), [digest.as_str(); 3], "seed {seed}");
 }
 
 /// Once the nodes are equal they stop exchanging entries. A push that waited for its next attempt may
 /// still come, so the time without any has to begin soon, not at once.
-fn expect_quiet(cluster: &Cluster, seed: u64) {
-    let exchanged = || {
-        ["/cluster/changes", "/cluster/versions", "/cluster/entries"]
-            .map(|target| cluster.requests(target))
-            .iter()
-            .sum::<usize>()
-    };
-    let (mut last, mut since) = (exchanged(), Instant::now());
-    within(CONVERGENCE, &format!("seed {seed}: equal nodes are quiet"), || {
-        let now = exchanged();
+fn expect_quiet<N: Network>(cluster: &Cluster<N>) {
+    // The intervals vary by a tenth; all nodes compare themselves with all others in this time.
+    let long_enough = N::SYNC_INTERVAL * 6 / 5;
+    let (mut last, mut since) = (cluster.links.exchanges(), Instant::now());
+    within(5 * long_enough, "equal nodes are quiet", || {
+        let now = cluster.links.exchanges();
         if now != last {
             (last, since) = (now, Instant::now());
         }
-        since.elapsed() > 2 * SYNC_INTERVAL + SYNC_INTERVAL / 2
+        since.elapsed() > long_enough
     });
 }
 
-fn write_at_random(place: &Place, mut random: Random, is_over: &AtomicBool, serial: &AtomicU64) -> Journal {
+fn write_at_random(
+    place: &Place,
+    number: NodeNumber,
+    mut random: Random,
+    is_over: &AtomicBool,
+    serial: &AtomicU64,
+) -> Journal {
     let mut journal = Journal::new();
     while !is_over.load(Ordering::Relaxed) {
         // Not too fast: disturbances should fall between writes as well as into them.
@@ -162,15 +276,17 @@ fn write_at_random(place: &Place, mut random: Random, is_over: &AtomicBool, seri
             _ => ("DELETE", target.as_str(), None, None),
         };
         let Some(address) = place.get() else { continue };
-        let read = ask(address, CLIENT_PATIENCE, "GET", &format!("/configs/{key}"), USER_KEY, None);
-        let seen = read.ok().filter(|response| response.status == 200).map(|response| response.value());
-        let result = ask(address, CLIENT_PATIENCE, method, target, USER_KEY, body);
-        let traces = journal.entry(key).or_default();
+        let result = ask(address, PATIENCE, method, target, USER_KEY, body);
+        let traces = journal.entry(key.clone()).or_default();
         match result.map(|response| response.status) {
             Ok(200 | 201) => {
+                let told = versions(address, slice::from_ref(&key)).ok().map(|versions| versions[&key]);
                 traces.last = Some(state);
-                traces.replaced.extend(seen);
+                // Another node's may have come right after it.
+                traces.version = told.filter(|version| version.node == number);
+                traces.unanswered.clear();
                 traces.acknowledged_count += 1;
+                traces.largest = traces.largest.max(told.unwrap_or_default());
             }
             // It is there already, or not there: nothing was done.
             Ok(400 | 404 | 409) => {}
@@ -183,19 +299,14 @@ fn write_at_random(place: &Place, mut random: Random, is_over: &AtomicBool, seri
     journal
 }
 
-fn disturb(cluster: &mut Cluster, random: &mut Random) {
-    let deadline = Instant::now() + DURATION;
+fn disturb<N: Network>(cluster: &mut Cluster<N>, random: &mut Random) {
+    let deadline = Instant::now() + N::DURATION;
     while Instant::now() < deadline {
-        let pause = Duration::from_millis(50 + random.below(350));
+        let length_ms = N::PAUSE_MS.end - N::PAUSE_MS.start;
+        let pause = Duration::from_millis(N::PAUSE_MS.start + random.below(length_ms));
         let node = random.index(cluster.nodes.len());
-        let link = random.index(cluster.links.len());
         match random.below(12) {
-            0..=2 => cluster.links[link].2.set(Mode::Cut),
-            3 => cluster.links[link].2.set(Mode::Stalled),
-            4 => cluster.links[link].2.set(Mode::Delayed(Duration::from_millis(random.below(200)))),
-            5..=7 => cluster.links[link].2.set(Mode::Open),
-            8 => cluster.set_links_of(node, Mode::Cut),
-            9 => cluster.set_links_of(node, Mode::Open),
+            0..=9 => cluster.links.disturb(random),
             10 => {
                 cluster.nodes[node].signal("STOP");
                 thread::sleep(pause);
@@ -210,4 +321,22 @@ fn disturb(cluster: &mut Cluster, random: &mut Random) {
         // How long a disturbance lasts; nothing is waited for.
         thread::sleep(pause);
     }
+}
+
+fn number(node: &Node) -> NodeNumber {
+    node.report()["node"].as_str().and_then(|text| text.parse().ok()).expect("a number")
+}
+
+fn versions_on(node: &Node, keys: &[String]) -> BTreeMap<String, Version> {
+    versions(node.place.get().expect("it runs"), keys).expect("it answers")
+}
+
+/// The versions of those entries that the node knows, deleted ones too.
+fn versions(address: SocketAddr, keys: &[String]) -> io::Result<BTreeMap<String, Version>> {
+    let ids: Vec<EntryId> = keys.iter().map(|key| EntryId { key: key.clone(), environment: None }).collect();
+    let body = String::from_utf8(encode_ids(&ids)).expect("JSON");
+    let response = ask(address, PATIENCE, "POST", "/cluster/entries", USER_KEY, Some(&body))?;
+    assert_eq!(response.status, 200, "{response:?}");
+    let (_, changes) = decode_changes(&response.body).expect("changes");
+    Ok(changes.into_iter().map(|change| (change.id.key, change.version)).collect())
 }

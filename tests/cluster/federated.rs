@@ -492,7 +492,7 @@ fn one_of_two_owners_changes_at_a_time() {
 #[test]
 fn fifty_nodes_answer_in_time_and_go_on_without_ten_of_them() {
     const COUNT: usize = 50;
-    let mut nodes = Node::several(COUNT);
+    let mut nodes: Vec<Node> = (0..COUNT).map(|_| Node::new()).collect();
     let ports = free_ports(COUNT);
     let peers: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
     for (index, node) in nodes.iter_mut().enumerate() {

@@ -24,22 +24,24 @@ pub(crate) struct Node {
     server: Option<Server>,
 }
 
-/// Some nodes, with a link from each to each other one. None runs before it is started.
-pub(crate) struct Cluster {
+/// Some nodes, and what lies between them. None runs before it is started.
+pub(crate) struct Cluster<L = Links> {
+    // Dropped first: what lies between the nodes is taken away when no node is there any more.
     pub(crate) nodes: Vec<Node>,
-    /// `(from, to, link)`
-    pub(crate) links: Vec<(usize, usize, Link)>,
+    pub(crate) links: L,
 }
 
+/// A link from each node to each other one: `(from, to, link)`.
+pub(crate) type Links = Vec<(usize, usize, Link)>;
+
 impl Node {
-    pub(crate) fn several(count: usize) -> Vec<Self> {
-        let node = || Self {
+    pub(crate) fn new() -> Self {
+        Self {
             directory: Arc::new(tempfile::tempdir().expect("temporary directory")),
             place: Place::default(),
             variables: Vec::new(),
             server: None,
-        };
-        std::iter::repeat_with(node).take(count).collect()
+        }
     }
 
     /// Stops all its threads, which takes a moment on a busy machine.
@@ -62,8 +64,23 @@ impl Node {
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
     }
 
+    /// What is set later wins.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Makes it one of a cluster.
+    pub(crate) fn join(&mut self, name: &str, peers: &str) {
+        for (name, value) in [
+            ("OSC_CLUSTER_ENABLED", "true"),
+            ("OSC_CLUSTER_NODES", peers),
+            ("OSC_CLUSTER_SYNC_INTERVAL", &SYNC_INTERVAL.as_secs().to_string()),
+            ("OSC_CLUSTER_NODE_ID", name),
+            ("OSC_API_KEY_REQUIRED", "true"),
+            ("OSC_API_KEY", API_KEY),
+        ] {
+            self.set(name, value);
+        }
     }
 
     pub(crate) fn start(&mut self) {
@@ -159,7 +176,7 @@ impl Node {
 
 impl Cluster {
     pub(crate) fn of(count: usize) -> Self {
-        let mut nodes = Node::several(count);
+        let mut nodes: Vec<Node> = (0..count).map(|_| Node::new()).collect();
         let mut links = Vec::new();
         for from in 0..count {
             let others = (0..count).filter(|to| *to != from);
@@ -168,16 +185,7 @@ impl Cluster {
         for (from, node) in nodes.iter_mut().enumerate() {
             let own = links.iter().filter(|(start, ..)| *start == from);
             let peers: Vec<String> = own.map(|(.., link)| link.address.to_string()).collect();
-            for (name, value) in [
-                ("OSC_CLUSTER_ENABLED", "true"),
-                ("OSC_CLUSTER_NODES", &peers.join(",")),
-                ("OSC_CLUSTER_SYNC_INTERVAL", &SYNC_INTERVAL.as_secs().to_string()),
-                ("OSC_CLUSTER_NODE_ID", &format!("node-{from}")),
-                ("OSC_API_KEY_REQUIRED", "true"),
-                ("OSC_API_KEY", API_KEY),
-            ] {
-                node.set(name, value);
-            }
+            node.join(&format!("node-{from}"), &peers.join(","));
         }
         Self { nodes, links }
     }
@@ -186,10 +194,6 @@ impl Cluster {
         let mut cluster = Self::of(count);
         cluster.start();
         cluster
-    }
-
-    pub(crate) fn start(&mut self) {
-        self.nodes.iter_mut().for_each(Node::start);
     }
 
     pub(crate) fn link(&self, from: usize, to: usize) -> &Link {
@@ -206,6 +210,16 @@ impl Cluster {
         }
     }
 
+    pub(crate) fn requests(&self, target: &str) -> usize {
+        self.links.iter().map(|(.., link)| link.requests(target)).sum()
+    }
+}
+
+impl<L> Cluster<L> {
+    pub(crate) fn start(&mut self) {
+        self.nodes.iter_mut().for_each(Node::start);
+    }
+
     /// Waits until every node is ready and has reached every other one.
     pub(crate) fn wait_until_whole(&self) {
         within(CONVERGENCE, "all nodes see all others", || {
@@ -220,10 +234,16 @@ impl Cluster {
     }
 
     pub(crate) fn wait_until_equal(&self) {
-        within(CONVERGENCE, "all digests are equal", || {
+        self.wait_until_equal_within(CONVERGENCE);
+    }
+
+    pub(crate) fn wait_until_equal_within(&self, patience: Duration) {
+        let are_equal = happens_within(patience, || {
             let digests = self.digests();
             digests.iter().all(|digest| *digest == digests[0])
         });
+        let reports = || self.nodes.iter().map(|node| format!("{:#}\n{}", node.report(), node.log()));
+        assert!(are_equal, "not equal after {patience:?}: {}", reports().collect::<Vec<_>>().join("\n"));
     }
 
     /// Waits until every node gives this value.
@@ -231,10 +251,6 @@ impl Cluster {
         within(CONVERGENCE, &format!("{key} is {value:?} everywhere"), || {
             self.nodes.iter().all(|node| node.value(key).as_deref() == value)
         });
-    }
-
-    pub(crate) fn requests(&self, target: &str) -> usize {
-        self.links.iter().map(|(.., link)| link.requests(target)).sum()
     }
 }
 
@@ -254,10 +270,17 @@ pub(crate) fn ask(
 }
 
 /// Asks until it is so.
-pub(crate) fn within(patience: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn within(patience: Duration, what: &str, is_so: impl FnMut() -> bool) {
+    assert!(happens_within(patience, is_so), "not so after {patience:?}: {what}");
+}
+
+fn happens_within(patience: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + patience;
     while !is_so() {
-        assert!(Instant::now() < deadline, "not so after {patience:?}: {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         thread::sleep(Duration::from_millis(30));
     }
+    true
 }
