@@ -1,4 +1,5 @@
-//! Several nodes of the real binary on the loopback interface, connected by links that a test can cut.
+//! Several nodes of the real binary on the loopback interface, connected by links that a test can cut, or in
+//! network namespaces.
 
 mod acks;
 mod anti_entropy;
@@ -7,6 +8,7 @@ mod chaos;
 mod federated;
 mod identity;
 mod link;
+mod namespaces;
 mod nodes;
 mod salt;
 mod wire;

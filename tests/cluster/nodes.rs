@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ pub(crate) const CONVERGENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Node {
     pub(crate) directory: Arc<tempfile::TempDir>,
     pub(crate) place: Place,
+    /// The network namespace that it runs in, if it is not the test's.
+    namespace: Option<String>,
     variables: Vec<(String, String)>,
     server: Option<Server>,
 }
@@ -39,6 +42,7 @@ impl Node {
         Self {
             directory: Arc::new(tempfile::tempdir().expect("temporary directory")),
             place: Place::default(),
+            namespace: None,
             variables: Vec::new(),
             server: None,
         }
@@ -62,6 +66,11 @@ impl Node {
         let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("every process has it");
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// A node in a network namespace.
+    pub(crate) fn in_namespace(name: String) -> Self {
+        Self { namespace: Some(name), ..Self::new() }
     }
 
     /// What is set later wins.
@@ -88,7 +97,12 @@ impl Node {
             .variables
             .iter()
             .fold(Launch::at(Arc::clone(&self.directory)), |launch, (name, value)| launch.set(name, value));
-        let server = launch.start();
+        let mut command = launch.command();
+        if let Some(name) = &self.namespace {
+            command = in_namespace(name, &command);
+        }
+        let server = Server::spawn(&mut command, launch.directory)
+            .unwrap_or_else(|refused| panic!("{}: {}", refused.status, refused.log));
         self.place.set(Some(server.address));
         self.server = Some(server);
     }
@@ -252,6 +266,20 @@ impl<L> Cluster<L> {
             self.nodes.iter().all(|node| node.value(key).as_deref() == value)
         });
     }
+}
+
+/// The same command in a network namespace, with the same process id for whoever starts it.
+fn in_namespace(name: &str, command: &Command) -> Command {
+    let mut inside = Command::new("ip");
+    inside.args(["netns", "exec", name]).arg(command.get_program()).args(command.get_args());
+    inside.current_dir(command.get_current_dir().expect("the data directory")).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => inside.env(name, value),
+            None => inside.env_remove(name),
+        };
+    }
+    inside
 }
 
 /// One request on a connection of its own.
