@@ -2,12 +2,11 @@
 # the copied files are all that the build needs, and the built binary serves with these variables.
 #
 #   docker build -t opensecureconf .
-#   docker run -p 127.0.0.1:9000:9000 -v osc-data:/data --security-opt seccomp=unconfined opensecureconf
+#   docker run -p 127.0.0.1:9000:9000 -v osc-data:/data --security-opt seccomp=deploy/seccomp-io_uring.json \
+#     opensecureconf
 #
 # The server needs io_uring. Docker 25 and later, containerd 2.0 and later, and Podman forbid it in their
-# default seccomp profiles. Without the option above, or a profile that adds io_uring_setup, io_uring_enter
-# and io_uring_register to the default one, the server says so and does not start; docs/operations.md shows
-# how to make that profile.
+# default seccomp profiles. Without a profile that allows it, the server does not start: docs/operations.md.
 
 FROM rust:1.95-bookworm AS build
 # The image brings what the build script of glommio runs: git, a C compiler and make.
