@@ -3,10 +3,16 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{FromRawFd, IntoRawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::limits::LISTEN_BACKLOG;
+
+/// How long an address may be in use, and how often it is tried.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
+const ADDRESS_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Sockets for `shards` executors on each address. With port 0 the first one chooses the port. A
 /// name such as `localhost` may stand for several addresses; those after the first may be of a
@@ -36,10 +42,21 @@ pub(super) fn bind(addresses: &[SocketAddr], shards: usize) -> io::Result<Vec<Ve
 }
 
 /// Without SO_REUSEPORT this fails if anybody listens there. It is closed again at once.
+///
+/// The kernel closes the listeners of a process that used io_uring some milliseconds after the process has
+/// gone, so a server that is started again at once would find its own address in use.
 fn probe(address: SocketAddr) -> io::Result<SocketAddr> {
-    let probe = socket(address)?;
-    probe.bind(&address.into())?;
-    Ok(probe.local_addr()?.as_socket().unwrap_or(address))
+    let begun = Instant::now();
+    loop {
+        let probe = socket(address)?;
+        match probe.bind(&address.into()) {
+            Ok(()) => return Ok(probe.local_addr()?.as_socket().unwrap_or(address)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < ADDRESS_PATIENCE => {
+                thread::sleep(ADDRESS_INTERVAL);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn is_absent_family(error: &io::Error) -> bool {

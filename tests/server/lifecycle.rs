@@ -224,3 +224,17 @@ fn entries_and_salt_survive_a_restart() {
     assert_eq!(server.get("/configs/k").text(), r#"{"id":1,"key":"k","category":null,"value":{"a":1}}"#);
     assert_eq!(std::fs::read(server.salt()).expect("there"), salt);
 }
+
+/// The kernel frees the address of a process that used io_uring a moment after the process has gone.
+#[test]
+fn a_server_that_was_killed_can_be_started_again_at_once() {
+    let first = Launch::new();
+    let directory = Arc::clone(&first.directory);
+    let mut server = first.start();
+    let port = server.address.port().to_string();
+    for round in 0..10 {
+        server.kill();
+        let again = Launch::at(Arc::clone(&directory)).set("OSC_HOST_PORT", &port).try_start();
+        server = again.unwrap_or_else(|refused| panic!("round {round}: {}", refused.log));
+    }
+}
