@@ -49,6 +49,8 @@ pub struct Config {
     pub node_id: String,
     /// `OSC_CLUSTER_ENABLED` and the settings that count then; `None` for a node that stands alone.
     pub cluster: Option<ClusterConfig>,
+    /// Whether sockets may have a ring of their own: `OSC_TEST_SOCKETS`, by which tests go the other way.
+    pub uses_ring: bool,
     /// `OSC_LOG_LEVEL`.
     pub log_level: LogLevel,
     /// `OSC_LOG_FORMAT`.

@@ -66,6 +66,7 @@ pub(super) fn read(
         api_key: api_key::read(&mut variables, &mut warnings),
         node_id: node_id(&mut variables, port),
         cluster: cluster::read(&mut variables),
+        uses_ring: variables.choice("OSC_TEST_SOCKETS", &[("ring", true), ("stream", false)]).unwrap_or(true),
         log_level: variables.choice("OSC_LOG_LEVEL", &LogLevel::NAMES).unwrap_or(LogLevel::Info),
         log_format: variables.choice("OSC_LOG_FORMAT", &LogFormat::NAMES).unwrap_or(LogFormat::Console),
     };

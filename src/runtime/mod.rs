@@ -8,6 +8,7 @@
 mod cluster;
 mod listener;
 mod placement;
+mod ring;
 mod shard;
 mod shutdown;
 
@@ -108,6 +109,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         app: Arc::new(App::new(Arc::clone(&service), settings)),
         stop: stop.clone(),
         connections: Arc::default(),
+        uses_ring: config.uses_ring,
     };
     let (shards, addresses) = start_shards(config, &plan, &shared)?;
     // Requests that are still open when the shards end may need other nodes.

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use futures_lite::{AsyncWriteExt, FutureExt};
+use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
 use glommio::timer::{Timer, sleep};
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Task};
 
 use super::placement::Plan;
+use super::ring::{self, Ring};
 use super::shutdown::Stop;
 use crate::http::{App, BodyBudget, Clock, serve, too_many_connections};
 use crate::limits::{CONNECTIONS_COUNT_MAX, DEADLINE_TICK, DRAIN_DEADLINE};
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     pub(super) app: Arc<App>,
     pub(super) stop: Stop,
     pub(super) connections: Arc<AtomicUsize>,
+    /// Whether sockets have a ring of their own, where that is possible.
+    pub(super) uses_ring: bool,
 }
 
 /// State of one shard; never leaves its thread.
@@ -105,14 +108,12 @@ pub(super) fn start(
 
 impl Shard {
     async fn run(self: &Rc<Self>, listeners: Vec<TcpListener>, starting: Starting) {
-        let accepting: Vec<_> = listeners
-            .into_iter()
-            .map(|listener| glommio::spawn_local(Rc::clone(self).accept(listener)))
-            .collect();
+        let sockets = Sockets::new(self, listeners);
         starting.succeed();
         while !self.shared.stop.is_requested() {
             Timer::new(DEADLINE_TICK).await;
             self.clock.tick();
+            sockets.tick();
         }
         // Closing a listener resets what is still in its queue, so those connections are taken first;
         // the clock tells them, and all others, to end after their current answer.
@@ -122,7 +123,8 @@ impl Shard {
             Timer::new(DEADLINE_TICK / 10).await;
             waited += DEADLINE_TICK / 10;
             self.clock.tick();
-            if waited >= DEADLINE_TICK && self.open.get() == 0 {
+            sockets.tick();
+            if waited >= DEADLINE_TICK && self.open.get() == 0 && sockets.are_quiet() {
                 break;
             }
             if waited >= DRAIN_DEADLINE {
@@ -133,35 +135,51 @@ impl Shard {
                 break;
             }
         }
-        for task in accepting {
-            task.cancel().await;
+        sockets.close().await;
+    }
+
+    async fn accept_streams(self: Rc<Self>, listener: TcpListener) {
+        let listener = super::listener::adopt(listener);
+        loop {
+            let accepted = listener.accept().await.map_err(io::Error::from);
+            self.take(accepted, |stream| stream.set_nodelay(true).is_ok()).await;
         }
     }
 
-    async fn accept(self: Rc<Self>, listener: TcpListener) {
-        let listener = super::listener::adopt(listener);
+    async fn accept_from_ring(self: Rc<Self>, ring: Rc<Ring>, listener: usize) {
         loop {
-            match listener.accept().await {
-                Ok(stream) => self.connect(stream),
-                Err(error) => {
-                    let error = io::Error::from(error);
-                    tracing::debug!(%error, "cannot accept a connection");
-                    // Without a pause a full descriptor table would spin; others are the client's.
-                    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
-                    {
-                        Timer::new(ACCEPT_PAUSE).await;
-                    }
+            self.take(ring.accept(listener).await, |stream| stream.set_nodelay().is_ok()).await;
+        }
+    }
+
+    /// Serves a connection, or waits until there may be one again. Small answers must not wait for the client's
+    /// acknowledgement; if `prepare` fails, they do.
+    async fn take<S>(self: &Rc<Self>, accepted: io::Result<S>, prepare: impl FnOnce(&mut S) -> bool)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        match accepted {
+            Ok(mut stream) => {
+                prepare(&mut stream);
+                self.connect(stream);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept a connection");
+                // Without a pause a full descriptor table would spin; others are the client's.
+                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
+                    Timer::new(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    fn connect(self: &Rc<Self>, mut stream: glommio::net::TcpStream) {
+    fn connect<S>(self: &Rc<Self>, mut stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
         let slot = Slot::take(self);
         let shard = Rc::clone(self);
         let serving = async move {
-            // Small answers must not wait for the client's acknowledgement; if it fails, they do.
-            stream.set_nodelay(true).ok();
             if slot.is_one_too_many {
                 stream.write_all(&too_many_connections()).await.ok();
                 stream.close().await.ok();
@@ -175,6 +193,51 @@ impl Shard {
             drop(slot);
         };
         drop(glommio::spawn_local(serving).detach());
+    }
+}
+
+/// How connections are accepted and served.
+struct Sockets {
+    tasks: Vec<Task<()>>,
+    ring: Option<Rc<Ring>>,
+}
+
+impl Sockets {
+    /// By a ring of their own where that is possible, otherwise by glommio.
+    fn new(shard: &Rc<Shard>, listeners: Vec<TcpListener>) -> Self {
+        let own = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>();
+        let ring = match shard.shared.uses_ring {
+            true => own.and_then(Ring::new).inspect_err(|error| {
+                tracing::info!(%error, "no ring of its own for the sockets, which takes Linux 6.1 or later");
+            }),
+            false => Err(io::ErrorKind::Unsupported.into()),
+        };
+        let Ok(ring) = ring else {
+            let accept = |listener| glommio::spawn_local(Rc::clone(shard).accept_streams(listener));
+            return Self { tasks: listeners.into_iter().map(accept).collect(), ring: None };
+        };
+        let mut tasks = vec![glommio::spawn_local(ring::drive(Rc::clone(&ring)))];
+        for listener in 0..ring.listeners_count() {
+            let accept = Rc::clone(shard).accept_from_ring(Rc::clone(&ring), listener);
+            tasks.push(glommio::spawn_local(accept));
+        }
+        Self { tasks, ring: Some(ring) }
+    }
+
+    fn tick(&self) {
+        if let Some(ring) = &self.ring {
+            ring.tick();
+        }
+    }
+
+    fn are_quiet(&self) -> bool {
+        self.ring.as_ref().is_none_or(|ring| ring.is_quiet())
+    }
+
+    async fn close(self) {
+        for task in self.tasks {
+            task.cancel().await;
+        }
     }
 }
 

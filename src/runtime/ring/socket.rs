@@ -1,0 +1,342 @@
+//! What the ring knows of one connection.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use rustix::io::Errno;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::buffers::{Buffers, Filled};
+use super::queue::{Operation, Tag};
+use super::{State, WRITE_STALL};
+
+/// A connection of which so much was received and not read receives no more until that was read.
+const INPUT_BYTES_MAX: usize = 64 * 1024;
+/// Up to here a write is done when it is handed over, beyond only when it was sent: memory for connections that
+/// take nothing is bounded, and so is the time that they get.
+const WRITE_BEHIND_BYTES_MAX: usize = 16 * 1024;
+/// More is sent in several steps.
+const SEND_BYTES_MAX: usize = 1024 * 1024;
+/// Memory that a connection keeps for its next answers.
+const OUTPUT_KEPT_BYTES_MAX: usize = 4 * 1024;
+
+/// Whether the kernel receives for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Receiving {
+    No,
+    Yes,
+    /// It was told to end.
+    Ending,
+}
+
+/// One connection. Its place is used again when the kernel has nothing more to do with it.
+pub(super) struct Socket {
+    /// Which one of those that had this place.
+    pub(super) generation: u32,
+    descriptor: Option<OwnedFd>,
+    receiving: Receiving,
+    /// What arrived while somebody waited for it.
+    held: Option<(Filled, usize)>,
+    /// What arrived while nobody waited, and how much of it was read.
+    input: Zeroizing<Vec<u8>>,
+    input_read: usize,
+    end: Option<Result<(), Errno>>,
+    reader: Option<Waker>,
+    pub(super) is_sending: bool,
+    /// What is being sent, which must stay where it is meanwhile.
+    pub(super) output: Vec<u8>,
+    /// How much of it was.
+    sent: usize,
+    /// Bytes that were handed over and whose writer waits until they are sent.
+    owed: usize,
+    send_error: Option<Errno>,
+    writer: Option<Waker>,
+    is_dropped: bool,
+}
+
+impl Socket {
+    fn new(generation: u32, descriptor: OwnedFd) -> Self {
+        Self {
+            generation,
+            descriptor: Some(descriptor),
+            receiving: Receiving::No,
+            held: None,
+            input: Zeroizing::default(),
+            input_read: 0,
+            end: None,
+            reader: None,
+            is_sending: false,
+            output: Vec::new(),
+            sent: 0,
+            owed: 0,
+            send_error: None,
+            writer: None,
+            is_dropped: false,
+        }
+    }
+
+    /// The descriptor of a connection that is not dropped.
+    pub(super) fn descriptor(&self) -> &OwnedFd {
+        self.descriptor.as_ref().expect("it is closed only after it was dropped")
+    }
+
+    fn has_input(&self) -> bool {
+        self.held.is_some() || self.input_read < self.input.len() || self.end.is_some()
+    }
+
+    fn read(&mut self, buffers: &mut Buffers, out: &mut [u8]) -> Option<io::Result<usize>> {
+        if let Some((filled, read)) = &mut self.held {
+            let rest = &buffers.bytes(filled)[*read..];
+            let count = rest.len().min(out.len());
+            out[..count].copy_from_slice(&rest[..count]);
+            *read += count;
+            if count == rest.len()
+                && let Some((filled, _)) = self.held.take()
+            {
+                buffers.give_back(filled);
+            }
+            return Some(Ok(count));
+        }
+        if self.input_read < self.input.len() {
+            let rest = &self.input[self.input_read..];
+            let count = rest.len().min(out.len());
+            out[..count].copy_from_slice(&rest[..count]);
+            self.input_read += count;
+            if self.input_read == self.input.len() {
+                // It is rarely needed, and idle connections should hold nothing.
+                (self.input, self.input_read) = (Zeroizing::default(), 0);
+            }
+            return Some(Ok(count));
+        }
+        self.end.map(|end| end.map(|()| 0).map_err(io::Error::from))
+    }
+}
+
+impl State {
+    pub(super) fn add(&mut self, descriptor: OwnedFd) -> u32 {
+        match self.free.pop() {
+            Some(index) => {
+                let generation = self.sockets[index as usize].generation.wrapping_add(1) & 0x00ff_ffff;
+                self.sockets[index as usize] = Socket::new(generation, descriptor);
+                index
+            }
+            None => {
+                self.sockets.push(Socket::new(0, descriptor));
+                u32::try_from(self.sockets.len() - 1).expect("descriptors are fewer")
+            }
+        }
+    }
+
+    fn tag(&self, operation: Operation, index: u32) -> Tag {
+        Tag { operation, index, generation: self.sockets[index as usize].generation }
+    }
+
+    pub(super) fn poll_read(
+        &mut self,
+        index: u32,
+        context: &Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let socket = &mut self.sockets[index as usize];
+        if let Some(read) = socket.read(&mut self.buffers, out) {
+            return Poll::Ready(read);
+        }
+        if !socket.reader.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            socket.reader = Some(context.waker().clone());
+        }
+        self.receive_if_wanted(index);
+        Poll::Pending
+    }
+
+    #[expect(unsafe_code, reason = "the kernel reads the bytes later")]
+    pub(super) fn poll_write(
+        &mut self,
+        index: u32,
+        context: &Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let tag = self.tag(Operation::Send, index);
+        let socket = &mut self.sockets[index as usize];
+        if let Some(error) = socket.send_error {
+            return Poll::Ready(Err(error.into()));
+        }
+        if socket.is_sending {
+            socket.writer = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let owed = std::mem::take(&mut socket.owed);
+        if owed > 0 {
+            return Poll::Ready(Ok(owed));
+        }
+        let count = bytes.len().min(SEND_BYTES_MAX);
+        if count == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        socket.sent = 0;
+        socket.output.clear();
+        socket.output.extend_from_slice(&bytes[..count]);
+        socket.is_sending = true;
+        let is_behind = count <= WRITE_BEHIND_BYTES_MAX;
+        if !is_behind {
+            socket.owed = count;
+            socket.writer = Some(context.waker().clone());
+        }
+        // SAFETY: nobody touches `output` while `is_sending`, which only the completion ends; the socket keeps its
+        // place until then, and when the ring is dropped earlier, the bytes are leaked.
+        unsafe { self.queue.send(tag, socket.descriptor().as_raw_fd(), &socket.output) };
+        self.pending_count += 1;
+        self.call_driver();
+        if is_behind { Poll::Ready(Ok(count)) } else { Poll::Pending }
+    }
+
+    /// Ready when everything was sent.
+    pub(super) fn poll_sent(&mut self, index: u32, context: &Context<'_>) -> Poll<io::Result<()>> {
+        let socket = &mut self.sockets[index as usize];
+        if socket.is_sending {
+            socket.writer = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(socket.send_error.map_or(Ok(()), |error| Err(error.into())))
+    }
+
+    /// Nobody has the connection any more. What was handed over is still sent, for a while.
+    pub(super) fn abandon(&mut self, index: u32) {
+        let (receive, send) = (self.tag(Operation::Receive, index), self.tag(Operation::Send, index));
+        let socket = &mut self.sockets[index as usize];
+        socket.is_dropped = true;
+        (socket.reader, socket.writer) = (None, None);
+        (socket.input, socket.input_read) = (Zeroizing::default(), 0);
+        if let Some((filled, _)) = socket.held.take() {
+            self.buffers.give_back(filled);
+        }
+        if socket.receiving == Receiving::Yes {
+            socket.receiving = Receiving::Ending;
+            self.queue.cancel(receive);
+            self.call_driver();
+        }
+        if self.sockets[index as usize].is_sending {
+            self.lingering.push((send, Instant::now() + WRITE_STALL));
+        }
+        self.close_if_done(index);
+    }
+
+    fn close_if_done(&mut self, index: u32) {
+        let socket = &mut self.sockets[index as usize];
+        let is_done = socket.is_dropped && !socket.is_sending && socket.receiving == Receiving::No;
+        if is_done && socket.descriptor.take().is_some() {
+            socket.output = Vec::new();
+            self.free.push(index);
+        }
+    }
+
+    /// Receives if somebody waits for what arrives.
+    pub(super) fn receive_if_wanted(&mut self, index: u32) {
+        let tag = self.tag(Operation::Receive, index);
+        let socket = &mut self.sockets[index as usize];
+        let is_wanted = socket.reader.is_some() && !socket.is_dropped && !socket.has_input();
+        if is_wanted && socket.receiving == Receiving::No {
+            socket.receiving = Receiving::Yes;
+            self.queue.receive(tag, socket.descriptor().as_fd());
+            self.pending_count += 1;
+            self.call_driver();
+        }
+    }
+
+    pub(super) fn received(&mut self, tag: Tag, result: io::Result<u32>, buffer: Option<u16>, more: bool) {
+        let index = tag.index;
+        let socket = &mut self.sockets[index as usize];
+        debug_assert_eq!(
+            socket.generation, tag.generation,
+            "a place is used again only when nothing is pending"
+        );
+        if !more {
+            socket.receiving = Receiving::No;
+        }
+        let errno = result.as_ref().err().and_then(Errno::from_io_error);
+        match (result, buffer) {
+            (Ok(count), Some(id)) if count > 0 => {
+                let filled = Buffers::filled(id, count as usize);
+                let is_awaited = socket.reader.is_some() && !socket.has_input();
+                if is_awaited && !socket.is_dropped {
+                    socket.held = Some((filled, 0));
+                } else {
+                    if !socket.is_dropped {
+                        append(&mut socket.input, self.buffers.bytes(&filled));
+                    }
+                    self.buffers.give_back(filled);
+                    if socket.input.len() - socket.input_read >= INPUT_BYTES_MAX
+                        && socket.receiving == Receiving::Yes
+                    {
+                        socket.receiving = Receiving::Ending;
+                        self.queue.cancel(tag);
+                    }
+                }
+            }
+            (Ok(_), buffer) => {
+                if let Some(id) = buffer {
+                    self.buffers.give_back(Buffers::filled(id, 0));
+                }
+                socket.end = Some(Ok(()));
+            }
+            (Err(_), _) => match errno {
+                // All buffers are in use: others are about to give theirs back.
+                Some(Errno::NOBUFS) => self.starved.push(index),
+                // It was told to end, and is wanted again perhaps.
+                Some(Errno::CANCELED) => self.receive_if_wanted(index),
+                errno => socket.end = Some(Err(errno.unwrap_or(Errno::IO))),
+            },
+        }
+        let socket = &mut self.sockets[index as usize];
+        if socket.has_input() {
+            self.woken.extend(socket.reader.take());
+        }
+        self.close_if_done(index);
+    }
+
+    #[expect(unsafe_code, reason = "the kernel reads the bytes later")]
+    pub(super) fn sent(&mut self, tag: Tag, result: io::Result<u32>) {
+        let socket = &mut self.sockets[tag.index as usize];
+        debug_assert_eq!(
+            socket.generation, tag.generation,
+            "a place is used again only when nothing is pending"
+        );
+        let count = match &result {
+            Ok(count) => *count as usize,
+            Err(error) => {
+                socket.send_error = Some(Errno::from_io_error(error).unwrap_or(Errno::IO));
+                0
+            }
+        };
+        if result.is_ok() && count == 0 {
+            socket.send_error = Some(Errno::PIPE);
+        }
+        socket.sent += count;
+        if count > 0 && socket.sent < socket.output.len() && !socket.is_dropped {
+            // SAFETY: as in `poll_write`; `is_sending` stays.
+            unsafe { self.queue.send(tag, socket.descriptor().as_raw_fd(), &socket.output[socket.sent..]) };
+            self.pending_count += 1;
+            return;
+        }
+        socket.is_sending = false;
+        // Answers carry values.
+        socket.output.as_mut_slice().zeroize();
+        if socket.output.capacity() > OUTPUT_KEPT_BYTES_MAX {
+            socket.output = Vec::new();
+        }
+        self.woken.extend(socket.writer.take());
+        self.close_if_done(tag.index);
+    }
+}
+
+/// Grows without leaving a copy behind.
+fn append(input: &mut Zeroizing<Vec<u8>>, bytes: &[u8]) {
+    let len = input.len() + bytes.len();
+    if len > input.capacity() {
+        let mut larger = Zeroizing::new(Vec::with_capacity(len.next_power_of_two()));
+        larger.extend_from_slice(input);
+        *input = larger;
+    }
+    input.extend_from_slice(bytes);
+}

@@ -1,0 +1,68 @@
+//! A connection of the ring as the driver of a connection sees it.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use socket2::SockRef;
+
+use super::Ring;
+
+/// One connection.
+pub(in crate::runtime) struct RingStream {
+    ring: Rc<Ring>,
+    index: u32,
+}
+
+impl RingStream {
+    pub(super) fn new(ring: Rc<Ring>, socket: OwnedFd) -> Self {
+        let index = ring.state.borrow_mut().add(socket);
+        Self { ring, index }
+    }
+
+    /// Small answers are sent at once.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub(in crate::runtime) fn set_nodelay(&self) -> io::Result<()> {
+        let state = self.ring.state.borrow();
+        SockRef::from(&state.sockets[self.index as usize].descriptor().as_fd()).set_tcp_nodelay(true)
+    }
+}
+
+impl AsyncRead for RingStream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.ring.state.borrow_mut().poll_read(self.index, context, out)
+    }
+}
+
+impl AsyncWrite for RingStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.ring.state.borrow_mut().poll_write(self.index, context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.ring.state.borrow_mut().poll_sent(self.index, context)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.ring.state.borrow_mut();
+        match state.poll_sent(self.index, context) {
+            Poll::Ready(Ok(())) => {
+                let socket = &state.sockets[self.index as usize];
+                Poll::Ready(SockRef::from(&socket.descriptor().as_fd()).shutdown(Shutdown::Write))
+            }
+            other => other,
+        }
+    }
+}
+
+impl Drop for RingStream {
+    fn drop(&mut self) {
+        self.ring.state.borrow_mut().abandon(self.index);
+    }
+}
