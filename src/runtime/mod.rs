@@ -73,10 +73,10 @@ pub fn run(config: &Config) -> Result<(), Error> {
     shutdown::watch_signals(reasons.clone())
         .map_err(|error| Error::Part("the signal handler", error.to_string()))?;
 
-    let from_writer = reasons.clone();
+    let from_store = reasons.clone();
     let on_fatal = Box::new(move |error: crate::store::Error| {
-        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        from_writer.send(Reason::Fatal(format!("the database failed: {error}: {source}"))).ok();
+        let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        from_store.send(Reason::Fatal(format!("the database failed: {error}{cause}"))).ok();
     });
     let instance = random_number();
     let outbox = Arc::new(Signal::default());

@@ -88,7 +88,7 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Full => Self::DiskFull,
             store::Error::Busy => Self::Busy,
-            store::Error::Stopped => Self::Unavailable,
+            store::Error::Stopped | store::Error::Damaged { .. } => Self::Unavailable,
             store::Error::Sqlite(_) => Self::Store(error),
         }
     }

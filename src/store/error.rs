@@ -3,6 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// What to do about a damaged file.
+pub(super) const RESTORE: &str = "restore it from a backup together with its -wal file, or save what can be read \
+     with `sqlite3 FILE .recover` into a new file";
+
 /// A read or write of the open store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -15,6 +19,14 @@ pub enum Error {
     /// The store is closed or its writer has given up after an I/O error.
     #[error("the store takes no more writes")]
     Stopped,
+    /// The file was found damaged while it was in use.
+    #[error("{path} is damaged ({what}): {RESTORE}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        what: String,
+    },
     /// Everything else; nothing the client can do.
     #[error("database error")]
     Sqlite(#[source] rusqlite::Error),

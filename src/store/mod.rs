@@ -6,6 +6,7 @@
 
 mod batch;
 mod buckets;
+mod check;
 mod entry_cache;
 mod error;
 mod lock;
@@ -46,7 +47,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Options {
     /// How versions are kept.
     pub versions: Keeping,
-    /// Called on the writer's thread if it has to give up.
+    /// Called on a thread of the store if it has to give up.
     pub on_fatal: OnFatal,
     /// Called on the writer's thread with the last line of the outbox, after each commit that added one.
     pub on_outbox: OnOutbox,
@@ -92,6 +93,7 @@ pub struct Store {
     writer: Mutex<Option<Arc<writer::Writer>>>,
     copy: Option<PathBuf>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    check: Mutex<Option<check::Background>>,
     _lock: lock::DataLock,
 }
 
@@ -120,16 +122,24 @@ impl Store {
             .map_err(|error| OpenError::sqlite(database, error))?;
         let node = versions.as_ref().map(Versions::node);
         let cache = Arc::new(EntryCache::default());
+        let on_fatal = Arc::new(options.on_fatal);
         let (writer, thread) = writer::Writer::start(writer::Start {
             connection: opened.connection,
             path: database.to_owned(),
             spelling: opened.spelling,
             cache: Arc::clone(&cache),
             versions,
-            on_fatal: options.on_fatal,
+            on_fatal: Arc::clone(&on_fatal),
             on_outbox: options.on_outbox,
         })
         .map_err(|error| OpenError::access("start the writer of", database, error))?;
+        let check = match opened.is_checked {
+            true => None,
+            false => Some(
+                check::Background::start(database.to_owned(), move |error| on_fatal(error))
+                    .map_err(|error| OpenError::access("start the check of", database, error))?,
+            ),
+        };
         Ok(Self {
             readers: reader::Readers::new(database.to_owned()),
             cache,
@@ -140,6 +150,7 @@ impl Store {
             writer: Mutex::new(Some(Arc::new(writer))),
             copy: opened.copy,
             thread: Mutex::new(Some(thread)),
+            check: Mutex::new(check),
             _lock: lock,
         })
     }
@@ -297,6 +308,9 @@ impl Store {
 
     /// Finishes the queued writes, moves the WAL into the database and closes it.
     pub fn close(&self) {
+        if let Some(check) = self.check.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            check.stop();
+        }
         // SQLite removes the WAL when its last connection closes, and that should be the writer's.
         self.readers.close();
         self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();

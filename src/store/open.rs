@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, backup};
 
+use super::check;
 use super::error::OpenError;
 use super::schema::{self, Generation, Spelling};
 
@@ -32,6 +33,8 @@ pub(super) struct Opened {
     pub(super) has_entries: bool,
     /// The copy that was made before a migration.
     pub(super) copy: Option<PathBuf>,
+    /// The whole file was checked; a large one must still be.
+    pub(super) is_checked: bool,
 }
 
 /// Checks, copies if a migration is due, migrates, and switches to WAL.
@@ -50,7 +53,7 @@ pub(super) fn open(path: &Path, salt: &Path, salt_is_there: bool) -> Result<Open
     // Without a WAL there is nothing to move, and closing removes the empty one that opening makes.
     let wal_has_content = has_content(&sibling(path, "-wal"));
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, wal_has_content).map_err(sql)?;
-    let generation = check(&connection, path, header.as_ref())?;
+    let (generation, is_checked) = check(&connection, path, header.as_ref())?;
     if !salt_is_there {
         refuse_entries_without_salt(&connection, path, salt, generation)?;
     }
@@ -65,7 +68,10 @@ pub(super) fn open(path: &Path, salt: &Path, salt_is_there: bool) -> Result<Open
         .query_row("SELECT EXISTS (SELECT 1 FROM configurations)", [], |row| row.get(0))
         .map_err(sql)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(sql)?;
-    Ok(Opened { connection, spelling, has_entries, copy })
+    if is_checked {
+        check::clear_mark(path)?;
+    }
+    Ok(Opened { connection, spelling, has_entries, copy, is_checked })
 }
 
 /// Explicit flags: no `SQLITE_OPEN_URI`, which would give `?` and `file:` in a path a meaning.
@@ -124,10 +130,11 @@ fn read_header(path: &Path) -> Result<Option<Header>, OpenError> {
         size => u64::from(size),
     };
     let wal_mode = bytes[18] == 2;
-    // The page count is valid only if the change counter agrees with "version valid for", and in
-    // WAL mode the file may rightly be shorter than a page count that is still in the WAL.
+    // The page count is valid only if the change counter agrees with "version valid for", and the file
+    // may rightly be shorter than that if its last pages are still in a WAL.
     let page_count_is_valid = field(24) == field(92);
-    if page_count_is_valid && !wal_mode && u64::from(field(28)) * page_bytes > metadata.len() {
+    let is_whole = !(wal_mode && has_content(&sibling(path, "-wal")));
+    if page_count_is_valid && is_whole && u64::from(field(28)) * page_bytes > metadata.len() {
         return Err(truncated(path));
     }
     Ok(Some(Header { cycle: i64::from(field(60).cast_signed()), wal_mode }))
@@ -138,10 +145,10 @@ fn unusable(path: &Path, what: &str, remedy: &'static str) -> OpenError {
 }
 
 fn truncated(path: &Path) -> OpenError {
-    unusable(path, "is truncated (shorter than its own header says)", RESTORE)
+    unusable(path, "is truncated (shorter than its own header says)", RESTORE_UNCHANGED)
 }
 
-const RESTORE: &str = "restore it from a backup together with its -wal file, or save what can be read with \
+const RESTORE_UNCHANGED: &str = "restore it from a backup together with its -wal file, or save what can be read with \
      `sqlite3 FILE .recover` into a new file; nothing was changed";
 
 /// SQLite deletes a WAL that it finds beside a missing or empty database, and acknowledged writes with it.
@@ -157,20 +164,31 @@ fn refuse_orphaned_wal(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn check(connection: &Connection, path: &Path, header: Option<&Header>) -> Result<Generation, OpenError> {
-    let damaged = |what: &str| unusable(path, &format!("is damaged ({what})"), RESTORE);
-    let quick: Result<String, _> = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
-    match quick {
-        Ok(answer) if answer == "ok" => {}
-        Ok(answer) => return Err(damaged(&answer)),
-        Err(error) => match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
-                return Err(damaged(&error.to_string()));
-            }
-            _ => return Err(OpenError::sqlite(path, error)),
-        },
+/// Also answers whether the whole file was checked; if not, that is still to be done.
+fn check(
+    connection: &Connection,
+    path: &Path,
+    header: Option<&Header>,
+) -> Result<(Generation, bool), OpenError> {
+    let damaged = |what: &str| unusable(path, &format!("is damaged ({what})"), RESTORE_UNCHANGED);
+    let undamaged = |checked: rusqlite::Result<Option<String>>| match checked {
+        Ok(None) => Ok(()),
+        Ok(Some(what)) => Err(damaged(&what)),
+        Err(error) => Err(OpenError::sqlite(path, error)),
+    };
+    let mut is_checked = check::is_due_at_start(path);
+    if is_checked {
+        undamaged(check::quick(connection))?;
     }
-    let generation = schema::detect(connection, path)?;
+    let generation = schema::detect(connection, path).map_err(|error| match error {
+        OpenError::Sqlite { source, .. } if check::is_damage(&source) => damaged(&source.to_string()),
+        other => other,
+    })?;
+    if !is_checked {
+        // A migration changes the file, and takes longer than a check.
+        is_checked = generation != Generation::Ours;
+        undamaged(if is_checked { check::quick(connection) } else { check::ends(connection) })?;
+    }
     if let (Generation::Ours, Some(header)) = (generation, header) {
         check_wal_belongs(connection, path, header)?;
     }
@@ -183,7 +201,7 @@ fn check(connection: &Connection, path: &Path, header: Option<&Header>) -> Resul
             remedy: "delete or rename one of them with sqlite3",
         });
     }
-    Ok(generation)
+    Ok((generation, is_checked))
 }
 
 /// SQLite replays a WAL over whatever database it lies beside, so a database that was restored

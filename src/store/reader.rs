@@ -1,6 +1,6 @@
 //! Reading: points by key and pages by id, on whichever thread asks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rusqlite::types::ValueRef;
@@ -113,21 +113,22 @@ impl Readers {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => self.connect()?,
+            None => connect(&self.path)?,
         };
         let result = read(&connection);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         result
     }
+}
 
-    fn connect(&self) -> Result<Connection, Error> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags)?;
-        connection.busy_timeout(super::BUSY_TIMEOUT)?;
-        connection.set_prepared_statement_cache_capacity(64);
-        connection.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0; PRAGMA trusted_schema=OFF;")?;
-        Ok(connection)
-    }
+/// For reading only.
+pub(super) fn connect(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(super::BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0; PRAGMA trusted_schema=OFF;")?;
+    Ok(connection)
 }
 
 pub(super) fn exact(

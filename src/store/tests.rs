@@ -241,3 +241,31 @@ fn a_closed_store_takes_no_more_writes() {
     let again = Fixture::at(directory);
     assert_eq!(again.sealed("k", None).as_deref(), Some(&b"1"[..]));
 }
+
+/// Neither does the writer stop while another program reads for long, nor does the log stay as large as it
+/// grew by that.
+#[test]
+fn the_log_is_emptied_once_a_long_reader_is_gone() {
+    let fixture = Fixture::new();
+    fixture.create("first", None, b"1").expect("new");
+    let path = fixture.directory.path().join("c.db");
+    let wal = || fs::metadata(open::sibling(&path, "-wal")).map_or(0, |metadata| metadata.len());
+    let mut reader = rusqlite::Connection::open(&path).expect("there");
+    let snapshot = reader.transaction().expect("a snapshot");
+    let count = |connection: &rusqlite::Connection| -> i64 {
+        let sql = "SELECT count(*) FROM configurations";
+        connection.query_row(sql, [], |row| row.get(0)).expect("readable")
+    };
+    assert_eq!(count(&snapshot), 1);
+    for number in 0..30 {
+        fixture.create(&format!("k{number}"), None, &[7; 1 << 20]).expect("new");
+    }
+    assert!(wal() > 30 << 20, "{}", wal());
+    assert_eq!(count(&snapshot), 1);
+    drop(snapshot);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while wal() > 0 {
+        assert!(std::time::Instant::now() < deadline, "{} bytes", wal());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

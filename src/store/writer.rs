@@ -12,15 +12,17 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounde
 use futures_channel::oneshot;
 use rusqlite::{Connection, ErrorCode};
 
+use super::BUSY_TIMEOUT;
 use super::batch::{Batch, Effect, execute, prepare};
 use super::buckets::Delta;
+use super::check;
 use super::entry_cache::{EntryCache, with_row};
 use super::error::Error;
 use super::open::sibling;
 use super::row::{OwnerTag, Row};
 use super::schema::{self, Spelling};
 use super::versions::Versions;
-use crate::limits::{WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
+use crate::limits::{CHECKPOINT_PATIENCE, WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
 use crate::model::{Change, Ciphertext, NodeNumber, Stamp, Timestamp};
 
 /// How often an idle writer looks whether another process has changed the file.
@@ -132,8 +134,8 @@ pub(super) struct Writer {
     jobs: Sender<Job>,
 }
 
-/// Called on the writer's thread, once, when it must give up.
-pub type OnFatal = Box<dyn FnOnce(Error) + Send>;
+/// Called on a thread of the store when it must give up.
+pub type OnFatal = Box<dyn Fn(Error) + Send + Sync>;
 /// Called on the writer's thread after a commit that put something into the outbox.
 pub type OnOutbox = Box<dyn Fn(i64) + Send>;
 
@@ -144,7 +146,7 @@ pub(super) struct Start {
     pub(super) spelling: Spelling,
     pub(super) cache: Arc<EntryCache>,
     pub(super) versions: Option<Versions>,
-    pub(super) on_fatal: OnFatal,
+    pub(super) on_fatal: Arc<OnFatal>,
     pub(super) on_outbox: OnOutbox,
 }
 
@@ -155,7 +157,7 @@ impl Writer {
         let thread = thread::Builder::new().name("osc-writer".into()).spawn(move || {
             // The WAL is empty unless a checkpoint at the start was impossible; then its cycle goes on.
             let cycle_begun = fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0);
-            Worker { start, wal, cycle_begun, data_version: 0 }.run(&queue);
+            Worker { start, wal, wal_bytes_max: WAL_BYTES_MAX, cycle_begun, data_version: 0 }.run(&queue);
         })?;
         Ok((Self { jobs }, thread))
     }
@@ -231,6 +233,9 @@ impl Job {
 struct Worker {
     start: Start,
     wal: PathBuf,
+    /// The size of the WAL at which it is to be emptied: larger after a reader was in the way, so that not
+    /// every commit waits for that reader again.
+    wal_bytes_max: u64,
     /// The WAL already says on which checkpoint cycle it builds.
     cycle_begun: bool,
     data_version: i64,
@@ -253,6 +258,11 @@ impl Worker {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout) => {
                     self.notice_foreign_changes();
+                    if self.wal_bytes_max > WAL_BYTES_MAX {
+                        // The reader that was in the way may be gone.
+                        self.wal_bytes_max = WAL_BYTES_MAX;
+                        self.bound_wal();
+                    }
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -263,12 +273,13 @@ impl Worker {
             if let Err(fatal) = self.commit(jobs) {
                 // After a failed fsync nobody knows what is on the disk; trying again would lie
                 // (<https://wiki.postgresql.org/wiki/Fsync_Errors>). The next start recovers.
+                if matches!(&fatal, Error::Sqlite(source) if check::is_damage(source)) {
+                    check::set_mark(&self.start.path);
+                }
                 (self.start.on_fatal)(fatal);
                 return;
             }
-            if fs::metadata(&self.wal).is_ok_and(|metadata| metadata.len() > WAL_BYTES_MAX) {
-                self.checkpoint();
-            }
+            self.bound_wal();
         }
         self.checkpoint();
     }
@@ -295,7 +306,7 @@ impl Worker {
                     job.fail(match error {
                         Error::Full => Error::Full,
                         Error::Busy => Error::Busy,
-                        Error::Stopped | Error::Sqlite(_) => Error::Stopped,
+                        Error::Stopped | Error::Damaged { .. } | Error::Sqlite(_) => Error::Stopped,
                     });
                 }
                 if fatal { Err(error) } else { Ok(()) }
@@ -355,9 +366,17 @@ impl Worker {
         Ok(Applied { outcomes, effects: batch.effects, delta: batch.delta })
     }
 
-    /// Moves the WAL into the database and empties it. When a reader stands in the way, or the disk
+    fn bound_wal(&mut self) {
+        let bytes = fs::metadata(&self.wal).map_or(0, |metadata| metadata.len());
+        if bytes > self.wal_bytes_max {
+            let is_empty = self.checkpoint();
+            self.wal_bytes_max = if is_empty { WAL_BYTES_MAX } else { bytes + WAL_BYTES_MAX / 4 };
+        }
+    }
+
+    /// Moves the WAL into the database and empties it; false if it could not be. When a reader stands in the way, or the disk
     /// is full, the WAL stays as it is and the next commit tries again.
-    fn checkpoint(&mut self) {
+    fn checkpoint(&mut self) -> bool {
         match self.complete_cycle() {
             Ok(true) => self.cycle_begun = false,
             Ok(false) => tracing::debug!("checkpoint left to a later time: a reader is at work"),
@@ -366,6 +385,7 @@ impl Worker {
                 tracing::warn!(%error, "cannot empty the write-ahead log into the database");
             }
         }
+        !self.cycle_begun
     }
 
     fn complete_cycle(&mut self) -> Result<bool, Error> {
@@ -373,8 +393,10 @@ impl Worker {
         if self.cycle_begun {
             schema::end_cycle(connection)?;
         }
-        let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        Ok(busy == 0)
+        connection.busy_timeout(CHECKPOINT_PATIENCE)?;
+        let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        Ok(busy? == 0)
     }
 
     fn read_data_version(&self) -> i64 {
@@ -429,6 +451,6 @@ fn is_fatal(error: &Error) -> bool {
                     | ErrorCode::ReadOnly
             )
         ),
-        Error::Full | Error::Busy | Error::Stopped => false,
+        Error::Full | Error::Busy | Error::Stopped | Error::Damaged { .. } => false,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use crate::support::{Launch, OTHER_KEY, Refused, Server, copy_files};
+use crate::support::{Launch, OTHER_KEY, Refused, Server, copy_files, eventually};
 
 const ALICE: &str = "alice-user-key";
 const BOB: &str = "bob-user-key-2";
@@ -312,7 +312,7 @@ fn changes_by_another_program_are_noticed() {
     }
     let database = Connection::open(server.database()).expect("there");
     database.execute(r#"DELETE FROM configurations WHERE "key" = 'removed'"#, []).expect("valid");
-    crate::support::eventually("the entry is gone", || server.get("/configs/removed").status == 404);
+    eventually("the entry is gone", || server.get("/configs/removed").status == 404);
     assert_eq!(server.value("kept"), "1");
     assert_eq!(server.send("GET", "/configs/kept", OTHER_KEY, None).status, 401);
 }
@@ -341,4 +341,84 @@ fn a_restored_database_with_another_log_is_refused() {
     }
     let server = Launch::at(Arc::clone(&server.directory)).start();
     assert_eq!(server.value("k"), "\"yesterday\"");
+}
+
+/// More than is checked before the server listens: 70,000 small entries of some 85 MiB, none of them sealed.
+fn large() -> Launch {
+    let mut server = Server::start();
+    server.create("k", "1");
+    assert!(server.stop().success());
+    let database = Connection::open(server.database()).expect("there");
+    database
+        .execute_batch(
+            r#"PRAGMA synchronous=OFF;
+               WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 70000)
+               INSERT INTO configurations ("key", encrypted_value) SELECT 'filler-' || i, hex(zeroblob(550)) FROM n;
+               PRAGMA wal_checkpoint(TRUNCATE);"#,
+        )
+        .expect("valid");
+    drop(database);
+    let bytes = fs::metadata(server.database()).expect("there").len();
+    assert!(bytes > opensecureconf::limits::CHECK_AT_START_BYTES_MAX, "{bytes}");
+    Launch::at(Arc::clone(&server.directory))
+}
+
+#[test]
+fn a_large_database_is_checked_beside_the_server() {
+    let launch = large();
+    let directory = Arc::clone(&launch.directory);
+    let mut server = launch.start();
+    assert_eq!(server.value("k"), "1");
+    eventually("it is checked", || server.log().contains("is whole"));
+    assert!(server.stop().success());
+
+    let path = directory.path().join("configurations.db");
+    let good = fs::read(&path).expect("readable");
+    fs::write(&path, &good[..good.len() / 2]).expect("writable");
+    refused_unchanged(Launch::at(Arc::clone(&directory)), &["truncated"]);
+
+    // A page in the middle.
+    let mut damaged = good.clone();
+    let middle = damaged.len() / 2 / 4096 * 4096;
+    damaged[middle..middle + 4096].fill(0xAA);
+    fs::write(&path, &damaged).expect("writable");
+    let mut server = Launch::at(Arc::clone(&directory)).start();
+    assert_eq!(server.wait().code(), Some(1), "{}", server.log());
+    for word in ["configurations.db is damaged", ".recover"] {
+        assert!(server.log().contains(word), "{word:?} is not in: {}", server.log());
+    }
+    // It is not served a second time, not even until it is found out again.
+    let refused = refused_unchanged(Launch::at(Arc::clone(&directory)), &["configurations.db is damaged"]);
+    assert!(!refused.log.contains("listening"), "{}", refused.log);
+    // What the message asks for helps.
+    fs::write(&path, &good).expect("writable");
+    let server = Launch::at(Arc::clone(&directory)).start();
+    assert_eq!(server.value("k"), "1");
+    drop(server);
+    assert!(!directory.path().join("configurations.db.damaged").exists());
+}
+
+/// At both ends, or in the schema, damage is found before the server listens however large the file is.
+#[test]
+fn a_large_database_with_a_damaged_end_is_refused() {
+    let launch = large();
+    let directory = Arc::clone(&launch.directory);
+    let path = directory.path().join("configurations.db");
+    let good = fs::read(&path).expect("readable");
+    let database = Connection::open(&path).expect("there");
+    let root: u32 = database
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'osc_key_environment'", [], |row| {
+            row.get(0)
+        })
+        .expect("the index");
+    drop(database);
+    let root = usize::try_from(root).expect("small");
+    for (at, count) in [((root - 1) * 4096, 4096), (100, 8)] {
+        let mut damaged = good.clone();
+        damaged[at..at + count].fill(0xAA);
+        fs::write(&path, &damaged).expect("writable");
+        let refused =
+            refused_unchanged(Launch::at(Arc::clone(&directory)), &["configurations.db is damaged"]);
+        assert!(!refused.log.contains("listening"), "{}", refused.log);
+    }
 }
