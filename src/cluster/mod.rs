@@ -358,7 +358,7 @@ impl<N: Network> Context<N> {
         let begun = Stamp::from_milliseconds(Timestamp::now().as_milliseconds());
         // Before the digest is taken, which therefore covers it.
         let line = self.view.outbox().value();
-        let root = self.service.root_digest();
+        let root = self.service.root_digest().ok_or(Failure::Refused)?;
         let theirs = self.post(transport, "/cluster/digests", encode_digest(root).as_bytes()).await?;
         let told = |digest| self.peers.borrow_mut()[index].digest = Some(digest);
         if theirs.is_empty() {
@@ -367,7 +367,7 @@ impl<N: Network> Context<N> {
         }
         let theirs = decode_digests(&theirs).map_err(|_| Failure::Refused)?;
         told(root_of(&theirs));
-        let own = self.service.bucket_digests();
+        let own = self.service.bucket_digests().map_err(own_failure)?;
         let differing = own.iter().zip(&theirs).enumerate().filter(|(_, (own, theirs))| own != theirs);
         Ok(Comparison { buckets: differing.map(|(bucket, _)| bucket).collect(), begun, line })
     }

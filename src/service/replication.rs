@@ -214,14 +214,17 @@ impl Service {
         self.store.horizon()
     }
 
-    /// The digest of everything.
-    pub fn root_digest(&self) -> Digest {
+    /// The digest of everything; `None` as long as a large store is being added up.
+    pub fn root_digest(&self) -> Option<Digest> {
         self.store.buckets().root()
     }
 
     /// The digest of each bucket.
-    pub fn bucket_digests(&self) -> Vec<Digest> {
-        self.store.buckets().all()
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] as long as a large store is being added up.
+    pub fn bucket_digests(&self) -> Result<Vec<Digest>, Error> {
+        self.store.buckets().all().ok_or(Error::Unavailable)
     }
 
     /// Applies changes of another node, those that win; returns how many did.

@@ -77,7 +77,7 @@ impl<'a> Batch<'a> {
             Err(error) => {
                 self.effects.truncate(marks.0);
                 self.restore_overlay();
-                self.delta.truncate(&marks.1);
+                self.delta.truncate(marks.1);
                 execute(self.connection, "ROLLBACK TO job")?;
                 execute(self.connection, "RELEASE job")?;
                 Ok(Err(error))

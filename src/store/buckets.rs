@@ -16,34 +16,45 @@ use crate::model::{Content, Digest, EntryId, Version};
 #[derive(Debug)]
 pub struct Buckets(Mutex<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     digests: Vec<Digest>,
     entries_count: u64,
+    /// The buckets before this one are known. Of the others nothing is noted, because what is committed
+    /// meanwhile is found when they are added up.
+    known_count: usize,
 }
 
 /// What one commit changes.
 #[derive(Debug, Default)]
 pub(super) struct Delta {
-    flips: Vec<(usize, Digest)>,
+    flips: Vec<Flip>,
+}
+
+#[derive(Debug)]
+struct Flip {
+    bucket: usize,
+    digest: Digest,
     entries: i64,
 }
 
 impl Default for Buckets {
     fn default() -> Self {
-        Self(Mutex::new(State { digests: vec![Digest::default(); BUCKETS_COUNT], entries_count: 0 }))
+        let digests = vec![Digest::default(); BUCKETS_COUNT];
+        Self(Mutex::new(State { digests, entries_count: 0, known_count: BUCKETS_COUNT }))
     }
 }
 
 impl Buckets {
-    /// One digest for everything: equal on two nodes exactly when they hold the same entries.
-    pub fn root(&self) -> Digest {
-        root_of(&self.lock().digests)
+    /// One digest for everything: equal on two nodes exactly when they hold the same entries. `None` as long
+    /// as the entries of a large store are being added up.
+    pub fn root(&self) -> Option<Digest> {
+        self.lock().complete().map(root_of)
     }
 
-    /// The digest of each bucket.
-    pub fn all(&self) -> Vec<Digest> {
-        self.lock().digests.clone()
+    /// The digest of each bucket; `None` as for [`Self::root`].
+    pub fn all(&self) -> Option<Vec<Digest>> {
+        self.lock().complete().map(<[Digest]>::to_vec)
     }
 
     /// How many live entries there are.
@@ -53,14 +64,42 @@ impl Buckets {
 
     pub(super) fn apply(&self, delta: &Delta) {
         let mut state = self.lock();
-        for (bucket, digest) in &delta.flips {
-            state.digests[*bucket].0 ^= digest.0;
+        let known_count = state.known_count;
+        for flip in delta.flips.iter().filter(|flip| flip.bucket < known_count) {
+            state.digests[flip.bucket].0 ^= flip.digest.0;
+            state.entries_count = state.entries_count.saturating_add_signed(flip.entries);
         }
-        state.entries_count = state.entries_count.saturating_add_signed(delta.entries);
+    }
+
+    /// Nothing is known any more.
+    pub(super) fn forget(&self) {
+        let mut state = self.lock();
+        state.known_count = 0;
+        state.entries_count = 0;
+    }
+
+    /// The bucket that is to be added up next, if there is one.
+    pub(super) fn next_unknown(&self) -> Option<usize> {
+        Some(self.lock().known_count).filter(|bucket| *bucket < BUCKETS_COUNT)
+    }
+
+    /// The entries of that bucket, read by the thread that calls [`Self::apply`], with no commit in between.
+    pub(super) fn add_up(&self, digests: &[Digest]) {
+        let mut state = self.lock();
+        let bucket = state.known_count;
+        state.digests[bucket] = Digest(digests.iter().fold(0, |sum, digest| sum ^ digest.0));
+        state.entries_count += digests.len() as u64;
+        state.known_count += 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn complete(&self) -> Option<&[Digest]> {
+        (self.known_count == BUCKETS_COUNT).then_some(&self.digests)
     }
 }
 
@@ -77,17 +116,19 @@ impl Delta {
     /// An entry goes from one digest to another; zero stands for "not there".
     pub(super) fn replace(&mut self, id: &EntryId, before: Digest, after: Digest) {
         let nothing = Digest::default();
-        self.flips.push((bucket_of(id), Digest(before.0 ^ after.0)));
-        self.entries += i64::from(after != nothing) - i64::from(before != nothing);
+        self.flips.push(Flip {
+            bucket: bucket_of(id),
+            digest: Digest(before.0 ^ after.0),
+            entries: i64::from(after != nothing) - i64::from(before != nothing),
+        });
     }
 
-    pub(super) fn truncate(&mut self, mark: &(usize, i64)) {
-        self.flips.truncate(mark.0);
-        self.entries = mark.1;
+    pub(super) fn truncate(&mut self, mark: usize) {
+        self.flips.truncate(mark);
     }
 
-    pub(super) fn mark(&self) -> (usize, i64) {
-        (self.flips.len(), self.entries)
+    pub(super) fn mark(&self) -> usize {
+        self.flips.len()
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use futures_lite::future::block_on;
 use proptest::prelude::*;
 
+use super::versions::Versions;
 use super::*;
 use crate::model::{Ciphertext, Content, Digest, NodeNumber, Stamp, Version};
 
@@ -78,7 +79,7 @@ impl Node {
             let sealed = row.ciphertext.as_ref().expect("sealed").as_bytes().to_vec();
             (format!("{}@{:?}", row.key, row.environment), sealed)
         });
-        (rows.collect(), self.store.buckets().root())
+        (rows.collect(), self.store.buckets().root().expect("a small store"))
     }
 
     fn pull_outbox(&self, from: &Node, after: i64) -> (usize, i64) {
@@ -329,4 +330,50 @@ proptest! {
         }
         prop_assert_eq!(one.contents(), two.contents());
     }
+}
+
+/// A large store is added up bucket by bucket between transactions, whatever those change.
+#[test]
+fn commits_between_two_buckets_count_once() {
+    let node = Node::new();
+    let rows: Vec<_> = (0..300).map(|number| node.create(&format!("k{number}"), b"1")).collect();
+    let expected = |node: &Node| (node.store.buckets().root(), node.store.buckets().entries_count());
+    let (before, count) = expected(&node);
+    let Node { store, directory } = node;
+    drop(store);
+
+    let path = directory.path().join("c.db");
+    let mut connection = open::open(&path, &path, true).expect("it opens").connection;
+    let buckets = Arc::new(Buckets::default());
+    let (keeping, horizon) = (Keeping::new(true), Arc::default());
+    let mut versions = Versions::open(&mut connection, 1, keeping.wall_clock, Arc::clone(&buckets), horizon)
+        .expect("it opens");
+    let change = |versions: &mut Versions, number: usize, key: &str| {
+        let ciphertext = Ciphertext::from_bytes(number.to_be_bytes().to_vec());
+        let content = (!number.is_multiple_of(3)).then_some(Content {
+            category: None,
+            ciphertext,
+            created_at: None,
+            updated_at: None,
+        });
+        let id = EntryId { key: key.to_owned(), environment: None };
+        let mut delta = buckets::Delta::default();
+        versions.record_own(&connection, &mut delta, &id, content.as_ref()).expect("noted");
+        versions.publish(&delta);
+    };
+    for (number, row) in rows.iter().enumerate().take(200) {
+        assert_eq!(buckets.root(), None, "it is not known yet");
+        change(&mut versions, number, &row.key);
+        change(&mut versions, number + 1, &format!("new-{number}"));
+        for _ in 0..3 {
+            assert!(versions.add_up_next(&connection).expect("readable"));
+        }
+    }
+    while versions.add_up_next(&connection).expect("readable") {}
+    let found = (buckets.root(), buckets.entries_count());
+    assert!(found.0.is_some() && found != (before, count));
+    buckets.forget();
+    assert_eq!(buckets.root(), None);
+    while versions.add_up_next(&connection).expect("readable") {}
+    assert_eq!((buckets.root(), buckets.entries_count()), found);
 }

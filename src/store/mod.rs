@@ -120,6 +120,15 @@ impl Store {
         let horizon = Arc::default();
         let versions = open_versions(&mut opened.connection, options.versions, &buckets, &horizon)
             .map_err(|error| OpenError::sqlite(database, error))?;
+        if opened.is_checked
+            && let Some(versions) = &versions
+        {
+            // Of a large store the writer does it.
+            while versions
+                .add_up_next(&opened.connection)
+                .map_err(|error| OpenError::sqlite(database, error))?
+            {}
+        }
         let node = versions.as_ref().map(Versions::node);
         let cache = Arc::new(EntryCache::default());
         let on_fatal = Arc::new(options.on_fatal);

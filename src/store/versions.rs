@@ -52,7 +52,7 @@ pub(super) fn are_kept(connection: &Connection) -> rusqlite::Result<bool> {
 }
 
 impl Versions {
-    /// Begins to keep versions, for which every entry gets one, or goes on with them; adds up the digests.
+    /// Begins to keep versions, for which every entry gets one, or goes on with them. The digests are still to be added up.
     pub(super) fn open(
         connection: &mut Connection,
         random: u64,
@@ -82,9 +82,7 @@ impl Versions {
         let reserved = stamp("clock")?;
         let last_sequence = transaction.query_row(LAST_SEQUENCE, [], |row| row.get(0))?;
         transaction.commit()?;
-        let mut delta = Delta::default();
-        each_live_digest(connection, |id, digest| delta.replace(&id, Digest::default(), digest))?;
-        buckets.apply(&delta);
+        buckets.forget();
         let clock = HybridClock::after(reserved);
         Ok(Self { node, clock, reserved, wall_clock, buckets, horizon, last_sequence })
     }
@@ -99,6 +97,19 @@ impl Versions {
 
     pub(super) fn publish(&self, delta: &Delta) {
         self.buckets.apply(delta);
+    }
+
+    /// Adds up one more bucket, if there is one; false if not. All of them at once would keep a large store
+    /// from being opened. Between two buckets there may be commits, because a change counts only in buckets
+    /// that are known by then, and is found in the others.
+    pub(super) fn add_up_next(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        let Some(bucket) = self.buckets.next_unknown() else { return Ok(false) };
+        let sql = "SELECT digest FROM osc_versions WHERE bucket = ?1 AND digest IS NOT NULL";
+        let mut statement = connection.prepare_cached(sql)?;
+        let digests =
+            statement.query_map([i64::try_from(bucket).unwrap_or_default()], |row| digest_at(row, 0))?;
+        self.buckets.add_up(&digests.collect::<rusqlite::Result<Vec<_>>>()?);
+        Ok(true)
     }
 
     /// A change that was made here: gets the next version, and goes to the outbox.
@@ -335,16 +346,6 @@ fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
         let version = Version { stamp: Stamp::from_milliseconds(changed), node: NodeNumber::default() };
         let id = EntryId { key: row.key, environment: row.environment };
         record(connection, &mut delta, None, &id, version, Some(&content))?;
-    }
-    Ok(())
-}
-
-fn each_live_digest(connection: &Connection, mut with: impl FnMut(EntryId, Digest)) -> rusqlite::Result<()> {
-    let mut statement = connection
-        .prepare(r#"SELECT "key", environment, digest FROM osc_versions WHERE digest IS NOT NULL"#)?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        with(entry_id(row.get(0)?, row.get(1)?), digest_at(row, 2)?);
     }
     Ok(())
 }

@@ -254,8 +254,10 @@ impl Worker {
         // What another program has changed while no server ran.
         self.adopt_foreign();
         loop {
-            let first = match queue.recv_timeout(IDLE_CHECK) {
+            let patience = if self.add_up_next() { Duration::ZERO } else { IDLE_CHECK };
+            let first = match queue.recv_timeout(patience) {
                 Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) if patience.is_zero() => continue,
                 Err(RecvTimeoutError::Timeout) => {
                     self.notice_foreign_changes();
                     if self.wal_bytes_max > WAL_BYTES_MAX {
@@ -397,6 +399,15 @@ impl Worker {
         let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
         connection.busy_timeout(BUSY_TIMEOUT)?;
         Ok(busy? == 0)
+    }
+
+    /// One more bucket of a large store between two transactions; false when nothing is left to do now.
+    fn add_up_next(&self) -> bool {
+        let Some(versions) = &self.start.versions else { return false };
+        versions.add_up_next(&self.start.connection).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the digests of the store cannot be added up yet");
+            false
+        })
     }
 
     fn read_data_version(&self) -> i64 {

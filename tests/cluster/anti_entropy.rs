@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
+use rusqlite::Connection;
 
 use crate::nodes::{CONVERGENCE, Cluster, within};
 use crate::support::{Launch, copy_files};
@@ -16,7 +18,7 @@ const ROUND_BYTES_MAX: usize = 64 * 1024;
 /// Adds entries as another program would: nobody has the key that would open them, which does not matter
 /// to nodes that compare and pass on what is sealed.
 fn fill(database: &Path) {
-    let mut connection = rusqlite::Connection::open(database).expect("it can be opened");
+    let mut connection = Connection::open(database).expect("it can be opened");
     let transaction = connection.transaction().expect("nobody else writes");
     {
         let sql = r#"INSERT INTO configurations ("key", encrypted_value) VALUES (?1, ?2)"#;
@@ -84,4 +86,37 @@ fn one_entry_that_differs_costs_little_more() {
     let bytes = bytes_of(&cluster);
     assert!(bytes < 2 * ROUND_BYTES_MAX, "{bytes} bytes for one entry");
     assert!(cluster.requests("/cluster/versions") > 0, "it was found by comparing");
+}
+
+/// The digests of a large store are added up while it serves, also after its end was no end in peace.
+#[test]
+fn a_large_store_is_compared_after_kill_9() {
+    const PATIENCE: Duration = Duration::from_secs(180);
+    let mut cluster = Cluster::started(2);
+    // Settles the salt.
+    assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
+    cluster.wait_until_equal();
+    cluster.nodes[0].stop();
+    let database = Connection::open(cluster.nodes[0].path("configurations.db")).expect("there");
+    let insert = r#"PRAGMA synchronous=OFF;
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)
+        INSERT INTO configurations ("key", encrypted_value) SELECT 'filler-' || i, hex(zeroblob(4500)) FROM n;
+        PRAGMA wal_checkpoint(TRUNCATE);"#;
+    database.execute_batch(insert).expect("valid");
+    drop(database);
+    let bytes = std::fs::metadata(cluster.nodes[0].path("configurations.db")).expect("there").len();
+    assert!(bytes > opensecureconf::limits::CHECK_AT_START_BYTES_MAX, "{bytes}");
+    cluster.nodes[0].start();
+    cluster.wait_until_equal_within(PATIENCE);
+    for number in 0..20 {
+        assert_eq!(cluster.nodes[0].create(&format!("k{number}"), "1").status, 201);
+    }
+    cluster.nodes[0].kill();
+    assert_eq!(cluster.nodes[1].create("meanwhile", "1").status, 201);
+    cluster.nodes[0].start();
+    assert_eq!(cluster.nodes[0].update("k", "2").status, 200);
+    cluster.wait_until_equal_within(PATIENCE);
+    cluster.wait_for("k", Some("2"));
+    cluster.wait_for("k19", Some("1"));
+    cluster.wait_for("meanwhile", Some("1"));
 }

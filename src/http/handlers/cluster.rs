@@ -61,9 +61,9 @@ pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Answer
     let Some(cluster) = service.cluster() else { return not_clustered() };
     let mut body = br#"{"node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
-    // Both belong to a store that keeps versions.
+    // Both belong to a store that keeps versions; the digest of a large one is not known at once.
     let node = quoted(service.node());
-    let digest = quoted(service.node().map(|_| encode_digest(service.root_digest())));
+    let digest = quoted(service.node().and(service.root_digest()).map(encode_digest));
     body.extend_from_slice(format!(r#","node":{node},"digest":{digest},"members":["#).as_bytes());
     for (index, member) in cluster.members().iter().enumerate() {
         if index > 0 {

@@ -9,6 +9,7 @@ use crate::service::exchange::{
     decode_buckets, decode_changes, decode_digest, decode_ids, encode_changes, encode_digests,
     encode_versions,
 };
+use crate::store::root_of;
 
 /// `POST /cluster/changes`: takes changes of a peer, those that win.
 pub(in crate::http) async fn changes(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
@@ -22,9 +23,10 @@ pub(in crate::http) async fn changes(service: &Service, body: &[u8]) -> Result<A
 pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
     require_cluster(service)?;
     let theirs = decode_digest(body).map_err(|error| malformed_message(&error))?;
-    let body = match theirs == service.root_digest() {
+    let own = service.bucket_digests().map_err(failed)?;
+    let body = match theirs == root_of(&own) {
         true => Vec::new(),
-        false => encode_digests(&service.bucket_digests()),
+        false => encode_digests(&own),
     };
     Ok(Answer { status: 200, content_type: Some("application/octet-stream"), headers: Vec::new(), body })
 }
