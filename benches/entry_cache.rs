@@ -1,0 +1,60 @@
+//! The cache of sealed rows: a hit is on the path of every read, the rest on that of a read from SQLite.
+//!
+//! `hit` moves with the lock and the table of a stripe. `hit_of_100000` is the same over more than the
+//! processor's caches hold, so it moves with how many cache lines a lookup touches. `fill_evict` is what a
+//! read of a row that is not cached pays for caching it once the cache is full.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use opensecureconf::model::Ciphertext;
+use opensecureconf::store::{EntryCache, Group, Row};
+
+const VALUE_BYTES: usize = 200;
+
+fn group(key: &str) -> Arc<Group> {
+    let sealed = Ciphertext::from_bytes(vec![7; VALUE_BYTES]);
+    Arc::new(Group { rows: vec![Arc::new(Row::new(1, key.to_owned(), None, Some(sealed)))] })
+}
+
+fn fill(cache: &EntryCache, key: &str, group: &Arc<Group>) {
+    let ticket = cache.prepare_fill(key);
+    cache.fill(&ticket, key, group);
+}
+
+/// Visits all indices below `count`, which 7919 does not divide, in an order that no prefetcher knows.
+fn next(index: &mut usize, count: usize) -> usize {
+    *index = (*index + 7919 * 31) % count;
+    *index
+}
+
+fn cache(criterion: &mut Criterion) {
+    let mut benches = criterion.benchmark_group("entry_cache");
+    let cache = EntryCache::default();
+    fill(&cache, "key", &group("key"));
+    benches.bench_function("hit", |bencher| bencher.iter(|| cache.get(black_box("key"))));
+    benches.bench_function("no_hit", |bencher| bencher.iter(|| cache.get(black_box("none"))));
+
+    let keys: Vec<String> = (0..100_000).map(|number| format!("service-{number}/database")).collect();
+    for key in &keys {
+        fill(&cache, key, &group(key));
+    }
+    let mut index = 0;
+    benches.bench_function("hit_of_100000", |bencher| {
+        bencher.iter(|| cache.get(&keys[next(&mut index, keys.len())]).expect("they all fit"));
+    });
+
+    let cache = EntryCache::default();
+    let many: Vec<String> = (0..1_000_000).map(|number| format!("service-{number}/database")).collect();
+    let shared = group("service-0/database");
+    many.iter().for_each(|key| fill(&cache, key, &shared));
+    assert!(cache.usage().1 < many.len() / 2, "it is full");
+    benches.bench_function("fill_evict", |bencher| {
+        bencher.iter(|| fill(&cache, &many[next(&mut index, many.len())], &shared));
+    });
+    benches.finish();
+}
+
+criterion_group!(benches, cache);
+criterion_main!(benches);

@@ -1,0 +1,124 @@
+//! The whole of a request, without sockets and executors: a real store, a derived key that is cached, and a
+//! connection whose stream is two buffers.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
+use opensecureconf::http::{App, BodyBudget, Clock, Settings, serve};
+use opensecureconf::service::Service;
+use opensecureconf::store::{Options, Store};
+
+/// A client's end of the stream. Once the buffers are as large as they get, it allocates nothing.
+#[derive(Clone, Default)]
+struct Wire(Rc<RefCell<Buffers>>);
+
+#[derive(Default)]
+struct Buffers {
+    sent: Vec<u8>,
+    read_count: usize,
+    received: Vec<u8>,
+}
+
+impl AsyncRead for Wire {
+    /// Nobody is woken: whoever sends polls the connection afterwards.
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffers = self.0.borrow_mut();
+        let rest = &buffers.sent[buffers.read_count..];
+        if rest.is_empty() {
+            return Poll::Pending;
+        }
+        let count = rest.len().min(out.len());
+        out[..count].copy_from_slice(&rest[..count]);
+        buffers.read_count += count;
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().received.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// One connection to a server that lives as long as the process.
+pub(crate) struct Connection {
+    wire: Wire,
+    serving: Pin<Box<dyn Future<Output = ()>>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Connection {
+    /// To a new server.
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let options = Options::alone(Box::new(|error| panic!("the store gives up: {error}")));
+        let (database, salt) = (directory.path().join("whole.db"), directory.path().join("whole.salt"));
+        let store = Arc::new(Store::open(&database, &salt, options).expect("a new store"));
+        let config = PoolConfig { derive_threads: 1, read_threads: 1 };
+        let pool = Arc::new(Pool::start(config, 8, 8).expect("threads can be started"));
+        let service = Arc::new(Service::new(store, KeyCache::new(), pool, None));
+        let settings = Settings { api_key: None, user_key_bytes_min: 8, node_id: "whole".to_owned() };
+        let app = App::new(service, settings);
+        let wire = Wire::default();
+        let stream = wire.clone();
+        let serving = Box::pin(async move {
+            let (clock, budget) = (Clock::new(), BodyBudget::default());
+            serve(stream, &app, &clock, &budget).await;
+        });
+        Self { wire, serving, _directory: directory }
+    }
+
+    /// Sends a request and waits until its answer begins; returns the answer's bytes.
+    pub(crate) fn exchange(&mut self, request: &[u8]) -> std::cell::Ref<'_, [u8]> {
+        {
+            let mut buffers = self.wire.0.borrow_mut();
+            buffers.received.clear();
+            buffers.sent.clear();
+            buffers.sent.extend_from_slice(request);
+            buffers.read_count = 0;
+        }
+        loop {
+            let polled = self.serving.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(polled.is_pending(), "the connection has ended");
+            if !self.wire.0.borrow().received.is_empty() {
+                return std::cell::Ref::map(self.wire.0.borrow(), |buffers| buffers.received.as_slice());
+            }
+            // A derivation, or the writer.
+            std::thread::yield_now();
+        }
+    }
+
+    /// Makes an entry.
+    pub(crate) fn create(&mut self, key: &str, value: &str) {
+        let body = format!(r#"{{"key":"{key}","value":{value},"category":"database"}}"#);
+        let request =
+            format!("POST /configs HTTP/1.1\r\n{FIELDS}Content-Length: {}\r\n\r\n{body}", body.len());
+        assert!(self.exchange(request.as_bytes()).starts_with(b"HTTP/1.1 201"));
+    }
+}
+
+/// What a usual client sends along.
+const FIELDS: &str = "Host: config.example.org:9000\r\nUser-Agent: python-requests/2.32\r\nAccept: */*\r\n\
+     Accept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\nX-User-Key: correct-horse-battery\r\n\
+     Content-Type: application/json\r\n";
+
+/// A read of one entry.
+pub(crate) fn read(key: &str) -> Vec<u8> {
+    format!("GET /configs/{key} HTTP/1.1\r\n{FIELDS}\r\n").into_bytes()
+}

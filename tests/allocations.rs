@@ -1,0 +1,87 @@
+//! Allocations of a cached read in the steady state: a keep-alive connection, a cached key, a cached row.
+//!
+//! To see where they come from: `OSC_TEST_BACKTRACES=1 cargo test --test allocations -- --nocapture`.
+#![allow(unsafe_code, reason = "an allocator that counts is one")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::backtrace::Backtrace;
+use std::cell::{Cell, RefCell};
+
+#[path = "../benches/whole/mod.rs"]
+mod whole;
+
+/// What there is today. It may only become smaller.
+const ALLOCATIONS_MAX: usize = 4;
+const READS_COUNT: usize = 1000;
+
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+    static IS_TRACING: Cell<bool> = const { Cell::new(false) };
+    static TRACES: RefCell<Vec<(usize, Backtrace)>> = const { RefCell::new(Vec::new()) };
+}
+
+fn count(bytes: usize) {
+    // Threads that end may allocate after their locals are gone.
+    COUNT.try_with(|count| count.set(count.get() + 1)).ok();
+    if IS_TRACING.try_with(|tracing| tracing.replace(false)).unwrap_or(false) {
+        let trace = Backtrace::force_capture();
+        TRACES.with(|traces| traces.borrow_mut().push((bytes, trace)));
+        IS_TRACING.set(true);
+    }
+}
+
+// SAFETY: everything is left to the system's allocator; counting does not touch the memory.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_cached_read_allocates_no_more_than_it_did() {
+    let mut connection = whole::Connection::new();
+    connection.create("database_prod", r#"{"host":"db.example.org","port":5432,"password":"correct"}"#);
+    let read = whole::read("database_prod");
+    for _ in 0..10 {
+        assert!(connection.exchange(&read).starts_with(b"HTTP/1.1 200"));
+    }
+    let before = COUNT.get();
+    for _ in 0..READS_COUNT {
+        assert!(connection.exchange(&read).starts_with(b"HTTP/1.1 200"));
+    }
+    let all = COUNT.get() - before;
+    println!("{all} allocations in {READS_COUNT} cached reads");
+    if std::env::var_os("OSC_TEST_BACKTRACES").is_some() {
+        IS_TRACING.set(true);
+        connection.exchange(&read);
+        IS_TRACING.set(false);
+        for (bytes, trace) in TRACES.take() {
+            println!("{bytes} bytes\n{trace}");
+        }
+    }
+    assert!(all <= ALLOCATIONS_MAX * READS_COUNT, "{all} allocations in {READS_COUNT} cached reads");
+}
