@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use opensecureconf::limits::ENTRY_CACHE_BYTES_MIN;
 use opensecureconf::model::Ciphertext;
 use opensecureconf::store::{EntryCache, Group, Row};
 
@@ -31,7 +32,7 @@ fn next(index: &mut usize, count: usize) -> usize {
 
 fn cache(criterion: &mut Criterion) {
     let mut benches = criterion.benchmark_group("entry_cache");
-    let cache = EntryCache::default();
+    let cache = EntryCache::new(ENTRY_CACHE_BYTES_MIN);
     fill(&cache, "key", &group("key"));
     benches.bench_function("hit", |bencher| bencher.iter(|| cache.get(black_box("key"))));
     benches.bench_function("no_hit", |bencher| bencher.iter(|| cache.get(black_box("none"))));
@@ -45,7 +46,7 @@ fn cache(criterion: &mut Criterion) {
         bencher.iter(|| cache.get(&keys[next(&mut index, keys.len())]).expect("they all fit"));
     });
 
-    let cache = EntryCache::default();
+    let cache = EntryCache::new(ENTRY_CACHE_BYTES_MIN);
     let many: Vec<String> = (0..1_000_000).map(|number| format!("service-{number}/database")).collect();
     let shared = group("service-0/database");
     many.iter().for_each(|key| fill(&cache, key, &shared));

@@ -98,8 +98,12 @@ pub const DERIVED_KEYS_UNPROVEN_MAX: usize = 256;
 /// Derived keys unused for this long are wiped.
 pub const DERIVED_KEY_IDLE: Duration = Duration::from_secs(15 * 60);
 
-/// Memory for cached ciphertexts.
-pub const ENTRY_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Memory for cached rows, at least; a store that was not read holds none of it.
+pub const ENTRY_CACHE_BYTES_MIN: usize = 64 * 1024 * 1024;
+/// The same, at most: more than a million small entries. A row that is not cached costs a thread and SQLite.
+pub const ENTRY_CACHE_BYTES_MAX: usize = 1024 * 1024 * 1024;
+/// Between the two it is this part of the memory that the process may use: one eighth.
+pub const ENTRY_CACHE_MEMORY_PART: u64 = 8;
 /// Environments of one entry key that are cached together; a key with more is read from the database.
 pub const ENTRY_GROUP_COUNT_MAX: usize = 64;
 /// Bytes of tokens that one page of a list reads from the database.
@@ -172,6 +176,7 @@ const _: () = assert!(PEER_BODY_BYTES_MAX <= BODIES_BYTES_MAX_PER_SHARD);
 const _: () = assert!(BODY_BYTES_MAX / 3 * 4 + 2 * CHANGES_BYTES_PER_MESSAGE < PEER_BODY_BYTES_MAX);
 const _: () = assert!(2 * VERSIONS_BYTES_PER_MESSAGE < PEER_BODY_BYTES_MAX, "escapes need room");
 const _: () = assert!(DERIVED_KEYS_UNPROVEN_MAX < DERIVED_KEYS_PROVEN_MAX);
+const _: () = assert!(ENTRY_CACHE_BYTES_MIN <= ENTRY_CACHE_BYTES_MAX);
 const _: () = assert!(WRITES_PER_COMMIT_MAX <= WRITES_QUEUED_MAX);
 const _: () = assert!(CHECK_WAL_BYTES_MAX > 4 * WAL_PAGES_MAX as u64 * 4096, "a check has time to end");
 const _: () = assert!(CHUNK_EXTENSION_BYTES_MAX <= CHUNK_EXTENSIONS_BYTES_MAX);

@@ -17,7 +17,7 @@ use opensecureconf::cluster::{
     Action, Comparison, Difference, Event, Failure, Introduction, Notice, Peer, Pushed, State, dealt_with,
     difference,
 };
-use opensecureconf::limits::BUCKETS_COUNT;
+use opensecureconf::limits::{BUCKETS_COUNT, ENTRY_CACHE_BYTES_MIN};
 use opensecureconf::model::{Change, Ciphertext, Digest, EntryId, NodeNumber, Stamp};
 use opensecureconf::store::{
     Filter, Keeping, Options, OwnerTag, PeerNote, Store, VersionsPage, Write, WriteError,
@@ -321,6 +321,7 @@ impl Simulation {
         let clock = Arc::clone(&self.clock);
         let directory = self.nodes[index].directory.path();
         let options = Options {
+            cache_bytes_max: ENTRY_CACHE_BYTES_MIN,
             versions: Keeping {
                 is_clustered: true,
                 wall_clock: Box::new(move || {

@@ -7,6 +7,7 @@
 
 mod cluster;
 mod listener;
+mod memory;
 mod placement;
 mod ring;
 mod shard;
@@ -81,8 +82,12 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let instance = random_number();
     let outbox = Arc::new(Signal::default());
     let grown = Arc::clone(&outbox);
-    let options =
-        Options { versions: versions(config), on_fatal, on_outbox: Box::new(move |last| grown.raise(last)) };
+    let options = Options {
+        cache_bytes_max: memory::entry_cache_bytes_max(),
+        versions: versions(config),
+        on_fatal,
+        on_outbox: Box::new(move |last| grown.raise(last)),
+    };
     let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, options)?);
     if let Some(copy) = store.copy() {
         tracing::info!(copy = %copy.display(), "the database was migrated, after it was copied");

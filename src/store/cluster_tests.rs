@@ -25,6 +25,7 @@ impl Node {
         let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
         fs::write(&salt, [7; 64]).expect("writable");
         let options = Options {
+            cache_bytes_max: ENTRY_CACHE_BYTES_MIN,
             versions: Keeping::new(is_clustered),
             on_fatal: Box::new(|error| panic!("the writer gave up: {error}")),
             on_outbox: Box::new(|_| {}),

@@ -12,12 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 
-use super::row::{Group, Row};
-use crate::limits::ENTRY_CACHE_BYTES_MAX;
+use super::row::{Group, Row, allocation};
 
 /// Enough that executors seldom meet at one lock, few enough that one large value fits a stripe.
 const STRIPES_COUNT: usize = 16;
-const STRIPE_BYTES_MAX: usize = ENTRY_CACHE_BYTES_MAX / STRIPES_COUNT;
 
 /// Process-wide cache of [`Group`]s, bounded by bytes, evicting by second chance (CLOCK).
 #[derive(Debug)]
@@ -40,6 +38,7 @@ struct Stripe {
     free: Vec<usize>,
     hand: usize,
     bytes: usize,
+    bytes_max: usize,
     epoch: u64,
     closed: bool,
 }
@@ -53,16 +52,16 @@ struct Slot {
     used: bool,
 }
 
-impl Default for EntryCache {
-    fn default() -> Self {
+impl EntryCache {
+    /// An empty cache that takes about so much memory when it is full.
+    pub fn new(bytes_max: usize) -> Self {
+        let stripe = || Stripe { bytes_max: bytes_max / STRIPES_COUNT, ..Stripe::default() };
         Self {
             hasher: RandomState::new(),
-            stripes: (0..STRIPES_COUNT).map(|_| Mutex::new(Stripe::default())).collect(),
+            stripes: (0..STRIPES_COUNT).map(|_| Mutex::new(stripe())).collect(),
         }
     }
-}
 
-impl EntryCache {
     /// The group of this key, if it is cached.
     pub fn get(&self, key: &str) -> Option<Arc<Group>> {
         let hash = self.hasher.hash_one(key);
@@ -121,8 +120,8 @@ impl EntryCache {
     pub(super) fn clear(&self) {
         for stripe in &self.stripes {
             let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-            let (epoch, closed) = (stripe.epoch + 1, stripe.closed);
-            *stripe = Stripe { epoch, closed, ..Stripe::default() };
+            let Stripe { epoch, closed, bytes_max, .. } = *stripe;
+            *stripe = Stripe { epoch: epoch + 1, closed, bytes_max, ..Stripe::default() };
         }
     }
 
@@ -157,11 +156,11 @@ impl Stripe {
 
     fn insert(&mut self, hash: u64, key: &str, group: Arc<Group>) {
         self.remove(hash, key);
-        let bytes = size_of::<Slot>() + key.len() + group.weight();
-        if bytes > STRIPE_BYTES_MAX / 2 {
+        let bytes = size_of::<Slot>() + allocation(key.len()) + group.weight();
+        if bytes > self.bytes_max / 2 {
             return;
         }
-        while self.bytes + bytes > STRIPE_BYTES_MAX {
+        while self.bytes + bytes > self.bytes_max {
             self.evict_one();
         }
         let slot = Some(Slot { hash, key: key.into(), group, bytes, used: false });
@@ -224,6 +223,9 @@ mod tests {
     use super::*;
     use crate::model::Ciphertext;
 
+    const BYTES_MAX: usize = 16 << 20;
+    const STRIPE_BYTES_MAX: usize = BYTES_MAX / STRIPES_COUNT;
+
     fn group(key: &str, bytes: usize) -> Arc<Group> {
         let row = Row::new(1, key.to_owned(), None, Some(Ciphertext::from_bytes(vec![7; bytes])));
         Arc::new(Group { rows: vec![Arc::new(row)] })
@@ -241,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_fill_from_before_a_commit_does_not_count() {
-        let cache = EntryCache::default();
+        let cache = EntryCache::new(BYTES_MAX);
         let early = cache.prepare_fill("k");
         cache.close(["k"].into_iter());
         let during = cache.prepare_fill("k");
@@ -258,7 +260,7 @@ mod tests {
 
     #[test]
     fn publishing_replaces_what_is_cached_and_adds_nothing() {
-        let cache = EntryCache::default();
+        let cache = EntryCache::new(BYTES_MAX);
         fill(&cache, "k", 3);
         let new = group("k", 4);
         for key in ["k", "other"] {
@@ -275,14 +277,14 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_and_what_is_used_stays() {
-        let cache = EntryCache::default();
+        let cache = EntryCache::new(BYTES_MAX);
         fill(&cache, "hot", 100);
         for number in 0..200 {
             fill(&cache, &format!("junk-{number}"), STRIPE_BYTES_MAX / 10);
             assert_eq!(size(&cache, "hot"), Some(100), "after {number}");
         }
         let (bytes, groups) = cache.usage();
-        assert!(bytes <= ENTRY_CACHE_BYTES_MAX, "{bytes}");
+        assert!(bytes <= BYTES_MAX, "{bytes}");
         assert!(groups > STRIPES_COUNT && groups < 200, "{groups}");
         fill(&cache, "huge", STRIPE_BYTES_MAX);
         assert_eq!(size(&cache, "huge"), None);

@@ -37,7 +37,7 @@ pub use salt_file::{Adopted, SaltFile};
 pub use writer::{OnFatal, OnOutbox, PeerNote, Write, WriteError, WriteResult};
 
 use self::versions::Versions;
-use crate::limits::SQLITE_VERSION_MIN;
+use crate::limits::{ENTRY_CACHE_BYTES_MIN, SQLITE_VERSION_MIN};
 use crate::model::{Change, EntryId, Horizon, NodeNumber, Timestamp};
 
 /// How long SQLite waits for another process, such as a backup, before it gives up.
@@ -45,6 +45,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a store is opened.
 pub struct Options {
+    /// Memory for cached rows.
+    pub cache_bytes_max: usize,
     /// How versions are kept.
     pub versions: Keeping,
     /// Called on a thread of the store if it has to give up.
@@ -77,7 +79,12 @@ impl Keeping {
 impl Options {
     /// For a node that stands alone.
     pub fn alone(on_fatal: OnFatal) -> Self {
-        Self { versions: Keeping::new(false), on_fatal, on_outbox: Box::new(|_| {}) }
+        Self {
+            cache_bytes_max: ENTRY_CACHE_BYTES_MIN,
+            versions: Keeping::new(false),
+            on_fatal,
+            on_outbox: Box::new(|_| {}),
+        }
     }
 }
 
@@ -130,7 +137,7 @@ impl Store {
             {}
         }
         let node = versions.as_ref().map(Versions::node);
-        let cache = Arc::new(EntryCache::default());
+        let cache = Arc::new(EntryCache::new(options.cache_bytes_max));
         let on_fatal = Arc::new(options.on_fatal);
         let (writer, thread) = writer::Writer::start(writer::Start {
             connection: opened.connection,

@@ -66,11 +66,13 @@ impl Row {
 
     /// Memory that this row takes, roughly, for the bound of the cache.
     pub fn weight(&self) -> usize {
-        size_of::<Self>()
-            + self.key.len()
-            + self.category.as_ref().map_or(0, String::len)
-            + self.environment.as_ref().map_or(0, String::len)
-            + self.ciphertext.as_ref().map_or(0, |sealed| sealed.as_bytes().len())
+        let text = |text: &Option<String>| text.as_ref().map_or(0, |text| allocation(text.len()));
+        // In an `Arc`, whose counters are two words.
+        allocation(size_of::<Self>() + 2 * size_of::<usize>())
+            + allocation(self.key.len())
+            + text(&self.category)
+            + text(&self.environment)
+            + self.ciphertext.as_ref().map_or(0, |sealed| allocation(sealed.as_bytes().len()))
     }
 }
 
@@ -89,6 +91,14 @@ impl Group {
 
     /// Memory that this group takes, roughly.
     pub fn weight(&self) -> usize {
-        self.rows.iter().map(|row| row.weight()).sum()
+        let own = size_of::<Self>() + 2 * size_of::<usize>();
+        let rows: usize = self.rows.iter().map(|row| row.weight()).sum();
+        allocation(own) + allocation(self.rows.capacity() * size_of::<Arc<Row>>()) + rows
     }
+}
+
+/// Memory that something on the heap takes, roughly: allocators hand out whole units of 16 bytes, after
+/// one of their own.
+pub(super) fn allocation(bytes: usize) -> usize {
+    bytes.next_multiple_of(16) + 16
 }
