@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use opensecureconf::limits::ENTRY_CACHE_BYTES_MIN;
+use opensecureconf::limits::{ENTRY_CACHE_BYTES_MAX, ENTRY_CACHE_BYTES_MIN};
 use opensecureconf::model::Ciphertext;
 use opensecureconf::store::{EntryCache, Group, Row};
 
@@ -32,7 +32,7 @@ fn next(index: &mut usize, count: usize) -> usize {
 
 fn cache(criterion: &mut Criterion) {
     let mut benches = criterion.benchmark_group("entry_cache");
-    let cache = EntryCache::new(ENTRY_CACHE_BYTES_MIN);
+    let cache = EntryCache::new(ENTRY_CACHE_BYTES_MAX);
     fill(&cache, "key", &group("key"));
     benches.bench_function("hit", |bencher| bencher.iter(|| cache.get(black_box("key"))));
     benches.bench_function("no_hit", |bencher| bencher.iter(|| cache.get(black_box("none"))));

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 use futures_lite::{AsyncRead, AsyncWrite};
 use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
 use opensecureconf::http::{App, BodyBudget, Clock, Settings, serve};
+use opensecureconf::limits::REQUESTS_COUNT_MAX_PER_CONNECTION;
 use opensecureconf::service::Service;
 use opensecureconf::store::{Options, Store};
 
@@ -58,8 +59,11 @@ impl AsyncWrite for Wire {
 
 /// One connection to a server that lives as long as the process.
 pub(crate) struct Connection {
+    app: Rc<App>,
     wire: Wire,
     serving: Pin<Box<dyn Future<Output = ()>>>,
+    /// Requests that the server takes on this connection.
+    left: u32,
     _directory: tempfile::TempDir,
 }
 
@@ -74,18 +78,18 @@ impl Connection {
         let pool = Arc::new(Pool::start(config, 8, 8).expect("threads can be started"));
         let service = Arc::new(Service::new(store, KeyCache::new(), pool, None));
         let settings = Settings { api_key: None, user_key_bytes_min: 8, node_id: "whole".to_owned() };
-        let app = App::new(service, settings);
-        let wire = Wire::default();
-        let stream = wire.clone();
-        let serving = Box::pin(async move {
-            let (clock, budget) = (Clock::new(), BodyBudget::default());
-            serve(stream, &app, &clock, &budget).await;
-        });
-        Self { wire, serving, _directory: directory }
+        let app = Rc::new(App::new(service, settings));
+        let (wire, serving) = connect(&app);
+        Self { app, wire, serving, left: REQUESTS_COUNT_MAX_PER_CONNECTION, _directory: directory }
     }
 
     /// Sends a request and waits until its answer begins; returns the answer's bytes.
     pub(crate) fn exchange(&mut self, request: &[u8]) -> std::cell::Ref<'_, [u8]> {
+        if self.left == 0 {
+            (self.wire, self.serving) = connect(&self.app);
+            self.left = REQUESTS_COUNT_MAX_PER_CONNECTION;
+        }
+        self.left -= 1;
         {
             let mut buffers = self.wire.0.borrow_mut();
             buffers.received.clear();
@@ -111,6 +115,16 @@ impl Connection {
             format!("POST /configs HTTP/1.1\r\n{FIELDS}Content-Length: {}\r\n\r\n{body}", body.len());
         assert!(self.exchange(request.as_bytes()).starts_with(b"HTTP/1.1 201"));
     }
+}
+
+fn connect(app: &Rc<App>) -> (Wire, Pin<Box<dyn Future<Output = ()>>>) {
+    let (app, wire) = (Rc::clone(app), Wire::default());
+    let stream = wire.clone();
+    let serving = Box::pin(async move {
+        let (clock, budget) = (Clock::new(), BodyBudget::default());
+        serve(stream, &*app, &clock, &budget).await;
+    });
+    (wire, serving)
 }
 
 /// What a usual client sends along.
