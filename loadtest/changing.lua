@@ -1,5 +1,6 @@
--- Writes only, over the keys load-0 to load-(KEYS - 1), each with a value that was not there before: a node of
+-- Writes only, over LOAD_KEYS keys from load-LOAD_FIRST on, each with a value that was not there before: a node of
 -- a cluster does not write what changes nothing.
+local first = tonumber(os.getenv("LOAD_FIRST") or 0)
 local keys = tonumber(os.getenv("LOAD_KEYS"))
 local run = os.time()
 local count = 0
@@ -12,5 +13,5 @@ function request()
    count = count + 1
    local body = string.format(
       '{"value":{"host":"prod-server.com","port":5432,"run":%d,"count":%d},"category":"database"}', run, count)
-   return wrk.format("PUT", "/configs/load-" .. (count % keys), nil, body)
+   return wrk.format("PUT", "/configs/load-" .. (first + count % keys), nil, body)
 end

@@ -15,29 +15,17 @@
 #   LOAD_ROUNDS       measurements of each contender         3
 #   LOAD_CONNECTIONS  connections of a closed loop           64
 #   LOAD_KEYS         entries that are written               1000
+#   LOAD_WORKERS      executors of each node                 1
 #   LOAD_LAGS         writes whose lag is measured           200
 #   LOAD_IDLE         seconds of the idle time               60
 set -euo pipefail
 
-here=$(cd "$(dirname "$0")" && pwd)
-server=${LOAD_SERVER:-$here/../target/release/opensecureconf}
-seconds=${LOAD_SECONDS:-4}
+# shellcheck source=loadtest/common.sh
+. "$(dirname "$0")/common.sh"
 rounds=${LOAD_ROUNDS:-3}
-connections=${LOAD_CONNECTIONS:-64}
 lags=${LOAD_LAGS:-200}
 idle=${LOAD_IDLE:-60}
-export LOAD_KEYS=${LOAD_KEYS:-1000}
-user_key=a-user-key-for-the-load-test
-
-fail() {
-  echo "loadtest: $*" >&2
-  exit 1
-}
-
-for tool in wrk curl python3; do
-  command -v "$tool" >/dev/null || fail "$tool is missing (Debian: apt-get install $tool)"
-done
-[ -x "$server" ] || fail "$server is missing (cargo build --release --locked)"
+need wrk curl python3
 
 if [ -z "${LOAD_IN_NAMESPACE:-}" ] && unshare --map-root-user --net true 2>/dev/null; then
   LOAD_IN_NAMESPACE=1 exec unshare --map-root-user --net "$0"
@@ -48,87 +36,19 @@ if [ -n "${LOAD_IN_NAMESPACE:-}" ]; then
 fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))'
 fi
 
-# --- processes, ended by their ids -------------------------------------------------------------
-
-directory=$(mktemp -d)
-pids=()
-
-clean_up() {
-  local pid
-  for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" || true; done
-  rm -rf "$directory"
-}
-trap clean_up EXIT
-
-cores() {
-  local range
-  for range in $(awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status | tr ',' ' '); do
-    seq "${range%-*}" "${range#*-}"
-  done
-}
-
-mapfile -t usable < <(cores)
-pin_first=()
-pin_rest=()
-if [ "${#usable[@]}" -ge 2 ] && command -v taskset >/dev/null; then
-  pin_first=(taskset -c "${usable[0]}")
-  pin_rest=(taskset -c "${usable[1]}")
-  echo "written to: core ${usable[0]}; its two peers and the load: core ${usable[1]}"
-else
-  echo "skipped: pinning (it needs taskset and two cores), so nodes and load disturb each other"
-fi
-
-free_port() {
-  local port
-  while true; do
-    port=$((20000 + RANDOM % 12000))
-    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
-  done
-  echo "$port"
-}
-
-# start NAME PORT CLUSTERED COMMAND...: the command is how to pin it.
-start() {
-  local name=$1 port=$2 clustered=$3
-  shift 3
-  mkdir "$directory/$name"
-  (
-    cd "$directory/$name"
-    for variable in $(compgen -v OSC_ || true); do unset "$variable"; done
-    OSC_HOST_PORT=$port OSC_WORKERS=1 OSC_LOG_LEVEL=WARNING OSC_CLUSTER_ENABLED=$clustered OSC_CLUSTER_NODE_ID=$name \
-      OSC_CLUSTER_NODES=$nodes exec "$@" "$server"
-  ) >"$directory/$name.log" 2>&1 &
-  pids+=($!)
-}
-
-wait_for() {
-  for _ in $(seq 200); do
-    curl -sf -o /dev/null "$1/ready" && return
-    sleep 0.1
-  done
-  cat "$directory"/*.log >&2
-  fail "no answer from $1"
-}
-
-fill() {
-  local number
-  for number in $(seq 0 $((LOAD_KEYS - 1))); do
-    [ "$number" = 0 ] || echo next
-    printf 'url = "%s/configs"\nfail\nsilent\noutput = "/dev/null"\n' "$1"
-    printf 'header = "X-User-Key: %s"\nheader = "Content-Type: application/json"\n' "$user_key"
-    printf 'data = "{\\"key\\":\\"load-%s\\",\\"value\\":0}"\n' "$number"
-  done >"$directory/fill.curl"
-  curl --config "$directory/fill.curl"
-}
+begin
+pin "written to" "its two peers and the load"
 
 ports=("$(free_port)" "$(free_port)" "$(free_port)" "$(free_port)")
 nodes=127.0.0.1:${ports[0]},127.0.0.1:${ports[1]},127.0.0.1:${ports[2]}
-start node1 "${ports[0]}" true "${pin_first[@]}"
-start node2 "${ports[1]}" true "${pin_rest[@]}"
-start node3 "${ports[2]}" true "${pin_rest[@]}"
-start alone "${ports[3]}" false "${pin_first[@]}"
-for port in "${ports[@]}"; do wait_for "http://127.0.0.1:$port"; done
+clustered=(env OSC_CLUSTER_ENABLED=true "OSC_CLUSTER_NODES=$nodes")
+start node1 "${ports[0]}" "${pin_first[@]}" "${clustered[@]}"
+written_pid=$started
+start node2 "${ports[1]}" "${pin_rest[@]}" "${clustered[@]}"
+start node3 "${ports[2]}" "${pin_rest[@]}" "${clustered[@]}"
+start alone "${ports[3]}" "${pin_first[@]}"
+alone_pid=$started
+for port in "${ports[@]}"; do wait_for "http://127.0.0.1:$port/ready"; done
 fill "http://127.0.0.1:${ports[0]}"
 fill "http://127.0.0.1:${ports[3]}"
 
@@ -152,39 +72,19 @@ caught_up >/dev/null
 
 # --- writes ------------------------------------------------------------------------------------
 
-errors_count=0
-
-# measure NAME PORT
-measure() {
-  "${pin_rest[@]}" wrk -t1 "-c$connections" "-d${seconds}s" --latency -H "X-User-Key: $user_key" \
-    -s "$here/changing.lua" "http://127.0.0.1:$2" >"$directory/wrk.out"
-  awk -v name="$1" '
-    /^ *50%/ { p50 = $2 }
-    /^ *99%/ { p99 = $2 }
-    /^Requests\/sec/ { rate = $2 }
-    /Socket errors/ { gsub(",", ""); errors += $4 + $6 + $8 + $10 }
-    /Non-2xx/ { errors += $NF }
-    END { printf "%-8s %10.0f %10s %10s %8d", name, rate, p50, p99, errors }' "$directory/wrk.out" >"$directory/row"
-  cat "$directory/row"
-  awk '{ print $1, $2 }' "$directory/row" >>"$directory/rates"
-  errors_count=$((errors_count + $(awk '{ print $NF }' "$directory/row")))
-}
+write() { closed_loop "$1" "$2" "$connections" "http://127.0.0.1:$3" -s "$here/changing.lua"; }
 
 echo
-printf '%-8s %10s %10s %10s %8s   %s\n' writes requests/s p50 p99 errors "peers hold the same after"
+head_of_table writes
 for _ in $(seq "$rounds"); do
-  measure alone "${ports[3]}"
-  echo
-  measure cluster "${ports[0]}"
-  printf '   %s s\n' "$(caught_up)"
+  write alone "$alone_pid" "${ports[3]}"
+  write cluster "$written_pid" "${ports[0]}"
+  echo "  the peers hold the same after $(caught_up) s"
 done
-awk '{ print $1, $2 }' "$directory/rates" | sort -k1,1 -k2,2n | awk '
-  { values[$1, ++count[$1]] = $2 }
-  END {
-    middle = int((count["alone"] + 1) / 2)
-    printf "medians: %d alone, %d in the cluster, ratio %.2f\n", values["alone", middle],
-      values["cluster", middle], values["cluster", middle] / values["alone", middle]
-  }'
+echo
+head_of_table medians
+medians
+echo "cluster / alone: $(quotient cluster alone 2) of the requests/s"
 
 # --- lag ---------------------------------------------------------------------------------------
 
@@ -252,4 +152,4 @@ else
   echo "skipped: bytes of an idle time (unshare is missing or not allowed, so others' bytes would be counted too)"
 fi
 
-[ "$errors_count" = 0 ] || fail "$errors_count answers were no 2xx, or connections failed"
+judge

@@ -1,7 +1,8 @@
--- One write for each nineteen reads, over the keys load-0 to load-(KEYS - 1).
+-- Reads and writes over the keys load-0 to load-(LOAD_KEYS - 1) in no order, LOAD_WRITES of a hundred are writes.
 local keys = tonumber(os.getenv("LOAD_KEYS"))
 local body = os.getenv("LOAD_BODY")
-local count = 0
+local writes = tonumber(os.getenv("LOAD_WRITES"))
+local due = 0
 local write_headers = {}
 
 function init()
@@ -10,8 +11,11 @@ function init()
 end
 
 function request()
-   count = count + 1
-   local path = "/configs/load-" .. (count % keys)
-   if count % 20 == 0 then return wrk.format("PUT", path, write_headers, body) end
+   local path = "/configs/load-" .. math.random(0, keys - 1)
+   due = due + writes
+   if due >= 100 then
+      due = due - 100
+      return wrk.format("PUT", path, write_headers, body)
+   end
    return wrk.format("GET", path)
 end
