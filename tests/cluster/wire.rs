@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-use crate::nodes::{Cluster, ask};
+use crate::nodes::{CONVERGENCE, Cluster, ask, within};
 use crate::support::PATIENCE;
 
 /// A canary as it is, in hexadecimal, and what of its base64 does not depend on its neighbours, for
@@ -63,6 +63,32 @@ fn neither_user_keys_nor_values_pass_between_nodes() {
     for canary in &canaries {
         for form in forms(canary) {
             assert!(!contains(&passed, &form), "{canary} passes as {}", String::from_utf8_lossy(&form));
+        }
+    }
+}
+
+/// Nothing between nodes reads a value, and nothing may write it anew.
+#[test]
+fn numbers_keep_their_text_on_other_nodes() {
+    const VALUE: &str = r#"{"t":1749667779000,"n":123456789012345678901234567890,"z":-0,"e":81111e1,"f":1.0,"b":1,"a":0.1000}"#;
+    for mode in ["replica", "federated"] {
+        let mut cluster = Cluster::of(3);
+        for node in &mut cluster.nodes {
+            node.set("OSC_CLUSTER_MODE", mode);
+        }
+        cluster.start();
+        cluster.wait_until_whole();
+        assert_eq!(cluster.nodes[0].create("numbers", "0").status, 201, "{mode}");
+        cluster.wait_for("numbers", Some("0"));
+        let changed = cluster.nodes[1].update("numbers", VALUE);
+        assert_eq!(changed.status, 200, "{mode}: {changed:?}");
+        assert!(changed.text().contains(VALUE), "{mode}: {}", changed.text());
+        within(CONVERGENCE, mode, || {
+            let target = "/configs/numbers";
+            cluster.nodes.iter().all(|node| node.ask("GET", target, None).text().contains(VALUE))
+        });
+        for node in &cluster.nodes {
+            assert!(node.ask("GET", "/configs", None).text().contains(VALUE), "{mode}");
         }
     }
 }
