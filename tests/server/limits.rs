@@ -451,3 +451,28 @@ fn a_full_queue_of_derivations() {
     let answer = clients[COUNT - 1].send("GET", "/configs/k", &[("X-User-Key", "yet-another-key")], None);
     assert_eq!(answer.status, 401, "{answer:?}");
 }
+
+/// More pieces arrive at once than a ring has buffers for; each connection gets its turn all the same.
+#[test]
+fn many_requests_at_one_moment() {
+    const COUNT: usize = 600;
+    let server = Server::start();
+    let mut clients: Vec<Client> = (0..COUNT).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        // Accepted, and waiting for the next request.
+        assert_eq!(client.send("GET", "/cluster/health", &[], None).status, 200);
+    }
+    for round in 0..3 {
+        server.signal("STOP");
+        for client in &mut clients {
+            client.write(&request("GET", "/cluster/health", &[], None));
+            client.write(&request("GET", "/", &[], None));
+        }
+        server.signal("CONT");
+        for (index, client) in clients.iter_mut().enumerate() {
+            for _ in 0..2 {
+                assert_eq!(client.receive(false).status, 200, "round {round}, client {index}");
+            }
+        }
+    }
+}
