@@ -49,6 +49,8 @@ pub const CONNECTIONS_COUNT_MAX: usize = 10_240;
 pub const OUTBOX_BYTES_MAX: usize = 64 * 1024;
 /// Initial and idle size of a connection's read buffer.
 pub const INBOX_BYTES: usize = 2 * 1024;
+/// Buffers of each kind that a shard keeps for connections that have none.
+pub const SPARE_BUFFERS_COUNT_MAX: usize = 256;
 /// Backlog of each listening socket (Linux caps it at `net.core.somaxconn`).
 pub const LISTEN_BACKLOG: i32 = 4096;
 

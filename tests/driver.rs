@@ -15,9 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures_lite::future::{block_on, yield_now, zip};
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
-use opensecureconf::http::{
-    Admission, Answer, App, Application, BodyBudget, Clock, Outcome, Settings, serve,
-};
+use opensecureconf::http::{Admission, Answer, App, Application, Clock, Memory, Outcome, Settings, serve};
 use opensecureconf::http1::HeadView;
 use opensecureconf::limits::BODIES_BYTES_MAX_PER_SHARD;
 use opensecureconf::service::Service;
@@ -236,13 +234,13 @@ impl Drop for Running<'_> {
 impl Application for Scripted {
     type Request = String;
 
-    fn admit(&self, head: &HeadView<'_>) -> Result<Admission<String>, Answer> {
+    fn admit(&self, head: &HeadView<'_>, _: &mut Vec<u8>) -> Result<Admission<String>, Answer> {
         let path = String::from_utf8_lossy(head.path()).into_owned();
         assert!(path != "/panic-at-the-head", "{PANIC}");
         if path == "/refused" {
             return Err(Answer::json(403, b"/refused\n".to_vec()));
         }
-        Ok(Admission {
+        Ok(Admission::Admitted {
             request: path,
             body_bytes_max: head.has_body().then_some(opensecureconf::limits::BODY_BYTES_MAX),
         })
@@ -297,8 +295,8 @@ fn expect_panics() {
 /// Serves one connection to which `sent` is sent, until the server ends it.
 fn exchange(application: &Scripted, capacity: usize, sent: &str) -> Vec<String> {
     let (server, client) = pipe(capacity);
-    let (clock, budget) = (Clock::new(), BodyBudget::default());
-    let ((), received) = run(zip(serve(server, application, &clock, &budget), talk(client, sent)));
+    let (clock, memory) = (Clock::new(), Memory::default());
+    let ((), received) = run(zip(serve(server, application, &clock, &memory), talk(client, sent)));
     assert_eq!(application.handlers_running.get(), 0, "no handler outlives its connection");
     summary(&received)
 }
@@ -364,8 +362,8 @@ fn a_client_that_goes_away_ends_its_handler() {
     for keeps_reading in [false, true] {
         let application = Scripted::default();
         let (server, client) = pipe(1024);
-        let (clock, budget) = (Clock::new(), BodyBudget::default());
-        run(zip(serve(server, &application, &clock, &budget), async {
+        let (clock, memory) = (Clock::new(), Memory::default());
+        run(zip(serve(server, &application, &clock, &memory), async {
             let End { reader, mut writer } = client;
             writer.write_all(get("/never").as_bytes()).await.expect("there is room");
             while application.handlers_running.get() == 0 {
@@ -387,9 +385,9 @@ fn a_client_that_goes_away_ends_its_handler() {
 #[test]
 fn the_end_of_input_is_not_the_end_of_output() {
     let (server, client) = pipe(4096);
-    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    let (clock, memory) = (Clock::new(), Memory::default());
     let End { mut reader, mut writer } = client;
-    let ((), received) = run(zip(serve(server, &Scripted::default(), &clock, &budget), async {
+    let ((), received) = run(zip(serve(server, &Scripted::default(), &clock, &memory), async {
         writer.write_all(get("/a").repeat(3).as_bytes()).await.expect("there is room");
         writer.close().await.expect("a pipe has no faults");
         let mut received = String::new();
@@ -413,11 +411,11 @@ async fn settle() {
 fn check_deadline(sent: &str, deadline_ms: u64, expected: &[&str]) {
     let application = Scripted::default();
     let (server, client) = pipe(64 * 1024);
-    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    let (clock, memory) = (Clock::new(), Memory::default());
     clock.tick_at(0);
     let End { mut reader, mut writer } = client;
     let serving = async {
-        serve(server, &application, &clock, &budget).await;
+        serve(server, &application, &clock, &memory).await;
         clock.now_ms()
     };
     let (_, received) = run(zip(serving, async {
@@ -458,8 +456,8 @@ fn deadlines_end_connections() {
 fn no_deadline_hurries_a_handler() {
     let application = Scripted::default();
     let (server, client) = pipe(1024);
-    let (clock, budget) = (Clock::new(), BodyBudget::default());
-    let ((), received) = run(zip(serve(server, &application, &clock, &budget), async {
+    let (clock, memory) = (Clock::new(), Memory::default());
+    let ((), received) = run(zip(serve(server, &application, &clock, &memory), async {
         let talking = talk(client, last("/released"));
         let (received, ()) = zip(talking, async {
             settle().await;
@@ -477,11 +475,11 @@ fn no_deadline_hurries_a_handler() {
 fn a_client_that_takes_nothing_is_dropped() {
     let application = Scripted::default();
     let (server, client) = pipe(100);
-    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    let (clock, memory) = (Clock::new(), Memory::default());
     clock.tick_at(0);
     let is_over = Cell::new(false);
     let serving = async {
-        serve(server, &application, &clock, &budget).await;
+        serve(server, &application, &clock, &memory).await;
         is_over.set(true);
     };
     let End { mut reader, mut writer } = client;
@@ -506,11 +504,11 @@ fn a_client_that_takes_nothing_is_dropped() {
 fn lingering_has_an_end() {
     let application = Scripted::default();
     let (server, client) = pipe(1024);
-    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    let (clock, memory) = (Clock::new(), Memory::default());
     clock.tick_at(0);
     let is_over = Cell::new(false);
     let serving = async {
-        serve(server, &application, &clock, &budget).await;
+        serve(server, &application, &clock, &memory).await;
         is_over.set(true);
     };
     let End { mut reader, mut writer } = client;
@@ -546,9 +544,9 @@ fn closing_ends_what_is_idle_and_waits_for_what_is_not() {
     ] {
         let application = Scripted::default();
         let (server, client) = pipe(1024);
-        let (clock, budget) = (Clock::new(), BodyBudget::default());
+        let (clock, memory) = (Clock::new(), Memory::default());
         let End { mut reader, mut writer } = client;
-        let ((), received) = run(zip(serve(server, &application, &clock, &budget), async {
+        let ((), received) = run(zip(serve(server, &application, &clock, &memory), async {
             writer.write_all(sent.as_bytes()).await.expect("there is room");
             settle().await;
             clock.close();
@@ -566,11 +564,11 @@ fn closing_ends_what_is_idle_and_waits_for_what_is_not() {
 
 #[test]
 fn a_connection_that_comes_after_the_end_is_ended() {
-    let (application, clock, budget) = (Scripted::default(), Clock::new(), BodyBudget::default());
+    let (application, clock, memory) = (Scripted::default(), Clock::new(), Memory::default());
     clock.close();
     let (server, client) = pipe(1024);
     let talking = talk(client, get("/a").repeat(2));
-    let received = run(serve(server, &application, &clock, &budget).await_with(talking));
+    let received = run(serve(server, &application, &clock, &memory).await_with(talking));
     assert_eq!((summary(&received), application.handled.get()), (Vec::new(), 0));
 }
 
@@ -599,11 +597,11 @@ fn a_refused_body_gives_its_bytes_back_at_once() {
         vec![post("/holds", 4 * MIB, 4 * MIB - 1); BODIES_BYTES_MAX_PER_SHARD / (4 * MIB) - 1];
     conversations.push(post("/holds", MIB, MIB - 1));
     let application = Scripted::default();
-    let (clock, budget) = (Clock::new(), BodyBudget::default());
+    let (clock, memory) = (Clock::new(), Memory::default());
     let (mut servings, mut clients) = (Vec::new(), Vec::new());
     for _ in 0..conversations.len() + 2 {
         let (server, client) = pipe(64 * 1024);
-        servings.push(Box::pin(serve(server, &application, &clock, &budget)));
+        servings.push(Box::pin(serve(server, &application, &clock, &memory)));
         clients.push(client);
     }
     run(zip(join(servings), async {
@@ -646,7 +644,7 @@ struct Stack {
     keys: KeyCache,
     app: App,
     clock: Rc<Clock>,
-    budget: BodyBudget,
+    memory: Memory,
     _directory: tempfile::TempDir,
 }
 
@@ -662,7 +660,7 @@ impl Stack {
             Arc::new(Service::new(store, keys.clone(), Arc::new(pool.expect("four threads")), None));
         let settings = Settings { api_key: None, user_key_bytes_min: 8, node_id: "test".to_owned() };
         let app = App::new(service, settings);
-        Self { keys, app, clock: Clock::new(), budget: BodyBudget::default(), _directory: directory }
+        Self { keys, app, clock: Clock::new(), memory: Memory::default(), _directory: directory }
     }
 
     /// Sends each of these over a connection of its own, all at the same time.
@@ -673,7 +671,7 @@ impl Stack {
             let (server, client) = pipe(4096);
             let answers = &answers;
             conversations.push(Box::pin(async move {
-                let serving = serve(server, &self.app, &self.clock, &self.budget);
+                let serving = serve(server, &self.app, &self.clock, &self.memory);
                 let received = serving.await_with(talk(client, request)).await;
                 answers.borrow_mut()[number] = summary(&received);
             }));

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
-use opensecureconf::http::{App, BodyBudget, Clock, Settings, serve};
+use opensecureconf::http::{App, Clock, Memory, Settings, serve};
 use opensecureconf::limits::REQUESTS_COUNT_MAX_PER_CONNECTION;
 use opensecureconf::service::Service;
 use opensecureconf::store::{Options, Store};
@@ -64,7 +64,14 @@ pub(crate) struct Connection {
     serving: Pin<Box<dyn Future<Output = ()>>>,
     /// Requests that the server takes on this connection.
     left: u32,
-    _directory: tempfile::TempDir,
+    shard: Rc<Shard>,
+    _directory: Rc<tempfile::TempDir>,
+}
+
+/// What the connections of one executor share.
+struct Shard {
+    clock: Rc<Clock>,
+    memory: Memory,
 }
 
 impl Connection {
@@ -79,14 +86,25 @@ impl Connection {
         let service = Arc::new(Service::new(store, KeyCache::new(), pool, None));
         let settings = Settings { api_key: None, user_key_bytes_min: 8, node_id: "whole".to_owned() };
         let app = Rc::new(App::new(service, settings));
-        let (wire, serving) = connect(&app);
-        Self { app, wire, serving, left: REQUESTS_COUNT_MAX_PER_CONNECTION, _directory: directory }
+        let shard = Rc::new(Shard { clock: Clock::new(), memory: Memory::default() });
+        let (wire, serving) = connect(&app, &shard);
+        let left = REQUESTS_COUNT_MAX_PER_CONNECTION;
+        Self { app, wire, serving, left, shard, _directory: Rc::new(directory) }
+    }
+
+    /// To the same server.
+    #[allow(dead_code, reason = "only the test of memory needs more than one")]
+    pub(crate) fn another(&self) -> Self {
+        let (wire, serving) = connect(&self.app, &self.shard);
+        let (app, shard, _directory) =
+            (Rc::clone(&self.app), Rc::clone(&self.shard), Rc::clone(&self._directory));
+        Self { app, wire, serving, left: REQUESTS_COUNT_MAX_PER_CONNECTION, shard, _directory }
     }
 
     /// Sends a request and waits until its answer begins; returns the answer's bytes.
     pub(crate) fn exchange(&mut self, request: &[u8]) -> std::cell::Ref<'_, [u8]> {
         if self.left == 0 {
-            (self.wire, self.serving) = connect(&self.app);
+            (self.wire, self.serving) = connect(&self.app, &self.shard);
             self.left = REQUESTS_COUNT_MAX_PER_CONNECTION;
         }
         self.left -= 1;
@@ -117,13 +135,10 @@ impl Connection {
     }
 }
 
-fn connect(app: &Rc<App>) -> (Wire, Pin<Box<dyn Future<Output = ()>>>) {
-    let (app, wire) = (Rc::clone(app), Wire::default());
+fn connect(app: &Rc<App>, shard: &Rc<Shard>) -> (Wire, Pin<Box<dyn Future<Output = ()>>>) {
+    let (app, shard, wire) = (Rc::clone(app), Rc::clone(shard), Wire::default());
     let stream = wire.clone();
-    let serving = Box::pin(async move {
-        let (clock, budget) = (Clock::new(), BodyBudget::default());
-        serve(stream, &*app, &clock, &budget).await;
-    });
+    let serving = Box::pin(async move { serve(stream, &*app, &shard.clock, &shard.memory).await });
     (wire, serving)
 }
 

@@ -69,9 +69,9 @@ impl KeyCache {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The key of `user_key` if it is there; nobody is asked to derive it.
-    pub fn cached(&self, user_key: &UserKey, now_seconds: u64) -> Option<Arc<DerivedKey>> {
-        let id = self.shared.id_key.mac(user_key.header_bytes());
+    /// The key of the user key with these header bytes if it is there; nobody is asked to derive it.
+    pub fn cached(&self, user_key: &[u8], now_seconds: u64) -> Option<Arc<DerivedKey>> {
+        let id = self.shared.id_key.mac(user_key);
         let key = self.shared.lock().ready(&id)?;
         key.touch(now_seconds);
         Some(key)

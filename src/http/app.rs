@@ -35,7 +35,7 @@ pub struct App {
 /// An admitted request.
 #[derive(Debug)]
 pub struct Request {
-    pub(super) route: Route,
+    pub(super) route: Route<'static>,
     /// There exactly when the route needs one.
     pub(super) user_key: Option<UserKey>,
     pub(super) query: Option<Vec<u8>>,
@@ -59,12 +59,12 @@ impl App {
         }
     }
 
-    fn user_key(&self, sent: Option<&[u8]>) -> Result<UserKey, Answer> {
+    fn user_key<'a>(&self, sent: Option<&'a [u8]>) -> Result<&'a [u8], Answer> {
         let bytes_min = self.settings.user_key_bytes_min;
         match sent {
             None => Err(Fault::user_key_missing().into()),
             Some(sent) if sent.len() < bytes_min => Err((&Refusal::UserKeyTooShort { bytes_min }).into()),
-            Some(sent) => Ok(UserKey::from_header(sent)),
+            Some(sent) => Ok(sent),
         }
     }
 }
@@ -74,7 +74,7 @@ impl Application for App {
 
     /// In this order: the path, the method, the API key, the user key, the coding of the body. The body
     /// itself is not read before all of them are right.
-    fn admit(&self, head: &HeadView<'_>) -> Result<Admission<Request>, Answer> {
+    fn admit(&self, head: &HeadView<'_>, body: &mut Vec<u8>) -> Result<Admission<Request>, Answer> {
         let route = Route::find(head.method(), head.path()).map_err(|miss| match miss {
             Miss::Redirect(path) => error::redirect(&path, head.query()),
             other => other.into(),
@@ -88,6 +88,11 @@ impl Application for App {
             true => Some(self.user_key(head.user_key())?),
             false => None,
         };
+        if let (Route::ReadConfig(key), Some(user_key)) = (&route, user_key)
+            && configs::read_at_hand(&self.service, user_key, key, head.query(), body).is_some()
+        {
+            return Ok(Admission::Answered);
+        }
         let body_bytes_max = route.body_bytes_max();
         let takes_body = body_bytes_max.is_some();
         if takes_body && !head.content_encoding().is_none_or(is_identity) {
@@ -95,10 +100,9 @@ impl Application for App {
         }
         let query = head.query().map(<[u8]>::to_vec);
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
-        Ok(Admission {
-            request: Request { route, user_key, query, content_type, api_key_is_right },
-            body_bytes_max,
-        })
+        let (route, user_key) = (route.into_owned(), user_key.map(UserKey::from_header));
+        let request = Request { route, user_key, query, content_type, api_key_is_right };
+        Ok(Admission::Admitted { request, body_bytes_max })
     }
 
     async fn handle(&self, request: Request, body: Zeroizing<Vec<u8>>) -> Outcome {

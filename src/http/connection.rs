@@ -1,7 +1,6 @@
 //! Drives one connection: moves bytes between a stream and the sans-IO core, and requests between
 //! the core and the application. Runs on any futures stream: glommio's, a pipe in a test.
 
-use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -16,36 +15,37 @@ use super::answer::{Answer, ListStream, Outcome};
 use super::clock::{Alarm, Clock};
 use super::error;
 use super::handlers::configs::{list_field_names, list_fields};
+use super::memory::{BodyShare, Memory};
 use crate::http1::{self, Connection, HeadView, Step};
-use crate::limits::BODIES_BYTES_MAX_PER_SHARD;
 
 /// What answers requests.
 pub trait Application {
     /// What is kept of a head while its body arrives.
     type Request;
 
-    /// Decides on a request by its head alone.
+    /// Decides on a request by its head alone, or appends its whole answer to `body`, whose owner wipes it.
     ///
     /// # Errors
     /// With the answer, when the request goes no further.
-    fn admit(&self, head: &HeadView<'_>) -> Result<Admission<Self::Request>, Answer>;
+    fn admit(&self, head: &HeadView<'_>, body: &mut Vec<u8>) -> Result<Admission<Self::Request>, Answer>;
 
     /// Answers a request. Dropped when the client goes away before it is done.
     fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>) -> impl Future<Output = Outcome>;
 }
 
-/// A request that may go on.
+/// What becomes of a request that is not refused.
 #[derive(Debug)]
-pub struct Admission<R> {
-    /// What the application needs of the head.
-    pub request: R,
-    /// How large a body may be, if one is wanted; if not, it is read over.
-    pub body_bytes_max: Option<usize>,
+pub enum Admission<R> {
+    /// The answer was at hand: status 200 and JSON.
+    Answered,
+    /// It goes on.
+    Admitted {
+        /// What the application needs of the head.
+        request: R,
+        /// How large a body may be, if one is wanted; if not, it is read over.
+        body_bytes_max: Option<usize>,
+    },
 }
-
-/// Bytes of request bodies that the connections of one shard hold together.
-#[derive(Debug, Default)]
-pub struct BodyBudget(Cell<usize>);
 
 /// How a wait for the client ended.
 enum Event {
@@ -64,12 +64,13 @@ struct Driver<'a, S, A> {
     clock: &'a Clock,
     alarm: Rc<Alarm>,
     connection: Connection,
-    budget: BudgetShare<'a>,
+    memory: &'a Memory,
+    bodies: BodyShare<'a>,
     told_to_close: bool,
 }
 
 /// Serves one connection until it ends.
-pub async fn serve<S, A>(stream: S, application: &A, clock: &Clock, budget: &BodyBudget)
+pub async fn serve<S, A>(stream: S, application: &A, clock: &Clock, memory: &Memory)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Application,
@@ -80,7 +81,8 @@ where
         clock,
         alarm: clock.alarm(),
         connection: Connection::new(clock.now_ms()),
-        budget: BudgetShare { budget, held: 0 },
+        memory,
+        bodies: BodyShare::new(memory),
         told_to_close: false,
     };
     // The client has gone, or stalls: there is nobody to tell.
@@ -98,11 +100,12 @@ where
             self.heed_closing();
             match self.connection.step(self.clock.now_ms()) {
                 Step::Head => match self.admit() {
-                    Ok(Admission { request, body_bytes_max: Some(bytes_max) }) => {
+                    Ok(Admission::Answered) => {}
+                    Ok(Admission::Admitted { request, body_bytes_max: Some(bytes_max) }) => {
                         admitted = Some(request);
                         self.connection.accept_body_up_to(bytes_max, self.clock.now_ms());
                     }
-                    Ok(Admission { request, body_bytes_max: None }) => {
+                    Ok(Admission::Admitted { request, body_bytes_max: None }) => {
                         self.answer(request, Zeroizing::default()).await?;
                     }
                     Err(answer) => self.respond(&answer),
@@ -111,7 +114,7 @@ where
                     let request = admitted.take().expect("a body is only read after its head was admitted");
                     let body = self.connection.take_body();
                     self.answer(request, body).await?;
-                    self.budget.hold(0);
+                    self.bodies.hold(0);
                 }
                 Step::Reject(rejection) => self.respond_and_close(&Answer::from(rejection)),
                 Step::Read => self.read().await?,
@@ -132,21 +135,34 @@ where
         }
     }
 
-    fn admit(&self) -> Result<Admission<A::Request>, Answer> {
-        let head = self.connection.head();
-        panic::catch_unwind(AssertUnwindSafe(|| self.application.admit(&head)))
-            .unwrap_or_else(|_| Err(error::internal()))
+    /// Sends the answer along, if it is at hand.
+    fn admit(&mut self) -> Result<Admission<A::Request>, Answer> {
+        let (application, connection, clock) = (self.application, &mut self.connection, self.clock);
+        self.memory.with_answer(|body| {
+            let head = connection.head();
+            let admission = panic::catch_unwind(AssertUnwindSafe(|| application.admit(&head, body)))
+                .unwrap_or_else(|_| Err(error::internal()))?;
+            if matches!(admission, Admission::Answered) {
+                clock.with_date(|date| {
+                    let content_type = Some(super::answer::JSON);
+                    let answer = http1::Answer { status: 200, content_type, headers: &[], body, date };
+                    connection.respond(&answer, clock.now_ms());
+                });
+            }
+            Ok(admission)
+        })
     }
 
-    /// A panic in the handler is this request's alone.
+    /// A panic in the handler is this request's alone. What takes a while has a place of its own meanwhile, so
+    /// that a connection that waits for a request is small.
     async fn answer(&mut self, request: A::Request, body: Zeroizing<Vec<u8>>) -> Result<(), Gone> {
         let application = self.application;
-        let handling = AssertUnwindSafe(application.handle(request, body)).catch_unwind();
+        let handling = Box::pin(AssertUnwindSafe(application.handle(request, body)).catch_unwind());
         let outcome = self.while_connected(handling).await?;
         self.heed_closing();
         match outcome {
             Ok(Outcome::Complete(answer)) => self.respond(&answer),
-            Ok(Outcome::List(list)) => self.stream_list(*list).await?,
+            Ok(Outcome::List(list)) => Box::pin(self.stream_list(*list)).await?,
             Err(_) => self.respond(&error::internal()),
         }
         Ok(())
@@ -243,7 +259,7 @@ where
         match self.wait().await {
             Event::Arrived(count) => {
                 self.connection.received(count, self.clock.now_ms());
-                if !self.budget.hold(self.connection.buffered_body_bytes()) {
+                if !self.bodies.hold(self.connection.buffered_body_bytes()) {
                     self.respond_and_close(&error::overloaded());
                 }
             }
@@ -257,10 +273,11 @@ where
     async fn wait(&mut self) -> Event {
         self.alarm.set(self.connection.deadline_ms());
         poll_fn(|context| {
+            self.memory.lend(&mut self.connection);
             match Pin::new(&mut self.stream).poll_read(context, self.connection.read_space()) {
                 Poll::Ready(Ok(count)) if count > 0 => return Poll::Ready(Event::Arrived(count)),
                 Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Event::Ended),
-                Poll::Pending => {}
+                Poll::Pending => self.memory.take_back(&mut self.connection),
             }
             if self.clock.is_closing() && !self.told_to_close {
                 return Poll::Ready(Event::Closing);
@@ -302,7 +319,7 @@ where
     /// reset the connection, and the client might never see the answer (RFC 9112, 9.6).
     async fn linger(&mut self) -> Result<(), Gone> {
         // The body is gone already: others may have its share meanwhile.
-        self.budget.hold(0);
+        self.bodies.hold(0);
         self.flush().await?;
         self.stream.close().await.map_err(|_| Gone)?;
         loop {
@@ -325,29 +342,4 @@ fn with_encodable<T>(answer: &Answer, date: &str, encode: impl FnOnce(&http1::An
         body: &answer.body,
         date,
     })
-}
-
-/// What one connection holds of the budget.
-struct BudgetShare<'a> {
-    budget: &'a BodyBudget,
-    held: usize,
-}
-
-impl BudgetShare<'_> {
-    /// Changes what is held; false when the shard holds too much now.
-    fn hold(&mut self, bytes: usize) -> bool {
-        if bytes == self.held {
-            return true;
-        }
-        let total = self.budget.0.get() - self.held + bytes;
-        self.budget.0.set(total);
-        self.held = bytes;
-        total <= BODIES_BYTES_MAX_PER_SHARD
-    }
-}
-
-impl Drop for BudgetShare<'_> {
-    fn drop(&mut self) {
-        self.hold(0);
-    }
 }

@@ -16,6 +16,9 @@ pub(super) fn write_optional(text: Option<&str>, out: &mut Vec<u8>) {
     }
 }
 
+/// The names of the fields, the id and the times.
+const FIXED_BYTES_MAX: usize = 256;
+
 /// How much of an entry is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
@@ -40,7 +43,26 @@ impl Shape {
 
 /// Appends an entry.
 pub(super) fn write_entry(row: &Row, value: &[u8], shape: Shape, out: &mut Vec<u8>) {
-    out.reserve(value.len() + row.key.len() + 128);
+    write_entry_with(row, shape, value.len(), out, |out| {
+        out.extend_from_slice(value);
+        Some(())
+    });
+}
+
+/// Appends an entry whose value is appended by `write_value`, at most so many bytes. When that gives `None`, so
+/// does this, and `out` is as it was.
+pub(super) fn write_entry_with(
+    row: &Row,
+    shape: Shape,
+    value_bytes_max: usize,
+    out: &mut Vec<u8>,
+    write_value: impl FnOnce(&mut Vec<u8>) -> Option<()>,
+) -> Option<()> {
+    let start = out.len();
+    // Enough in almost every case; growing would leave a copy of the value behind.
+    let names = row.key.len()
+        + [&row.category, &row.environment].into_iter().flatten().map(String::len).sum::<usize>();
+    out.reserve(value_bytes_max + 6 * names + FIXED_BYTES_MAX);
     out.extend_from_slice(b"{\"id\":");
     out.extend_from_slice(itoa::Buffer::new().format(row.id).as_bytes());
     out.extend_from_slice(b",\"key\":");
@@ -52,7 +74,10 @@ pub(super) fn write_entry(row: &Row, value: &[u8], shape: Shape, out: &mut Vec<u
         write_optional(row.environment.as_deref(), out);
     }
     out.extend_from_slice(b",\"value\":");
-    out.extend_from_slice(value);
+    if write_value(out).is_none() {
+        out.truncate(start);
+        return None;
+    }
     if shape == Shape::Full {
         for (name, time) in
             [(&b",\"created_at\":"[..], row.created_at), (b",\"updated_at\":", row.updated_at)]
@@ -62,4 +87,5 @@ pub(super) fn write_entry(row: &Row, value: &[u8], shape: Shape, out: &mut Vec<u
         }
     }
     out.push(b'}');
+    Some(())
 }

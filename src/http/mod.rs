@@ -11,13 +11,15 @@ mod connection;
 mod error;
 mod handlers;
 mod json;
+mod memory;
 mod query;
 mod route;
 
 pub use answer::{Answer, ListStream, Outcome};
 pub use app::{App, Request, Settings};
 pub use clock::{Alarm, Clock};
-pub use connection::{Admission, Application, BodyBudget, serve};
+pub use connection::{Admission, Application, serve};
+pub use memory::Memory;
 pub use route::{KeyPath, Miss, Route};
 
 /// How many entries of a list the caller's key does not open: a header, or a trailer when the list

@@ -6,7 +6,7 @@ use super::route::percent_decode;
 
 /// The value of a parameter; of several the last one counts. `+` is a space; bytes that are no UTF-8
 /// become U+FFFD.
-pub(super) fn parameter(query: Option<&[u8]>, name: &str) -> Option<String> {
+pub(super) fn parameter<'a>(query: Option<&'a [u8]>, name: &str) -> Option<Cow<'a, str>> {
     let mut found = None;
     for pair in query?.split(|&byte| byte == b'&') {
         let (raw_name, raw_value) = match memchr::memchr(b'=', pair) {
@@ -17,7 +17,7 @@ pub(super) fn parameter(query: Option<&[u8]>, name: &str) -> Option<String> {
             found = Some(raw_value);
         }
     }
-    found.map(|raw| decode(raw).into_owned())
+    found.map(decode)
 }
 
 fn decode(raw: &[u8]) -> Cow<'_, str> {

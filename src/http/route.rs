@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use crate::http1::Method;
 use crate::limits::{BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
 
-/// Every endpoint.
+/// Every endpoint. Borrows from the path, so that finding a route takes no memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Route {
+pub enum Route<'a> {
     /// `GET /`
     Root,
     /// `POST /configs`
@@ -15,11 +15,11 @@ pub enum Route {
     /// `GET /configs`
     ListConfigs,
     /// `GET /configs/{key}`
-    ReadConfig(KeyPath),
+    ReadConfig(KeyPath<'a>),
     /// `PUT /configs/{key}`
-    UpdateConfig(KeyPath),
+    UpdateConfig(KeyPath<'a>),
     /// `DELETE /configs/{key}`
-    DeleteConfig(KeyPath),
+    DeleteConfig(KeyPath<'a>),
     /// `GET /cluster/status`
     ClusterStatus,
     /// `GET /cluster/health`
@@ -54,9 +54,9 @@ pub enum Route {
 
 /// The entry key in a path: everything after `/configs/`, percent-decoded once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyPath {
+pub struct KeyPath<'a> {
     /// The decoded text; bytes that are no UTF-8 are shown as U+FFFD.
-    pub text: String,
+    pub text: Cow<'a, str>,
     /// The decoded bytes are UTF-8; otherwise no entry can have this key.
     pub is_text: bool,
     /// Where to go if no entry has this key: the path ends in a `/` that was not encoded.
@@ -74,10 +74,10 @@ pub enum Miss {
     Redirect(String),
 }
 
-enum Resource {
+enum Resource<'a> {
     Root,
     Configs,
-    Config(KeyPath),
+    Config(KeyPath<'a>),
     ClusterStatus,
     ClusterHealth,
     ClusterConfigs,
@@ -94,12 +94,12 @@ enum Resource {
     ClusterMembers,
 }
 
-impl Route {
+impl<'a> Route<'a> {
     /// Finds the route of a request. HEAD goes where GET goes.
     ///
     /// # Errors
     /// With what to answer instead, when there is none.
-    pub fn find(method: Method, path: &[u8]) -> Result<Self, Miss> {
+    pub fn find(method: Method, path: &'a [u8]) -> Result<Self, Miss> {
         let Some(resource) = Resource::find(path) else {
             // The only paths with a slash behind them that can reach this are those of fixed resources.
             if let Some(shorter) = path.strip_suffix(b"/")
@@ -158,6 +158,33 @@ impl Route {
         }
     }
 
+    /// The same, for longer than the path is there.
+    pub fn into_owned(self) -> Route<'static> {
+        match self {
+            Self::ReadConfig(key) => Route::ReadConfig(key.into_owned()),
+            Self::UpdateConfig(key) => Route::UpdateConfig(key.into_owned()),
+            Self::DeleteConfig(key) => Route::DeleteConfig(key.into_owned()),
+            Self::Root => Route::Root,
+            Self::CreateConfig => Route::CreateConfig,
+            Self::ListConfigs => Route::ListConfigs,
+            Self::ClusterStatus => Route::ClusterStatus,
+            Self::ClusterHealth => Route::ClusterHealth,
+            Self::ClusterConfigs => Route::ClusterConfigs,
+            Self::ReadSalt => Route::ReadSalt,
+            Self::AdoptSalt => Route::AdoptSalt,
+            Self::PeerChanges => Route::PeerChanges,
+            Self::PeerDigests => Route::PeerDigests,
+            Self::PeerVersions => Route::PeerVersions,
+            Self::PeerEntries => Route::PeerEntries,
+            Self::PeerFind => Route::PeerFind,
+            Self::PeerPage => Route::PeerPage,
+            Self::PeerWrite => Route::PeerWrite,
+            Self::Duplicates => Route::Duplicates,
+            Self::Ready => Route::Ready,
+            Self::ClusterMembers => Route::ClusterMembers,
+        }
+    }
+
     /// Whether the request must carry the API key, if one is required at all.
     pub fn needs_api_key(&self) -> bool {
         !matches!(self, Self::ClusterHealth | Self::Ready)
@@ -206,9 +233,9 @@ impl Route {
     }
 }
 
-impl Resource {
+impl<'a> Resource<'a> {
     /// Segments are split first and decoded one by one, so that `%2F` never makes a new segment.
-    fn find(path: &[u8]) -> Option<Self> {
+    fn find(path: &'a [u8]) -> Option<Self> {
         let rest = path.strip_prefix(b"/")?;
         if rest.is_empty() {
             return Some(Self::Root);
@@ -242,17 +269,22 @@ impl Resource {
     }
 }
 
-impl KeyPath {
-    fn parse(raw: &[u8], path: &[u8]) -> Self {
-        let decoded = percent_decode(raw);
+impl<'a> KeyPath<'a> {
+    fn parse(raw: &'a [u8], path: &[u8]) -> Self {
         let without_slash = path.strip_suffix(b"/").map(header_text);
-        match String::from_utf8(decoded.into_owned()) {
-            Ok(text) => Self { text, is_text: true, without_slash },
-            Err(error) => {
-                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                Self { text, is_text: false, without_slash }
-            }
-        }
+        let (text, is_text) = match percent_decode(raw) {
+            Cow::Borrowed(bytes) => (String::from_utf8_lossy(bytes), std::str::from_utf8(bytes).is_ok()),
+            Cow::Owned(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => (Cow::Owned(text), true),
+                Err(error) => (Cow::Owned(String::from_utf8_lossy(error.as_bytes()).into_owned()), false),
+            },
+        };
+        Self { text, is_text, without_slash }
+    }
+
+    fn into_owned(self) -> KeyPath<'static> {
+        let Self { text, is_text, without_slash } = self;
+        KeyPath { text: Cow::Owned(text.into_owned()), is_text, without_slash }
     }
 }
 
@@ -296,8 +328,8 @@ pub(super) fn header_text(path: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn key(text: &str) -> KeyPath {
-        KeyPath { text: text.to_owned(), is_text: true, without_slash: None }
+    fn key(text: &str) -> KeyPath<'_> {
+        KeyPath { text: text.into(), is_text: true, without_slash: None }
     }
 
     #[test]
@@ -327,7 +359,7 @@ mod tests {
         let Ok(Route::ReadConfig(bad)) = Route::find(Method::Head, b"/configs/%ff") else {
             panic!("no route")
         };
-        assert_eq!((bad.text.as_str(), bad.is_text), ("\u{fffd}", false));
+        assert_eq!((&*bad.text, bad.is_text), ("\u{fffd}", false));
     }
 
     #[test]
@@ -335,11 +367,11 @@ mod tests {
         let Ok(Route::ReadConfig(slash)) = Route::find(Method::Get, b"/configs/t/") else {
             panic!("no route")
         };
-        assert_eq!((slash.text.as_str(), slash.without_slash.as_deref()), ("t/", Some("/configs/t")));
+        assert_eq!((&*slash.text, slash.without_slash.as_deref()), ("t/", Some("/configs/t")));
         let Ok(Route::ReadConfig(encoded)) = Route::find(Method::Get, b"/configs/t%2F") else {
             panic!("no route")
         };
-        assert_eq!((encoded.text.as_str(), encoded.without_slash), ("t/", None));
+        assert_eq!((&*encoded.text, encoded.without_slash), ("t/", None));
         for (path, goal) in [("/configs/", "/configs"), ("/cluster/health/", "/cluster/health")] {
             for method in [Method::Get, Method::Post, Method::Head] {
                 assert_eq!(Route::find(method, path.as_bytes()), Err(Miss::Redirect(goal.to_owned())));

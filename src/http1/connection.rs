@@ -56,6 +56,21 @@ impl Connection {
         }
     }
 
+    /// Takes buffers that [`Self::return_buffers`] gave, where it has none. Without them it makes its own.
+    pub fn borrow_buffers(
+        &mut self,
+        input: impl FnOnce() -> Option<Box<[u8]>>,
+        output: impl FnOnce() -> Option<Vec<u8>>,
+    ) {
+        self.inbox.borrow_buffer(input);
+        self.outbox.borrow_buffer(output);
+    }
+
+    /// Gives its buffers away if nothing is in them; both were wiped, and each may be empty.
+    pub fn return_buffers(&mut self) -> Option<(Box<[u8]>, Vec<u8>)> {
+        self.is_idle().then(|| (self.inbox.return_buffer(), self.outbox.return_buffer()))
+    }
+
     /// Where to read into. Never empty after [`Step::Read`] or [`Step::Linger`], except during a
     /// stream: while an answer is owed, a client can run ahead by [`limits::HEAD_BYTES_MAX`] and
     /// the space is empty beyond that.

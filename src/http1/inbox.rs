@@ -18,14 +18,24 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
+    /// Without a buffer until it is needed.
     pub(super) fn new() -> Self {
-        Self {
-            bytes: zeroed(limits::INBOX_BYTES),
-            held_start: 0,
-            held_end: 0,
-            unread_start: 0,
-            unread_end: 0,
+        Self { bytes: Box::default(), held_start: 0, held_end: 0, unread_start: 0, unread_end: 0 }
+    }
+
+    /// Takes a buffer that [`Self::return_buffer`] gave, if there is none.
+    pub(super) fn borrow_buffer(&mut self, spare: impl FnOnce() -> Option<Box<[u8]>>) {
+        if self.bytes.is_empty() {
+            self.bytes = spare().unwrap_or_default();
         }
+    }
+
+    /// Gives the buffer away, which is all zero; nothing is in it.
+    pub(super) fn return_buffer(&mut self) -> Box<[u8]> {
+        debug_assert!(self.held_start == self.unread_end, "something is in it");
+        (self.held_start, self.held_end, self.unread_start, self.unread_end) = (0, 0, 0, 0);
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes.len() == limits::INBOX_BYTES { bytes } else { Box::default() }
     }
 
     /// Where the next bytes go; `wanted` is how many are known to come. Empty once a whole
@@ -33,6 +43,9 @@ impl Inbox {
     pub(super) fn space(&mut self, wanted: usize) -> &mut [u8] {
         if self.held_start == self.unread_end && self.bytes.len() > limits::INBOX_BYTES {
             self.replace_with(limits::INBOX_BYTES);
+        }
+        if self.bytes.is_empty() {
+            self.bytes = zeroed(limits::INBOX_BYTES);
         }
         let held_count = self.held_end - self.held_start;
         let capacity_max = held_count + limits::HEAD_BYTES_MAX;

@@ -20,6 +20,19 @@ impl Outbox {
         Self { bytes: Vec::new(), written_count: 0, progress_ms: 0 }
     }
 
+    /// Takes a buffer that [`Self::return_buffer`] gave, if there is none.
+    pub(super) fn borrow_buffer(&mut self, spare: impl FnOnce() -> Option<Vec<u8>>) {
+        if self.bytes.capacity() == 0 {
+            self.bytes = spare().unwrap_or_default();
+        }
+    }
+
+    /// Gives the buffer away, which was wiped; nothing is in it.
+    pub(super) fn return_buffer(&mut self) -> Vec<u8> {
+        debug_assert!(self.bytes.is_empty(), "something is in it");
+        std::mem::take(&mut self.bytes)
+    }
+
     /// Room for `count` more bytes. The vector never reallocates by itself: that would leave a copy
     /// of what it holds in freed memory.
     pub(super) fn reserve(&mut self, count: usize, now_ms: u64) {

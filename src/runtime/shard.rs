@@ -17,7 +17,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Task};
 use super::placement::Plan;
 use super::ring::{self, Ring};
 use super::shutdown::Stop;
-use crate::http::{App, BodyBudget, Clock, serve, too_many_connections};
+use crate::http::{App, Clock, Memory, serve, too_many_connections};
 use crate::limits::{CONNECTIONS_COUNT_MAX, DEADLINE_TICK, DRAIN_DEADLINE};
 
 /// How long accepting pauses when the process has no descriptor left.
@@ -43,7 +43,7 @@ pub(super) struct Shared {
 struct Shard {
     shared: Shared,
     clock: Rc<Clock>,
-    bodies: BodyBudget,
+    memory: Memory,
     open: Cell<usize>,
 }
 
@@ -96,12 +96,8 @@ pub(super) fn start(
         .spawn(move || async move {
             // The first timer of an executor is late by tens of milliseconds (glommio#652).
             sleep(Duration::from_millis(1)).await;
-            let shard = Rc::new(Shard {
-                shared,
-                clock: Clock::new(),
-                bodies: BodyBudget::default(),
-                open: Cell::new(0),
-            });
+            let shard =
+                Rc::new(Shard { shared, clock: Clock::new(), memory: Memory::default(), open: Cell::new(0) });
             shard.run(listeners, starting).await;
         })
 }
@@ -185,7 +181,7 @@ impl Shard {
                 stream.close().await.ok();
                 return;
             }
-            let serving = serve(stream, &*shard.shared.app, &shard.clock, &shard.bodies);
+            let serving = serve(stream, &*shard.shared.app, &shard.clock, &shard.memory);
             // A panic in a task would end the executor, and with it every other connection.
             if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
                 tracing::error!("a connection was dropped after a panic");

@@ -9,7 +9,7 @@ use crate::model::UserKey;
 impl Service {
     /// The derived key if it is cached; never waits.
     pub(super) fn cached_key(&self, user_key: &UserKey) -> Option<Arc<DerivedKey>> {
-        self.keys.cached(user_key, self.now_seconds())
+        self.keys.cached(user_key.header_bytes(), self.now_seconds())
     }
 
     /// # Errors

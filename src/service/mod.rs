@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use acks::Acknowledgements;
-pub use configs::{Found, NewEntry, Update};
+pub use configs::{AtHand, Found, NewEntry, Update};
 pub use error::Error;
 pub use federation::Federation;
 pub use list::{After, EntryList, ListQuery, Render, RenderedPage};

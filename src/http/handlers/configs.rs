@@ -1,5 +1,6 @@
 //! `/configs` and `/configs/{key}`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -9,7 +10,7 @@ use crate::http::answer::{Answer, ListStream, Outcome};
 use crate::http::app::failed;
 use crate::http::body::{self, Fault};
 use crate::http::error::redirect;
-use crate::http::json::{Shape, write_entry, write_string};
+use crate::http::json::{Shape, write_entry, write_entry_with, write_string};
 use crate::http::query::parameter;
 use crate::http::route::KeyPath;
 use crate::http::{ENTRIES_HIDDEN, NEXT_AFTER, PARTIAL_RESULT};
@@ -33,13 +34,12 @@ impl Caller<'_> {
         self.user_key.expect("the route was admitted with a user key")
     }
 
-    /// An empty environment is no environment.
-    fn environment(&self) -> Option<String> {
-        parameter(self.query, "environment").filter(|environment| !environment.is_empty())
+    fn environment(&self) -> Option<Cow<'_, str>> {
+        environment(self.query)
     }
 
     /// A path that ends in a slash, and no entry has a key that does: perhaps the slash is one too many.
-    fn missing_slash(&self, error: Error, key: &KeyPath) -> Answer {
+    fn missing_slash(&self, error: Error, key: &KeyPath<'_>) -> Answer {
         match (&error, &key.without_slash) {
             (Error::NotFound { .. }, Some(path)) => redirect(path, self.query),
             _ => failed(error),
@@ -47,11 +47,8 @@ impl Caller<'_> {
     }
 
     fn is_full(&self) -> Result<bool, Answer> {
-        match parameter(self.query, "mode").as_deref() {
-            None | Some("" | "short") => Ok(false),
-            Some("full") => Ok(true),
-            Some(other) => Err(Fault::parameter("literal_error", "mode", "'short' or 'full'", other).into()),
-        }
+        is_full(self.query)
+            .map_err(|other| Fault::parameter("literal_error", "mode", "'short' or 'full'", &other).into())
     }
 }
 
@@ -66,8 +63,30 @@ pub(in crate::http) async fn create(
     Ok(entry(201, &found, None, true).into())
 }
 
+/// `GET /configs/{key}` of an entry whose row and key are both in memory, appended to `out`: nothing has to
+/// be waited for. `None` for everything else, faults included, about which [`read`] has more to say.
+pub(in crate::http) fn read_at_hand(
+    service: &Service,
+    user_key: &[u8],
+    key: &KeyPath<'_>,
+    query: Option<&[u8]>,
+    out: &mut Vec<u8>,
+) -> Option<()> {
+    if !key.is_text {
+        return None;
+    }
+    let full = is_full(query).ok()?;
+    let environment = environment(query);
+    let asked = environment.as_deref();
+    let found = service.at_hand(user_key, &key.text, asked)?;
+    let row = found.row();
+    write_entry_with(row, Shape::of(row, asked, full), found.value_bytes_max(), out, |out| {
+        found.open_into(out)
+    })
+}
+
 /// `GET /configs/{key}`
-pub(in crate::http) async fn read(caller: &Caller<'_>, key: &KeyPath) -> Result<Outcome, Answer> {
+pub(in crate::http) async fn read(caller: &Caller<'_>, key: &KeyPath<'_>) -> Result<Outcome, Answer> {
     let full = caller.is_full()?;
     let environment = caller.environment();
     let asked = environment.as_deref();
@@ -80,7 +99,7 @@ pub(in crate::http) async fn read(caller: &Caller<'_>, key: &KeyPath) -> Result<
 /// `PUT /configs/{key}`
 pub(in crate::http) async fn update(
     caller: &Caller<'_>,
-    key: &KeyPath,
+    key: &KeyPath<'_>,
     body: &[u8],
     content_type: Option<&[u8]>,
 ) -> Result<Outcome, Answer> {
@@ -94,7 +113,7 @@ pub(in crate::http) async fn update(
 }
 
 /// `DELETE /configs/{key}`
-pub(in crate::http) async fn delete(caller: &Caller<'_>, key: &KeyPath) -> Result<Outcome, Answer> {
+pub(in crate::http) async fn delete(caller: &Caller<'_>, key: &KeyPath<'_>) -> Result<Outcome, Answer> {
     let environment = caller.environment();
     let text = named(key, environment.as_deref())?;
     let deleted = caller.service.delete(caller.user_key(), text, environment.as_deref()).await;
@@ -174,8 +193,11 @@ fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Answer> 
             Fault::parameter("int_parsing", "after", "the id of an entry, or what X-Next-After gave", &found)
         })?,
     };
-    let filter =
-        Filter { category: text("category"), environment: caller.environment(), prefix: text("prefix") };
+    let filter = Filter {
+        category: text("category").map(Cow::into_owned),
+        environment: caller.environment().map(Cow::into_owned),
+        prefix: text("prefix").map(Cow::into_owned),
+    };
     Ok(ListQuery { filter, after, limit, is_local })
 }
 
@@ -186,11 +208,27 @@ fn entry(status: u16, found: &Found, asked_environment: Option<&str>, full: bool
     Answer::json(status, body)
 }
 
+/// An empty environment is no environment.
+fn environment(query: Option<&[u8]>) -> Option<Cow<'_, str>> {
+    parameter(query, "environment").filter(|environment| !environment.is_empty())
+}
+
+fn is_full(query: Option<&[u8]>) -> Result<bool, Cow<'_, str>> {
+    match parameter(query, "mode") {
+        None => Ok(false),
+        Some(mode) => match &*mode {
+            "" | "short" => Ok(false),
+            "full" => Ok(true),
+            _ => Err(mode),
+        },
+    }
+}
+
 /// The key as text; bytes that are no UTF-8 name no entry.
-fn named<'a>(key: &'a KeyPath, environment: Option<&str>) -> Result<&'a str, Answer> {
+fn named<'a>(key: &'a KeyPath<'_>, environment: Option<&str>) -> Result<&'a str, Answer> {
     if key.is_text {
         return Ok(&key.text);
     }
     let environment = environment.map(str::to_owned);
-    Err(Error::NotFound { key: key.text.clone(), environment, silent: Vec::new() }.into())
+    Err(Error::NotFound { key: key.text.clone().into_owned(), environment, silent: Vec::new() }.into())
 }

@@ -46,6 +46,8 @@ struct State {
     buffers: Buffers,
     sockets: Vec<Socket>,
     free: Vec<u32>,
+    /// Empty buffers for what is sent next.
+    spare_outputs: Vec<Vec<u8>>,
     listeners: Vec<Listener>,
     /// Connections for which there was no buffer.
     starved: Vec<u32>,
@@ -87,6 +89,7 @@ impl Ring {
             buffers,
             sockets: Vec::new(),
             free: Vec::new(),
+            spare_outputs: Vec::new(),
             listeners: listeners.collect(),
             starved: Vec::new(),
             lingering: Vec::new(),

@@ -11,6 +11,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::buffers::{Buffers, Filled};
 use super::queue::{Operation, Tag};
 use super::{State, WRITE_STALL};
+use crate::limits::SPARE_BUFFERS_COUNT_MAX;
 
 /// A connection of which so much was received and not read receives no more until that was read.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
@@ -19,8 +20,8 @@ const INPUT_BYTES_MAX: usize = 64 * 1024;
 const WRITE_BEHIND_BYTES_MAX: usize = 16 * 1024;
 /// More is sent in several steps.
 const SEND_BYTES_MAX: usize = 1024 * 1024;
-/// Memory that a connection keeps for its next answers.
-const OUTPUT_KEPT_BYTES_MAX: usize = 4 * 1024;
+/// A larger buffer is not kept for the next answer.
+const OUTPUT_KEPT_BYTES_MAX: usize = 16 * 1024;
 
 /// Whether the kernel receives for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +176,7 @@ impl State {
             return Poll::Ready(Ok(0));
         }
         socket.sent = 0;
-        socket.output.clear();
+        socket.output = self.spare_outputs.pop().unwrap_or_default();
         socket.output.extend_from_slice(&bytes[..count]);
         socket.is_sending = true;
         let is_behind = count <= WRITE_BEHIND_BYTES_MAX;
@@ -226,7 +227,6 @@ impl State {
         let socket = &mut self.sockets[index as usize];
         let is_done = socket.is_dropped && !socket.is_sending && socket.receiving == Receiving::No;
         if is_done && socket.descriptor.take().is_some() {
-            socket.output = Vec::new();
             self.free.push(index);
         }
     }
@@ -322,8 +322,10 @@ impl State {
         socket.is_sending = false;
         // Answers carry values.
         socket.output.as_mut_slice().zeroize();
-        if socket.output.capacity() > OUTPUT_KEPT_BYTES_MAX {
-            socket.output = Vec::new();
+        let mut output = std::mem::take(&mut socket.output);
+        output.clear();
+        if output.capacity() <= OUTPUT_KEPT_BYTES_MAX && self.spare_outputs.len() < SPARE_BUFFERS_COUNT_MAX {
+            self.spare_outputs.push(output);
         }
         self.woken.extend(socket.writer.take());
         self.close_if_done(tag.index);
