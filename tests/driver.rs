@@ -324,6 +324,48 @@ fn answers_come_in_the_order_of_their_requests() {
     assert_eq!(exchange(&Scripted::default(), 64 * 1024, &sent), expected);
 }
 
+/// A client that always has sent more, and takes everything.
+struct Greedy;
+
+impl AsyncRead for Greedy {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        let requests = get("/a");
+        let count = out.len() / requests.len();
+        assert!(count > 0, "there is room for a request");
+        out[..count * requests.len()].copy_from_slice(requests.repeat(count).as_bytes());
+        Poll::Ready(Ok(count * requests.len()))
+    }
+}
+
+impl AsyncWrite for Greedy {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[test]
+fn a_greedy_client_gives_way() {
+    let (application, clock, memory) = (Scripted::default(), Clock::new(), Memory::default());
+    let mut serving = pin!(serve(Greedy, &application, &clock, &memory));
+    let mut context = Context::from_waker(Waker::noop());
+    let mut before = 0;
+    for _ in 0..100 {
+        // Without a turn for others this would never come back.
+        assert!(serving.as_mut().poll(&mut context).is_pending());
+        let served = application.handled.get() - before;
+        assert!((1..=1000).contains(&served), "{served} requests in one turn");
+        before = application.handled.get();
+    }
+}
+
 /// What arrives in one piece or in many, and leaves in one or in many, must not matter.
 #[test]
 fn the_pieces_do_not_matter() {

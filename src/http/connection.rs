@@ -8,6 +8,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use futures_lite::future::yield_now;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
 use zeroize::Zeroizing;
 
@@ -47,6 +48,9 @@ pub enum Admission<R> {
     },
 }
 
+/// Steps of a connection after which the others have theirs; a request takes two or three.
+const STEPS_PER_TURN: u32 = 128;
+
 /// How a wait for the client ended.
 enum Event {
     Arrived(usize),
@@ -67,6 +71,8 @@ struct Driver<'a, S, A> {
     memory: &'a Memory,
     bodies: BodyShare<'a>,
     told_to_close: bool,
+    /// Until others have their turn.
+    steps_left: u32,
 }
 
 /// Serves one connection until it ends.
@@ -84,6 +90,7 @@ where
         memory,
         bodies: BodyShare::new(memory),
         told_to_close: false,
+        steps_left: STEPS_PER_TURN,
     };
     // The client has gone, or stalls: there is nobody to tell.
     let _: Result<(), Gone> = driver.run().await;
@@ -124,6 +131,16 @@ where
             if self.connection.output_is_full() {
                 self.flush().await?;
             }
+            self.give_way().await;
+        }
+    }
+
+    /// A client that always has sent more must not keep the executor from all others.
+    async fn give_way(&mut self) {
+        self.steps_left -= 1;
+        if self.steps_left == 0 {
+            self.steps_left = STEPS_PER_TURN;
+            yield_now().await;
         }
     }
 
