@@ -75,8 +75,12 @@ print("openssl", 1e6 / middle, middle, max(times), middle, 0, 0)')
 for _ in $(seq "$rounds"); do
   echo
   head_of_table "closed loop"
-  if $have_anchor; then closed_loop anchor "$nginx_pid" "$connections" "$nginx/configs/load-1"; fi
+  if $have_anchor; then
+    closed_loop anchor "$nginx_pid" "$connections" "$nginx/configs/load-1"
+    closed_loop anchor-pipelined "$nginx_pid" "$connections" "$nginx/configs/load-1" -s "$here/pipelined.lua"
+  fi
   closed_loop read-one-key "$server_pid" "$connections" "$base/configs/load-1"
+  closed_loop pipelined "$server_pid" "$connections" "$base/configs/load-1" -s "$here/pipelined.lua"
   mixed read 0
   mixed mixed-95-5 5
   mixed mixed-50-50 50
@@ -94,6 +98,8 @@ echo
 if $have_anchor; then
   echo "read-one-key / anchor: $(quotient read-one-key anchor 2) of its requests/s," \
     "$(quotient read-one-key anchor 5) of its CPU time for each"
+  echo "pipelined / anchor-pipelined: $(quotient pipelined anchor-pipelined 2) of its requests/s," \
+    "$(quotient pipelined anchor-pipelined 5) of its CPU time for each"
 fi
 if command -v python3 >/dev/null; then
   echo "cold / openssl: $(quotient cold openssl 5) of its CPU time for each"
