@@ -106,12 +106,21 @@ pub const ENTRY_CACHE_BYTES_MIN: usize = 64 * 1024 * 1024;
 pub const ENTRY_CACHE_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// Between the two it is this part of the memory that the process may use: one eighth.
 pub const ENTRY_CACHE_MEMORY_PART: u64 = 8;
+/// This part of it is for pages of lists: one eighth.
+pub const PAGE_CACHE_PART: usize = 8;
+/// Pages that are cached: each write looks at all of them.
+pub const PAGES_CACHED_COUNT_MAX: usize = 64;
+/// Bytes of changed rows that are remembered while a page is read, before that page is not cached.
+pub const PAGE_CHANGES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Environments of one entry key that are cached together; a key with more is read from the database.
 pub const ENTRY_GROUP_COUNT_MAX: usize = 64;
 /// Bytes of tokens that one page of a list reads from the database.
 pub const LIST_PAGE_BYTES: usize = 1024 * 1024;
 /// Rows that one page of a list reads from the database.
 pub const LIST_PAGE_ROWS_MAX: usize = 4096;
+/// A page of a list that is in memory and no larger is opened by the executor: that takes 30 us or so, which is
+/// less than asking the pool to do it.
+pub const LIST_INLINE_BYTES: usize = 32 * 1024;
 /// Largest `limit` of a list.
 pub const LIST_LIMIT_MAX: u64 = 1_000_000;
 

@@ -144,7 +144,7 @@ impl EntryList {
         let (query, render, derived) = (self.query.clone(), self.render, Arc::clone(&self.derived));
         let job = move || -> Result<_, Error> {
             let page = store.page(&query.filter, after)?;
-            let mut rendered = render_page(page.rows.iter(), &derived, query.limit, render);
+            let mut rendered = render_page(page.rows.iter().map(|row| &**row), &derived, query.limit, render);
             rendered.hidden_count += page.unreadable_count;
             let last_shown = rendered.last_shown.map(|index| page.rows[index].id);
             Ok((rendered, last_shown, page.next_after))

@@ -9,8 +9,10 @@ mod buckets;
 mod check;
 mod entry_cache;
 mod error;
+mod filter;
 mod lock;
 mod open;
+mod page_cache;
 mod reader;
 mod replica;
 mod row;
@@ -30,14 +32,16 @@ use futures_channel::oneshot;
 pub use buckets::{Buckets, root_of};
 pub use entry_cache::{EntryCache, FillTicket};
 pub use error::{Error, OpenError};
-pub use reader::{Filter, Page};
+pub use filter::Filter;
+pub use reader::Page;
 pub use replica::{OutboxPage, VersionsPage};
 pub use row::{Group, OwnerTag, Row};
 pub use salt_file::{Adopted, SaltFile};
 pub use writer::{OnFatal, OnOutbox, PeerNote, Write, WriteError, WriteResult};
 
+use self::page_cache::PageCache;
 use self::versions::Versions;
-use crate::limits::{ENTRY_CACHE_BYTES_MIN, SQLITE_VERSION_MIN};
+use crate::limits::{ENTRY_CACHE_BYTES_MIN, PAGE_CACHE_PART, SQLITE_VERSION_MIN};
 use crate::model::{Change, EntryId, Horizon, NodeNumber, Timestamp};
 
 /// How long SQLite waits for another process, such as a backup, before it gives up.
@@ -45,7 +49,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a store is opened.
 pub struct Options {
-    /// Memory for cached rows.
+    /// Memory for cached rows, alone and in pages.
     pub cache_bytes_max: usize,
     /// How versions are kept.
     pub versions: Keeping,
@@ -93,6 +97,7 @@ impl Options {
 pub struct Store {
     readers: reader::Readers,
     cache: Arc<EntryCache>,
+    pages: Arc<PageCache>,
     buckets: Arc<Buckets>,
     horizon: Arc<Mutex<Horizon>>,
     node: Option<NodeNumber>,
@@ -137,13 +142,16 @@ impl Store {
             {}
         }
         let node = versions.as_ref().map(Versions::node);
-        let cache = Arc::new(EntryCache::new(options.cache_bytes_max));
+        let pages_bytes_max = options.cache_bytes_max / PAGE_CACHE_PART;
+        let cache = Arc::new(EntryCache::new(options.cache_bytes_max - pages_bytes_max));
+        let pages = Arc::new(PageCache::new(pages_bytes_max));
         let on_fatal = Arc::new(options.on_fatal);
         let (writer, thread) = writer::Writer::start(writer::Start {
             connection: opened.connection,
             path: database.to_owned(),
             spelling: opened.spelling,
             cache: Arc::clone(&cache),
+            pages: Arc::clone(&pages),
             versions,
             on_fatal: Arc::clone(&on_fatal),
             on_outbox: options.on_outbox,
@@ -159,6 +167,7 @@ impl Store {
         Ok(Self {
             readers: reader::Readers::new(database.to_owned()),
             cache,
+            pages,
             buckets,
             horizon,
             node,
@@ -207,12 +216,23 @@ impl Store {
         Ok(self.readers.exact(key, environment)?.map(Arc::new))
     }
 
-    /// Reads the next entries after an id, in the order of their ids.
+    /// The next entries after an id, if they are in memory; an executor may ask.
+    pub fn cached_page(&self, filter: &Filter, after: i64) -> Option<Arc<Page>> {
+        self.pages.get(filter, after)
+    }
+
+    /// The next entries after an id, in the order of their ids. Those that are not in memory are read, and
+    /// kept for the next list.
     ///
     /// # Errors
     /// When SQLite cannot read.
-    pub fn page(&self, filter: &Filter, after: i64) -> Result<Page, Error> {
-        self.readers.page(filter, after)
+    pub fn page(&self, filter: &Filter, after: i64) -> Result<Arc<Page>, Error> {
+        if let Some(page) = self.pages.get(filter, after) {
+            return Ok(page);
+        }
+        let ticket = self.pages.prepare_fill();
+        let page = self.readers.page(filter, after)?;
+        Ok(self.pages.fill(&ticket, filter, after, page))
     }
 
     /// The next entries in the order of their names, as many as have about `bytes_max` bytes, and whether

@@ -1,12 +1,13 @@
 //! Reading: points by key and pages by id, on whichever thread asks.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, ToSql};
 
 use super::error::Error;
+use super::filter::Filter;
 use super::row::{Group, Row};
 use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::{Ciphertext, Content, EntryId, Timestamp};
@@ -18,22 +19,13 @@ pub(super) struct Readers {
     idle: Mutex<Vec<Connection>>,
 }
 
-/// Which entries a list wants; each `None` means "all".
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
-    /// Exactly this category.
-    pub category: Option<String>,
-    /// Exactly this environment.
-    pub environment: Option<String>,
-    /// Keys that begin with this.
-    pub prefix: Option<String>,
-}
-
 /// Some entries in the order of their ids.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Page {
     /// The rows that passed the filter.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Arc<Row>>,
+    /// Memory that they take, roughly.
+    pub bytes: usize,
     /// Rows that cannot be shown to anyone: a key that is not text.
     pub unreadable_count: u64,
     /// Where the next page goes on; `None` after the last row.
@@ -42,25 +34,6 @@ pub struct Page {
 
 pub(super) const COLUMNS: &str =
     r#"id, "key", encrypted_value, category, environment, created_at, updated_at"#;
-
-impl Filter {
-    fn restrict<'a>(&'a self, sql: &mut String, values: &mut Vec<&'a dyn ToSql>) {
-        if let Some(category) = &self.category {
-            sql.push_str(" AND category = ?");
-            values.push(category);
-        }
-        if let Some(environment) = &self.environment {
-            sql.push_str(" AND environment = ?");
-            values.push(environment);
-        }
-        if let Some(prefix) = &self.prefix {
-            // Not LIKE, which would fold case and give `%` and `_` a meaning.
-            sql.push_str(r#" AND substr("key", 1, length(?)) = ?"#);
-            values.push(prefix);
-            values.push(prefix);
-        }
-    }
-}
 
 impl Readers {
     pub(super) fn new(path: PathBuf) -> Self {
@@ -77,7 +50,7 @@ impl Readers {
             let mut rows = statement.query((key, limit))?;
             let mut group = Group::default();
             while let Some(row) = rows.next()? {
-                group.rows.extend(parse_row(row)?.map(std::sync::Arc::new));
+                group.rows.extend(parse_row(row)?.map(Arc::new));
             }
             Ok((group.rows.len() <= ENTRY_GROUP_COUNT_MAX).then_some(group))
         })
@@ -155,18 +128,17 @@ fn page(connection: &Connection, filter: &Filter, after: i64) -> Result<Page, Er
     sql.push_str(" ORDER BY id");
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(values.as_slice())?;
-    let mut page = Page { rows: Vec::new(), unreadable_count: 0, next_after: None };
-    let mut bytes = 0;
+    let mut page = Page { rows: Vec::new(), bytes: 0, unreadable_count: 0, next_after: None };
     while let Some(row) = rows.next()? {
         match parse_row(row)? {
             Some(parsed) => {
-                bytes += parsed.weight();
+                page.bytes += parsed.weight();
                 page.next_after = Some(parsed.id);
-                page.rows.push(parsed);
+                page.rows.push(Arc::new(parsed));
             }
             None => page.unreadable_count += 1,
         }
-        if bytes >= LIST_PAGE_BYTES || page.rows.len() >= LIST_PAGE_ROWS_MAX {
+        if page.bytes >= LIST_PAGE_BYTES || page.rows.len() >= LIST_PAGE_ROWS_MAX {
             return Ok(page);
         }
     }

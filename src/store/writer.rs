@@ -19,6 +19,7 @@ use super::check;
 use super::entry_cache::{EntryCache, with_row};
 use super::error::Error;
 use super::open::sibling;
+use super::page_cache::PageCache;
 use super::row::{OwnerTag, Row};
 use super::schema::{self, Spelling};
 use super::versions::Versions;
@@ -145,6 +146,7 @@ pub(super) struct Start {
     pub(super) path: PathBuf,
     pub(super) spelling: Spelling,
     pub(super) cache: Arc<EntryCache>,
+    pub(super) pages: Arc<PageCache>,
     pub(super) versions: Option<Versions>,
     pub(super) on_fatal: Arc<OnFatal>,
     pub(super) on_outbox: OnOutbox,
@@ -338,6 +340,7 @@ impl Worker {
             for effect in &effects {
                 cache.publish(&effect.key, |group| with_row(group, effect.id, effect.after.as_ref()));
             }
+            self.start.pages.publish(&effects);
         } else {
             self.roll_back();
         }
@@ -423,6 +426,7 @@ impl Worker {
         if version != self.data_version {
             self.data_version = version;
             self.start.cache.clear();
+            self.start.pages.clear();
             self.adopt_foreign();
         }
     }

@@ -1,0 +1,218 @@
+//! Pages of lists in memory, sealed as they are in the database and coherent with it.
+//!
+//! Invariant: a page holds what the database held when it was read, and every change that was
+//! published since. After COMMIT the writer changes the pages in place. What it publishes while a
+//! page is being read is remembered, and made good when the page is stored: a change says what
+//! becomes of a row, whatever it was, so one that the reader has seen already does no harm.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::batch::Effect;
+use super::filter::Filter;
+use super::reader::Page;
+use super::row::Row;
+use crate::limits::{LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX, PAGE_CHANGES_BYTES_MAX, PAGES_CACHED_COUNT_MAX};
+
+/// Process-wide cache of [`Page`]s, bounded by bytes and by number, evicting by second chance.
+#[derive(Debug)]
+pub(super) struct PageCache(Mutex<State>);
+
+/// Leave to fill the cache with what is read from now on.
+#[derive(Debug)]
+pub(super) struct FillTicket<'a> {
+    cache: &'a PageCache,
+    /// How many changes were published before.
+    position: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    slots: VecDeque<Slot>,
+    bytes_max: usize,
+    /// Pages that are being read.
+    fills_count: usize,
+    /// What was published since the first of those reads began.
+    changes: Vec<Change>,
+    changes_bytes: usize,
+    /// The position of the first of them.
+    changes_start: u64,
+}
+
+/// The row with this id is now this one, or is gone.
+#[derive(Clone, Debug)]
+struct Change {
+    id: i64,
+    row: Option<Arc<Row>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    filter: Filter,
+    after: i64,
+    page: Arc<Page>,
+    used: bool,
+}
+
+impl PageCache {
+    /// An empty cache that takes about so much memory when it is full.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self(Mutex::new(State {
+            slots: VecDeque::new(),
+            bytes_max,
+            fills_count: 0,
+            changes: Vec::new(),
+            changes_bytes: 0,
+            changes_start: 0,
+        }))
+    }
+
+    /// The page of this filter after this id, if it is cached.
+    pub(super) fn get(&self, filter: &Filter, after: i64) -> Option<Arc<Page>> {
+        let mut state = self.state();
+        let slot = state.slots.iter_mut().find(|slot| slot.is(filter, after))?;
+        slot.used = true;
+        Some(Arc::clone(&slot.page))
+    }
+
+    /// Must be called before the database is read for a later [`Self::fill`].
+    pub(super) fn prepare_fill(&self) -> FillTicket<'_> {
+        let mut state = self.state();
+        state.fills_count += 1;
+        FillTicket { cache: self, position: state.position() }
+    }
+
+    /// Caches what was read, if what has changed since the ticket was taken is still known.
+    pub(super) fn fill(&self, ticket: &FillTicket<'_>, filter: &Filter, after: i64, page: Page) -> Arc<Page> {
+        let mut slot = Slot { filter: filter.clone(), after, page: Arc::new(page), used: false };
+        let mut state = self.state();
+        if let Some(cached) = state.slots.iter().find(|cached| cached.is(filter, after)) {
+            // Its rows know more: that they are canonical.
+            return Arc::clone(&cached.page);
+        }
+        let Some(missed) = state.changes_since(ticket.position) else { return slot.page };
+        for change in missed {
+            slot.apply(change);
+        }
+        let page = Arc::clone(&slot.page);
+        if filter.is_plain() && slot.is_worth_keeping() && page.bytes <= state.bytes_max / 2 {
+            state.slots.push_back(slot);
+            state.evict();
+        }
+        page
+    }
+
+    /// After COMMIT, in the order in which it was done.
+    pub(super) fn publish(&self, effects: &[Effect]) {
+        let mut state = self.state();
+        for effect in effects {
+            let change = Change { id: effect.id, row: effect.after.clone() };
+            for slot in &mut state.slots {
+                slot.apply(&change);
+            }
+            state.remember(change);
+        }
+        state.slots.retain(Slot::is_worth_keeping);
+        state.evict();
+    }
+
+    /// Forgets everything: another process has changed the database.
+    pub(super) fn clear(&self) {
+        let mut state = self.state();
+        state.slots.clear();
+        state.forget_changes();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for FillTicket<'_> {
+    fn drop(&mut self) {
+        let mut state = self.cache.state();
+        state.fills_count -= 1;
+        if state.fills_count == 0 {
+            state.forget_changes();
+        }
+    }
+}
+
+impl State {
+    /// How many changes were published so far; one more for each time that some were forgotten.
+    fn position(&self) -> u64 {
+        self.changes_start + self.changes.len() as u64
+    }
+
+    fn changes_since(&self, position: u64) -> Option<&[Change]> {
+        let first = usize::try_from(position.checked_sub(self.changes_start)?).ok()?;
+        self.changes.get(first..)
+    }
+
+    fn remember(&mut self, change: Change) {
+        if self.fills_count == 0 {
+            return;
+        }
+        self.changes_bytes += size_of::<Change>() + change.row.as_ref().map_or(0, |row| row.weight());
+        self.changes.push(change);
+        if self.changes_bytes > PAGE_CHANGES_BYTES_MAX {
+            self.forget_changes();
+        }
+    }
+
+    /// No ticket that was given out before this is good any more.
+    fn forget_changes(&mut self) {
+        self.changes_start = self.position() + 1;
+        self.changes = Vec::new();
+        self.changes_bytes = 0;
+    }
+
+    fn evict(&mut self) {
+        let mut bytes: usize = self.slots.iter().map(|slot| slot.page.bytes).sum();
+        while (bytes > self.bytes_max || self.slots.len() > PAGES_CACHED_COUNT_MAX)
+            && let Some(mut oldest) = self.slots.pop_front()
+        {
+            if std::mem::take(&mut oldest.used) {
+                self.slots.push_back(oldest);
+            } else {
+                bytes -= oldest.page.bytes;
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn is(&self, filter: &Filter, after: i64) -> bool {
+        self.after == after && self.filter == *filter
+    }
+
+    fn apply(&mut self, change: &Change) {
+        let is_before_end = self.page.next_after.is_none_or(|last| change.id <= last);
+        if change.id <= self.after || !is_before_end {
+            return;
+        }
+        let place = self.page.rows.binary_search_by_key(&change.id, |row| row.id);
+        let row = change.row.as_ref().filter(|row| self.filter.admits(row));
+        if place.is_err() && row.is_none() {
+            return;
+        }
+        // Copied if a list is reading it.
+        let page = Arc::make_mut(&mut self.page);
+        page.bytes += row.map_or(0, |row| row.weight());
+        let before = match (place, row.map(Arc::clone)) {
+            (Ok(index), Some(row)) => Some(std::mem::replace(&mut page.rows[index], row)),
+            (Ok(index), None) => Some(page.rows.remove(index)),
+            (Err(index), Some(row)) => {
+                page.rows.insert(index, row);
+                None
+            }
+            (Err(_), None) => None,
+        };
+        page.bytes -= before.map_or(0, |row| row.weight());
+    }
+
+    /// A page that has grown too long is read anew, as several.
+    fn is_worth_keeping(&self) -> bool {
+        self.page.rows.len() <= LIST_PAGE_ROWS_MAX && self.page.bytes <= 2 * LIST_PAGE_BYTES
+    }
+}
