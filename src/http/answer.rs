@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::model::SecretBytes;
 use crate::service::EntryList;
 
 /// The media type of almost every answer.
@@ -17,7 +18,7 @@ pub struct Answer {
     /// Further header fields.
     pub headers: Vec<(&'static str, Cow<'static, str>)>,
     /// The body.
-    pub body: Vec<u8>,
+    pub body: SecretBytes,
 }
 
 /// What a handler gives back.
@@ -32,8 +33,8 @@ pub enum Outcome {
 /// A list under way, its first page already read.
 #[derive(Debug)]
 pub struct ListStream {
-    /// The first page, without the opening bracket.
-    pub first: Vec<u8>,
+    /// The opening bracket and the first entries.
+    pub first: SecretBytes,
     /// Hidden entries so far.
     pub hidden_count: u64,
     /// Where the other pages come from.
@@ -42,8 +43,8 @@ pub struct ListStream {
 
 impl Answer {
     /// A JSON answer.
-    pub fn json(status: u16, body: Vec<u8>) -> Self {
-        Self { status, content_type: Some(JSON), headers: Vec::new(), body }
+    pub fn json(status: u16, body: impl Into<SecretBytes>) -> Self {
+        Self { status, content_type: Some(JSON), headers: Vec::new(), body: body.into() }
     }
 
     /// Adds a header field.

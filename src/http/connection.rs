@@ -18,6 +18,7 @@ use super::error;
 use super::handlers::configs::{list_field_names, list_fields};
 use super::memory::{BodyShare, Memory};
 use crate::http1::{self, Connection, HeadView, Step};
+use crate::model::SecretBytes;
 
 /// What answers requests.
 pub trait Application {
@@ -218,20 +219,18 @@ where
                 connection.begin_stream(answer, &trailer_names, now_ms);
             });
         });
-        self.send_chunk(b"[");
         self.send_chunk(&list.first);
-        let mut is_first = list.first.is_empty();
-        list.first = Vec::new();
+        let mut is_first = list.first.len() == 1;
+        list.first = SecretBytes::default();
         loop {
             self.flush().await?;
             let next = AssertUnwindSafe(list.rest.next_page()).catch_unwind();
             match self.while_connected(next).await? {
                 Ok(Ok(Some(page))) => {
                     list.hidden_count += page.hidden_count;
-                    if !page.bytes.is_empty() && !std::mem::take(&mut is_first) {
-                        self.send_chunk(b",");
-                    }
-                    self.send_chunk(&page.bytes);
+                    let comma = usize::from(is_first && !page.bytes.is_empty());
+                    self.send_chunk(&page.bytes[comma..]);
+                    is_first &= page.bytes.is_empty();
                 }
                 Ok(Ok(None)) => break,
                 failed => {

@@ -63,7 +63,12 @@ pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Answer {
         Some(query) => format!("{path}?{}", super::route::header_text(query)),
         None => path.to_owned(),
     };
-    Answer { status: 307, content_type: None, headers: vec![("location", location.into())], body: Vec::new() }
+    Answer {
+        status: 307,
+        content_type: None,
+        headers: vec![("location", location.into())],
+        body: Vec::new().into(),
+    }
 }
 
 impl From<service::Error> for Answer {

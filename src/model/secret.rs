@@ -1,6 +1,7 @@
 //! Secrets as types: no `Display`, a redacted `Debug`, wiped when dropped.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -80,13 +81,13 @@ impl fmt::Debug for ApiKey {
 }
 
 /// A decrypted value: JSON text, wiped when dropped.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
-pub struct Plaintext(Vec<u8>);
+#[derive(Clone, PartialEq, Eq)]
+pub struct Plaintext(SecretBytes);
 
 impl Plaintext {
     /// Takes ownership of the bytes, which are wiped when this is dropped.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+        Self(SecretBytes(bytes))
     }
 
     /// The bytes themselves: for sealing them, or for the answer to the client that may see them.
@@ -98,6 +99,68 @@ impl Plaintext {
 impl fmt::Debug for Plaintext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Plaintext({} bytes, redacted)", self.0.len())
+    }
+}
+
+/// Memory for decrypted values: wiped when it is dropped, and when it moves because it grows.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct SecretBytes(Vec<u8>);
+
+impl SecretBytes {
+    /// Empty, with room for so many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
+
+    /// The bytes, with room for `count` more. Whoever appends more than that leaves an unwiped copy behind.
+    pub fn with_room(&mut self, count: usize) -> &mut Vec<u8> {
+        if self.0.capacity() - self.0.len() < count {
+            let bytes = (self.0.len() + count).max(2 * self.0.capacity());
+            let mut larger = Self::with_capacity(bytes);
+            larger.0.extend_from_slice(&self.0);
+            *self = larger;
+        }
+        &mut self.0
+    }
+
+    /// Wipes the bytes and keeps the room.
+    pub fn clear(&mut self) {
+        self.0.as_mut_slice().zeroize();
+        self.0.clear();
+    }
+}
+
+impl Drop for SecretBytes {
+    /// As slices, because `Vec` wipes one byte at a time, which takes longer than opening the token took.
+    fn drop(&mut self) {
+        self.0.as_mut_slice().zeroize();
+        self.0.spare_capacity_mut().zeroize();
+    }
+}
+
+impl Deref for SecretBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl DerefMut for SecretBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl From<Vec<u8>> for SecretBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretBytes({} bytes, redacted)", self.0.len())
     }
 }
 

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use super::configs::open;
 use super::federation::Others;
+use super::opener::Opener;
 use super::{Error, Service};
 use crate::crypto::{DerivedKey, Lane};
-use crate::model::{EntryId, UserKey};
-use crate::store::{Filter, Row};
+use crate::limits::LIST_INLINE_BYTES;
+use crate::model::{EntryId, SecretBytes, UserKey};
+use crate::store::{Filter, Page, Row};
 
-/// Appends one entry to the bytes of a page. Called on a pool thread, between reading and answering.
+/// Appends one entry to the bytes of a page. Called between reading and answering, on a pool thread if the
+/// page is not small.
 pub type Render = fn(row: &Row, value: &[u8], out: &mut Vec<u8>);
 
 /// Which entries, and how many.
@@ -53,17 +55,25 @@ pub struct EntryList {
     next_after: Option<After>,
 }
 
-/// Some entries of a list, rendered and separated by commas.
+/// Some entries of a list, rendered.
 #[derive(Debug, Default)]
 pub struct RenderedPage {
-    /// The entries that the user key opens; empty if it opens none of this page.
-    pub bytes: Vec<u8>,
+    /// The entries that the user key opens, a comma before each.
+    pub bytes: SecretBytes,
     /// How many entries are in `bytes`.
     pub shown_count: u64,
     /// How many matched the query but are not shown, because the key does not open them.
     pub hidden_count: u64,
-    /// The last one of them.
+    /// The last one that is shown.
     last_shown: Option<usize>,
+}
+
+/// Some of this node's own entries, and where they end.
+struct OwnPage {
+    rendered: RenderedPage,
+    /// The id of the last one that is shown.
+    last_shown: Option<i64>,
+    next_after: Option<i64>,
 }
 
 impl Service {
@@ -140,17 +150,7 @@ impl EntryList {
     }
 
     async fn next_own(&mut self, after: i64) -> Result<RenderedPage, Error> {
-        let store = Arc::clone(&self.service.store);
-        let (query, render, derived) = (self.query.clone(), self.render, Arc::clone(&self.derived));
-        let job = move || -> Result<_, Error> {
-            let page = store.page(&query.filter, after)?;
-            let mut rendered = render_page(page.rows.iter().map(|row| &**row), &derived, query.limit, render);
-            rendered.hidden_count += page.unreadable_count;
-            let last_shown = rendered.last_shown.map(|index| page.rows[index].id);
-            Ok((rendered, last_shown, page.next_after))
-        };
-        let receiver = self.service.pool.submit(Lane::Read, job).map_err(|_| Error::Busy)?;
-        let (page, last_shown, next_after) = receiver.await.map_err(|_| Error::Unavailable)??;
+        let OwnPage { rendered: page, last_shown, next_after } = self.own_page(after).await?;
         let is_full = self.query.limit.is_some_and(|limit| limit <= page.shown_count);
         match (is_full, last_shown, next_after) {
             (true, Some(last), _) | (_, _, Some(last)) => self.query.after = After::Id(last),
@@ -161,6 +161,28 @@ impl EntryList {
             _ => self.finished = true,
         }
         Ok(page)
+    }
+
+    /// Small pages that are in memory are opened here, all others on the pool.
+    async fn own_page(&self, after: i64) -> Result<OwnPage, Error> {
+        let store = Arc::clone(&self.service.store);
+        let (limit, render) = (self.query.limit, self.render);
+        let cached = store.cached_page(&self.query.filter, after);
+        if let Some(page) = &cached
+            && page.bytes <= LIST_INLINE_BYTES
+        {
+            return Ok(OwnPage::render(page, &self.derived, limit, render));
+        }
+        let (filter, derived) = (self.query.filter.clone(), Arc::clone(&self.derived));
+        let job = move || -> Result<_, Error> {
+            let page = match cached {
+                Some(page) => page,
+                None => store.page(&filter, after)?,
+            };
+            Ok(OwnPage::render(&page, &derived, limit, render))
+        };
+        let receiver = self.service.pool.submit(Lane::Read, job).map_err(|_| Error::Busy)?;
+        receiver.await.map_err(|_| Error::Unavailable)?
     }
 
     async fn next_of_others(&mut self, after: Option<&EntryId>) -> Result<RenderedPage, Error> {
@@ -184,34 +206,51 @@ impl EntryList {
             self.query.after = After::Name(last.entry_id());
         }
         let (limit, render, derived) = (self.query.limit, self.render, Arc::clone(&self.derived));
-        let job = move || render_page(rows.iter().map(|row| &**row), &derived, limit, render);
+        let job = move || render_page(&rows, &derived, limit, render);
         self.service.on_pool(job).await
     }
 }
 
-fn render_page<'a>(
-    rows: impl Iterator<Item = &'a Row>,
-    derived: &DerivedKey,
-    limit: Option<u64>,
-    render: Render,
-) -> RenderedPage {
-    let mut page = RenderedPage::default();
-    for (index, row) in rows.enumerate() {
+impl OwnPage {
+    fn render(page: &Page, derived: &DerivedKey, limit: Option<u64>, render: Render) -> Self {
+        let mut rendered = render_page(&page.rows, derived, limit, render);
+        rendered.hidden_count += page.unreadable_count;
+        let last_shown = rendered.last_shown.map(|index| page.rows[index].id);
+        Self { rendered, last_shown, next_after: page.next_after }
+    }
+}
+
+fn render_page(rows: &[Arc<Row>], derived: &DerivedKey, limit: Option<u64>, render: Render) -> RenderedPage {
+    let bytes = SecretBytes::with_capacity(rows.iter().map(|row| rendered_bytes(row)).sum());
+    let mut page = RenderedPage { bytes, ..RenderedPage::default() };
+    let mut opener = Opener::new(derived);
+    for (index, row) in rows.iter().enumerate() {
         if limit.is_some_and(|limit| page.shown_count >= limit) {
             break;
         }
-        match open(derived, row) {
-            Ok(value) => {
-                if !page.bytes.is_empty() {
-                    page.bytes.push(b',');
-                }
-                render(row, value.expose(), &mut page.bytes);
-                page.shown_count += 1;
-                page.last_shown = Some(index);
-            }
-            // One entry of another owner, or a damaged one, never takes the list away.
-            Err(_) => page.hidden_count += 1,
-        }
+        // One entry of another owner, or a damaged one, never takes the list away.
+        let Some(value) = opener.open(row) else {
+            page.hidden_count += 1;
+            continue;
+        };
+        let out = page.bytes.with_room(value.len() + rendered_names_bytes_max(row));
+        out.push(b',');
+        render(row, value, out);
+        page.shown_count += 1;
+        page.last_shown = Some(index);
     }
     page
+}
+
+/// About as many bytes as the entry takes: a token is longer than its value by what surrounds it.
+fn rendered_bytes(row: &Row) -> usize {
+    let category = row.category.as_ref().map_or(0, String::len);
+    row.key.len() + category + row.ciphertext.as_ref().map_or(0, |sealed| sealed.as_bytes().len())
+}
+
+/// So many bytes at most besides the value: each byte of a text becomes six if it is escaped.
+fn rendered_names_bytes_max(row: &Row) -> usize {
+    const FIXED_BYTES_MAX: usize = 256;
+    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    FIXED_BYTES_MAX + 6 * (row.key.len() + text(&row.category) + text(&row.environment))
 }

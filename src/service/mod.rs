@@ -10,6 +10,7 @@ pub mod exchange;
 pub mod federation;
 mod keys;
 mod list;
+mod opener;
 mod replication;
 mod signal;
 

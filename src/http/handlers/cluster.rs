@@ -16,7 +16,7 @@ use crate::store::Adopted;
 pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Answer {
     let Some(cluster) = service.cluster() else {
         let body = r#"{"enabled":false,"mode":null,"node_id":null,"total_nodes":null,"healthy_nodes":null}"#;
-        return Answer::json(200, body.into());
+        return Answer::json(200, body.as_bytes().to_vec());
     };
     let members = cluster.members();
     let others = members.iter().filter(|member| member.state != "self");
@@ -112,7 +112,7 @@ pub(in crate::http) async fn read_salt(service: &Service) -> Result<Answer, Answ
             status: 200,
             content_type: Some("application/octet-stream"),
             headers: vec![("content-disposition", "attachment; filename=encryption.salt".into())],
-            body: salt.to_vec(),
+            body: salt.to_vec().into(),
         },
     })
 }

@@ -140,19 +140,17 @@ pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result
     while !list.is_finished() && first.len() < FIRST_BYTES {
         let Some(page) = list.next_page().await.map_err(failed)? else { break };
         hidden_count += page.hidden_count;
-        if !first.is_empty() && !page.bytes.is_empty() {
-            first.push(b',');
-        }
-        first.extend_from_slice(&page.bytes);
+        first.with_room(page.bytes.len()).extend_from_slice(&page.bytes);
+    }
+    match first.first_mut() {
+        Some(comma) => *comma = b'[',
+        None => first.with_room(2).push(b'['),
     }
     if !list.is_finished() {
         return Ok(Outcome::List(Box::new(ListStream { first, hidden_count, rest: list })));
     }
-    let mut body = Vec::with_capacity(first.len() + 2);
-    body.push(b'[');
-    body.extend_from_slice(&first);
-    body.push(b']');
-    let mut answer = Answer::json(200, body).with_header(ENTRIES_HIDDEN, hidden_count.to_string());
+    first.with_room(1).push(b']');
+    let mut answer = Answer::json(200, first).with_header(ENTRIES_HIDDEN, hidden_count.to_string());
     answer.headers.extend(list_fields(&list).map(|(name, value)| (name, value.into())));
     Ok(answer.into())
 }

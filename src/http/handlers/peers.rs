@@ -28,7 +28,12 @@ pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Answer,
         true => Vec::new(),
         false => encode_digests(&own),
     };
-    Ok(Answer { status: 200, content_type: Some("application/octet-stream"), headers: Vec::new(), body })
+    Ok(Answer {
+        status: 200,
+        content_type: Some("application/octet-stream"),
+        headers: Vec::new(),
+        body: body.into(),
+    })
 }
 
 /// `POST /cluster/versions`: the versions of all entries of some buckets, of the first ones if it would be
