@@ -49,6 +49,9 @@ pub const CONNECTIONS_COUNT_MAX: usize = 10_240;
 pub const OUTBOX_BYTES_MAX: usize = 64 * 1024;
 /// Initial and idle size of a connection's read buffer.
 pub const INBOX_BYTES: usize = 2 * 1024;
+/// Lines of the access log that one executor writes in a second about reads that were answered from memory; of
+/// those beyond it only the number is logged.
+pub const ACCESS_LINES_PER_SECOND: u32 = 100;
 /// Buffers of each kind that a shard keeps for connections that have none.
 pub const SPARE_BUFFERS_COUNT_MAX: usize = 256;
 /// Backlog of each listening socket (Linux caps it at `net.core.somaxconn`).

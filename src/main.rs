@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use opensecureconf::config::{self, Config};
-use opensecureconf::{runtime, telemetry};
+use opensecureconf::runtime;
+use opensecureconf::telemetry::Log;
 
 /// Encrypted configuration server with the API of OpenSecureConf.
 ///
@@ -28,13 +29,19 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = match config::load() {
+    let (config, log) = match config::load() {
         Ok((config, warnings)) => {
-            telemetry::start_log(config.log_level, config.log_format);
+            let log = match Log::start(config.log_level, config.log_format, config.log_file.as_deref()) {
+                Ok(log) => log,
+                Err(error) => {
+                    complain(&error.to_string());
+                    return ExitCode::from(2);
+                }
+            };
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
-            config
+            (config, log)
         }
         Err(faults) => {
             complain(&format!("these settings cannot be used:\n{faults}"));
@@ -42,7 +49,7 @@ fn main() -> ExitCode {
         }
     };
     match arguments.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve(&config),
+        Command::Serve => serve(&config, log),
         Command::CheckConfig => {
             // A closed pipe is the reader's business.
             writeln!(std::io::stdout(), "{}", config.summary().trim_end()).ok();
@@ -51,8 +58,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(config: &Config) -> ExitCode {
-    match runtime::run(config) {
+/// What ends the process is the last thing that is said, so the log ends before.
+fn serve(config: &Config, log: Log) -> ExitCode {
+    let ended = runtime::run(config);
+    drop(log);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error.to_string());

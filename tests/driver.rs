@@ -15,11 +15,14 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures_lite::future::{block_on, yield_now, zip};
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
-use opensecureconf::http::{Admission, Answer, App, Application, Clock, Memory, Outcome, Settings, serve};
+use opensecureconf::http::{
+    Admission, Answer, App, Application, Client, ENDPOINTS, Exchange, Local, Outcome, Settings, serve,
+};
 use opensecureconf::http1::HeadView;
 use opensecureconf::limits::BODIES_BYTES_MAX_PER_SHARD;
 use opensecureconf::service::Service;
 use opensecureconf::store::{Options, Store};
+use opensecureconf::telemetry::Executors;
 use zeroize::Zeroizing;
 
 // --- a pipe ----------------------------------------------------------------------------------
@@ -168,6 +171,11 @@ fn run<T>(future: impl Future<Output = T>) -> T {
     panic!("everybody waits and nobody will be woken");
 }
 
+/// What an executor has.
+fn local() -> Local {
+    Local::new(Executors::new(&ENDPOINTS).add())
+}
+
 /// Sends everything and gives back all that comes until the server ends its side.
 async fn talk(client: End, sent: impl AsRef<[u8]>) -> String {
     let End { mut reader, mut writer } = client;
@@ -234,7 +242,12 @@ impl Drop for Running<'_> {
 impl Application for Scripted {
     type Request = String;
 
-    fn admit(&self, head: &HeadView<'_>, _: &mut Vec<u8>) -> Result<Admission<String>, Answer> {
+    fn admit(
+        &self,
+        head: &HeadView<'_>,
+        _: &mut Exchange,
+        _: &mut Vec<u8>,
+    ) -> Result<Admission<String>, Answer> {
         let path = String::from_utf8_lossy(head.path()).into_owned();
         assert!(path != "/panic-at-the-head", "{PANIC}");
         if path == "/refused" {
@@ -295,8 +308,8 @@ fn expect_panics() {
 /// Serves one connection to which `sent` is sent, until the server ends it.
 fn exchange(application: &Scripted, capacity: usize, sent: &str) -> Vec<String> {
     let (server, client) = pipe(capacity);
-    let (clock, memory) = (Clock::new(), Memory::default());
-    let ((), received) = run(zip(serve(server, application, &clock, &memory), talk(client, sent)));
+    let local = local();
+    let ((), received) = run(zip(serve(server, application, &local, Client::default()), talk(client, sent)));
     assert_eq!(application.handlers_running.get(), 0, "no handler outlives its connection");
     summary(&received)
 }
@@ -353,8 +366,8 @@ impl AsyncWrite for Greedy {
 
 #[test]
 fn a_greedy_client_gives_way() {
-    let (application, clock, memory) = (Scripted::default(), Clock::new(), Memory::default());
-    let mut serving = pin!(serve(Greedy, &application, &clock, &memory));
+    let (application, local) = (Scripted::default(), local());
+    let mut serving = pin!(serve(Greedy, &application, &local, Client::default()));
     let mut context = Context::from_waker(Waker::noop());
     let mut before = 0;
     for _ in 0..100 {
@@ -404,8 +417,8 @@ fn a_client_that_goes_away_ends_its_handler() {
     for keeps_reading in [false, true] {
         let application = Scripted::default();
         let (server, client) = pipe(1024);
-        let (clock, memory) = (Clock::new(), Memory::default());
-        run(zip(serve(server, &application, &clock, &memory), async {
+        let local = local();
+        run(zip(serve(server, &application, &local, Client::default()), async {
             let End { reader, mut writer } = client;
             writer.write_all(get("/never").as_bytes()).await.expect("there is room");
             while application.handlers_running.get() == 0 {
@@ -427,9 +440,9 @@ fn a_client_that_goes_away_ends_its_handler() {
 #[test]
 fn the_end_of_input_is_not_the_end_of_output() {
     let (server, client) = pipe(4096);
-    let (clock, memory) = (Clock::new(), Memory::default());
+    let local = local();
     let End { mut reader, mut writer } = client;
-    let ((), received) = run(zip(serve(server, &Scripted::default(), &clock, &memory), async {
+    let ((), received) = run(zip(serve(server, &Scripted::default(), &local, Client::default()), async {
         writer.write_all(get("/a").repeat(3).as_bytes()).await.expect("there is room");
         writer.close().await.expect("a pipe has no faults");
         let mut received = String::new();
@@ -453,20 +466,20 @@ async fn settle() {
 fn check_deadline(sent: &str, deadline_ms: u64, expected: &[&str]) {
     let application = Scripted::default();
     let (server, client) = pipe(64 * 1024);
-    let (clock, memory) = (Clock::new(), Memory::default());
-    clock.tick_at(0);
+    let local = local();
+    local.clock.tick_at(0);
     let End { mut reader, mut writer } = client;
     let serving = async {
-        serve(server, &application, &clock, &memory).await;
-        clock.now_ms()
+        serve(server, &application, &local, Client::default()).await;
+        local.clock.now_ms()
     };
     let (_, received) = run(zip(serving, async {
         writer.write_all(sent.as_bytes()).await.expect("there is room");
         settle().await;
-        clock.tick_at(deadline_ms - 1);
+        local.clock.tick_at(deadline_ms - 1);
         settle().await;
         assert!(!reader.0.borrow().has_ended, "not before {deadline_ms}: {sent}");
-        clock.tick_at(deadline_ms);
+        local.clock.tick_at(deadline_ms);
         let mut received = String::new();
         reader.read_to_string(&mut received).await.expect("a pipe has no faults");
         drop((reader, writer));
@@ -498,12 +511,12 @@ fn deadlines_end_connections() {
 fn no_deadline_hurries_a_handler() {
     let application = Scripted::default();
     let (server, client) = pipe(1024);
-    let (clock, memory) = (Clock::new(), Memory::default());
-    let ((), received) = run(zip(serve(server, &application, &clock, &memory), async {
+    let local = local();
+    let ((), received) = run(zip(serve(server, &application, &local, Client::default()), async {
         let talking = talk(client, last("/released"));
         let (received, ()) = zip(talking, async {
             settle().await;
-            clock.tick_at(100_000_000);
+            local.clock.tick_at(100_000_000);
             settle().await;
             application.released.set(true);
         })
@@ -517,25 +530,25 @@ fn no_deadline_hurries_a_handler() {
 fn a_client_that_takes_nothing_is_dropped() {
     let application = Scripted::default();
     let (server, client) = pipe(100);
-    let (clock, memory) = (Clock::new(), Memory::default());
-    clock.tick_at(0);
+    let local = local();
+    local.clock.tick_at(0);
     let is_over = Cell::new(false);
     let serving = async {
-        serve(server, &application, &clock, &memory).await;
+        serve(server, &application, &local, Client::default()).await;
         is_over.set(true);
     };
     let End { mut reader, mut writer } = client;
     run(zip(serving, async {
         writer.write_all(get("/a").repeat(3).as_bytes()).await.expect("there is room");
         settle().await;
-        clock.tick_at(5_000);
+        local.clock.tick_at(5_000);
         // It takes a little: that is progress, and the time begins anew.
         reader.read_exact(&mut [0; 10]).await.expect("an answer has begun");
         settle().await;
-        clock.tick_at(14_999);
+        local.clock.tick_at(14_999);
         settle().await;
         assert!(!is_over.get());
-        clock.tick_at(15_000);
+        local.clock.tick_at(15_000);
         settle().await;
         assert!(is_over.get(), "the pipe is gone, although the client still holds it");
     }));
@@ -546,11 +559,11 @@ fn a_client_that_takes_nothing_is_dropped() {
 fn lingering_has_an_end() {
     let application = Scripted::default();
     let (server, client) = pipe(1024);
-    let (clock, memory) = (Clock::new(), Memory::default());
-    clock.tick_at(0);
+    let local = local();
+    local.clock.tick_at(0);
     let is_over = Cell::new(false);
     let serving = async {
-        serve(server, &application, &clock, &memory).await;
+        serve(server, &application, &local, Client::default()).await;
         is_over.set(true);
     };
     let End { mut reader, mut writer } = client;
@@ -561,10 +574,10 @@ fn lingering_has_an_end() {
         assert_eq!(summary(&received), ["200 /a close"]);
         // More than the pipe holds goes through: it is read and thrown away.
         writer.write_all(get("/b").repeat(1000).as_bytes()).await.expect("the server still reads");
-        clock.tick_at(1_999);
+        local.clock.tick_at(1_999);
         settle().await;
         assert!(!is_over.get());
-        clock.tick_at(2_000);
+        local.clock.tick_at(2_000);
         settle().await;
         assert!(is_over.get());
     }));
@@ -586,12 +599,12 @@ fn closing_ends_what_is_idle_and_waits_for_what_is_not() {
     ] {
         let application = Scripted::default();
         let (server, client) = pipe(1024);
-        let (clock, memory) = (Clock::new(), Memory::default());
+        let local = local();
         let End { mut reader, mut writer } = client;
-        let ((), received) = run(zip(serve(server, &application, &clock, &memory), async {
+        let ((), received) = run(zip(serve(server, &application, &local, Client::default()), async {
             writer.write_all(sent.as_bytes()).await.expect("there is room");
             settle().await;
-            clock.close();
+            local.clock.close();
             settle().await;
             application.released.set(true);
             writer.write_all(rest.as_bytes()).await.expect("the server still reads");
@@ -606,11 +619,11 @@ fn closing_ends_what_is_idle_and_waits_for_what_is_not() {
 
 #[test]
 fn a_connection_that_comes_after_the_end_is_ended() {
-    let (application, clock, memory) = (Scripted::default(), Clock::new(), Memory::default());
-    clock.close();
+    let (application, local) = (Scripted::default(), local());
+    local.clock.close();
     let (server, client) = pipe(1024);
     let talking = talk(client, get("/a").repeat(2));
-    let received = run(serve(server, &application, &clock, &memory).await_with(talking));
+    let received = run(serve(server, &application, &local, Client::default()).await_with(talking));
     assert_eq!((summary(&received), application.handled.get()), (Vec::new(), 0));
 }
 
@@ -639,11 +652,11 @@ fn a_refused_body_gives_its_bytes_back_at_once() {
         vec![post("/holds", 4 * MIB, 4 * MIB - 1); BODIES_BYTES_MAX_PER_SHARD / (4 * MIB) - 1];
     conversations.push(post("/holds", MIB, MIB - 1));
     let application = Scripted::default();
-    let (clock, memory) = (Clock::new(), Memory::default());
+    let local = local();
     let (mut servings, mut clients) = (Vec::new(), Vec::new());
     for _ in 0..conversations.len() + 2 {
         let (server, client) = pipe(64 * 1024);
-        servings.push(Box::pin(serve(server, &application, &clock, &memory)));
+        servings.push(Box::pin(serve(server, &application, &local, Client::default())));
         clients.push(client);
     }
     run(zip(join(servings), async {
@@ -685,8 +698,7 @@ async fn join<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) {
 struct Stack {
     keys: KeyCache,
     app: App,
-    clock: Rc<Clock>,
-    memory: Memory,
+    local: Local,
     _directory: tempfile::TempDir,
 }
 
@@ -700,9 +712,9 @@ impl Stack {
         let keys = KeyCache::new();
         let service =
             Arc::new(Service::new(store, keys.clone(), Arc::new(pool.expect("four threads")), None));
-        let settings = Settings { api_key: None, user_key_bytes_min: 8, node_id: "test".to_owned() };
+        let settings = Settings::default();
         let app = App::new(service, settings);
-        Self { keys, app, clock: Clock::new(), memory: Memory::default(), _directory: directory }
+        Self { keys, app, local: local(), _directory: directory }
     }
 
     /// Sends each of these over a connection of its own, all at the same time.
@@ -713,7 +725,7 @@ impl Stack {
             let (server, client) = pipe(4096);
             let answers = &answers;
             conversations.push(Box::pin(async move {
-                let serving = serve(server, &self.app, &self.clock, &self.memory);
+                let serving = serve(server, &self.app, &self.local, Client::default());
                 let received = serving.await_with(talk(client, request)).await;
                 answers.borrow_mut()[number] = summary(&received);
             }));

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
-use opensecureconf::http::{App, Clock, Memory, Settings, serve};
+use opensecureconf::http::{App, Client, Local, Settings, serve};
 use opensecureconf::limits::REQUESTS_COUNT_MAX_PER_CONNECTION;
 use opensecureconf::service::Service;
 use opensecureconf::store::{Options, Store};
@@ -64,14 +64,8 @@ pub(crate) struct Connection {
     serving: Pin<Box<dyn Future<Output = ()>>>,
     /// Requests that the server takes on this connection.
     left: u32,
-    shard: Rc<Shard>,
+    local: Rc<Local>,
     _directory: Rc<tempfile::TempDir>,
-}
-
-/// What the connections of one executor share.
-struct Shard {
-    clock: Rc<Clock>,
-    memory: Memory,
 }
 
 impl Connection {
@@ -84,27 +78,28 @@ impl Connection {
         let config = PoolConfig { derive_threads: 1, read_threads: 1 };
         let pool = Arc::new(Pool::start(config, 8, 8).expect("threads can be started"));
         let service = Arc::new(Service::new(store, KeyCache::new(), pool, None));
-        let settings = Settings { api_key: None, user_key_bytes_min: 8, node_id: "whole".to_owned() };
+        let settings = Settings::default();
+        let executors = Arc::clone(&settings.executors);
         let app = Rc::new(App::new(service, settings));
-        let shard = Rc::new(Shard { clock: Clock::new(), memory: Memory::default() });
-        let (wire, serving) = connect(&app, &shard);
+        let local = Rc::new(Local::new(executors.add()));
+        let (wire, serving) = connect(&app, &local);
         let left = REQUESTS_COUNT_MAX_PER_CONNECTION;
-        Self { app, wire, serving, left, shard, _directory: Rc::new(directory) }
+        Self { app, wire, serving, left, local, _directory: Rc::new(directory) }
     }
 
     /// To the same server.
     #[allow(dead_code, reason = "only the test of memory needs more than one")]
     pub(crate) fn another(&self) -> Self {
-        let (wire, serving) = connect(&self.app, &self.shard);
-        let (app, shard, _directory) =
-            (Rc::clone(&self.app), Rc::clone(&self.shard), Rc::clone(&self._directory));
-        Self { app, wire, serving, left: REQUESTS_COUNT_MAX_PER_CONNECTION, shard, _directory }
+        let (wire, serving) = connect(&self.app, &self.local);
+        let (app, local, _directory) =
+            (Rc::clone(&self.app), Rc::clone(&self.local), Rc::clone(&self._directory));
+        Self { app, wire, serving, left: REQUESTS_COUNT_MAX_PER_CONNECTION, local, _directory }
     }
 
     /// Sends a request and waits until its answer begins; returns the answer's bytes.
     pub(crate) fn exchange(&mut self, request: &[u8]) -> std::cell::Ref<'_, [u8]> {
         if self.left == 0 {
-            (self.wire, self.serving) = connect(&self.app, &self.shard);
+            (self.wire, self.serving) = connect(&self.app, &self.local);
             self.left = REQUESTS_COUNT_MAX_PER_CONNECTION;
         }
         self.left -= 1;
@@ -135,10 +130,10 @@ impl Connection {
     }
 }
 
-fn connect(app: &Rc<App>, shard: &Rc<Shard>) -> (Wire, Pin<Box<dyn Future<Output = ()>>>) {
-    let (app, shard, wire) = (Rc::clone(app), Rc::clone(shard), Wire::default());
+fn connect(app: &Rc<App>, local: &Rc<Local>) -> (Wire, Pin<Box<dyn Future<Output = ()>>>) {
+    let (app, local, wire) = (Rc::clone(app), Rc::clone(local), Wire::default());
     let stream = wire.clone();
-    let serving = Box::pin(async move { serve(stream, &*app, &shard.clock, &shard.memory).await });
+    let serving = Box::pin(async move { serve(stream, &*app, &local, Client::default()).await });
     (wire, serving)
 }
 

@@ -18,7 +18,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use bootstrap::{Candidate, Decision, PATIENCE_MS, decide};
 pub use difference::{dealt_with, difference};
@@ -144,7 +144,12 @@ impl<N: Network> Context<N> {
                 }
                 Action::CheckHealth => Event::Health(self.check_health(&mut transport).await),
                 Action::Push { after } => Event::Pushed(self.push(&mut transport, after).await),
-                Action::CompareDigests => Event::Digests(self.compare_digests(&mut transport, index).await),
+                Action::CompareDigests => {
+                    let began = Instant::now();
+                    let digests = self.compare_digests(&mut transport, index).await;
+                    self.view.note_comparison(began.elapsed());
+                    Event::Digests(digests)
+                }
                 Action::CompareVersions(buckets) => {
                     Event::Versions(self.compare_versions(&mut transport, buckets).await)
                 }

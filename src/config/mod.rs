@@ -10,6 +10,7 @@ mod fault;
 mod host;
 mod kubernetes;
 mod log;
+mod origins;
 mod settings;
 mod summary;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use cluster::{ClusterConfig, FederationConfig, PeerAddress, WriteAcks};
 pub use fault::{Fault, Faults, Warning};
 pub use host::Host;
 pub use log::{LogFormat, LogLevel};
+pub use origins::Origins;
 
 use crate::model::ApiKey;
 
@@ -49,12 +51,20 @@ pub struct Config {
     pub node_id: String,
     /// `OSC_CLUSTER_ENABLED` and the settings that count then; `None` for a node that stands alone.
     pub cluster: Option<ClusterConfig>,
+    /// `CORS_ORIGINS`: sites whose pages may use the server; none by default.
+    pub origins: Option<Origins>,
+    /// `OSC_PUBLIC_ROOT`: whether `GET /` needs no API key.
+    pub has_public_root: bool,
+    /// `OSC_METRICS_AUTH`: whether `GET /metrics` needs the API key.
+    pub has_private_metrics: bool,
     /// Whether sockets may have a ring of their own: `OSC_TEST_SOCKETS`, by which tests go the other way.
     pub uses_ring: bool,
     /// `OSC_LOG_LEVEL`.
     pub log_level: LogLevel,
     /// `OSC_LOG_FORMAT`.
     pub log_format: LogFormat,
+    /// `OSC_LOG_FILE`; standard error if there is none.
+    pub log_file: Option<PathBuf>,
 }
 
 /// Reads the environment of the process and `.env` in its working directory.

@@ -9,10 +9,10 @@ use super::fault::{Fault, Faults, Warning};
 use super::host::{Host, Resolve};
 use super::log::{LogFormat, LogLevel};
 use super::variables::{Variables, integer, shown};
-use super::{Config, api_key, cluster, dotenv, kubernetes};
+use super::{Config, api_key, cluster, dotenv, kubernetes, origins};
 
 /// Every variable with a meaning, here or in the original.
-pub(super) const KNOWN: [&str; 19] = [
+pub(super) const KNOWN: [&str; 23] = [
     "OSC_HOST",
     "OSC_HOST_PORT",
     "OSC_WORKERS",
@@ -21,6 +21,9 @@ pub(super) const KNOWN: [&str; 19] = [
     "OSC_MIN_USER_KEY_LENGTH",
     "OSC_API_KEY_REQUIRED",
     "OSC_API_KEY",
+    "OSC_PUBLIC_ROOT",
+    "OSC_METRICS_AUTH",
+    "CORS_ORIGINS",
     "OSC_CLUSTER_ENABLED",
     "OSC_CLUSTER_MODE",
     "OSC_CLUSTER_NODE_ID",
@@ -32,6 +35,7 @@ pub(super) const KNOWN: [&str; 19] = [
     "OSC_HTTPS_ENABLED",
     "OSC_LOG_LEVEL",
     "OSC_LOG_FORMAT",
+    "OSC_LOG_FILE",
 ];
 
 const WORKERS_COUNT_MAX: usize = 1024;
@@ -66,9 +70,13 @@ pub(super) fn read(
         api_key: api_key::read(&mut variables, &mut warnings),
         node_id: node_id(&mut variables, port),
         cluster: cluster::read(&mut variables),
+        origins: origins::read(&mut variables),
+        has_public_root: variables.switch("OSC_PUBLIC_ROOT"),
+        has_private_metrics: variables.switch("OSC_METRICS_AUTH"),
         uses_ring: variables.choice("OSC_TEST_SOCKETS", &[("ring", true), ("stream", false)]).unwrap_or(true),
         log_level: variables.choice("OSC_LOG_LEVEL", &LogLevel::NAMES).unwrap_or(LogLevel::Info),
         log_format: variables.choice("OSC_LOG_FORMAT", &LogFormat::NAMES).unwrap_or(LogFormat::Console),
+        log_file: variables.text("OSC_LOG_FILE").map(PathBuf::from),
     };
     check_paths_differ(&mut variables, &config);
     refuse_https(&mut variables);

@@ -20,6 +20,13 @@ impl Config {
             ("OSC_CLUSTER_NODE_ID", self.node_id.clone()),
             ("OSC_LOG_LEVEL", self.log_level.to_string()),
             ("OSC_LOG_FORMAT", self.log_format.to_string()),
+            (
+                "OSC_LOG_FILE",
+                self.log_file.as_ref().map_or("(standard error)".into(), |path| path.display().to_string()),
+            ),
+            ("OSC_PUBLIC_ROOT", self.has_public_root.to_string()),
+            ("OSC_METRICS_AUTH", self.has_private_metrics.to_string()),
+            ("CORS_ORIGINS", self.origins.as_ref().map_or("(none)".to_owned(), ToString::to_string)),
         ];
         let mut summary = lines.map(|(name, value)| format!("{name}={value}\n")).concat();
         if let Some(cluster) = &self.cluster {

@@ -46,6 +46,10 @@ OSC_CLUSTER_ENABLED=false
 OSC_CLUSTER_NODE_ID=node-9000
 OSC_LOG_LEVEL=INFO
 OSC_LOG_FORMAT=console
+OSC_LOG_FILE=(standard error)
+OSC_PUBLIC_ROOT=false
+OSC_METRICS_AUTH=false
+CORS_ORIGINS=(none)
 ";
 
 #[test]
@@ -65,7 +69,9 @@ fn the_example_holds_the_defaults() {
     assert_eq!(warnings(&[], example), [""; 0]);
     let uncommented: String = example
         .lines()
-        .filter_map(|line| line.strip_prefix('#').filter(|line| line.starts_with("OSC_")))
+        .filter_map(|line| {
+            line.strip_prefix('#').filter(|line| line.starts_with("OSC_") || line.starts_with("CORS_"))
+        })
         .map(|line| format!("{line}\n"))
         .collect();
     let (config, warnings) = read(&[], &uncommented).expect("no fault");
@@ -90,7 +96,9 @@ fn every_setting() {
             "OSC_HOST=ignored..\nOSC_DATABASE_PATH=/data/a b.db\nOSC_SALT_FILE_PATH='/data/salt'\n\
              OSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=True\nOSC_API_KEY=\"{CANARY}\"\n\
              OSC_CLUSTER_MODE=nonsense\nOSC_CLUSTER_NODES=a:1,b:2\nOSC_CLUSTER_SYNC_INTERVAL=never\n\
-             OSC_CLUSTER_NODE_ID=${{HERE}}n1\nOSC_LOG_FORMAT=JSON\n"
+             OSC_CLUSTER_NODE_ID=${{HERE}}n1\nOSC_LOG_FORMAT=JSON\nOSC_LOG_FILE=log\n\
+             OSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
+             CORS_ORIGINS=\"https://a.example.org, HTTP://B:81\"\n"
         ),
     )
     .expect("no fault");
@@ -101,9 +109,27 @@ fn every_setting() {
         "OSC_HOST=[::]\nOSC_HOST_PORT=9321\nOSC_WORKERS=3\nOSC_DATABASE_PATH=/data/a b.db\n\
          OSC_SALT_FILE_PATH=/data/salt\nOSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=true\n\
          OSC_API_KEY=(set)\nOSC_CLUSTER_ENABLED=false\nOSC_CLUSTER_NODE_ID=n1\nOSC_LOG_LEVEL=WARNING\n\
-         OSC_LOG_FORMAT=json\n"
+         OSC_LOG_FORMAT=json\nOSC_LOG_FILE=log\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
+         CORS_ORIGINS=https://a.example.org,http://b:81\n"
     );
     assert_eq!(warnings, []);
+}
+
+#[test]
+fn origins() {
+    for (text, asked, allowed) in [
+        ("*", "https://x", Some("*")),
+        ("https://a, http://b:81", "http://b:81", Some("http://b:81")),
+        ("https://a", "https://a:444", None),
+        ("https://a", "null", None),
+        ("http://[::1]:3000", "http://[::1]:3000", Some("http://[::1]:3000")),
+    ] {
+        let origins = config(&[("CORS_ORIGINS", text)]).origins.expect(text);
+        assert_eq!(origins.allows(asked), allowed, "{text} {asked}");
+    }
+    for text in ["https://a/", "a.example.org", "https://", "https://a b", "https://*.a", "*,https://a"] {
+        assert!(faults(&[("CORS_ORIGINS", text)]).contains("is no origin"), "{text}");
+    }
 }
 
 #[test]

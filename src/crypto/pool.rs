@@ -135,6 +135,14 @@ impl Pool {
         jobs.try_send(Box::new(job)).map_err(|_| Busy)
     }
 
+    /// Jobs that wait for a thread.
+    pub fn queued_count(&self, lane: Lane) -> usize {
+        match lane {
+            Lane::Derive => self.derive_jobs.len(),
+            Lane::Read => self.read_jobs.len(),
+        }
+    }
+
     /// Closes the queues, lets the threads finish (see [`Lane`]) and waits for them.
     pub fn stop(self) {
         let Self { derive_jobs, read_jobs, stopping, threads, thread_handles } = self;

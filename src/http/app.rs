@@ -7,12 +7,16 @@ use zeroize::Zeroizing;
 use super::answer::{Answer, Outcome};
 use super::body::Fault;
 use super::connection::{Admission, Application};
+use super::cors;
 use super::error::{self, Refusal};
-use super::handlers::{cluster, configs, federation, peers, system};
-use super::route::{Miss, Route};
+use super::handlers::{cluster, configs, federation, health, metrics, peers, system};
+use super::route::{ENDPOINTS, Miss, Route};
+use super::traffic::Exchange;
+use crate::config::Origins;
 use crate::http1::HeadView;
 use crate::model::{ApiKey, UserKey};
 use crate::service::Service;
+use crate::telemetry::Executors;
 
 /// What the handlers need to know of the configuration.
 #[derive(Debug)]
@@ -23,6 +27,32 @@ pub struct Settings {
     pub user_key_bytes_min: usize,
     /// This node's name.
     pub node_id: String,
+    /// Sites whose pages may use the server.
+    pub origins: Option<Origins>,
+    /// Whether `GET /` needs no API key.
+    pub has_public_root: bool,
+    /// Whether `GET /metrics` needs the API key.
+    pub has_private_metrics: bool,
+    /// What the executors run on.
+    pub engine: &'static str,
+    /// What the executors count.
+    pub executors: Arc<Executors>,
+}
+
+impl Default for Settings {
+    /// For anybody with a user key of eight bytes, and for no pages of other sites.
+    fn default() -> Self {
+        Self {
+            api_key: None,
+            user_key_bytes_min: 8,
+            node_id: String::new(),
+            origins: None,
+            has_public_root: false,
+            has_private_metrics: false,
+            engine: "uring",
+            executors: Arc::new(Executors::new(&ENDPOINTS)),
+        }
+    }
 }
 
 /// The application of this server.
@@ -50,6 +80,14 @@ impl App {
         Self { service, settings }
     }
 
+    fn needs_api_key(&self, route: &Route<'_>) -> bool {
+        match route {
+            Route::Root => !self.settings.has_public_root,
+            Route::Metrics => self.settings.has_private_metrics,
+            _ => route.needs_api_key(),
+        }
+    }
+
     fn check_api_key(&self, sent: Option<&[u8]>) -> Result<(), Refusal> {
         match (&self.settings.api_key, sent) {
             (None, _) => Ok(()),
@@ -74,14 +112,26 @@ impl Application for App {
 
     /// In this order: the path, the method, the API key, the user key, the coding of the body. The body
     /// itself is not read before all of them are right.
-    fn admit(&self, head: &HeadView<'_>, body: &mut Vec<u8>) -> Result<Admission<Request>, Answer> {
+    fn admit(
+        &self,
+        head: &HeadView<'_>,
+        exchange: &mut Exchange,
+        body: &mut Vec<u8>,
+    ) -> Result<Admission<Request>, Answer> {
+        if let Some(origins) = &self.settings.origins {
+            exchange.allowed_origin = cors::allowed_origin(origins, head);
+            if let Some(answer) = cors::preflight(head, exchange.allowed_origin.as_deref()) {
+                return Err(answer);
+            }
+        }
         let route = Route::find(head.method(), head.path()).map_err(|miss| match miss {
             Miss::Redirect(path) => error::redirect(&path, head.query()),
             other => other.into(),
         })?;
+        exchange.endpoint = route.endpoint();
         let api_key = self.check_api_key(head.api_key());
         let api_key_is_right = api_key.is_ok();
-        if route.needs_api_key() {
+        if self.needs_api_key(&route) {
             api_key.map_err(|refusal| Answer::from(&refusal))?;
         }
         let user_key = match route.needs_user_key() {
@@ -112,6 +162,8 @@ impl Application for App {
         let answered = match route {
             Route::Root => Ok(system::root(&self.settings, &self.service).into()),
             Route::Ready => Ok(system::ready(&self.service).into()),
+            Route::Health => Ok(health::health(&self.settings, &self.service).into()),
+            Route::Metrics => metrics::metrics(&self.settings, &self.service).await.map(Outcome::from),
             Route::ClusterStatus => Ok(cluster::status(&self.settings, &self.service).into()),
             Route::ClusterHealth => {
                 Ok(cluster::health(&self.settings, &self.service, api_key_is_right).into())

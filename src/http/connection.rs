@@ -13,10 +13,12 @@ use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
 use zeroize::Zeroizing;
 
 use super::answer::{Answer, ListStream, Outcome};
-use super::clock::{Alarm, Clock};
+use super::clock::Alarm;
 use super::error;
 use super::handlers::configs::{list_field_names, list_fields};
-use super::memory::{BodyShare, Memory};
+use super::local::Local;
+use super::memory::BodyShare;
+use super::traffic::{Client, Exchange};
 use crate::http1::{self, Connection, HeadView, Step};
 use crate::model::SecretBytes;
 
@@ -26,10 +28,16 @@ pub trait Application {
     type Request;
 
     /// Decides on a request by its head alone, or appends its whole answer to `body`, whose owner wipes it.
+    /// Says in `exchange` what it is.
     ///
     /// # Errors
     /// With the answer, when the request goes no further.
-    fn admit(&self, head: &HeadView<'_>, body: &mut Vec<u8>) -> Result<Admission<Self::Request>, Answer>;
+    fn admit(
+        &self,
+        head: &HeadView<'_>,
+        exchange: &mut Exchange,
+        body: &mut Vec<u8>,
+    ) -> Result<Admission<Self::Request>, Answer>;
 
     /// Answers a request. Dropped when the client goes away before it is done.
     fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>) -> impl Future<Output = Outcome>;
@@ -52,6 +60,9 @@ pub enum Admission<R> {
 /// Steps of a connection after which the others have theirs; a request takes two or three.
 const STEPS_PER_TURN: u32 = 128;
 
+/// Counted for a client that left before its answer, or did not get all of it.
+const CLIENT_GONE: u16 = 499;
+
 /// How a wait for the client ended.
 enum Event {
     Arrived(usize),
@@ -66,10 +77,12 @@ struct Gone;
 struct Driver<'a, S, A> {
     stream: S,
     application: &'a A,
-    clock: &'a Clock,
+    local: &'a Local,
     alarm: Rc<Alarm>,
     connection: Connection,
-    memory: &'a Memory,
+    client: Client,
+    /// Of the request that is not answered yet.
+    exchange: Option<Exchange>,
     bodies: BodyShare<'a>,
     told_to_close: bool,
     /// Until others have their turn.
@@ -77,7 +90,7 @@ struct Driver<'a, S, A> {
 }
 
 /// Serves one connection until it ends.
-pub async fn serve<S, A>(stream: S, application: &A, clock: &Clock, memory: &Memory)
+pub async fn serve<S, A>(stream: S, application: &A, local: &Local, client: Client)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Application,
@@ -85,16 +98,20 @@ where
     let mut driver = Driver {
         stream,
         application,
-        clock,
-        alarm: clock.alarm(),
-        connection: Connection::new(clock.now_ms()),
-        memory,
-        bodies: BodyShare::new(memory),
+        local,
+        alarm: local.clock.alarm(),
+        connection: Connection::new(local.clock.now_ms()),
+        client,
+        exchange: None,
+        bodies: BodyShare::new(&local.memory),
         told_to_close: false,
         steps_left: STEPS_PER_TURN,
     };
     // The client has gone, or stalls: there is nobody to tell.
     let _: Result<(), Gone> = driver.run().await;
+    if let Some(exchange) = &driver.exchange {
+        local.traffic.note(exchange, CLIENT_GONE);
+    }
 }
 
 impl<S, A> Driver<'_, S, A>
@@ -106,12 +123,12 @@ where
         let mut admitted = None;
         loop {
             self.heed_closing();
-            match self.connection.step(self.clock.now_ms()) {
+            match self.connection.step(self.now_ms()) {
                 Step::Head => match self.admit() {
                     Ok(Admission::Answered) => {}
                     Ok(Admission::Admitted { request, body_bytes_max: Some(bytes_max) }) => {
                         admitted = Some(request);
-                        self.connection.accept_body_up_to(bytes_max, self.clock.now_ms());
+                        self.connection.accept_body_up_to(bytes_max, self.now_ms());
                     }
                     Ok(Admission::Admitted { request, body_bytes_max: None }) => {
                         self.answer(request, Zeroizing::default()).await?;
@@ -147,7 +164,7 @@ where
 
     /// Asked before each answer as well: one that began to be made before the end says that it is the last.
     fn heed_closing(&mut self) {
-        if self.clock.is_closing() && !self.told_to_close {
+        if self.local.clock.is_closing() && !self.told_to_close {
             self.told_to_close = true;
             self.connection.close_after_answer();
         }
@@ -155,19 +172,30 @@ where
 
     /// Sends the answer along, if it is at hand.
     fn admit(&mut self) -> Result<Admission<A::Request>, Answer> {
-        let (application, connection, clock) = (self.application, &mut self.connection, self.clock);
-        self.memory.with_answer(|body| {
+        let (application, connection) = (self.application, &mut self.connection);
+        let Local { clock, memory, traffic } = self.local;
+        memory.with_answer(|body| {
             let head = connection.head();
-            let admission = panic::catch_unwind(AssertUnwindSafe(|| application.admit(&head, body)))
-                .unwrap_or_else(|_| Err(error::internal()))?;
-            if matches!(admission, Admission::Answered) {
-                clock.with_date(|date| {
-                    let content_type = Some(super::answer::JSON);
-                    let answer = http1::Answer { status: 200, content_type, headers: &[], body, date };
-                    connection.respond(&answer, clock.now_ms());
-                });
+            let mut exchange = traffic.begin(&head, &self.client);
+            let admission =
+                panic::catch_unwind(AssertUnwindSafe(|| application.admit(&head, &mut exchange, body)))
+                    .unwrap_or_else(|_| Err(error::internal()));
+            match &admission {
+                Ok(Admission::Answered) => {
+                    traffic.note_at_hand(&exchange, &head);
+                    let fields = Fields::of(&[], &exchange);
+                    clock.with_date(|date| {
+                        let (content_type, headers) = (Some(super::answer::JSON), &*fields.all);
+                        let answer = http1::Answer { status: 200, content_type, headers, body, date };
+                        connection.respond(&answer, clock.now_ms());
+                    });
+                    return admission;
+                }
+                Ok(Admission::Admitted { .. }) => exchange.wait(&head),
+                Err(_) => exchange.keep_path(&head),
             }
-            Ok(admission)
+            self.exchange = Some(exchange);
+            admission
         })
     }
 
@@ -200,7 +228,7 @@ where
                 }
                 match Pin::new(&mut self.stream).poll_read(context, space) {
                     Poll::Ready(Ok(count)) if count > 0 => {
-                        self.connection.received(count, self.clock.now_ms());
+                        self.connection.received(count, self.now_ms());
                     }
                     Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Err(Gone)),
                     Poll::Pending => return Poll::Pending,
@@ -213,12 +241,7 @@ where
     async fn stream_list(&mut self, mut list: ListStream) -> Result<(), Gone> {
         let head = Answer::json(200, Vec::new());
         let trailer_names = list_field_names(&list.rest);
-        let (connection, now_ms) = (&mut self.connection, self.clock.now_ms());
-        self.clock.with_date(|date| {
-            with_encodable(&head, date, |answer| {
-                connection.begin_stream(answer, &trailer_names, now_ms);
-            });
-        });
+        self.encode(&head, |connection, head, now_ms| connection.begin_stream(head, &trailer_names, now_ms));
         self.send_chunk(&list.first);
         let mut is_first = list.first.len() == 1;
         list.first = SecretBytes::default();
@@ -239,6 +262,7 @@ where
                     }
                     // Without the last chunk the client knows that something is missing.
                     self.connection.abort();
+                    self.note(CLIENT_GONE);
                     return Ok(());
                 }
             }
@@ -249,38 +273,59 @@ where
         let mut trailers: smallvec::SmallVec<[(&str, &str); 3]> =
             smallvec::smallvec![(super::ENTRIES_HIDDEN, &*hidden)];
         trailers.extend(fields.iter().map(|(name, value)| (*name, value.as_str())));
-        self.connection.end_stream(&trailers, self.clock.now_ms());
+        self.connection.end_stream(&trailers, self.now_ms());
+        self.note(head.status);
         Ok(())
     }
 
     fn send_chunk(&mut self, bytes: &[u8]) {
-        self.connection.stream_chunk(bytes, self.clock.now_ms());
+        self.connection.stream_chunk(bytes, self.now_ms());
     }
 
     fn respond(&mut self, answer: &Answer) {
-        let (connection, now_ms) = (&mut self.connection, self.clock.now_ms());
-        self.clock
-            .with_date(|date| with_encodable(answer, date, |answer| connection.respond(answer, now_ms)));
+        self.encode(answer, Connection::respond);
+        self.note(answer.status);
     }
 
     fn respond_and_close(&mut self, answer: &Answer) {
-        let (connection, now_ms) = (&mut self.connection, self.clock.now_ms());
-        self.clock.with_date(|date| {
-            with_encodable(answer, date, |answer| connection.respond_and_close(answer, now_ms))
+        self.encode(answer, Connection::respond_and_close);
+        self.note(answer.status);
+    }
+
+    /// With what every answer says.
+    fn encode(&mut self, answer: &Answer, write: impl FnOnce(&mut Connection, &http1::Answer<'_>, u64)) {
+        let (connection, Local { clock, traffic, .. }) = (&mut self.connection, self.local);
+        let exchange = self.exchange.get_or_insert_with(|| traffic.begin_refusal(&self.client));
+        let fields = Fields::of(&answer.headers, exchange);
+        clock.with_date(|date| {
+            let (status, content_type) = (answer.status, answer.content_type);
+            let (headers, body) = (&*fields.all, &*answer.body);
+            let answer = http1::Answer { status, content_type, headers, body, date };
+            write(connection, &answer, clock.now_ms());
         });
+    }
+
+    fn note(&mut self, status: u16) {
+        if let Some(exchange) = self.exchange.take() {
+            self.local.traffic.note(&exchange, status);
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.local.clock.now_ms()
     }
 
     async fn read(&mut self) -> Result<(), Gone> {
         self.flush().await?;
         match self.wait().await {
             Event::Arrived(count) => {
-                self.connection.received(count, self.clock.now_ms());
+                self.connection.received(count, self.now_ms());
                 if !self.bodies.hold(self.connection.buffered_body_bytes()) {
                     self.respond_and_close(&error::overloaded());
                 }
             }
             Event::Ended => self.connection.received_eof(),
-            Event::Expired => self.connection.expire(self.clock.now_ms()),
+            Event::Expired => self.connection.expire(self.now_ms()),
             Event::Closing => {}
         }
         Ok(())
@@ -289,13 +334,13 @@ where
     async fn wait(&mut self) -> Event {
         self.alarm.set(self.connection.deadline_ms());
         poll_fn(|context| {
-            self.memory.lend(&mut self.connection);
+            self.local.memory.lend(&mut self.connection);
             match Pin::new(&mut self.stream).poll_read(context, self.connection.read_space()) {
                 Poll::Ready(Ok(count)) if count > 0 => return Poll::Ready(Event::Arrived(count)),
                 Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Event::Ended),
-                Poll::Pending => self.memory.take_back(&mut self.connection),
+                Poll::Pending => self.local.memory.take_back(&mut self.connection),
             }
-            if self.clock.is_closing() && !self.told_to_close {
+            if self.local.clock.is_closing() && !self.told_to_close {
                 return Poll::Ready(Event::Closing);
             }
             self.expired(context).map(|()| Event::Expired)
@@ -304,7 +349,7 @@ where
     }
 
     fn expired(&self, context: &Context<'_>) -> Poll<()> {
-        if self.alarm.is_due(self.clock.now_ms()) {
+        if self.alarm.is_due(self.now_ms()) {
             return Poll::Ready(());
         }
         self.alarm.register(context.waker());
@@ -324,7 +369,7 @@ where
             })
             .await;
             match written {
-                Ok(count) if count > 0 => self.connection.wrote(count, self.clock.now_ms()),
+                Ok(count) if count > 0 => self.connection.wrote(count, self.now_ms()),
                 _ => return Err(Gone),
             }
         }
@@ -340,7 +385,7 @@ where
         self.stream.close().await.map_err(|_| Gone)?;
         loop {
             match self.wait().await {
-                Event::Arrived(count) => self.connection.received(count, self.clock.now_ms()),
+                Event::Arrived(count) => self.connection.received(count, self.now_ms()),
                 Event::Ended | Event::Expired => return Ok(()),
                 Event::Closing => self.told_to_close = true,
             }
@@ -348,14 +393,26 @@ where
     }
 }
 
-fn with_encodable<T>(answer: &Answer, date: &str, encode: impl FnOnce(&http1::Answer<'_>) -> T) -> T {
-    let headers: smallvec::SmallVec<[(&str, &str); 4]> =
-        answer.headers.iter().map(|(name, value)| (*name, &**value)).collect();
-    encode(&http1::Answer {
-        status: answer.status,
-        content_type: answer.content_type,
-        headers: &headers,
-        body: &answer.body,
-        date,
-    })
+/// The header fields of an answer.
+struct Fields<'a> {
+    all: smallvec::SmallVec<[(&'a str, &'a str); 8]>,
+}
+
+impl<'a> Fields<'a> {
+    /// Its own, and those of every answer: nobody may keep what holds secrets, or take it for something else.
+    fn of(own: &'a [(&'static str, std::borrow::Cow<'static, str>)], exchange: &'a Exchange) -> Self {
+        let mut all: smallvec::SmallVec<[(&str, &str); 8]> =
+            own.iter().map(|(name, value)| (*name, &**value)).collect();
+        all.push(("x-request-id", exchange.id()));
+        all.push(("x-content-type-options", "nosniff"));
+        if !own.iter().any(|(name, _)| *name == "cache-control") {
+            all.push(("cache-control", "no-store"));
+        }
+        if let Some(origin) = &exchange.allowed_origin {
+            all.push(("access-control-allow-origin", origin));
+            all.push(("access-control-expose-headers", super::cors::EXPOSED));
+            all.push(("vary", "origin"));
+        }
+        Self { all }
+    }
 }

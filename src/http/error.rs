@@ -141,6 +141,19 @@ pub(super) fn not_ready(reason: &str) -> Answer {
     Answer::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
+/// A page of a site that is not in `CORS_ORIGINS`.
+pub(super) fn origin_not_allowed() -> Answer {
+    detail(403, "Origin not allowed")
+}
+
+/// `GET /health` of a node that should be restarted, or looked at.
+pub(super) fn unhealthy(reasons: &[String]) -> Answer {
+    let mut body = b"{\"status\":\"unhealthy\",\"detail\":".to_vec();
+    super::json::write_string(&reasons.join("; "), &mut body);
+    body.push(b'}');
+    Answer::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
+}
+
 /// A message of a peer that cannot be taken.
 pub(super) fn malformed_message(error: &crate::service::exchange::Malformed) -> Answer {
     detail(422, &error.to_string())

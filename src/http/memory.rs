@@ -14,7 +14,7 @@ const ANSWER_BYTES_KEPT_MAX: usize = 64 * 1024;
 
 /// What one shard has of it. Not shared between threads.
 #[derive(Default)]
-pub struct Memory {
+pub(super) struct Memory {
     bodies_bytes: Cell<usize>,
     answer: Cell<Vec<u8>>,
     inputs: RefCell<Vec<Box<[u8]>>>,

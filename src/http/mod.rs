@@ -8,19 +8,24 @@ mod app;
 mod body;
 mod clock;
 mod connection;
+mod cors;
 mod error;
 mod handlers;
 mod json;
+mod local;
 mod memory;
 mod query;
+mod request_id;
 mod route;
+mod traffic;
 
 pub use answer::{Answer, ListStream, Outcome};
 pub use app::{App, Request, Settings};
 pub use clock::{Alarm, Clock};
 pub use connection::{Admission, Application, serve};
-pub use memory::Memory;
-pub use route::{KeyPath, Miss, Route};
+pub use local::Local;
+pub use route::{ENDPOINTS, KeyPath, Miss, Route};
+pub use traffic::{Client, Exchange};
 
 /// How many entries of a list the caller's key does not open: a header, or a trailer when the list
 /// was longer than one page.

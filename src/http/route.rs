@@ -50,6 +50,10 @@ pub enum Route<'a> {
     Ready,
     /// `GET /v1/cluster/members`
     ClusterMembers,
+    /// `GET /health`
+    Health,
+    /// `GET /metrics`
+    Metrics,
 }
 
 /// The entry key in a path: everything after `/configs/`, percent-decoded once.
@@ -92,9 +96,61 @@ enum Resource<'a> {
     Duplicates,
     Ready,
     ClusterMembers,
+    Health,
+    Metrics,
 }
 
+/// The templates of all paths, which are labels in logs and metrics; the first one is for paths that lead nowhere.
+pub const ENDPOINTS: [&str; 21] = [
+    "unmatched",
+    "/",
+    "/configs",
+    "/configs/{key}",
+    "/cluster/status",
+    "/cluster/health",
+    "/cluster/configs",
+    "/cluster/salt",
+    "/cluster/changes",
+    "/cluster/digests",
+    "/cluster/versions",
+    "/cluster/entries",
+    "/cluster/find",
+    "/cluster/page",
+    "/cluster/write",
+    "/v1/federation/duplicates",
+    "/ready",
+    "/v1/cluster/members",
+    "/health",
+    "/metrics",
+    "/docs",
+];
+
 impl<'a> Route<'a> {
+    /// The place of its path in [`ENDPOINTS`].
+    pub fn endpoint(&self) -> usize {
+        match self {
+            Self::Root => 1,
+            Self::CreateConfig | Self::ListConfigs => 2,
+            Self::ReadConfig(_) | Self::UpdateConfig(_) | Self::DeleteConfig(_) => 3,
+            Self::ClusterStatus => 4,
+            Self::ClusterHealth => 5,
+            Self::ClusterConfigs => 6,
+            Self::ReadSalt | Self::AdoptSalt => 7,
+            Self::PeerChanges => 8,
+            Self::PeerDigests => 9,
+            Self::PeerVersions => 10,
+            Self::PeerEntries => 11,
+            Self::PeerFind => 12,
+            Self::PeerPage => 13,
+            Self::PeerWrite => 14,
+            Self::Duplicates => 15,
+            Self::Ready => 16,
+            Self::ClusterMembers => 17,
+            Self::Health => 18,
+            Self::Metrics => 19,
+        }
+    }
+
     /// Finds the route of a request. HEAD goes where GET goes.
     ///
     /// # Errors
@@ -133,6 +189,8 @@ impl<'a> Route<'a> {
             (Resource::Duplicates, Method::Get) => Ok(Self::Duplicates),
             (Resource::Ready, Method::Get) => Ok(Self::Ready),
             (Resource::ClusterMembers, Method::Get) => Ok(Self::ClusterMembers),
+            (Resource::Health, Method::Get) => Ok(Self::Health),
+            (Resource::Metrics, Method::Get) => Ok(Self::Metrics),
             (
                 Resource::PeerChanges
                 | Resource::PeerDigests
@@ -152,7 +210,9 @@ impl<'a> Route<'a> {
                 | Resource::ClusterConfigs
                 | Resource::Duplicates
                 | Resource::Ready
-                | Resource::ClusterMembers,
+                | Resource::ClusterMembers
+                | Resource::Health
+                | Resource::Metrics,
                 _,
             ) => Err(Miss::MethodNotAllowed("GET, HEAD")),
         }
@@ -182,12 +242,14 @@ impl<'a> Route<'a> {
             Self::Duplicates => Route::Duplicates,
             Self::Ready => Route::Ready,
             Self::ClusterMembers => Route::ClusterMembers,
+            Self::Health => Route::Health,
+            Self::Metrics => Route::Metrics,
         }
     }
 
     /// Whether the request must carry the API key, if one is required at all.
     pub fn needs_api_key(&self) -> bool {
-        !matches!(self, Self::ClusterHealth | Self::Ready)
+        !matches!(self, Self::ClusterHealth | Self::Ready | Self::Health)
     }
 
     /// Whether the request must carry a user key.
@@ -213,7 +275,9 @@ impl<'a> Route<'a> {
             | Self::PeerWrite
             | Self::Duplicates
             | Self::Ready
-            | Self::ClusterMembers => false,
+            | Self::ClusterMembers
+            | Self::Health
+            | Self::Metrics => false,
         }
     }
 
@@ -246,6 +310,8 @@ impl<'a> Resource<'a> {
         };
         match (&*percent_decode(first), rest) {
             (b"ready", None) => Some(Self::Ready),
+            (b"health", None) => Some(Self::Health),
+            (b"metrics", None) => Some(Self::Metrics),
             (b"v1", Some(b"cluster/members")) => Some(Self::ClusterMembers),
             (b"v1", Some(b"federation/duplicates")) => Some(Self::Duplicates),
             (b"configs", None) => Some(Self::Configs),

@@ -41,6 +41,8 @@ pub(super) struct Head {
     api_key: Option<Span>,
     content_type: Option<Span>,
     content_encoding: Option<Span>,
+    request_id: Option<Span>,
+    origin: Option<Span>,
 }
 
 /// Parses a head that [`super::scan::HeadScan`] has found complete.
@@ -59,6 +61,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, Rejection> {
     let mut fields = Fields::default();
     let (mut user_key, mut api_key) = (None, None);
     let (mut content_type, mut content_encoding) = (None, None);
+    let (mut request_id, mut origin) = (None, None);
     for field in &*request.headers {
         let name = field.name.as_bytes();
         let value = trim(field.value);
@@ -66,10 +69,12 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, Rejection> {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => fields.host(value)?,
             6 if name.eq_ignore_ascii_case(b"expect") => fields.expect(value),
+            6 if name.eq_ignore_ascii_case(b"origin") => pick(&mut origin, value, bytes),
             9 if name.eq_ignore_ascii_case(b"x-api-key") => pick(&mut api_key, value, bytes),
             10 if name.eq_ignore_ascii_case(b"x-user-key") => pick(&mut user_key, value, bytes),
             10 if name.eq_ignore_ascii_case(b"connection") => fields.connection(value),
             12 if name.eq_ignore_ascii_case(b"content-type") => pick(&mut content_type, value, bytes),
+            12 if name.eq_ignore_ascii_case(b"x-request-id") => pick(&mut request_id, value, bytes),
             14 if name.eq_ignore_ascii_case(b"content-length") => fields.content_length(value)?,
             16 if name.eq_ignore_ascii_case(b"content-encoding") => pick(&mut content_encoding, value, bytes),
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => fields.transfer_encoding(value)?,
@@ -93,6 +98,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, Rejection> {
         api_key,
         content_type,
         content_encoding,
+        request_id,
+        origin,
     })
 }
 
@@ -197,6 +204,28 @@ impl<'a> HeadView<'a> {
         }
     }
 
+    /// The first `X-Request-ID`.
+    pub fn request_id(&self) -> Option<&'a [u8]> {
+        self.optional(self.head.request_id)
+    }
+
+    /// The first `Origin`.
+    pub fn origin(&self) -> Option<&'a [u8]> {
+        self.optional(self.head.origin)
+    }
+
+    /// The values of all fields of a name, in order; searched for, so for those that are rarely wanted.
+    pub fn fields(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let bytes = self.bytes;
+        let lines = memchr::memmem::find_iter(bytes, b"\r\n").map(move |at| &bytes[at + 2..]);
+        lines.filter_map(move |line| {
+            let (found, rest) = line.split_at_checked(name.len())?;
+            let value = rest.strip_prefix(b":").filter(|_| found.eq_ignore_ascii_case(name.as_bytes()))?;
+            let end = memchr::memmem::find(value, b"\r\n").unwrap_or(value.len());
+            Some(trim(&value[..end]))
+        })
+    }
+
     fn optional(&self, span: Option<Span>) -> Option<&'a [u8]> {
         span.map(|span| self.part(span))
     }
@@ -234,6 +263,13 @@ mod tests {
             assert_eq!(head.content_type(), Some(&b"text/plain"[..]));
             assert_eq!(head.content_encoding(), Some(&b"br"[..]));
             assert_eq!((head.has_body(), head.content_length()), (true, Some(12)));
+            assert_eq!(head.fields("x-user-key").collect::<Vec<_>>(), [&b"one two"[..], b"second"]);
+            assert_eq!(head.fields("x-api-key").collect::<Vec<_>>(), [b""]);
+            assert_eq!(
+                (head.fields("user-key").count(), head.fields("put /configs/a?b http/1.1").count()),
+                (0, 0)
+            );
+            assert_eq!((head.origin(), head.request_id()), (None, None));
             assert!(head.is_http_11());
         });
         check("GET http://x HTTP/1.0\r\n\r\n", |head| {

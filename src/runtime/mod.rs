@@ -108,12 +108,18 @@ pub fn run(config: &Config) -> Result<(), Error> {
         api_key: config.api_key.clone(),
         user_key_bytes_min: config.user_key_bytes_min,
         node_id: config.node_id.clone(),
+        origins: config.origins.clone(),
+        has_public_root: config.has_public_root,
+        has_private_metrics: config.has_private_metrics,
+        ..Settings::default()
     };
+    let executors = Arc::clone(&settings.executors);
     let stop = Stop::default();
     let shared = shard::Shared {
         app: Arc::new(App::new(Arc::clone(&service), settings)),
         stop: stop.clone(),
         connections: Arc::default(),
+        executors,
         uses_ring: config.uses_ring,
     };
     let (shards, addresses) = start_shards(config, &plan, &shared)?;

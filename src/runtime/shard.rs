@@ -17,8 +17,9 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Task};
 use super::placement::Plan;
 use super::ring::{self, Ring};
 use super::shutdown::Stop;
-use crate::http::{App, Clock, Memory, serve, too_many_connections};
+use crate::http::{App, Client, Local, serve, too_many_connections};
 use crate::limits::{CONNECTIONS_COUNT_MAX, DEADLINE_TICK, DRAIN_DEADLINE};
+use crate::telemetry::Executors;
 
 /// How long accepting pauses when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -35,6 +36,7 @@ pub(super) struct Shared {
     pub(super) app: Arc<App>,
     pub(super) stop: Stop,
     pub(super) connections: Arc<AtomicUsize>,
+    pub(super) executors: Arc<Executors>,
     /// Whether sockets have a ring of their own, where that is possible.
     pub(super) uses_ring: bool,
 }
@@ -42,8 +44,7 @@ pub(super) struct Shared {
 /// State of one shard; never leaves its thread.
 struct Shard {
     shared: Shared,
-    clock: Rc<Clock>,
-    memory: Memory,
+    local: Local,
     open: Cell<usize>,
 }
 
@@ -96,8 +97,8 @@ pub(super) fn start(
         .spawn(move || async move {
             // The first timer of an executor is late by tens of milliseconds (glommio#652).
             sleep(Duration::from_millis(1)).await;
-            let shard =
-                Rc::new(Shard { shared, clock: Clock::new(), memory: Memory::default(), open: Cell::new(0) });
+            let local = Local::new(shared.executors.add());
+            let shard = Rc::new(Shard { shared, local, open: Cell::new(0) });
             shard.run(listeners, starting).await;
         })
 }
@@ -108,17 +109,17 @@ impl Shard {
         starting.succeed();
         while !self.shared.stop.is_requested() {
             Timer::new(DEADLINE_TICK).await;
-            self.clock.tick();
+            self.local.tick(self.open.get());
             sockets.tick();
         }
         // Closing a listener resets what is still in its queue, so those connections are taken first;
         // the clock tells them, and all others, to end after their current answer.
-        self.clock.close();
+        self.local.clock.close();
         let mut waited = Duration::ZERO;
         loop {
             Timer::new(DEADLINE_TICK / 10).await;
             waited += DEADLINE_TICK / 10;
-            self.clock.tick();
+            self.local.tick(self.open.get());
             sockets.tick();
             if waited >= DEADLINE_TICK && self.open.get() == 0 && sockets.are_quiet() {
                 break;
@@ -138,26 +139,34 @@ impl Shard {
         let listener = super::listener::adopt(listener);
         loop {
             let accepted = listener.accept().await.map_err(io::Error::from);
-            self.take(accepted, |stream| stream.set_nodelay(true).is_ok()).await;
+            self.take(accepted, |stream| {
+                stream.set_nodelay(true).ok();
+                Client { address: stream.peer_addr().ok().map(|address| address.ip().to_canonical()) }
+            })
+            .await;
         }
     }
 
     async fn accept_from_ring(self: Rc<Self>, ring: Rc<Ring>, listener: usize) {
         loop {
-            self.take(ring.accept(listener).await, |stream| stream.set_nodelay().is_ok()).await;
+            self.take(ring.accept(listener).await, |stream| {
+                stream.set_nodelay().ok();
+                Client { address: stream.peer_address().map(|address| address.to_canonical()) }
+            })
+            .await;
         }
     }
 
     /// Serves a connection, or waits until there may be one again. Small answers must not wait for the client's
     /// acknowledgement; if `prepare` fails, they do.
-    async fn take<S>(self: &Rc<Self>, accepted: io::Result<S>, prepare: impl FnOnce(&mut S) -> bool)
+    async fn take<S>(self: &Rc<Self>, accepted: io::Result<S>, prepare: impl FnOnce(&mut S) -> Client)
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         match accepted {
             Ok(mut stream) => {
-                prepare(&mut stream);
-                self.connect(stream);
+                let client = prepare(&mut stream);
+                self.connect(stream, client);
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot accept a connection");
@@ -169,7 +178,7 @@ impl Shard {
         }
     }
 
-    fn connect<S>(self: &Rc<Self>, mut stream: S)
+    fn connect<S>(self: &Rc<Self>, mut stream: S, client: Client)
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -181,7 +190,7 @@ impl Shard {
                 stream.close().await.ok();
                 return;
             }
-            let serving = serve(stream, &*shard.shared.app, &shard.clock, &shard.memory);
+            let serving = serve(stream, &*shard.shared.app, &shard.local, client);
             // A panic in a task would end the executor, and with it every other connection.
             if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
                 tracing::error!("a connection was dropped after a panic");

@@ -10,18 +10,20 @@ pub mod exchange;
 pub mod federation;
 mod keys;
 mod list;
+mod numbers;
 mod opener;
 mod replication;
 mod signal;
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 pub use acks::Acknowledgements;
 pub use configs::{AtHand, Found, NewEntry, Update};
 pub use error::Error;
 pub use federation::Federation;
 pub use list::{After, EntryList, ListQuery, Render, RenderedPage};
+pub use numbers::Numbers;
 pub use replication::{ClusterView, Member, salt_fingerprint};
 pub use signal::Signal;
 
@@ -37,6 +39,8 @@ pub struct Service {
     cluster: Option<Arc<ClusterView>>,
     federation: Option<Federation>,
     started: Instant,
+    /// When the entries were counted last, and how many there were.
+    entries_counted: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Service {
@@ -47,7 +51,15 @@ impl Service {
         pool: Arc<Pool>,
         cluster: Option<Arc<ClusterView>>,
     ) -> Self {
-        Self { store, keys, pool, cluster, federation: None, started: Instant::now() }
+        Self {
+            store,
+            keys,
+            pool,
+            cluster,
+            federation: None,
+            started: Instant::now(),
+            entries_counted: Mutex::default(),
+        }
     }
 
     /// What this node does not have it asks of others.
@@ -86,6 +98,11 @@ impl Service {
     /// Wipes derived keys that were not used for a while.
     pub fn sweep(&self) {
         self.keys.sweep(self.now_seconds());
+    }
+
+    /// Time since the start.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     fn now_seconds(&self) -> u64 {

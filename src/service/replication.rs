@@ -15,6 +15,7 @@ use crate::config::{ClusterConfig, WriteAcks};
 use crate::crypto::Lane;
 use crate::model::{Change, Digest, EntryId, Horizon, NodeNumber};
 use crate::store::{OutboxPage, PeerNote, Store, VersionsPage};
+use crate::telemetry::{Durations, Histogram};
 
 /// Requests that may wait for the salt at a time.
 const WAITERS_COUNT_MAX: usize = 4096;
@@ -30,6 +31,8 @@ pub struct ClusterView {
     outbox: Arc<Signal>,
     acknowledgements: Acknowledgements,
     write_acks: WriteAcks,
+    /// Of comparisons with peers; the cluster's thread adds.
+    comparisons: Durations,
 }
 
 /// One peer, as it is told to those who ask.
@@ -85,7 +88,18 @@ impl ClusterView {
             outbox,
             acknowledgements: Acknowledgements::default(),
             write_acks: config.write_acks,
+            comparisons: Durations::default(),
         }
+    }
+
+    /// Notes how long a comparison with a peer took. For the cluster's thread only.
+    pub fn note_comparison(&self, duration: Duration) {
+        self.comparisons.add(duration);
+    }
+
+    /// How long comparisons took.
+    pub fn comparisons(&self) -> Histogram {
+        self.comparisons.sum()
     }
 
     /// The peers as they were last seen.

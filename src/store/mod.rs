@@ -7,6 +7,7 @@
 mod batch;
 mod buckets;
 mod check;
+mod counts;
 mod entry_cache;
 mod error;
 mod filter;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use futures_channel::oneshot;
 
 pub use buckets::{Buckets, root_of};
+pub use counts::WriterCounts;
 pub use entry_cache::{EntryCache, FillTicket};
 pub use error::{Error, OpenError};
 pub use filter::Filter;
@@ -98,6 +100,7 @@ pub struct Store {
     readers: reader::Readers,
     cache: Arc<EntryCache>,
     pages: Arc<PageCache>,
+    counts: Arc<WriterCounts>,
     buckets: Arc<Buckets>,
     horizon: Arc<Mutex<Horizon>>,
     node: Option<NodeNumber>,
@@ -146,6 +149,7 @@ impl Store {
         let cache = Arc::new(EntryCache::new(options.cache_bytes_max - pages_bytes_max));
         let pages = Arc::new(PageCache::new(pages_bytes_max));
         let on_fatal = Arc::new(options.on_fatal);
+        let counts = Arc::new(WriterCounts::new());
         let (writer, thread) = writer::Writer::start(writer::Start {
             connection: opened.connection,
             path: database.to_owned(),
@@ -155,6 +159,7 @@ impl Store {
             versions,
             on_fatal: Arc::clone(&on_fatal),
             on_outbox: options.on_outbox,
+            counts: Arc::clone(&counts),
         })
         .map_err(|error| OpenError::access("start the writer of", database, error))?;
         let check = match opened.is_checked {
@@ -168,6 +173,7 @@ impl Store {
             readers: reader::Readers::new(database.to_owned()),
             cache,
             pages,
+            counts,
             buckets,
             horizon,
             node,
@@ -178,6 +184,30 @@ impl Store {
             check: Mutex::new(check),
             _lock: lock,
         })
+    }
+
+    /// What the writer counts.
+    pub fn writer_counts(&self) -> &WriterCounts {
+        &self.counts
+    }
+
+    /// Writes that wait; `None` once the store is closed.
+    pub fn writes_queued(&self) -> Option<usize> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.as_ref().map(|writer| writer.queued_count())
+    }
+
+    /// Bytes and pages of lists that are cached.
+    pub fn pages_usage(&self) -> (usize, usize) {
+        self.pages.usage()
+    }
+
+    /// How many entries there are; looks at all of them.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn entries_count(&self) -> Result<u64, Error> {
+        self.readers.entries_count()
     }
 
     /// The salt file.

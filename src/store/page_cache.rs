@@ -116,6 +116,12 @@ impl PageCache {
         state.evict();
     }
 
+    /// Bytes and pages that are cached.
+    pub(super) fn usage(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.slots.iter().map(|slot| slot.page.bytes).sum(), state.slots.len())
+    }
+
     /// Forgets everything: another process has changed the database.
     pub(super) fn clear(&self) {
         let mut state = self.state();

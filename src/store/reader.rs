@@ -77,6 +77,15 @@ impl Readers {
         self.with(|connection| page_by_name(connection, filter, after, bytes_max, names_only))
     }
 
+    /// How many entries there are.
+    pub(super) fn entries_count(&self) -> Result<u64, Error> {
+        self.with(|connection| {
+            let mut statement = connection.prepare_cached("SELECT count(*) FROM configurations")?;
+            let count: i64 = statement.query_row([], |row| row.get(0))?;
+            Ok(count.unsigned_abs())
+        })
+    }
+
     /// Closes the connections that nobody uses.
     pub(super) fn close(&self) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();

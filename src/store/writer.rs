@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use futures_channel::oneshot;
@@ -16,6 +16,7 @@ use super::BUSY_TIMEOUT;
 use super::batch::{Batch, Effect, execute, prepare};
 use super::buckets::Delta;
 use super::check;
+use super::counts::WriterCounts;
 use super::entry_cache::{EntryCache, with_row};
 use super::error::Error;
 use super::open::sibling;
@@ -150,6 +151,7 @@ pub(super) struct Start {
     pub(super) versions: Option<Versions>,
     pub(super) on_fatal: Arc<OnFatal>,
     pub(super) on_outbox: OnOutbox,
+    pub(super) counts: Arc<WriterCounts>,
 }
 
 impl Writer {
@@ -162,6 +164,11 @@ impl Writer {
             Worker { start, wal, wal_bytes_max: WAL_BYTES_MAX, cycle_begun, data_version: 0 }.run(&queue);
         })?;
         Ok((Self { jobs }, thread))
+    }
+
+    /// Jobs that wait.
+    pub(super) fn queued_count(&self) -> usize {
+        self.jobs.len()
     }
 
     /// Queues a write; once this has succeeded it is made even if nobody waits for the answer.
@@ -256,6 +263,7 @@ impl Worker {
         // What another program has changed while no server ran.
         self.adopt_foreign();
         loop {
+            self.start.counts.beat();
             let patience = if self.add_up_next() { Duration::ZERO } else { IDLE_CHECK };
             let first = match queue.recv_timeout(patience) {
                 Ok(job) => job,
@@ -290,6 +298,7 @@ impl Worker {
 
     /// One group of jobs, one transaction. Returns an error only when the store must not go on.
     fn commit(&mut self, jobs: Vec<Job>) -> Result<(), Error> {
+        let began = Instant::now();
         let run = |batch: &mut Batch<'_>| jobs.iter().map(|job| job.run(batch)).collect();
         let mut attempt = self.transact(run);
         if matches!(attempt, Err(Error::Full)) {
@@ -297,6 +306,7 @@ impl Worker {
             self.checkpoint();
             attempt = self.transact(run);
         }
+        self.start.counts.note(jobs.len(), began, matches!(attempt, Err(Error::Full)));
         match attempt {
             Ok(outcomes) => {
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {

@@ -272,10 +272,14 @@ fn a_full_disk_refuses_writes_and_recovers() {
     }
     let refused = refused.expect("the disk is full at last");
     assert_eq!(refused.status, 507, "{refused:?}");
+    let health = server.get("/health");
+    assert_eq!(health.status, 503, "{health:?}");
+    assert!(health.text().contains("no space is left to write"), "{health:?}");
     assert_eq!(server.value("first"), "\"kept\"");
     assert_eq!(server.get("/configs?prefix=first").status, 200);
     fs::remove_file(&filler).expect("there");
     assert_eq!(server.create("after", "1").status, 201);
+    assert_eq!(server.get("/health").status, 200);
     let server = server.restart();
     assert_eq!((server.value("first").as_str(), server.value("after").as_str()), ("\"kept\"", "1"));
     drop(server);

@@ -6,6 +6,7 @@ mod files;
 mod framing;
 mod lifecycle;
 mod limits;
+mod observability;
 mod requests;
 mod secrets;
 mod support;

@@ -232,6 +232,11 @@ pub(crate) struct Response {
 }
 
 impl Response {
+    /// A header field by its name in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
     pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("bodies are UTF-8")
     }

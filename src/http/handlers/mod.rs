@@ -4,5 +4,7 @@ pub(super) mod cluster;
 pub(super) mod configs;
 mod cursor;
 pub(super) mod federation;
+pub(super) mod health;
+pub(super) mod metrics;
 pub(super) mod peers;
 pub(super) mod system;

@@ -1,7 +1,7 @@
 //! A connection of the ring as the driver of a connection sees it.
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -22,6 +22,13 @@ impl RingStream {
     pub(super) fn new(ring: Rc<Ring>, socket: OwnedFd) -> Self {
         let index = ring.state.borrow_mut().add(socket);
         Self { ring, index }
+    }
+
+    /// The client's address.
+    pub(in crate::runtime) fn peer_address(&self) -> Option<IpAddr> {
+        let state = self.ring.state.borrow();
+        let descriptor = state.sockets[self.index as usize].descriptor().as_fd();
+        Some(SockRef::from(&descriptor).peer_addr().ok()?.as_socket()?.ip())
     }
 
     /// Small answers are sent at once.

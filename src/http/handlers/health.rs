@@ -1,0 +1,28 @@
+//! `/health`: whether the parts of this node work. Whether it should get requests is `/ready`.
+
+use std::time::Duration;
+
+use crate::http::answer::Answer;
+use crate::http::app::Settings;
+use crate::http::error::unhealthy;
+use crate::http::json::write_string;
+use crate::service::Service;
+
+/// An executor that has not looked at its clock for so long is stuck; it does ten times a second.
+const EXECUTOR_PATIENCE: Duration = Duration::from_secs(5);
+
+/// `GET /health`
+pub(in crate::http) fn health(settings: &Settings, service: &Service) -> Answer {
+    let mut reasons = service.faults();
+    let stalled = settings.executors.stalled(EXECUTOR_PATIENCE);
+    if !stalled.is_empty() {
+        reasons.push(format!("executors do not run: {stalled:?}"));
+    }
+    if !reasons.is_empty() {
+        return unhealthy(&reasons);
+    }
+    let mut body = b"{\"status\":\"healthy\",\"engine\":".to_vec();
+    write_string(settings.engine, &mut body);
+    body.push(b'}');
+    Answer::json(200, body)
+}

@@ -1,0 +1,217 @@
+//! `/metrics`: all numbers of this node, for Prometheus. The original's names come first.
+
+use std::collections::BTreeMap;
+
+use crate::http::answer::Answer;
+use crate::http::app::{Settings, failed};
+use crate::service::{Member, Service};
+use crate::telemetry::{Exposition, METHODS, METRICS_CONTENT_TYPE, Requests};
+
+/// `GET /metrics`
+pub(in crate::http) async fn metrics(settings: &Settings, service: &Service) -> Result<Answer, Answer> {
+    let mut exposition = Exposition::default();
+    requests(settings, &mut exposition);
+    let entries_count = service.entries_count().await.map_err(failed)?;
+    exposition
+        .gauge("osc_config_entries_total", "Entries that this node has.")
+        .with_count(&[], entries_count);
+    cluster(service, &mut exposition);
+    parts(service, &mut exposition);
+    process(settings, service, &mut exposition);
+    let mut answer = Answer::json(200, exposition.encode());
+    answer.content_type = Some(METRICS_CONTENT_TYPE);
+    Ok(answer)
+}
+
+fn requests(settings: &Settings, exposition: &mut Exposition) {
+    let executors = &settings.executors;
+    let endpoints = executors.endpoints();
+    let counts = executors.requests();
+    let help = "Requests that were answered; 499 stands for clients that left before.";
+    let mut samples = exposition.counter("osc_http_requests_total", help);
+    for (of, &count) in &counts {
+        let (method, status) = (METHODS[of.method], of.status.to_string());
+        let labels = [("method", method), ("endpoint", endpoints[of.endpoint]), ("status_code", &status)];
+        samples = samples.with_count(&labels, count);
+    }
+    let help =
+        "From the head of a request to its answer; what is answered from memory at once counts as zero.";
+    let mut samples = exposition.histogram("osc_http_request_duration_seconds", help);
+    for ((endpoint, method), histogram) in &executors.durations() {
+        let labels = [("method", METHODS[*method]), ("endpoint", endpoints[*endpoint])];
+        samples = samples.with_durations(&labels, histogram);
+    }
+    let operations = sums(&counts, |of| Some((operation(endpoints, of)?, outcome(of.status))));
+    let mut samples = exposition.counter("osc_config_operations_total", "Operations on entries.");
+    for ((operation, status), &count) in &operations {
+        samples = samples.with_count(&[("operation", operation), ("status", status)], count);
+    }
+    let errors = sums(&counts, |of| Some((endpoints[of.endpoint], error_type(of.status)?)));
+    let mut samples = exposition.counter("osc_api_errors_total", "Answers that say that something is wrong.");
+    for ((endpoint, error_type), &count) in &errors {
+        samples = samples.with_count(&[("endpoint", endpoint), ("error_type", error_type)], count);
+    }
+    let encryptions = sums(&counts, |of| {
+        let is_done = (200..300).contains(&of.status);
+        Some(match operation(endpoints, of)? {
+            "create" | "update" if is_done => "encrypt",
+            "read" if is_done => "decrypt",
+            _ => return None,
+        })
+    });
+    let help = "Values that were encrypted, and decrypted for a read of one entry.";
+    let mut samples = exposition.counter("osc_encryption_operations_total", help);
+    for (operation, &count) in &encryptions {
+        samples = samples.with_count(&[("operation", operation)], count);
+    }
+    let mut samples = exposition.gauge("osc_connections", "Connections that are open, by executor.");
+    for (index, count) in executors.connections().into_iter().enumerate() {
+        samples = samples.with_count(&[("executor", &index.to_string())], count);
+    }
+}
+
+fn cluster(service: &Service, exposition: &mut Exposition) {
+    let Some(view) = service.cluster() else { return };
+    let members = view.members();
+    let members = || members.iter().filter(|member| member.state != "self");
+    let healthy = members().filter(|member| member.state == "healthy").count();
+    exposition.gauge("osc_cluster_nodes_healthy", "Peers that answer.").with_count(&[], healthy as u64);
+    exposition
+        .gauge("osc_cluster_nodes_total", "Peers in the settings.")
+        .with_count(&[], members().count() as u64);
+    exposition
+        .histogram("osc_cluster_sync_duration_seconds", "Comparisons with a peer.")
+        .with_durations(&[], &view.comparisons());
+    let by_peer = |exposition: &mut Exposition, name, help, value: &dyn Fn(&Member) -> Option<f64>| {
+        let mut samples = exposition.gauge(name, help);
+        for member in members() {
+            if let Some(value) = value(member) {
+                samples = samples.with(&[("peer", &member.address)], value);
+            }
+        }
+    };
+    let seconds = |milliseconds: u64| std::time::Duration::from_millis(milliseconds).as_secs_f64();
+    by_peer(exposition, "osc_cluster_peer_up", "Whether a peer answers.", &|member| {
+        Some(f64::from(u8::from(member.state == "healthy")))
+    });
+    by_peer(
+        exposition,
+        "osc_cluster_peer_lag_seconds",
+        "How long the oldest own change that a peer has not confirmed has waited.",
+        &|member| member.lag_ms.map(seconds),
+    );
+    by_peer(
+        exposition,
+        "osc_cluster_peer_outbox_length",
+        "Own changes that a peer has not confirmed.",
+        &|member| member.outbox_length.and_then(|length| u32::try_from(length).ok()).map(f64::from),
+    );
+    by_peer(
+        exposition,
+        "osc_cluster_peer_synced_seconds",
+        "How long ago a peer was last found to hold the same.",
+        &|member| member.synced_ms.map(seconds),
+    );
+}
+
+fn parts(service: &Service, exposition: &mut Exposition) {
+    let numbers = service.numbers();
+    let mut counter = |name, help, count| {
+        exposition.counter(name, help).with_count(&[], count);
+    };
+    counter(
+        "osc_key_derivations_started_total",
+        "Derivations of keys that began.",
+        numbers.keys.derivations_started,
+    );
+    counter(
+        "osc_key_derivations_completed_total",
+        "Derivations that came to a key.",
+        numbers.keys.derivations_completed,
+    );
+    let writer = service.writer_counts();
+    counter(
+        "osc_store_commits_total",
+        "Transactions, each for all writes that waited.",
+        writer.commits.get(),
+    );
+    counter("osc_store_writes_total", "Writes and other jobs in those transactions.", writer.jobs.get());
+    exposition
+        .histogram("osc_store_commit_duration_seconds", "Transactions, with the time that the disk took.")
+        .with_durations(&[], &writer.durations());
+    exposition
+        .gauge("osc_key_cache_keys", "Derived keys in memory.")
+        .with_count(&[("tier", "proven")], numbers.keys.proven as u64)
+        .with_count(&[("tier", "unproven")], numbers.keys.unproven as u64)
+        .with_count(&[("tier", "pending")], numbers.keys.pending as u64);
+    exposition
+        .gauge("osc_queue_length", "Jobs that wait for a thread.")
+        .with_count(&[("queue", "derive")], numbers.derivations_queued as u64)
+        .with_count(&[("queue", "read")], numbers.reads_queued as u64)
+        .with_count(&[("queue", "write")], numbers.writes_queued as u64);
+    exposition
+        .gauge("osc_cache_bytes", "Memory of sealed entries.")
+        .with_count(&[("cache", "rows")], numbers.rows_cached_bytes as u64)
+        .with_count(&[("cache", "pages")], numbers.pages_cached_bytes as u64);
+    exposition
+        .gauge("osc_cache_items", "Entry keys whose rows are cached, and pages of lists.")
+        .with_count(&[("cache", "rows")], numbers.rows_cached as u64)
+        .with_count(&[("cache", "pages")], numbers.pages_cached as u64);
+}
+
+fn process(settings: &Settings, service: &Service, exposition: &mut Exposition) {
+    exposition
+        .gauge("osc_build_info", "Which program this is, and what its executors run on.")
+        .with_count(&[("version", env!("CARGO_PKG_VERSION")), ("engine", settings.engine)], 1);
+    exposition
+        .gauge("osc_executors", "Threads that serve requests.")
+        .with_count(&[], settings.executors.count() as u64);
+    exposition.gauge("osc_uptime_seconds", "Time since the start.").with(&[], service.uptime().as_secs_f64());
+}
+
+/// Sums of counts by what `key` makes of them.
+fn sums<K: Ord>(counts: &BTreeMap<Requests, u64>, key: impl Fn(&Requests) -> Option<K>) -> BTreeMap<K, u64> {
+    let mut sums = BTreeMap::new();
+    for (of, count) in counts {
+        if let Some(key) = key(of) {
+            *sums.entry(key).or_default() += count;
+        }
+    }
+    sums
+}
+
+fn operation(endpoints: &[&str], of: &Requests) -> Option<&'static str> {
+    Some(match (endpoints[of.endpoint], METHODS[of.method]) {
+        ("/configs", "POST") => "create",
+        ("/configs", "GET" | "HEAD") => "list",
+        ("/configs/{key}", "GET" | "HEAD") => "read",
+        ("/configs/{key}", "PUT") => "update",
+        ("/configs/{key}", "DELETE") => "delete",
+        _ => return None,
+    })
+}
+
+fn outcome(status: u16) -> &'static str {
+    match status {
+        200..300 => "success",
+        404 => "not_found",
+        _ => "error",
+    }
+}
+
+fn error_type(status: u16) -> Option<&'static str> {
+    Some(match status {
+        ..400 => return None,
+        401 => "authentication",
+        403 => "forbidden",
+        404 => "not_found",
+        409 | 412 => "conflict",
+        422 => "validation",
+        429 => "rate_limit",
+        499 => "client_gone",
+        503 => "unavailable",
+        507 => "no_space",
+        400..500 => "bad_request",
+        _ => "internal",
+    })
+}

@@ -1,0 +1,167 @@
+//! What one executor notes of its requests: counts, names, and lines of the access log.
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::request_id::{RequestId, RequestIds};
+use super::route;
+use crate::http1::{HeadView, Method};
+use crate::limits::ACCESS_LINES_PER_SECOND;
+use crate::telemetry::{ExecutorCounts, METHODS};
+
+/// Of one executor; not shared between threads.
+pub(super) struct Traffic {
+    counts: Arc<ExecutorCounts>,
+    ids: RefCell<RequestIds>,
+    /// Cached reads that may still be logged in this second.
+    lines_left: Cell<u32>,
+    unlogged_count: Cell<u64>,
+    second: Cell<u64>,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    /// Its address, unless it is not on a network.
+    pub address: Option<IpAddr>,
+}
+
+/// What is noted of one request, from its head to its answer.
+pub struct Exchange {
+    /// The place of its endpoint in [`route::ENDPOINTS`].
+    pub(super) endpoint: usize,
+    /// The origin of a page of another site that may see the answer.
+    pub(super) allowed_origin: Option<String>,
+    method: Option<Method>,
+    id: RequestId,
+    path: Option<String>,
+    client: Option<IpAddr>,
+    /// `None` for one that needs no waiting: looking at the clock would take longer than the request.
+    began: Option<Instant>,
+}
+
+impl Traffic {
+    /// Notes in these counts.
+    pub(super) fn new(counts: Arc<ExecutorCounts>) -> Self {
+        Self {
+            counts,
+            ids: RefCell::new(RequestIds::new()),
+            lines_left: Cell::new(ACCESS_LINES_PER_SECOND),
+            unlogged_count: Cell::new(0),
+            second: Cell::new(0),
+        }
+    }
+
+    /// To be called some times a second, as long as the executor runs.
+    pub(super) fn tick(&self, now_ms: u64, connections: usize) {
+        self.counts.beat();
+        self.counts.connections.set(connections as u64);
+        if self.second.replace(now_ms / 1000) != now_ms / 1000 {
+            self.lines_left.set(ACCESS_LINES_PER_SECOND);
+            let count = self.unlogged_count.replace(0);
+            if count > 0 {
+                tracing::info!(target: "access", count, "more cached reads were answered, without a line for each");
+            }
+        }
+    }
+
+    /// A request begins whose head is there.
+    pub(super) fn begin(&self, head: &HeadView<'_>, client: &Client) -> Exchange {
+        let sent = head.request_id().and_then(RequestId::from_header);
+        let id = sent.unwrap_or_else(|| self.ids.borrow_mut().next());
+        let method = Some(head.method());
+        Exchange {
+            endpoint: 0,
+            allowed_origin: None,
+            method,
+            id,
+            path: None,
+            client: client.address,
+            began: None,
+        }
+    }
+
+    /// Something begins that will never be a request.
+    pub(super) fn begin_refusal(&self, client: &Client) -> Exchange {
+        let id = self.ids.borrow_mut().next();
+        Exchange {
+            endpoint: 0,
+            allowed_origin: None,
+            method: None,
+            id,
+            path: None,
+            client: client.address,
+            began: None,
+        }
+    }
+
+    /// An answer that was at hand has been given.
+    pub(super) fn note_at_hand(&self, exchange: &Exchange, head: &HeadView<'_>) {
+        self.counts.note(exchange.endpoint, place(exchange.method), 200, Duration::ZERO);
+        if !is_logged() {
+            return;
+        }
+        match self.lines_left.get() {
+            0 => self.unlogged_count.set(self.unlogged_count.get() + 1),
+            left => {
+                self.lines_left.set(left - 1);
+                exchange.log(200, Duration::ZERO, &String::from_utf8_lossy(head.path()));
+            }
+        }
+    }
+
+    /// An answer has been given, or (499) nobody was there any more to take it.
+    pub(super) fn note(&self, exchange: &Exchange, status: u16) {
+        let duration = exchange.began.map_or(Duration::ZERO, |began| began.elapsed());
+        self.counts.note(exchange.endpoint, place(exchange.method), status, duration);
+        if is_logged() {
+            exchange.log(status, duration, exchange.path.as_deref().unwrap_or("-"));
+        }
+    }
+}
+
+impl Exchange {
+    /// From now on it takes time, and its head may go.
+    pub(super) fn wait(&mut self, head: &HeadView<'_>) {
+        self.began = Some(Instant::now());
+        self.keep_path(head);
+    }
+
+    /// For the log, if there is one.
+    pub(super) fn keep_path(&mut self, head: &HeadView<'_>) {
+        if is_logged() {
+            self.path = Some(String::from_utf8_lossy(head.path()).into_owned());
+        }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        self.id.as_str()
+    }
+
+    /// Without the query: clients put into it what does not belong there.
+    fn log(&self, status: u16, duration: Duration, path: &str) {
+        tracing::info!(
+            target: "access",
+            request_id = self.id.as_str(),
+            client = self.client.map(tracing::field::display),
+            method = self.method.map_or("-", Method::as_str),
+            path,
+            endpoint = route::ENDPOINTS[self.endpoint],
+            status,
+            duration_us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            "request"
+        );
+    }
+}
+
+fn is_logged() -> bool {
+    tracing::enabled!(target: "access", tracing::Level::INFO)
+}
+
+/// The place of a method in [`METHODS`].
+fn place(method: Option<Method>) -> usize {
+    let name = method.map_or("", Method::as_str);
+    METHODS.iter().position(|&known| known == name).unwrap_or(METHODS.len() - 1)
+}

@@ -1,0 +1,244 @@
+//! What the server says of itself: health, metrics, the access log, and the names of requests.
+
+use std::fs;
+
+use crate::support::{Launch, Response, Server, USER_KEY, eventually};
+
+/// The sample of a metric with exactly these labels, in the order in which they are written.
+fn sample(text: &str, series: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+    Some(line.parse().expect("a number"))
+}
+
+fn metrics(server: &Server) -> String {
+    let response = server.connect().send("GET", "/metrics", &[], None);
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4"));
+    response.text().to_owned()
+}
+
+#[test]
+fn health_needs_no_key_and_names_the_engine() {
+    let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "an-api-key").start();
+    let response = server.connect().send("GET", "/health", &[], None);
+    assert_eq!((response.status, response.text()), (200, r#"{"status":"healthy","engine":"uring"}"#));
+    let response = server.connect().send("HEAD", "/health", &[], None);
+    assert_eq!((response.status, response.text()), (200, ""));
+    assert_eq!(server.connect().send("POST", "/health", &[], None).status, 405);
+}
+
+#[test]
+fn requests_are_counted_by_template_never_by_path() {
+    let server = Server::start();
+    assert_eq!(server.create("canary-key", r#"{"a":1}"#).status, 201);
+    for _ in 0..3 {
+        assert_eq!(server.get("/configs/canary-key").status, 200);
+    }
+    assert_eq!(server.get("/configs/canary-other").status, 404);
+    assert_eq!(server.send("GET", "/configs/canary-key", "another-user-key", None).status, 401);
+    assert_eq!(server.get("/canary-nowhere").status, 404);
+    assert_eq!(server.get("/configs").status, 200);
+    let text = metrics(&server);
+    for (series, expected) in [
+        (r#"osc_http_requests_total{method="POST",endpoint="/configs",status_code="201"}"#, 1.0),
+        (r#"osc_http_requests_total{method="GET",endpoint="/configs/{key}",status_code="200"}"#, 3.0),
+        (r#"osc_http_requests_total{method="GET",endpoint="/configs/{key}",status_code="404"}"#, 1.0),
+        (r#"osc_http_requests_total{method="GET",endpoint="unmatched",status_code="404"}"#, 1.0),
+        (r#"osc_http_request_duration_seconds_count{method="GET",endpoint="/configs/{key}"}"#, 5.0),
+        (r#"osc_config_operations_total{operation="read",status="success"}"#, 3.0),
+        (r#"osc_config_operations_total{operation="read",status="not_found"}"#, 1.0),
+        (r#"osc_config_operations_total{operation="list",status="success"}"#, 1.0),
+        (r#"osc_encryption_operations_total{operation="encrypt"}"#, 1.0),
+        (r#"osc_api_errors_total{endpoint="/configs/{key}",error_type="authentication"}"#, 1.0),
+        ("osc_config_entries_total", 1.0),
+        ("osc_key_derivations_completed_total", 2.0),
+        (r#"osc_key_cache_keys{tier="pending"}"#, 0.0),
+        ("osc_store_writes_total", 1.0),
+        ("osc_executors", 1.0),
+    ] {
+        assert_eq!(sample(&text, series), Some(expected), "{series}\n{text}");
+    }
+    assert!(!text.contains("canary"), "{text}");
+}
+
+#[test]
+fn metrics_can_be_kept_private() {
+    let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "an-api-key");
+    let server = launch.set("OSC_METRICS_AUTH", "true").start();
+    assert_eq!(server.connect().send("GET", "/metrics", &[], None).status, 403);
+    assert_eq!(server.connect().send("GET", "/metrics", &[("X-API-Key", "an-api-key")], None).status, 200);
+}
+
+#[test]
+fn the_root_can_be_public() {
+    let launch = || Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "an-api-key");
+    let server = launch().start();
+    assert_eq!(server.connect().send("GET", "/", &[], None).status, 403);
+    let server = launch().set("OSC_PUBLIC_ROOT", "true").start();
+    assert_eq!(server.connect().send("GET", "/", &[], None).status, 200);
+    assert_eq!(server.connect().send("GET", "/configs", &[("X-User-Key", USER_KEY)], None).status, 403);
+}
+
+fn request_id(response: &Response) -> String {
+    response.header("x-request-id").expect("each answer has one").to_owned()
+}
+
+#[test]
+fn each_answer_has_the_name_that_the_client_gave_or_one_of_its_own() {
+    let server = Server::start();
+    let ask = |id: &str| server.connect().send("GET", "/health", &[("X-Request-ID", id)], None);
+    assert_eq!(request_id(&ask("7f9c-1")), "7f9c-1");
+    for unfit in ["", "a b", &"x".repeat(129)] {
+        assert_eq!(request_id(&ask(unfit)).len(), 32, "{unfit}");
+    }
+    let (one, other) = (server.get("/nowhere"), server.get("/nowhere"));
+    assert_ne!(request_id(&one), request_id(&other));
+    let mut client = server.connect();
+    client.write(b"nonsense\r\n\r\n");
+    assert_eq!(request_id(&client.receive(false)).len(), 32);
+}
+
+#[test]
+fn no_answer_may_be_kept_or_taken_for_something_else() {
+    let server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    for target in ["/configs/k", "/configs", "/nowhere", "/health"] {
+        let response = server.get(target);
+        assert_eq!(response.header("cache-control"), Some("no-store"), "{target}");
+        assert_eq!(response.header("x-content-type-options"), Some("nosniff"), "{target}");
+        assert_eq!(response.header("access-control-allow-origin"), None, "{target}");
+    }
+}
+
+#[test]
+fn pages_of_named_sites_may_use_it() {
+    let server = Launch::new().set("CORS_ORIGINS", "https://admin.example.org,http://localhost:3000").start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let ask = |method: &str, target: &str, origin: &str, more: &[(&str, &str)]| {
+        let headers = [&[("Origin", origin), ("X-User-Key", USER_KEY)], more].concat();
+        server.connect().send(method, target, &headers, None)
+    };
+    for target in ["/configs/k", "/configs", "/nowhere"] {
+        let response = ask("GET", target, "https://admin.example.org", &[]);
+        assert_eq!(response.header("access-control-allow-origin"), Some("https://admin.example.org"));
+        assert_eq!(response.header("vary"), Some("origin"));
+        assert_eq!(
+            ask("GET", target, "https://evil.example", &[]).header("access-control-allow-origin"),
+            None
+        );
+    }
+    let beforehand =
+        [("Access-Control-Request-Method", "PUT"), ("Access-Control-Request-Headers", "x-user-key")];
+    let response = ask("OPTIONS", "/configs/k", "http://localhost:3000", &beforehand);
+    assert_eq!((response.status, response.text()), (204, ""));
+    assert_eq!(response.header("access-control-allow-origin"), Some("http://localhost:3000"));
+    assert!(
+        response.header("access-control-allow-headers").is_some_and(|names| names.contains("x-user-key"))
+    );
+    assert!(response.header("access-control-allow-methods").is_some_and(|names| names.contains("PUT")));
+    assert_eq!(ask("OPTIONS", "/configs/k", "https://evil.example", &beforehand).status, 403);
+    assert_eq!(ask("OPTIONS", "/configs/k", "http://localhost:3000", &[]).status, 405);
+}
+
+/// The lines of a log in JSON that tell of requests.
+fn access_lines(log: &str) -> Vec<serde_json::Value> {
+    let lines = log.lines().map(|line| serde_json::from_str(line).expect("each line is JSON"));
+    lines.filter(|line: &serde_json::Value| line["target"] == "access").collect()
+}
+
+#[test]
+fn one_line_for_each_request_without_its_secrets() {
+    let server = Launch::new().set("OSC_LOG_FORMAT", "json").start();
+    let send = |method: &str, target: &str, body: Option<&str>| {
+        let headers = [("X-User-Key", "canary-user-key"), ("X-Request-ID", "id-7")];
+        server.connect().send(method, target, &headers, body.map(str::as_bytes)).status
+    };
+    assert_eq!(send("POST", "/configs", Some(r#"{"key":"k","value":"canary-value"}"#)), 201);
+    assert_eq!(send("GET", "/configs/k?user_key=canary-query", None), 200);
+    assert_eq!(send("GET", "/configs/k", None), 200);
+    assert_eq!(send("GET", "/nowhere/%0a", None), 404);
+    eventually("four lines", || access_lines(&server.log()).len() == 4);
+    let lines = access_lines(&server.log());
+    let seen: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            assert_eq!(
+                (&line["request_id"], &line["client"]),
+                (&"id-7".into(), &"127.0.0.1".into()),
+                "{line}"
+            );
+            assert!(line["duration_us"].is_u64() && line["level"] == "INFO", "{line}");
+            let text = |name: &str| line[name].as_str().expect("a text").to_owned();
+            (text("method"), text("path"), text("endpoint"), line["status"].as_u64().expect("a number"))
+        })
+        .collect();
+    let line = |method: &str, path: &str, endpoint: &str, status| {
+        (method.to_owned(), path.to_owned(), endpoint.to_owned(), status)
+    };
+    assert_eq!(
+        seen,
+        [
+            line("POST", "/configs", "/configs", 201),
+            line("GET", "/configs/k", "/configs/{key}", 200),
+            line("GET", "/configs/k", "/configs/{key}", 200),
+            line("GET", "/nowhere/%0a", "unmatched", 404),
+        ]
+    );
+    assert!(!server.log().contains("canary"), "{}", server.log());
+}
+
+#[test]
+fn a_flood_of_cached_reads_is_summed_up() {
+    const READS_COUNT: u64 = 1000;
+    let mut server = Launch::new().set("OSC_LOG_FORMAT", "json").start();
+    assert_eq!(server.create("k", "1").status, 201);
+    assert_eq!(server.get("/configs/k").status, 200);
+    let mut client = server.connect();
+    for _ in 1..READS_COUNT {
+        assert_eq!(client.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], None).status, 200);
+    }
+    let told = |log: &str| -> (u64, u64) {
+        let lines = access_lines(log);
+        let single = lines.iter().filter(|line| line["method"] == "GET").count() as u64;
+        (single, single + lines.iter().filter_map(|line| line["count"].as_u64()).sum::<u64>())
+    };
+    eventually("all reads are told of", || told(&server.log()).1 == READS_COUNT);
+    assert!(server.stop().success());
+    assert!(told(&server.log()).0 < READS_COUNT, "{}", server.log());
+}
+
+#[test]
+fn the_log_goes_to_a_file_of_the_day() {
+    let launch = Launch::new();
+    let directory = std::sync::Arc::clone(&launch.directory);
+    let path = directory.path().join("osc.log");
+    // Nothing of it is on standard error then, so nobody would be told the address there.
+    let mut command = launch
+        .set("OSC_LOG_FILE", path.to_str().expect("UTF-8"))
+        .set("OSC_LOG_FORMAT", "json")
+        .set("OSC_LOG_LEVEL", "DEBUG")
+        .command();
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+    eventually("it listens", || fs::read_to_string(&path).is_ok_and(|text| text.contains("listening")));
+    terminate(&child);
+    let status = child.wait().expect("it ends");
+    assert!(status.success());
+    assert!(path.symlink_metadata().expect("it is there").is_symlink());
+    let text = fs::read_to_string(&path).expect("a file of today");
+    assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
+    assert!(text.contains("stopped"), "{text}");
+}
+
+fn terminate(child: &std::process::Child) {
+    let status = std::process::Command::new("kill").arg(child.id().to_string()).status();
+    assert!(status.expect("kill is there").success());
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_a_refusal() {
+    let launch = Launch::new();
+    let refused = launch.set("OSC_LOG_FILE", "/proc/nowhere/osc.log").try_start();
+    let refused = refused.map(|_| ()).expect_err("it must not start");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(refused.log.contains("cannot log to /proc/nowhere/osc.log"), "{}", refused.log);
+}
