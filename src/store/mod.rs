@@ -423,4 +423,6 @@ fn make_directory(file: &Path) -> Result<(), OpenError> {
 #[cfg(test)]
 mod cluster_tests;
 #[cfg(test)]
+mod page_tests;
+#[cfg(test)]
 mod tests;

@@ -222,3 +222,132 @@ impl Slot {
         self.page.rows.len() <= LIST_PAGE_ROWS_MAX && self.page.bytes <= 2 * LIST_PAGE_BYTES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Ciphertext;
+
+    const BYTES_MAX: usize = 1 << 20;
+
+    fn row(id: i64, sealed: u8) -> Arc<Row> {
+        Arc::new(Row::new(id, format!("key {id}"), None, Some(Ciphertext::from_bytes(vec![sealed; 100]))))
+    }
+
+    fn page(rows: impl IntoIterator<Item = Arc<Row>>, next_after: Option<i64>) -> Page {
+        let rows: Vec<_> = rows.into_iter().collect();
+        Page { bytes: rows.iter().map(|row| row.weight()).sum(), rows, unreadable_count: 0, next_after }
+    }
+
+    fn put(id: i64, sealed: u8) -> Effect {
+        Effect { key: format!("key {id}"), id, after: Some(row(id, sealed)) }
+    }
+
+    fn gone(id: i64) -> Effect {
+        Effect { key: format!("key {id}"), id, after: None }
+    }
+
+    fn fill(cache: &PageCache, filter: &Filter, after: i64, page: Page) {
+        cache.fill(&cache.prepare_fill(), filter, after, page);
+    }
+
+    /// Ids, and the first byte of what is sealed.
+    fn shown(page: &Page) -> Vec<(i64, u8)> {
+        page.rows
+            .iter()
+            .map(|row| (row.id, row.ciphertext.as_ref().map_or(0, |sealed| sealed.as_bytes()[0])))
+            .collect()
+    }
+
+    fn cached(cache: &PageCache, filter: &Filter, after: i64) -> Option<Vec<(i64, u8)>> {
+        cache.get(filter, after).map(|page| shown(&page))
+    }
+
+    #[test]
+    fn changes_reach_the_pages_that_they_concern() {
+        let cache = PageCache::new(BYTES_MAX);
+        let all = Filter::default();
+        let seventh = Filter { prefix: Some("key 7".into()), ..Filter::default() };
+        fill(&cache, &all, 0, page([row(1, 1), row(2, 1)], Some(2)));
+        fill(&cache, &all, 2, page([row(4, 1)], None));
+        fill(&cache, &seventh, 0, page([], None));
+        let read_before = cache.get(&all, 0).expect("cached");
+        cache.publish(&[put(2, 2), put(3, 2), gone(4), put(7, 2), gone(1), put(7, 3)]);
+        assert_eq!(cached(&cache, &all, 0), Some(vec![(2, 2)]));
+        assert_eq!(cached(&cache, &all, 2), Some(vec![(3, 2), (7, 3)]));
+        assert_eq!(cached(&cache, &seventh, 0), Some(vec![(7, 3)]));
+        assert_eq!(shown(&read_before), [(1, 1), (2, 1)], "a list under way keeps what it has");
+        for (filter, after) in [(&all, 0), (&all, 2), (&seventh, 0)] {
+            let page = cache.get(filter, after).expect("cached");
+            assert_eq!(page.bytes, page.rows.iter().map(|row| row.weight()).sum::<usize>());
+        }
+    }
+
+    #[test]
+    fn what_is_published_during_a_read_is_made_good() {
+        let all = Filter::default();
+        // The reader may have seen what was published, all of it or none.
+        for snapshot in [vec![row(1, 1), row(2, 1)], vec![row(1, 2), row(3, 2)]] {
+            let cache = PageCache::new(BYTES_MAX);
+            let ticket = cache.prepare_fill();
+            cache.publish(&[put(1, 2), gone(2)]);
+            cache.publish(&[put(3, 2)]);
+            let given = cache.fill(&ticket, &all, 0, page(snapshot, None));
+            assert_eq!(shown(&given), [(1, 2), (3, 2)]);
+            assert_eq!(cached(&cache, &all, 0), Some(vec![(1, 2), (3, 2)]));
+        }
+    }
+
+    #[test]
+    fn what_is_no_longer_known_is_not_made_good() {
+        let all = Filter::default();
+        let large = Arc::new(Row::new(
+            9,
+            "key 9".into(),
+            None,
+            Some(Ciphertext::from_bytes(vec![1; PAGE_CHANGES_BYTES_MAX])),
+        ));
+        let forget: [fn(&PageCache, Arc<Row>); 2] = [
+            |cache, _| cache.clear(),
+            |cache, row| cache.publish(&[Effect { key: row.key.clone(), id: row.id, after: Some(row) }]),
+        ];
+        for forget in forget {
+            let cache = PageCache::new(BYTES_MAX);
+            let (early, late) = (cache.prepare_fill(), cache.prepare_fill());
+            forget(&cache, Arc::clone(&large));
+            cache.fill(&early, &all, 0, page([row(1, 1)], None));
+            drop(early);
+            cache.fill(&late, &all, 0, page([row(1, 1)], None));
+            assert_eq!(cached(&cache, &all, 0), None);
+            fill(&cache, &all, 0, page([row(1, 2)], None));
+            assert_eq!(cached(&cache, &all, 0), Some(vec![(1, 2)]));
+            drop(late);
+            assert_eq!(cache.state().changes.len(), 0);
+        }
+    }
+
+    #[test]
+    fn bytes_and_number_are_bounded_and_what_is_used_stays() {
+        let cache = PageCache::new(BYTES_MAX);
+        let all = Filter::default();
+        fill(&cache, &all, -1, page([row(1, 1)], None));
+        for after in 0..1000 {
+            let rows = (0..100).map(|id| row(after + id, 1));
+            fill(&cache, &all, after, page(rows, None));
+            assert!(cache.get(&all, -1).is_some(), "after {after}");
+        }
+        for after in 1000..2000 {
+            fill(&cache, &all, after, page([], None));
+            assert!(cache.get(&all, -1).is_some(), "after {after}");
+        }
+        let state = cache.state();
+        assert_eq!(state.slots.len(), PAGES_CACHED_COUNT_MAX);
+        drop(state);
+        fill(&cache, &all, 0, page((0..10_000).map(|id| row(id, 1)), None));
+        assert!(cache.get(&all, 0).is_none(), "larger than a cache should spend on one");
+        cache.publish(&(0..10_000).map(|id| put(id, 2)).collect::<Vec<_>>());
+        assert!(cache.get(&all, -1).is_none(), "it has grown too long");
+        let bytes: usize = cache.state().slots.iter().map(|slot| slot.page.bytes).sum();
+        assert!(bytes <= BYTES_MAX, "{bytes}");
+    }
+}

@@ -1,0 +1,226 @@
+//! Pages in memory beside what SQLite says, whoever changes it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use futures_lite::future::block_on;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::Ciphertext;
+
+const OWNER: OwnerTag = OwnerTag([1; 32]);
+
+fn open(directory: &Path) -> Store {
+    let salt = directory.join("c.salt");
+    // The store refuses entries without a salt, and these tests need none to seal with.
+    fs::write(&salt, [7; 64]).expect("writable");
+    let options = Options::alone(Box::new(|error| panic!("the writer gave up: {error}")));
+    Store::open(&directory.join("c.db"), &salt, options).expect("new files open")
+}
+
+fn write(store: &Store, write: Write) -> WriteResult {
+    block_on(store.write(write, OWNER).expect("there is room")).expect("the writer answers")
+}
+
+fn create(key: String, environment: Option<&str>, category: Option<&str>, sealed: u8) -> Write {
+    Write::Create {
+        key,
+        environment: environment.map(str::to_owned),
+        category: category.map(str::to_owned),
+        ciphertext: Ciphertext::from_bytes(vec![sealed]),
+    }
+}
+
+fn update(seen: Arc<Row>, environment: Option<&str>, category: Option<&str>, sealed: u8) -> Write {
+    Write::Update {
+        seen,
+        category: category.map(str::to_owned),
+        environment: environment.map(str::to_owned),
+        ciphertext: Ciphertext::from_bytes(vec![sealed]),
+    }
+}
+
+fn filters() -> Vec<Filter> {
+    let text = |text: &str| Some(text.to_owned());
+    vec![
+        Filter::default(),
+        Filter { category: text("a"), ..Filter::default() },
+        Filter { environment: text("prod"), ..Filter::default() },
+        Filter { environment: text(""), ..Filter::default() },
+        Filter { prefix: text("k1"), ..Filter::default() },
+        Filter { prefix: text("é"), category: text(""), ..Filter::default() },
+        Filter { prefix: text("k1\0"), ..Filter::default() },
+    ]
+}
+
+/// Everything that a list could show of a page.
+fn shown(page: &Page) -> impl PartialEq + std::fmt::Debug {
+    let rows = page.rows.iter().map(|row| {
+        let sealed = row.ciphertext.as_ref().map(|sealed| sealed.as_bytes().to_vec());
+        let names = (row.key.clone(), row.category.clone(), row.environment.clone());
+        (row.id, names, sealed, row.created_at, row.updated_at)
+    });
+    (rows.collect::<Vec<_>>(), page.unreadable_count, page.next_after)
+}
+
+/// What is given out is what SQLite says now.
+fn check(store: &Store) {
+    for filter in filters() {
+        for after in [i64::MIN, 3] {
+            let stored = store.readers.page(&filter, after).expect("readable");
+            let given = store.page(&filter, after).expect("readable");
+            assert_eq!(shown(&given), shown(&stored), "{filter:?} after {after}");
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Create(usize, Option<&'static str>, Option<&'static str>, u8),
+    Update(usize, Option<&'static str>, Option<&'static str>, u8),
+    Delete(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let environment = || prop_oneof![Just(None), Just(Some("prod")), Just(Some("dev"))];
+    let category = || prop_oneof![Just(None), Just(Some("a")), Just(Some("")), Just(Some("b"))];
+    let step = prop_oneof![
+        (0..6_usize, environment(), category(), any::<u8>()).prop_map(
+            |(key, environment, category, sealed)| Step::Create(key, environment, category, sealed)
+        ),
+        (0..12_usize, environment(), category(), any::<u8>()).prop_map(
+            |(row, environment, category, sealed)| Step::Update(row, environment, category, sealed)
+        ),
+        (0..12_usize).prop_map(Step::Delete),
+    ];
+    prop::collection::vec(step, 1..24)
+}
+
+const KEYS: [&str; 6] = ["k1", "k10", "k1\0", "k2", "éa", "e"];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn after_each_write_the_pages_are_what_is_stored(steps in steps()) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let store = open(directory.path());
+        check(&store);
+        for step in steps {
+            let page = store.page(&Filter::default(), i64::MIN).expect("readable");
+            let row = |index: usize| page.rows.get(index % page.rows.len().max(1)).map(Arc::clone);
+            // Some of them are refused, and then nothing may have changed.
+            let _: Option<WriteResult> = match step {
+                Step::Create(key, environment, category, sealed) => {
+                    Some(write(&store, create(KEYS[key].to_owned(), environment, category, sealed)))
+                }
+                Step::Update(index, environment, category, sealed) => {
+                    row(index).map(|row| write(&store, update(row, environment, category, sealed)))
+                }
+                Step::Delete(index) => row(index).map(|row| write(&store, Write::Delete { seen: row })),
+            };
+            check(&store);
+        }
+        prop_assert!(store.cached_page(&Filter::default(), i64::MIN).is_some());
+    }
+}
+
+#[test]
+fn a_page_that_grows_becomes_several() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let store = open(directory.path());
+    let all = Filter::default();
+    for number in 0..30_u8 {
+        let mut new = create(format!("k{number}"), None, None, number);
+        if let Write::Create { ciphertext, .. } = &mut new {
+            *ciphertext = Ciphertext::from_bytes(vec![number; 100_000]);
+        }
+        write(&store, new).expect("new");
+        let (mut ids, mut after) = (Vec::new(), Some(i64::MIN));
+        while let Some(begin) = after {
+            let page = store.page(&all, begin).expect("readable");
+            assert!(page.bytes < 3 << 20, "{}", page.bytes);
+            ids.extend(page.rows.iter().map(|row| row.id));
+            after = page.next_after;
+        }
+        assert_eq!(ids, (1..=i64::from(number) + 1).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn another_program_changes_what_is_in_memory() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let store = open(directory.path());
+    write(&store, create("k1".into(), None, None, 1)).expect("new");
+    write(&store, create("k2".into(), None, None, 2)).expect("new");
+    check(&store);
+    let other = rusqlite::Connection::open(directory.path().join("c.db")).expect("there");
+    other
+        .execute_batch(
+            r#"UPDATE configurations SET category = 'a' WHERE "key" = 'k1';
+               INSERT INTO configurations ("key", encrypted_value, environment) VALUES ('k10', 'gAAA', 'prod');
+               INSERT INTO configurations ("key", encrypted_value) VALUES (CAST(x'ff' AS TEXT), 'gAAA');"#,
+        )
+        .expect("valid");
+    // A write finds out at once.
+    write(&store, create("k3".into(), None, None, 3)).expect("new");
+    check(&store);
+    assert_eq!(store.page(&Filter::default(), 0).expect("readable").unreadable_count, 1);
+    other.execute(r#"DELETE FROM configurations WHERE "key" = 'k2'"#, []).expect("valid");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while store.page(&Filter::default(), 0).expect("readable").rows.iter().any(|row| row.key == "k2") {
+        assert!(Instant::now() < deadline, "an idle writer looks every second");
+        thread::sleep(Duration::from_millis(10));
+    }
+    check(&store);
+}
+
+/// Several threads write and see their own writes in the next page, while others read pages that come and go.
+#[test]
+fn pages_are_coherent_while_many_write() {
+    const WRITERS: usize = 4;
+    const WRITES: u8 = 60;
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let store = open(directory.path());
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let store = &store;
+                scope.spawn(move || {
+                    let key = format!("k{writer}");
+                    let mut row = write(store, create(key.clone(), None, None, 0)).expect("new");
+                    for sealed in 1..=WRITES {
+                        row = write(store, update(row, None, None, sealed)).expect("nobody else writes it");
+                        let page = store.page(&Filter::default(), i64::MIN).expect("readable");
+                        let own = page.rows.iter().find(|row| row.key == key).expect("there");
+                        assert_eq!(own.ciphertext, row.ciphertext);
+                        if sealed % 7 == 0 {
+                            write(store, Write::Delete { seen: row }).expect("nobody else writes it");
+                            let page = store.page(&Filter::default(), i64::MIN).expect("readable");
+                            assert!(page.rows.iter().all(|row| row.key != key));
+                            row = write(store, create(key.clone(), None, None, sealed)).expect("gone");
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                // So that pages are filled in the middle of commits.
+                store.pages.clear();
+                store.page(&Filter::default(), i64::MIN).expect("readable");
+            }
+        });
+        for writer in writers {
+            if let Err(panic) = writer.join() {
+                done.store(true, Ordering::Relaxed);
+                std::panic::resume_unwind(panic);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    check(&store);
+}
