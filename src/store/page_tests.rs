@@ -184,6 +184,11 @@ fn pages_are_coherent_while_many_write() {
     const WRITES: u8 = 60;
     let directory = tempfile::tempdir().expect("temporary directory");
     let store = open(directory.path());
+    // So that a commit often falls into the time that it takes to read a page.
+    for number in 0..300 {
+        let write = create(format!("other {number}"), None, None, 0);
+        drop(store.write(write, OWNER).expect("there is room"));
+    }
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
@@ -209,9 +214,10 @@ fn pages_are_coherent_while_many_write() {
             .collect();
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                // So that pages are filled in the middle of commits.
                 store.pages.clear();
                 store.page(&Filter::default(), i64::MIN).expect("readable");
+                // The writers must have the time to meet what was filled.
+                thread::sleep(Duration::from_micros(300));
             }
         });
         for writer in writers {

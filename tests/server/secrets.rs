@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::support::{Client, Launch, Response, Server, eventually, request};
+use crate::support::{Client, Launch, Response, Server, USER_KEY as OWNER, eventually, request};
 
 const API_KEY: &str = "canary-api-7d1e5c";
 const USER_KEY: &str = "canary-user-key-93b0a2f4";
@@ -435,5 +435,41 @@ fn user_keys_do_not_stay_in_memory() {
             }
         }
         assert!(last.is_empty(), "{name}:\n{}", last.join("\n"));
+    }
+}
+
+#[test]
+fn values_of_lists_do_not_stay_in_memory() {
+    const NEEDLE: &[u8] = b"canary-of-the-list";
+    let server = Server::start();
+    if let Err(error) = copies(server.pid(), NEEDLE) {
+        println!("skipped: the memory of another process cannot be read here: {error}");
+        return;
+    }
+    let value = |filler: usize| format!(r#"["canary-of-the-list","é{}"]"#, "x".repeat(filler));
+    for number in 0..20 {
+        assert_eq!(server.create(&format!("small-{number}"), &value(number)).status, 201);
+        assert_eq!(server.create(&format!("large-{number}"), &value(150_000)).status, 201);
+    }
+    // What the writes may have left behind is no concern of this test.
+    let server = server.restart();
+    let mut client = server.connect();
+    let targets =
+        ["/configs?prefix=small", "/configs?prefix=small&limit=3", "/configs?mode=full", "/configs"];
+    for target in targets {
+        // Read from the database, then from memory.
+        for _ in 0..2 {
+            let answer = client.send("GET", target, &[("X-User-Key", OWNER)], None);
+            assert_eq!(answer.status, 200);
+            assert!(answer.text().contains("canary-of-the-list"), "{target}");
+        }
+        let mut last = Vec::new();
+        for _ in 0..40 {
+            last = copies(server.pid(), NEEDLE).expect("readable");
+            if last.is_empty() {
+                break;
+            }
+        }
+        assert!(last.is_empty(), "{target}:\n{}", last.join("\n"));
     }
 }
