@@ -26,6 +26,9 @@ pub struct Answer {
 pub enum Outcome {
     /// Everything at once.
     Complete(Answer),
+    /// A head, and a body that is part of the program: it is sent piece by piece, so that slow readers of a
+    /// large one cost no memory.
+    Static(Answer, &'static [u8]),
     /// A list that did not fit one page: it is sent as it is read.
     List(Box<ListStream>),
 }

@@ -9,7 +9,7 @@ use super::body::Fault;
 use super::connection::{Admission, Application};
 use super::cors;
 use super::error::{self, Refusal};
-use super::handlers::{cluster, configs, federation, health, metrics, peers, system};
+use super::handlers::{cluster, configs, documentation, federation, health, metrics, peers, system};
 use super::route::{ENDPOINTS, Miss, Route};
 use super::traffic::Exchange;
 use crate::config::Origins;
@@ -179,6 +179,8 @@ impl Application for App {
             Route::Duplicates => {
                 federation::duplicates(&self.settings, &self.service, query).await.map(Outcome::from)
             }
+            Route::OpenApi => Ok(documentation::openapi()),
+            Route::Page(file) => Ok(documentation::file(file)),
             Route::ReadSalt => cluster::read_salt(&self.service).await.map(Outcome::from),
             Route::AdoptSalt => cluster::adopt_salt(&self.service, &body).await.map(Outcome::from),
             Route::CreateConfig => configs::create(&caller, &body, content_type.as_deref()).await,

@@ -20,6 +20,7 @@ use super::local::Local;
 use super::memory::BodyShare;
 use super::traffic::{Client, Exchange};
 use crate::http1::{self, Connection, HeadView, Step};
+use crate::limits::OUTBOX_BYTES_MAX;
 use crate::model::SecretBytes;
 
 /// What answers requests.
@@ -208,6 +209,7 @@ where
         self.heed_closing();
         match outcome {
             Ok(Outcome::Complete(answer)) => self.respond(&answer),
+            Ok(Outcome::Static(head, body)) => self.stream_static(&head, body).await?,
             Ok(Outcome::List(list)) => Box::pin(self.stream_list(*list)).await?,
             Err(_) => self.respond(&error::internal()),
         }
@@ -236,6 +238,17 @@ where
             }
         })
         .await
+    }
+
+    async fn stream_static(&mut self, head: &Answer, body: &'static [u8]) -> Result<(), Gone> {
+        self.encode(head, |connection, head, now_ms| connection.begin_stream(head, &[], now_ms));
+        for piece in body.chunks(OUTBOX_BYTES_MAX) {
+            self.send_chunk(piece);
+            self.flush().await?;
+        }
+        self.connection.end_stream(&[], self.now_ms());
+        self.note(head.status);
+        Ok(())
     }
 
     async fn stream_list(&mut self, mut list: ListStream) -> Result<(), Gone> {

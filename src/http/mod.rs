@@ -14,6 +14,8 @@ mod handlers;
 mod json;
 mod local;
 mod memory;
+mod openapi;
+mod pages;
 mod query;
 mod request_id;
 mod route;
@@ -24,6 +26,7 @@ pub use app::{App, Request, Settings};
 pub use clock::{Alarm, Clock};
 pub use connection::{Admission, Application, serve};
 pub use local::Local;
+pub use pages::File;
 pub use route::{ENDPOINTS, KeyPath, Miss, Route};
 pub use traffic::{Client, Exchange};
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::pages::{self, File};
 use crate::http1::Method;
 use crate::limits::{BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
 
@@ -54,6 +55,10 @@ pub enum Route<'a> {
     Health,
     /// `GET /metrics`
     Metrics,
+    /// `GET /openapi.json`
+    OpenApi,
+    /// `GET /docs`, `GET /redoc` and what they load
+    Page(&'static File),
 }
 
 /// The entry key in a path: everything after `/configs/`, percent-decoded once.
@@ -98,10 +103,12 @@ enum Resource<'a> {
     ClusterMembers,
     Health,
     Metrics,
+    OpenApi,
+    Page(&'static File),
 }
 
 /// The templates of all paths, which are labels in logs and metrics; the first one is for paths that lead nowhere.
-pub const ENDPOINTS: [&str; 21] = [
+pub const ENDPOINTS: [&str; 22] = [
     "unmatched",
     "/",
     "/configs",
@@ -122,6 +129,7 @@ pub const ENDPOINTS: [&str; 21] = [
     "/v1/cluster/members",
     "/health",
     "/metrics",
+    "/openapi.json",
     "/docs",
 ];
 
@@ -148,6 +156,8 @@ impl<'a> Route<'a> {
             Self::ClusterMembers => 17,
             Self::Health => 18,
             Self::Metrics => 19,
+            Self::OpenApi => 20,
+            Self::Page(_) => 21,
         }
     }
 
@@ -191,6 +201,8 @@ impl<'a> Route<'a> {
             (Resource::ClusterMembers, Method::Get) => Ok(Self::ClusterMembers),
             (Resource::Health, Method::Get) => Ok(Self::Health),
             (Resource::Metrics, Method::Get) => Ok(Self::Metrics),
+            (Resource::OpenApi, Method::Get) => Ok(Self::OpenApi),
+            (Resource::Page(file), Method::Get) => Ok(Self::Page(file)),
             (
                 Resource::PeerChanges
                 | Resource::PeerDigests
@@ -212,7 +224,9 @@ impl<'a> Route<'a> {
                 | Resource::Ready
                 | Resource::ClusterMembers
                 | Resource::Health
-                | Resource::Metrics,
+                | Resource::Metrics
+                | Resource::OpenApi
+                | Resource::Page(_),
                 _,
             ) => Err(Miss::MethodNotAllowed("GET, HEAD")),
         }
@@ -244,12 +258,14 @@ impl<'a> Route<'a> {
             Self::ClusterMembers => Route::ClusterMembers,
             Self::Health => Route::Health,
             Self::Metrics => Route::Metrics,
+            Self::OpenApi => Route::OpenApi,
+            Self::Page(file) => Route::Page(file),
         }
     }
 
     /// Whether the request must carry the API key, if one is required at all.
     pub fn needs_api_key(&self) -> bool {
-        !matches!(self, Self::ClusterHealth | Self::Ready | Self::Health)
+        !matches!(self, Self::ClusterHealth | Self::Ready | Self::Health | Self::OpenApi | Self::Page(_))
     }
 
     /// Whether the request must carry a user key.
@@ -277,7 +293,9 @@ impl<'a> Route<'a> {
             | Self::Ready
             | Self::ClusterMembers
             | Self::Health
-            | Self::Metrics => false,
+            | Self::Metrics
+            | Self::OpenApi
+            | Self::Page(_) => false,
         }
     }
 
@@ -312,6 +330,8 @@ impl<'a> Resource<'a> {
             (b"ready", None) => Some(Self::Ready),
             (b"health", None) => Some(Self::Health),
             (b"metrics", None) => Some(Self::Metrics),
+            (b"openapi.json", None) => Some(Self::OpenApi),
+            (b"docs" | b"redoc", _) => pages::find(path).map(Self::Page),
             (b"v1", Some(b"cluster/members")) => Some(Self::ClusterMembers),
             (b"v1", Some(b"federation/duplicates")) => Some(Self::Duplicates),
             (b"configs", None) => Some(Self::Configs),

@@ -3,6 +3,7 @@
 pub(super) mod cluster;
 pub(super) mod configs;
 mod cursor;
+pub(super) mod documentation;
 pub(super) mod federation;
 pub(super) mod health;
 pub(super) mod metrics;

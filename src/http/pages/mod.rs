@@ -1,0 +1,123 @@
+//! The pages that show the API to people, and what they load: all of it is part of the program, and none of
+//! it comes from another host. `vendor/update` says where the files of others are from.
+
+/// A page, or something that a page loads.
+#[derive(Debug, PartialEq, Eq)]
+pub struct File {
+    /// Where it is.
+    pub path: &'static str,
+    /// Its media type.
+    pub(super) content_type: &'static str,
+    /// Further header fields.
+    pub(super) headers: &'static [(&'static str, &'static str)],
+    /// What is sent.
+    pub(super) bytes: &'static [u8],
+}
+
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+const NO_SNIFFING: (&str, &str) = ("x-content-type-options", "nosniff");
+const ASK_AGAIN: (&str, &str) = ("cache-control", "no-cache");
+const NO_REFERRER: (&str, &str) = ("referrer-policy", "no-referrer");
+
+/// Nothing inline, no `eval`, nothing from elsewhere. `data:` is for the pictures in Swagger UI's style sheet.
+const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// ReDoc makes a style element with the rules of its scroll bar, and empty ones that it fills by script: the
+/// hashes are those of these rules and of no bytes at all. It searches in a worker that it makes from a blob.
+const REDOC_POLICY: &str = "default-src 'none'; script-src 'self'; worker-src blob:; \
+     style-src 'self' 'sha256-QMIg+bpjm3JdElJ388KYke01izlUW0UoNOeKjpMxdgc=' \
+     'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; img-src 'self' data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+const DOCS_PAGE: &[(&str, &str)] =
+    &[("content-security-policy", DOCS_POLICY), NO_SNIFFING, NO_REFERRER, ASK_AGAIN];
+const REDOC_PAGE: &[(&str, &str)] =
+    &[("content-security-policy", REDOC_POLICY), NO_SNIFFING, NO_REFERRER, ASK_AGAIN];
+const OWN: &[(&str, &str)] = &[NO_SNIFFING, ASK_AGAIN];
+/// Sent as they lie here, to everybody: every browser takes gzip, and nothing else loads them. Their names have
+/// their version.
+const PACKED: &[(&str, &str)] =
+    &[("content-encoding", "gzip"), NO_SNIFFING, ("cache-control", "public, max-age=31536000, immutable")];
+
+static FILES: [File; 8] = [
+    File { path: "/docs", content_type: HTML, headers: DOCS_PAGE, bytes: include_bytes!("docs.html") },
+    File { path: "/docs/docs.js", content_type: SCRIPT, headers: OWN, bytes: include_bytes!("docs.js") },
+    File {
+        path: "/docs/swagger-ui-5.35.0.js",
+        content_type: SCRIPT,
+        headers: PACKED,
+        bytes: include_bytes!("vendor/swagger-ui-5.35.0.js.gz"),
+    },
+    File {
+        path: "/docs/swagger-ui-5.35.0.css",
+        content_type: STYLE,
+        headers: PACKED,
+        bytes: include_bytes!("vendor/swagger-ui-5.35.0.css.gz"),
+    },
+    File { path: "/redoc", content_type: HTML, headers: REDOC_PAGE, bytes: include_bytes!("redoc.html") },
+    File { path: "/docs/redoc.js", content_type: SCRIPT, headers: OWN, bytes: include_bytes!("redoc.js") },
+    File {
+        path: "/docs/redoc-2.5.4.js",
+        content_type: SCRIPT,
+        headers: PACKED,
+        bytes: include_bytes!("vendor/redoc-2.5.4.js.gz"),
+    },
+    File {
+        path: "/docs/licences.txt",
+        content_type: TEXT,
+        headers: OWN,
+        bytes: include_bytes!("vendor/licences.txt"),
+    },
+];
+
+/// The file at a path.
+pub(super) fn find(path: &[u8]) -> Option<&'static File> {
+    FILES.iter().find(|file| file.path.as_bytes() == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a page names, relative to itself; it works behind a proxy that puts the server below a path.
+    fn named(page: &str) -> impl Iterator<Item = &str> {
+        let after = |marker: &'static str| page.split(marker).skip(1);
+        let texts = after("src=\"").chain(after("href=\"")).chain(after("url: \""));
+        texts.filter_map(|text| text.split('"').next()).filter(|target| !target.starts_with("data:"))
+    }
+
+    #[test]
+    fn pages_load_only_what_is_here() {
+        for file in FILES.iter().filter(|file| file.content_type == HTML) {
+            let page = str::from_utf8(file.bytes).expect("text");
+            assert!(named(page).count() >= 2, "{}", file.path);
+            for target in named(page) {
+                assert!(find(format!("/{target}").as_bytes()).is_some(), "{}: {target}", file.path);
+            }
+            assert!(!page.contains("<style") && !page.contains(" style="), "{}", file.path);
+            assert!(!page.contains("<script>") && !page.contains(" on"), "{}", file.path);
+        }
+    }
+
+    #[test]
+    fn policies_allow_nothing_inline_and_no_other_host() {
+        for policy in [DOCS_POLICY, REDOC_POLICY] {
+            assert!(policy.starts_with("default-src 'none';"));
+            for word in ["unsafe", "http", "*", "  "] {
+                assert!(!policy.contains(word), "{word} in {policy}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_licences_of_what_is_packed_are_told() {
+        let licences = str::from_utf8(find(b"/docs/licences.txt").expect("there").bytes).expect("text");
+        for text in ["Apache License", "SmartBear", "The MIT License (MIT)", "Rebilly", "DOMPurify", "lunr"] {
+            assert!(licences.contains(text), "{text}");
+        }
+    }
+}
