@@ -1,2 +1,299 @@
+//! The document against the routes and the table of errors. That the server answers what it says is seen by
+//! `tests/server/documentation.rs` and `.ci/check-openapi`.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::{COMPONENTS, PATHS, document, members};
+use crate::http::answer::Answer;
+use crate::http::body::{self, Fault};
+use crate::http::error::{self, Refusal};
+use crate::http::route::Route;
+use crate::http1::{Method, Rejection};
+use crate::limits::{ENTRY_KEY_CHARS_MAX, LIST_LIMIT_MAX};
+use crate::service::Error;
+
+const METHODS: [(&str, Method); 5] = [
+    ("get", Method::Get),
+    ("put", Method::Put),
+    ("post", Method::Post),
+    ("delete", Method::Delete),
+    ("patch", Method::Patch),
+];
+
+fn parsed() -> Value {
+    serde_json::from_slice(document()).expect("JSON")
+}
+
+/// (method, path, operation) of everything that is described.
+fn operations(document: &Value) -> Vec<(&'static str, String, &Value)> {
+    let paths = document["paths"].as_object().expect("an object");
+    let of_path = |(path, item): (&String, &'_ Value)| -> Vec<(&'static str, String)> {
+        let described = METHODS.iter().filter(|(method, _)| item.get(method).is_some());
+        described.map(|(method, _)| (*method, path.clone())).collect()
+    };
+    let named = paths.iter().flat_map(of_path);
+    named.map(|(method, path)| (method, path.clone(), &document["paths"][&path][method])).collect()
+}
+
+/// What the comments of [`Route`] say: (variant, method, path).
+fn variants() -> Vec<(String, String, String)> {
+    let source = include_str!("../route.rs");
+    let (_, body) = source.split_once("pub enum Route {").expect("it is there");
+    let (body, _) = body.split_once("\n}").expect("it ends");
+    let (mut found, mut told) = (Vec::new(), Vec::new());
+    for line in body.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        match line.strip_prefix("///") {
+            Some(comment) => {
+                let quoted = comment.split('`').skip(1).step_by(2);
+                told.extend(quoted.filter_map(|text| text.split_once(' ')));
+            }
+            None => {
+                assert!(!told.is_empty(), "no comment says what {line} is");
+                let name = line.trim_end_matches(',').split('(').next().unwrap_or_default();
+                found.extend(
+                    told.drain(..).map(|(method, path)| {
+                        (name.to_owned(), method.to_ascii_lowercase(), path.to_owned())
+                    }),
+                );
+            }
+        }
+    }
+    found
+}
+
 #[test]
-fn x() {}
+fn each_route_is_described_and_each_description_is_a_route() {
+    let document = parsed();
+    let described: BTreeSet<(String, String)> =
+        operations(&document).into_iter().map(|(method, path, _)| (method.to_owned(), path)).collect();
+    let variants = variants();
+    let routed: BTreeSet<(String, String)> =
+        variants.iter().map(|(_, method, path)| (method.clone(), path.clone())).collect();
+    let apart: Vec<_> = described.symmetric_difference(&routed).collect();
+    assert!(apart.is_empty(), "only a route, or only described: {apart:?}");
+    for (variant, method, path) in variants {
+        let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
+        let route = Route::find(*method, path.replace("{key}", "k").as_bytes()).expect("a route");
+        let debug = format!("{route:?}");
+        assert_eq!(debug.split(['(', ' ']).next(), Some(&*variant), "{path}");
+    }
+}
+
+#[test]
+fn what_a_route_needs_is_described() {
+    let document = parsed();
+    for (method, path, operation) in operations(&document) {
+        let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
+        let route = Route::find(*method, path.replace("{key}", "k").as_bytes()).expect("a route");
+        let security = operation["security"].to_string();
+        assert_eq!(security.contains("apiKey"), route.needs_api_key(), "{path}");
+        assert_eq!(security.contains("userKey"), route.needs_user_key(), "{path}");
+        assert_eq!(operation.get("requestBody").is_some(), route.body_bytes_max().is_some(), "{path}");
+        let responses = operation["responses"].as_object().expect("an object");
+        let has = |status: &str| responses.contains_key(status);
+        assert_eq!(has("403"), route.needs_api_key(), "{path}");
+        assert_eq!(has("401"), route.needs_user_key(), "{path}");
+        assert_eq!(has("413") && has("415"), route.body_bytes_max().is_some(), "{path}");
+        for status in ["400", "408", "414", "417", "431", "500", "501", "503", "505"] {
+            assert!(has(status), "{path}: {status}");
+        }
+        assert!(!has("and"), "{path}");
+    }
+}
+
+#[test]
+fn each_part_is_an_object_and_no_name_is_lost() {
+    let count = |text: &str| {
+        let part: Value = serde_json::from_str(text).expect("JSON");
+        assert!(!members(text).is_empty());
+        part.as_object().expect("an object").len()
+    };
+    let document = parsed();
+    assert_eq!(document["paths"].as_object().map(serde_json::Map::len), Some(PATHS.len()));
+    for (kind, texts) in COMPONENTS {
+        let sum: usize = texts.iter().map(|text| count(text)).sum();
+        assert_eq!(document["components"][kind].as_object().map(serde_json::Map::len), Some(sum), "{kind}");
+    }
+}
+
+#[test]
+fn references_lead_somewhere_and_nothing_lies_unused() {
+    fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
+        match value {
+            Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(Value::as_str));
+                members.values().for_each(|value| references(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let document = parsed();
+    let mut found = BTreeSet::new();
+    references(&document, &mut found);
+    let mut there = BTreeSet::new();
+    for kind in ["parameters", "headers", "responses", "schemas"] {
+        let named = document["components"][kind].as_object().expect("an object").keys();
+        there.extend(named.map(|name| format!("#/components/{kind}/{name}")));
+    }
+    let found: BTreeSet<String> = found.into_iter().map(str::to_owned).collect();
+    let apart: Vec<&String> = found.symmetric_difference(&there).collect();
+    assert!(apart.is_empty(), "{apart:?}");
+}
+
+#[test]
+fn limits_are_those_of_the_server() {
+    let document = parsed();
+    let components = &document["components"];
+    assert_eq!(components["schemas"]["Key"]["maxLength"], ENTRY_KEY_CHARS_MAX);
+    assert_eq!(components["parameters"]["Limit"]["schema"]["maximum"], LIST_LIMIT_MAX);
+    let description = document["info"]["description"].as_str().expect("a text");
+    for limit in [
+        crate::limits::BODY_BYTES_MAX,
+        crate::limits::REQUEST_LINE_BYTES_MAX,
+        crate::limits::HEAD_BYTES_MAX,
+        crate::limits::HEADERS_COUNT_MAX,
+    ] {
+        assert!(description.contains(&limit.to_string()), "{limit}");
+    }
+}
+
+/// Every (status, body) that an example of a response shows.
+fn examples(document: &Value) -> BTreeSet<(u16, String)> {
+    let mut found = BTreeSet::new();
+    let mut add = |status: &str, response: &Value| {
+        let Some(examples) = response["content"]["application/json"]["examples"].as_object() else { return };
+        let status: u16 = status.parse().expect("a status");
+        found.extend(examples.values().map(|example| (status, example["value"].to_string())));
+    };
+    for (_, _, operation) in operations(document) {
+        for (status, response) in operation["responses"].as_object().expect("an object") {
+            match response["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()) {
+                Some(name) => add(status, &document["components"]["responses"][name]),
+                None => add(status, response),
+            }
+        }
+    }
+    found
+}
+
+/// One answer of each kind that the table of errors knows, about the entry that the document speaks of.
+fn table() -> Vec<Answer> {
+    let key = || "database".to_owned();
+    let production = || Some("production".to_owned());
+    let two = || vec!["production".to_owned(), "staging".to_owned()];
+    let silent = || vec!["node2:9000".to_owned()];
+    let mut answers: Vec<Answer> = Vec::new();
+    answers.extend(
+        [
+            Refusal::ApiKeyMissing,
+            Refusal::ApiKeyWrong,
+            Refusal::UserKeyTooShort { bytes_min: 8 },
+            Refusal::ContentCoded,
+        ]
+        .iter()
+        .map(Answer::from),
+    );
+    answers.extend(
+        [
+            Rejection::BadRequest("host is missing"),
+            Rejection::VersionNotSupported,
+            Rejection::MethodNotImplemented,
+            Rejection::TransferCodingNotImplemented,
+            Rejection::ExpectationFailed,
+            Rejection::RequestLineTooLong,
+            Rejection::HeadTooLarge,
+            Rejection::BodyTooLarge,
+            Rejection::HeadTimeout,
+            Rejection::BodyTimeout,
+        ]
+        .map(Answer::from),
+    );
+    answers.extend(
+        [
+            Error::AlreadyExists { key: key(), environment: None },
+            Error::AlreadyExists { key: key(), environment: production() },
+            Error::NotFound { key: key(), environment: None, silent: Vec::new() },
+            Error::NotFound { key: key(), environment: production(), silent: silent() },
+            Error::Incomplete { key: key(), environment: None, silent: silent() },
+            Error::Ambiguous { key: key(), environments: two() },
+            Error::WrongUserKey { key: key() },
+            Error::Unreadable { key: key(), what: "it is not valid JSON" },
+            Error::Busy,
+            Error::DiskFull,
+            Error::Unavailable,
+            Error::NotReplicated { reached: 0, wanted: 1 },
+            Error::SaltDiffers,
+            Error::NoSalt,
+        ]
+        .map(Answer::from),
+    );
+    answers.extend([error::internal(), error::not_clustered(), error::overloaded()]);
+    answers.push(error::not_ready("the nodes have not agreed on a salt yet"));
+    answers.extend(faults());
+    answers
+}
+
+fn faults() -> Vec<Answer> {
+    let category = format!(r#"{{"category":"{}"}}"#, "c".repeat(101));
+    let entry = |body: &str| body::new_entry(body.as_bytes(), None).map(drop).map_err(Answer::from);
+    let update = |body: &[u8]| body::update(body, None).map(drop).map_err(Answer::from);
+    let parameter =
+        |kind, name, allowed: &str, found| Answer::from(Fault::parameter(kind, name, allowed, found));
+    assert!(entry(&category).is_err());
+    let mut found: Vec<Answer> = [
+        entry(""),
+        entry(r#"{"value":NaN}"#),
+        entry("[]"),
+        entry(r#"{"key":7,"value":null}"#),
+        entry(r#"{"key":"","value":1}"#),
+        update(br#"{"category":"production"}"#),
+        update(b"\"\xff\""),
+    ]
+    .into_iter()
+    .map(|result| result.expect_err("no entry"))
+    .collect();
+    found.push(Fault::user_key_missing().into());
+    found.push(parameter("literal_error", "mode", "'short' or 'full'", "long"));
+    found.push(parameter("int_parsing", "limit", &format!("an integer from 1 to {LIST_LIMIT_MAX}"), "0"));
+    let place = "the id of an entry, or what X-Next-After gave";
+    found.push(parameter("int_parsing", "after", place, "x"));
+    found.push(parameter("value_error", "after", "what next_after gave", "x"));
+    found
+}
+
+/// What handlers say themselves; `tests/server/documentation.rs` sees that they do.
+const OF_HANDLERS: [(u16, &str); 5] = [
+    (400, "Invalid salt size: 5 bytes (expected 64)"),
+    (404, "Salt file not found on this node"),
+    (409, "Salt file already exists and differs from received salt"),
+    (422, "not a message of a peer: EOF while parsing a value at line 1 column 0"),
+    (503, "no replication with node2:9000: its salt differs and both have entries"),
+];
+
+#[test]
+fn examples_of_errors_are_what_the_table_says() {
+    let document = parsed();
+    let shown: BTreeSet<(u16, String)> =
+        examples(&document).into_iter().filter(|(status, _)| *status >= 400).collect();
+    let mut real: BTreeSet<(u16, String)> = table()
+        .iter()
+        .map(|answer| {
+            let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+            (answer.status, body.to_string())
+        })
+        .collect();
+    for (status, text) in OF_HANDLERS {
+        let about_readiness = text.starts_with("no replication");
+        let body = match about_readiness {
+            true => serde_json::json!({ "ready": false, "detail": text }),
+            false => serde_json::json!({ "detail": text }),
+        };
+        real.insert((status, body.to_string()));
+    }
+    let untold: Vec<_> = real.difference(&shown).collect();
+    let made_up: Vec<_> = shown.difference(&real).collect();
+    assert!(untold.is_empty() && made_up.is_empty(), "not shown: {untold:#?}\nno such text: {made_up:#?}");
+}

@@ -1,0 +1,251 @@
+//! The description of the API and its pages, as the server gives them; and that the server answers to the letter
+//! what its description shows.
+
+use serde_json::Value;
+
+use crate::support::{Client, Launch, OTHER_KEY, Response, Server, USER_KEY};
+
+const API_KEY: &str = "an-api-key-for-tests";
+
+fn document(server: &Server) -> Value {
+    let response = server.get("/openapi.json");
+    assert_eq!((response.status, response.headers["content-type"].as_str()), (200, "application/json"));
+    serde_json::from_slice(&response.body).expect("JSON")
+}
+
+/// The response that is described for an answer.
+fn described<'a>(document: &'a Value, method: &str, path: &str, status: u16) -> &'a Value {
+    let operation = &document["paths"][path][method.to_ascii_lowercase()];
+    let response = &operation["responses"][status.to_string()];
+    assert!(!response.is_null(), "{method} {path} is not said to answer {status}");
+    match response["$ref"].as_str().and_then(|reference| reference.strip_prefix('#')) {
+        Some(pointer) => document.pointer(pointer).expect("a response"),
+        None => response,
+    }
+}
+
+/// The answer is one of those that the description shows, with the header fields that it promises.
+fn check_shown(document: &Value, method: &str, path: &str, answer: &Response) {
+    let response = described(document, method, path, answer.status);
+    let what = format!("{method} {path}: {answer:?}");
+    if let Some(headers) = response["headers"].as_object() {
+        for (name, header) in headers {
+            let pointer = header["$ref"].as_str().unwrap_or_default().trim_start_matches('#').to_owned();
+            let is_required = document.pointer(&pointer).is_some_and(|header| header["required"] == true);
+            assert!(!is_required || answer.headers.contains_key(&name.to_lowercase()), "{name}: {what}");
+        }
+    }
+    let Some(content) = response["content"].as_object() else {
+        assert!(answer.body.is_empty(), "{what}");
+        return;
+    };
+    let described = content.get(&answer.headers["content-type"]).unwrap_or_else(|| panic!("{what}"));
+    let Some(examples) = described["examples"].as_object() else { return };
+    let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    let is_shown = examples.values().any(|example| timeless(&example["value"]) == timeless(&body));
+    assert!(is_shown, "{what} {:?}", String::from_utf8_lossy(&answer.body));
+}
+
+/// Times are never those of the description.
+fn timeless(body: &Value) -> Value {
+    let mut body = body.clone();
+    for name in ["created_at", "updated_at"] {
+        if let Some(time) = body.get_mut(name) {
+            *time = Value::Bool(time.as_str().is_some_and(|time| time.len() == 27 && time.ends_with('Z')));
+        }
+    }
+    body
+}
+
+/// Method, target, path as it is described, body, status.
+type Exchange<'a> = (&'a str, &'a str, &'a str, &'a str, u16);
+
+fn exchange(document: &Value, client: &mut Client, headers: &[(&str, &str)], exchanges: &[Exchange<'_>]) {
+    for &(method, target, path, body, status) in exchanges {
+        let body = Some(body.as_bytes()).filter(|body| !body.is_empty());
+        let answer = client.send(method, target, headers, body);
+        assert_eq!(answer.status, status, "{method} {target}: {answer:?}");
+        check_shown(document, method, path, &answer);
+    }
+}
+
+const PLAIN: &str = r#"{"key":"database","value":{"host":"localhost","port":5432},"category":"production"}"#;
+const PRODUCTION: &str =
+    r#"{"key":"database","value":{"host":"db.example.org","port":5432},"environment":"production"}"#;
+const STAGING: &str = r#"{"key":"database","value":1,"environment":"staging"}"#;
+const CONFIG: &str = "/configs/{key}";
+
+#[test]
+fn entries_are_answered_as_it_is_shown() {
+    let server = Server::start();
+    let document = document(&server);
+    let mut client = server.connect();
+    let (own, other) = ([("X-User-Key", USER_KEY)], [("X-User-Key", OTHER_KEY)]);
+    let production = "/configs/database?environment=production";
+    exchange(
+        &document,
+        &mut client,
+        &own,
+        &[
+            ("GET", "/configs", "/configs", "", 200),
+            ("GET", "/configs/database", CONFIG, "", 404),
+            ("GET", production, CONFIG, "", 404),
+            ("POST", "/configs", "/configs", PLAIN, 201),
+            ("POST", "/configs", "/configs", PLAIN, 400),
+            ("POST", "/configs", "/configs", PRODUCTION, 201),
+            ("POST", "/configs", "/configs", PRODUCTION, 400),
+            ("GET", "/configs", "/configs", "", 200),
+            ("GET", "/configs/database", CONFIG, "", 200),
+            ("GET", production, CONFIG, "", 200),
+            ("GET", &format!("{production}&mode=full"), CONFIG, "", 200),
+            ("GET", "/configs/database?mode=long", CONFIG, "", 422),
+            ("GET", "/configs/database/", CONFIG, "", 307),
+            ("GET", "/configs?limit=0", "/configs", "", 422),
+            ("GET", "/configs?after=x", "/configs", "", 422),
+            ("GET", "/cluster/configs", "/cluster/configs", "", 200),
+            ("PUT", "/configs/database", CONFIG, r#"{"value":1,"environment":"production"}"#, 400),
+            ("PUT", "/configs/database", CONFIG, r#"{"category":"production"}"#, 422),
+            ("PUT", "/configs/database", CONFIG, PLAIN, 200),
+            ("PUT", "/configs/database", CONFIG, "[]", 422),
+            ("POST", "/configs", "/configs", "[]", 422),
+            ("POST", "/configs", "/configs", r#"{"value":NaN}"#, 422),
+            ("POST", "/configs", "/configs", r#"{"key":7,"value":null}"#, 422),
+            ("POST", "/configs", "/configs", r#"{"key":"","value":1}"#, 422),
+            ("POST", "/configs", "/configs", "", 422),
+        ],
+    );
+    let opens_nothing: Vec<Exchange<'_>> = ["GET", "DELETE"]
+        .map(|method| (method, "/configs/database", CONFIG, "", 401))
+        .into_iter()
+        .chain([("PUT", "/configs/database", CONFIG, PLAIN, 401)])
+        .collect();
+    exchange(&document, &mut client, &other, &opens_nothing);
+    exchange(&document, &mut client, &own, &[("DELETE", "/configs/database", CONFIG, "", 200)]);
+    assert_eq!(client.send("POST", "/configs", &own, Some(STAGING.as_bytes())).status, 201);
+    let ambiguous: Vec<Exchange<'_>> = ["GET", "DELETE"]
+        .map(|method| (method, "/configs/database", CONFIG, "", 400))
+        .into_iter()
+        .chain([("PUT", "/configs/database", CONFIG, PLAIN, 400)])
+        .collect();
+    exchange(&document, &mut client, &own, &ambiguous);
+}
+
+#[test]
+fn keys_are_asked_for_as_it_is_shown() {
+    let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", API_KEY).start();
+    let document = document(&server);
+    let api_key = ("X-API-Key", API_KEY);
+    let cases: [(&[(&str, &str)], u16); 4] = [
+        (&[], 403),
+        (&[("X-API-Key", "wrong"), ("X-User-Key", USER_KEY)], 403),
+        (&[api_key], 422),
+        (&[api_key, ("X-User-Key", "short")], 401),
+    ];
+    let paths = document["paths"].as_object().expect("an object");
+    for (path, item) in paths {
+        for method in ["GET", "PUT", "POST", "DELETE"] {
+            let operation = &item[method.to_ascii_lowercase()];
+            let security = operation["security"].to_string();
+            let target = path.replace("{key}", "database");
+            for (headers, status) in cases {
+                let needed = if status == 403 { "apiKey" } else { "userKey" };
+                if operation.is_null() || !security.contains(needed) {
+                    continue;
+                }
+                let answer = server.connect().send(method, &target, headers, None);
+                assert_eq!(answer.status, status, "{method} {path} {headers:?}");
+                check_shown(&document, method, path, &answer);
+            }
+        }
+    }
+}
+
+#[test]
+fn nodes_are_answered_as_it_is_shown() {
+    let alone = Server::start();
+    let document = document(&alone);
+    let replica = Launch::new().set("OSC_CLUSTER_ENABLED", "true").start();
+    let federated =
+        Launch::new().set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_MODE", "federated").start();
+    let salt = "s".repeat(64);
+    exchange(
+        &document,
+        &mut alone.connect(),
+        &[],
+        &[
+            ("GET", "/", "/", "", 200),
+            ("GET", "/ready", "/ready", "", 200),
+            ("GET", "/cluster/status", "/cluster/status", "", 200),
+            ("GET", "/cluster/salt", "/cluster/salt", "", 404),
+            ("POST", "/cluster/salt", "/cluster/salt", "short", 400),
+            ("POST", "/cluster/salt", "/cluster/salt", &salt, 200),
+            ("POST", "/cluster/salt", "/cluster/salt", &salt, 200),
+            ("POST", "/cluster/salt", "/cluster/salt", "short", 409),
+            ("GET", "/cluster/salt", "/cluster/salt", "", 200),
+            ("GET", "/v1/cluster/members", "/v1/cluster/members", "", 404),
+        ],
+    );
+    let changes = r#"{"salt":"0","changes":[]}"#;
+    exchange(
+        &document,
+        &mut replica.connect(),
+        &[],
+        &[
+            ("POST", "/cluster/changes", "/cluster/changes", "", 422),
+            ("POST", "/cluster/changes", "/cluster/changes", changes, 409),
+            ("POST", "/cluster/find", "/cluster/find", r#"{"k":"database"}"#, 404),
+        ],
+    );
+    let order = r#"{"salt":0,"id":{"k":"database"},"seen":"0"}"#;
+    exchange(
+        &document,
+        &mut federated.connect(),
+        &[],
+        &[
+            ("POST", "/cluster/find", "/cluster/find", r#"{"k":"database"}"#, 200),
+            ("POST", "/cluster/find", "/cluster/find", "", 422),
+            ("POST", "/cluster/write", "/cluster/write", order, 409),
+            ("POST", "/cluster/changes", "/cluster/changes", changes, 404),
+            ("GET", "/v1/federation/duplicates?after=x", "/v1/federation/duplicates", "", 422),
+        ],
+    );
+}
+
+#[test]
+fn pages_and_what_they_load() {
+    let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", API_KEY).start();
+    let document = document(&server);
+    let mut client = server.connect();
+    for page in ["/docs", "/redoc"] {
+        let answer = client.send("GET", page, &[], None);
+        check_shown(&document, "GET", page, &answer);
+        let text = answer.text();
+        let loaded: Vec<&str> = [" src=\"", " href=\"docs/"]
+            .iter()
+            .flat_map(|marker| text.split(marker).skip(1))
+            .filter_map(|rest| rest.split('"').next())
+            .map(|target| target.trim_start_matches("docs/"))
+            .collect();
+        assert!(loaded.len() >= 2, "{text}");
+        for name in loaded {
+            let target = format!("/docs/{name}");
+            let answer = client.send("GET", &target, &[], None);
+            assert_eq!(answer.status, 200, "{target}");
+            let is_packed = answer.headers.get("content-encoding").is_some_and(|coding| coding == "gzip");
+            assert_eq!(answer.body.starts_with(b"\x1f\x8b"), is_packed, "{target}");
+            assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{target}");
+            // The connection goes on behind both.
+            let head = client.send("HEAD", &target, &[], None);
+            assert_eq!((head.status, &head.headers["content-type"]), (200, &answer.headers["content-type"]));
+        }
+    }
+    for target in ["/docs", "/redoc", "/openapi.json"] {
+        assert_eq!(client.send("HEAD", target, &[], None).status, 200);
+        let refused = client.send("POST", target, &[], None);
+        assert_eq!((refused.status, refused.headers["allow"].as_str()), (405, "GET, HEAD"));
+    }
+    assert_eq!(client.send("GET", "/docs/", &[], None).headers["location"], "/docs");
+    for target in ["/docs/x", "/docs/../docs", "/redoc/redoc.js", "/openapi.json/x", "/docsx"] {
+        assert_eq!(client.send("GET", target, &[], None).status, 404, "{target}");
+    }
+}
