@@ -1,9 +1,11 @@
 //! The description of the API and its pages, as the server gives them; and that the server answers to the letter
 //! what its description shows.
 
+use std::fs;
+
 use serde_json::Value;
 
-use crate::support::{Client, Launch, OTHER_KEY, Response, Server, USER_KEY};
+use crate::support::{Client, Launch, OTHER_KEY, Response, Server, USER_KEY, eventually, request};
 
 const API_KEY: &str = "an-api-key-for-tests";
 
@@ -248,4 +250,36 @@ fn pages_and_what_they_load() {
     for target in ["/docs/x", "/docs/../docs", "/redoc/redoc.js", "/openapi.json/x", "/docsx"] {
         assert_eq!(client.send("GET", target, &[], None).status, 404, "{target}");
     }
+}
+
+/// Memory of the server, in KiB.
+fn resident_kib(server: &Server) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("every process has it");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// Nobody needs a key for the pages, so a crowd that asks and does not read must not cost what it asked for.
+#[test]
+fn readers_that_do_not_read_cost_little() {
+    const READERS: usize = 200;
+    let server = Server::start();
+    let page = server.get("/docs");
+    let script =
+        page.text().split("src=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a script");
+    let target = format!("/{script}");
+    let whole = server.get(&target).body.len();
+    let before = resident_kib(&server);
+    // Pipelined, so that the buffers of the sockets cannot hold it all.
+    let asked = request("GET", &target, &[], None).repeat(20);
+    let mut readers: Vec<Client> = (0..READERS).map(|_| server.connect()).collect();
+    for reader in &mut readers {
+        reader.write(&asked);
+    }
+    eventually("an answer is on its way to each", || {
+        readers.iter().all(|reader| reader.stream.peek(&mut [0]).is_ok_and(|count| count == 1))
+    });
+    let grown = resident_kib(&server).saturating_sub(before);
+    let all = READERS * whole / 1024;
+    assert!(grown < all / 2, "{grown} KiB more, of {all} KiB that were asked for");
 }
