@@ -1,0 +1,41 @@
+"""The release binary, serving on a free port of the loopback interface in a directory of its own."""
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+BINARY = CHECKOUT / "target/release/opensecureconf"
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextlib.contextmanager
+def served(variables):
+    """Its URL and its directory. That it lives until the end, and then ends well, is a part of each check."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OSC_")}
+    environment |= {"OSC_HOST_PORT": str(port)} | variables
+    with tempfile.TemporaryDirectory() as directory:
+        server = subprocess.Popen([BINARY], cwd=directory, env=environment)
+        try:
+            while not listens(port):
+                if server.poll() is not None:
+                    sys.exit("the server does not start")
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}", directory
+            server.terminate()
+            if server.wait(30) != 0:
+                sys.exit(f"the server ended with {server.returncode}")
+        finally:
+            server.kill()
+            server.wait()
