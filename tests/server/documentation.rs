@@ -134,7 +134,8 @@ fn entries_are_answered_as_it_is_shown() {
 
 #[test]
 fn keys_are_asked_for_as_it_is_shown() {
-    let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", API_KEY).start();
+    let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", API_KEY);
+    let server = launch.set("OSC_METRICS_AUTH", "true").start();
     let document = document(&server);
     let api_key = ("X-API-Key", API_KEY);
     let cases: [(&[(&str, &str)], u16); 4] = [

@@ -13,6 +13,7 @@ pub(in crate::http) fn openapi() -> Outcome {
 /// `GET /docs`, `GET /redoc` and what they load.
 pub(in crate::http) fn file(file: &'static File) -> Outcome {
     let headers = file.headers.iter().map(|&(name, value)| (name, value.into())).collect();
-    let head = Answer { status: 200, content_type: Some(file.content_type), headers, body: Vec::new().into() };
+    let head =
+        Answer { status: 200, content_type: Some(file.content_type), headers, body: Vec::new().into() };
     Outcome::Static(head, file.bytes)
 }

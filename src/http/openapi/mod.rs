@@ -9,11 +9,13 @@ use std::sync::LazyLock;
 use crate::model::json;
 
 /// What each path is described by, in the order in which people get to see them.
-const PATHS: [(&str, &str); 20] = [
+const PATHS: [(&str, &str); 22] = [
     ("/configs", include_str!("paths/configs.json")),
     ("/configs/{key}", include_str!("paths/config.json")),
     ("/", include_str!("paths/root.json")),
     ("/ready", include_str!("paths/ready.json")),
+    ("/health", include_str!("paths/health.json")),
+    ("/metrics", include_str!("paths/metrics.json")),
     ("/cluster/health", include_str!("paths/cluster-health.json")),
     ("/cluster/status", include_str!("paths/cluster-status.json")),
     ("/cluster/configs", include_str!("paths/cluster-configs.json")),

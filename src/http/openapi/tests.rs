@@ -40,7 +40,7 @@ fn operations(document: &Value) -> Vec<(&'static str, String, &Value)> {
 /// What the comments of [`Route`] say: (variant, method, path).
 fn variants() -> Vec<(String, String, String)> {
     let source = include_str!("../route.rs");
-    let (_, body) = source.split_once("pub enum Route {").expect("it is there");
+    let (_, body) = source.split_once("pub enum Route<'a> {").expect("it is there");
     let (body, _) = body.split_once("\n}").expect("it ends");
     let (mut found, mut told) = (Vec::new(), Vec::new());
     for line in body.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -75,7 +75,8 @@ fn each_route_is_described_and_each_description_is_a_route() {
     assert!(apart.is_empty(), "only a route, or only described: {apart:?}");
     for (variant, method, path) in variants {
         let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
-        let route = Route::find(*method, path.replace("{key}", "k").as_bytes()).expect("a route");
+        let path_of_one = path.replace("{key}", "k");
+        let route = Route::find(*method, path_of_one.as_bytes()).expect("a route");
         let debug = format!("{route:?}");
         assert_eq!(debug.split(['(', ' ']).next(), Some(&*variant), "{path}");
     }
@@ -86,7 +87,8 @@ fn what_a_route_needs_is_described() {
     let document = parsed();
     for (method, path, operation) in operations(&document) {
         let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
-        let route = Route::find(*method, path.replace("{key}", "k").as_bytes()).expect("a route");
+        let path_of_one = path.replace("{key}", "k");
+        let route = Route::find(*method, path_of_one.as_bytes()).expect("a route");
         let security = operation["security"].to_string();
         assert_eq!(security.contains("apiKey"), route.needs_api_key(), "{path}");
         assert_eq!(security.contains("userKey"), route.needs_user_key(), "{path}");
@@ -232,6 +234,7 @@ fn table() -> Vec<Answer> {
     );
     answers.extend([error::internal(), error::not_clustered(), error::overloaded()]);
     answers.push(error::not_ready("the nodes have not agreed on a salt yet"));
+    answers.push(error::unhealthy(&["no space is left to write; reading goes on".to_owned()]));
     answers.extend(faults());
     answers
 }
