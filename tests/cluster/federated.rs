@@ -144,14 +144,18 @@ fn each_peer_is_asked_once_and_the_second_time_only_the_right_one() {
     let count = asked(&|| assert_eq!(node.value("nowhere"), None));
     assert_eq!(count, 3, "one question to each");
     assert!(asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("3"))) <= 3);
+    let once_more = || asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("3")));
+    // A question to another peer, whose answer the first read did not wait for, may come late.
+    within(CONVERGENCE, "its place is known", || (0..3).all(|_| once_more() == 1));
     for _ in 0..5 {
-        assert_eq!(asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("3"))), 1, "its place is known");
+        assert_eq!(once_more(), 1, "its place is known");
     }
     // The place is known, and wrong.
     assert_eq!(cluster.nodes[3].delete("of-3").status, 200);
     assert_eq!(cluster.nodes[1].create("of-3", "33").status, 201);
-    assert_eq!(asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("33"))), 3, "one question to each");
-    assert_eq!(asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("33"))), 1);
+    let once_more = || asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("33")));
+    assert!((2..=3).contains(&once_more()), "the one that had it, and the others until one has it");
+    within(CONVERGENCE, "its new place is known", || (0..3).all(|_| once_more() == 1));
     // An update has to know that no nearer one has it, once.
     assert!(asked(&|| assert_eq!(node.update("of-2", "22").status, 200)) <= 4);
     assert_eq!(asked(&|| assert_eq!(node.update("of-2", "222").status, 200)), 2, "the entry, and the change");
