@@ -49,6 +49,12 @@ pub const CONNECTIONS_COUNT_MAX: usize = 10_240;
 pub const OUTBOX_BYTES_MAX: usize = 64 * 1024;
 /// Initial and idle size of a connection's read buffer.
 pub const INBOX_BYTES: usize = 2 * 1024;
+/// API keys that are valid at a time: each request is compared with all of them.
+pub const API_KEYS_COUNT_MAX: usize = 64;
+/// Largest file of API keys that is read.
+pub const API_KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Longest rest of a header of the PROXY protocol: addresses and the extensions that load balancers add.
+pub const PROXY_HEADER_BYTES_MAX: usize = 2048;
 /// Lines of the access log that one executor writes in a second about reads that were answered from memory; of
 /// those beyond it only the number is logged.
 pub const ACCESS_LINES_PER_SECOND: u32 = 100;

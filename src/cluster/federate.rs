@@ -67,7 +67,7 @@ async fn serve<N: Network>(context: Rc<Context<N>>, lines: Rc<RefCell<Vec<Lines<
     let idle = lines.borrow_mut()[peer].idle.pop();
     let mut transport = idle.unwrap_or_else(|| {
         let address = context.peers.borrow()[peer].address.clone();
-        Transport::new(address, context.api_key.clone())
+        Transport::new(address, context.api_keys.clone())
     });
     let mut next = Some(first);
     while let Some(ask) = next {

@@ -32,7 +32,7 @@ use self::transport::{Request, Transport};
 use crate::config::{ClusterConfig, PeerAddress};
 use crate::http1::Method;
 use crate::limits::{CHANGES_PER_MESSAGE_MAX, TOMBSTONE_GRACE};
-use crate::model::{ApiKey, Digest, EntryId, NodeNumber, Stamp, Timestamp};
+use crate::model::{ApiKeys, Digest, EntryId, NodeNumber, Stamp, Timestamp};
 use crate::service::exchange::{
     API_KEY_HEADER, ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER,
     SALT_HEADER, decode_changes, decode_digests, decode_horizon, decode_versions, encode_buckets,
@@ -61,7 +61,7 @@ struct Context<N> {
     service: Arc<Service>,
     view: Arc<ClusterView>,
     node_id: String,
-    api_key: Option<ApiKey>,
+    api_keys: ApiKeys,
     peers: RefCell<Vec<PeerTask>>,
 }
 
@@ -83,7 +83,7 @@ pub async fn run<N: Network>(
     service: Arc<Service>,
     config: ClusterConfig,
     node_id: String,
-    api_key: Option<ApiKey>,
+    api_keys: ApiKeys,
     errands: Option<Errands>,
 ) {
     let Some(view) = service.cluster().cloned() else { return };
@@ -106,7 +106,7 @@ pub async fn run<N: Network>(
         }
     });
     let peers = peers.collect();
-    let context = Rc::new(Context { network, service, view, node_id, api_key, peers: RefCell::new(peers) });
+    let context = Rc::new(Context { network, service, view, node_id, api_keys, peers: RefCell::new(peers) });
     context.publish();
     let mut tasks: Vec<std::pin::Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
     for index in 0..config.peers.len() {
@@ -131,7 +131,7 @@ impl<N: Network> Context<N> {
     /// Does what the machine of one peer says, one thing at a time.
     async fn attend(self: Rc<Self>, index: usize) {
         let address = self.peers.borrow()[index].address.clone();
-        let mut transport = Transport::new(address, self.api_key.clone());
+        let mut transport = Transport::new(address, self.api_keys.clone());
         loop {
             self.look_up_cursor(index).await;
             let told = self.view.outbox().value();
@@ -446,7 +446,7 @@ impl<N: Network> Context<N> {
 
     async fn take_salt(&self, index: usize) {
         let address = self.peers.borrow()[index].address.clone();
-        let mut transport = Transport::<N>::new(address.clone(), self.api_key.clone());
+        let mut transport = Transport::<N>::new(address.clone(), self.api_keys.clone());
         let request = Request {
             method: Method::Get,
             target: "/cluster/salt",

@@ -12,7 +12,7 @@ use super::peer::Failure;
 use crate::config::PeerAddress;
 use crate::http1::{Call, ClientConnection, ClientStep, Method};
 use crate::limits::PEER_BODY_BYTES_MAX;
-use crate::model::ApiKey;
+use crate::model::ApiKeys;
 
 /// What the cluster needs of the world: the runtime's sockets and timers, or a test's.
 pub trait Network: 'static {
@@ -52,14 +52,14 @@ pub(super) struct Request<'a> {
 pub(super) struct Transport<N: Network> {
     address: PeerAddress,
     host: String,
-    api_key: Option<ApiKey>,
+    api_keys: ApiKeys,
     kept: Option<(N::Stream, ClientConnection)>,
 }
 
 impl<N: Network> Transport<N> {
-    pub(super) fn new(address: PeerAddress, api_key: Option<ApiKey>) -> Self {
+    pub(super) fn new(address: PeerAddress, api_keys: ApiKeys) -> Self {
         let host = address.to_string();
-        Self { address, host, api_key, kept: None }
+        Self { address, host, api_keys, kept: None }
     }
 
     /// Asks, on the kept connection if there is one. All that nodes ask may be asked twice.
@@ -93,7 +93,8 @@ impl<N: Network> Transport<N> {
     ) -> Result<Result<Reply, Failure>, Failure> {
         let Some((mut stream, mut connection)) = self.kept.take() else { return Err(Failure::Unreachable) };
         let mut headers = vec![("content-type", "application/json")];
-        if let Some(api_key) = &self.api_key {
+        let api_key = self.api_keys.own();
+        if let Some(api_key) = &api_key {
             headers.push(("x-api-key", api_key.expose()));
         }
         let call = Call {

@@ -4,6 +4,7 @@
 //! summary. This is the only module that looks at the environment of the process.
 
 mod api_key;
+mod clients;
 mod cluster;
 mod dotenv;
 mod fault;
@@ -22,6 +23,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+pub use clients::{ClientLimits, Proxies};
 pub use cluster::{ClusterConfig, FederationConfig, PeerAddress, WriteAcks};
 pub use fault::{Fault, Faults, Warning};
 pub use host::Host;
@@ -45,8 +47,8 @@ pub struct Config {
     pub salt_file_path: PathBuf,
     /// `OSC_MIN_USER_KEY_LENGTH`, which the original counts in bytes of the header.
     pub user_key_bytes_min: usize,
-    /// `OSC_API_KEY`: there is one exactly when `OSC_API_KEY_REQUIRED` is true.
-    pub api_key: Option<ApiKey>,
+    /// `OSC_API_KEY` and those in `OSC_API_KEY_FILE`: there are some exactly when `OSC_API_KEY_REQUIRED` is true.
+    pub api_keys: Vec<ApiKey>,
     /// `OSC_CLUSTER_NODE_ID`.
     pub node_id: String,
     /// `OSC_CLUSTER_ENABLED` and the settings that count then; `None` for a node that stands alone.
@@ -57,6 +59,8 @@ pub struct Config {
     pub has_public_root: bool,
     /// `OSC_METRICS_AUTH`: whether `GET /metrics` needs the API key.
     pub has_private_metrics: bool,
+    /// What one client may take, and whom to believe about who it is.
+    pub clients: ClientLimits,
     /// Whether sockets may have a ring of their own: `OSC_TEST_SOCKETS`, by which tests go the other way.
     pub uses_ring: bool,
     /// `OSC_LOG_LEVEL`.

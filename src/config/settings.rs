@@ -9,10 +9,10 @@ use super::fault::{Fault, Faults, Warning};
 use super::host::{Host, Resolve};
 use super::log::{LogFormat, LogLevel};
 use super::variables::{Variables, integer, shown};
-use super::{Config, api_key, cluster, dotenv, kubernetes, origins};
+use super::{Config, api_key, clients, cluster, dotenv, kubernetes, origins};
 
 /// Every variable with a meaning, here or in the original.
-pub(super) const KNOWN: [&str; 23] = [
+pub(super) const KNOWN: [&str; 29] = [
     "OSC_HOST",
     "OSC_HOST_PORT",
     "OSC_WORKERS",
@@ -21,9 +21,15 @@ pub(super) const KNOWN: [&str; 23] = [
     "OSC_MIN_USER_KEY_LENGTH",
     "OSC_API_KEY_REQUIRED",
     "OSC_API_KEY",
+    "OSC_API_KEY_FILE",
     "OSC_PUBLIC_ROOT",
     "OSC_METRICS_AUTH",
     "CORS_ORIGINS",
+    "OSC_RATE_LIMIT_PER_ADDRESS",
+    "OSC_RATE_LIMIT_PER_API_KEY",
+    "OSC_CONNECTIONS_PER_ADDRESS",
+    "OSC_TRUSTED_PROXIES",
+    "OSC_PROXY_PROTOCOL",
     "OSC_CLUSTER_ENABLED",
     "OSC_CLUSTER_MODE",
     "OSC_CLUSTER_NODE_ID",
@@ -67,12 +73,13 @@ pub(super) fn read(
         database_path: path(&mut variables, "OSC_DATABASE_PATH", "configurations.db"),
         salt_file_path: path(&mut variables, "OSC_SALT_FILE_PATH", "encryption.salt"),
         user_key_bytes_min: user_key_bytes_min(&mut variables),
-        api_key: api_key::read(&mut variables, &mut warnings),
+        api_keys: api_key::read(&mut variables, &mut warnings),
         node_id: node_id(&mut variables, port),
         cluster: cluster::read(&mut variables),
         origins: origins::read(&mut variables),
         has_public_root: variables.switch("OSC_PUBLIC_ROOT"),
         has_private_metrics: variables.switch("OSC_METRICS_AUTH"),
+        clients: clients::read(&mut variables),
         uses_ring: variables.choice("OSC_TEST_SOCKETS", &[("ring", true), ("stream", false)]).unwrap_or(true),
         log_level: variables.choice("OSC_LOG_LEVEL", &LogLevel::NAMES).unwrap_or(LogLevel::Info),
         log_format: variables.choice("OSC_LOG_FORMAT", &LogFormat::NAMES).unwrap_or(LogFormat::Console),
@@ -81,7 +88,7 @@ pub(super) fn read(
     check_paths_differ(&mut variables, &config);
     refuse_https(&mut variables);
 
-    if config.api_key.is_none() && !config.host.is_loopback() {
+    if config.api_keys.is_empty() && !config.host.is_loopback() {
         warnings.push(Warning::OpenToOthers(config.host.to_string()));
     }
     warnings.extend(unknown(&variables));

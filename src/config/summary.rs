@@ -6,7 +6,11 @@ impl Config {
     /// The settings in effect, as `NAME=value` lines without secrets.
     pub fn summary(&self) -> String {
         let workers = self.workers.map_or("(one per usable core)".to_owned(), |count| count.to_string());
-        let api_key = if self.api_key.is_some() { "(set)" } else { "(not required)" };
+        let api_key = match self.api_keys.len() {
+            0 => "(not required)".to_owned(),
+            1 => "(set)".to_owned(),
+            count => format!("({count} are set)"),
+        };
         let lines = [
             ("OSC_HOST", self.host.to_string()),
             ("OSC_HOST_PORT", self.port.to_string()),
@@ -14,8 +18,8 @@ impl Config {
             ("OSC_DATABASE_PATH", self.database_path.display().to_string()),
             ("OSC_SALT_FILE_PATH", self.salt_file_path.display().to_string()),
             ("OSC_MIN_USER_KEY_LENGTH", self.user_key_bytes_min.to_string()),
-            ("OSC_API_KEY_REQUIRED", self.api_key.is_some().to_string()),
-            ("OSC_API_KEY", api_key.to_owned()),
+            ("OSC_API_KEY_REQUIRED", (!self.api_keys.is_empty()).to_string()),
+            ("OSC_API_KEY", api_key),
             ("OSC_CLUSTER_ENABLED", self.cluster.is_some().to_string()),
             ("OSC_CLUSTER_NODE_ID", self.node_id.clone()),
             ("OSC_LOG_LEVEL", self.log_level.to_string()),
@@ -26,6 +30,11 @@ impl Config {
             ),
             ("OSC_PUBLIC_ROOT", self.has_public_root.to_string()),
             ("OSC_METRICS_AUTH", self.has_private_metrics.to_string()),
+            ("OSC_RATE_LIMIT_PER_ADDRESS", number(self.clients.rate_per_address)),
+            ("OSC_RATE_LIMIT_PER_API_KEY", number(self.clients.rate_per_api_key)),
+            ("OSC_CONNECTIONS_PER_ADDRESS", number(self.clients.connections_per_address)),
+            ("OSC_TRUSTED_PROXIES", self.clients.proxies.to_string()),
+            ("OSC_PROXY_PROTOCOL", self.clients.has_proxy_protocol.to_string()),
             ("CORS_ORIGINS", self.origins.as_ref().map_or("(none)".to_owned(), ToString::to_string)),
         ];
         let mut summary = lines.map(|(name, value)| format!("{name}={value}\n")).concat();
@@ -47,4 +56,8 @@ impl Config {
         }
         summary
     }
+}
+
+fn number(limit: Option<std::num::NonZeroU32>) -> String {
+    limit.map_or_else(|| "(no limit)".to_owned(), |limit| limit.to_string())
 }

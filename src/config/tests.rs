@@ -49,6 +49,11 @@ OSC_LOG_FORMAT=console
 OSC_LOG_FILE=(standard error)
 OSC_PUBLIC_ROOT=false
 OSC_METRICS_AUTH=false
+OSC_RATE_LIMIT_PER_ADDRESS=(no limit)
+OSC_RATE_LIMIT_PER_API_KEY=(no limit)
+OSC_CONNECTIONS_PER_ADDRESS=(no limit)
+OSC_TRUSTED_PROXIES=(none)
+OSC_PROXY_PROTOCOL=false
 CORS_ORIGINS=(none)
 ";
 
@@ -98,11 +103,13 @@ fn every_setting() {
              OSC_CLUSTER_MODE=nonsense\nOSC_CLUSTER_NODES=a:1,b:2\nOSC_CLUSTER_SYNC_INTERVAL=never\n\
              OSC_CLUSTER_NODE_ID=${{HERE}}n1\nOSC_LOG_FORMAT=JSON\nOSC_LOG_FILE=log\n\
              OSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
+             OSC_RATE_LIMIT_PER_ADDRESS=5\nOSC_RATE_LIMIT_PER_API_KEY=6\nOSC_CONNECTIONS_PER_ADDRESS=7\n\
+             OSC_TRUSTED_PROXIES=10.0.0.0/8,::1\nOSC_PROXY_PROTOCOL=true\n\
              CORS_ORIGINS=\"https://a.example.org, HTTP://B:81\"\n"
         ),
     )
     .expect("no fault");
-    assert!(config.api_key.as_ref().is_some_and(|key| key.matches(CANARY.as_bytes())));
+    assert!(matches!(&*config.api_keys, [key] if key.matches(CANARY.as_bytes())));
     assert_eq!(config.host.addresses(), [std::net::SocketAddr::from(([0_u16; 8], 9321))]);
     assert_eq!(
         config.summary(),
@@ -110,6 +117,8 @@ fn every_setting() {
          OSC_SALT_FILE_PATH=/data/salt\nOSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=true\n\
          OSC_API_KEY=(set)\nOSC_CLUSTER_ENABLED=false\nOSC_CLUSTER_NODE_ID=n1\nOSC_LOG_LEVEL=WARNING\n\
          OSC_LOG_FORMAT=json\nOSC_LOG_FILE=log\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
+         OSC_RATE_LIMIT_PER_ADDRESS=5\nOSC_RATE_LIMIT_PER_API_KEY=6\nOSC_CONNECTIONS_PER_ADDRESS=7\n\
+         OSC_TRUSTED_PROXIES=10.0.0.0/8,::1/128\nOSC_PROXY_PROTOCOL=true\n\
          CORS_ORIGINS=https://a.example.org,http://b:81\n"
     );
     assert_eq!(warnings, []);
@@ -167,7 +176,7 @@ fn switches() {
         (" ", false),
     ] {
         let config = config(&[("OSC_API_KEY_REQUIRED", text), ("OSC_API_KEY", CANARY)]);
-        assert_eq!(config.api_key.is_some(), expected, "{text}");
+        assert_eq!(!config.api_keys.is_empty(), expected, "{text}");
     }
 }
 
@@ -268,6 +277,42 @@ fn every_fault_of_the_api_key() {
         assert_eq!(faults(&environment), format!("OSC_API_KEY: {expected}"));
         assert_eq!(warnings(&environment[1..], "").len(), usize::from(!value.is_empty()));
     }
+}
+
+#[test]
+fn api_keys_in_a_file() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("keys");
+    let path_text = path.to_str().expect("UTF-8");
+    let environment = [("OSC_API_KEY_REQUIRED", "true"), ("OSC_API_KEY_FILE", path_text)];
+    for (text, expected) in [
+        ("# old\n first \n\nsecond\n", Ok(2)),
+        ("only", Ok(1)),
+        ("", Err("holds no key")),
+        ("# nothing\n", Err("holds no key")),
+        (
+            "good\nb\u{e4}d",
+            Err("has a line, 2, that holds characters beyond ASCII, which clients send in different ways"),
+        ),
+        (
+            "your-super-secret-api-key-here",
+            Err("has a line, 1, that is the documented example, which is no secret"),
+        ),
+        (&"k\n".repeat(65), Err("holds more than 64 keys")),
+    ] {
+        std::fs::write(&path, text).expect("written");
+        match expected {
+            Ok(count) => assert_eq!(config(&environment).api_keys.len(), count, "{text}"),
+            Err(problem) => {
+                assert_eq!(faults(&environment), format!("OSC_API_KEY_FILE: \"{path_text}\" {problem}"));
+            }
+        }
+    }
+    std::fs::write(&path, "more").expect("written");
+    let both = config(&[environment[0], environment[1], ("OSC_API_KEY", "first")]).api_keys;
+    assert!(both.len() == 2 && both[0].matches(b"first") && both[1].matches(b"more"));
+    std::fs::remove_file(&path).expect("removed");
+    assert!(faults(&environment).contains("cannot be read: No such file"), "{}", faults(&environment));
 }
 
 #[test]

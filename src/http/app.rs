@@ -6,23 +6,25 @@ use zeroize::Zeroizing;
 
 use super::answer::{Answer, Outcome};
 use super::body::Fault;
+use super::client_address::client_address;
 use super::connection::{Admission, Application};
 use super::cors;
 use super::error::{self, Refusal};
 use super::handlers::{cluster, configs, documentation, federation, health, metrics, peers, system};
+use super::rate_limits::RateLimits;
 use super::route::{ENDPOINTS, Miss, Route};
 use super::traffic::Exchange;
-use crate::config::Origins;
+use crate::config::{Origins, Proxies};
 use crate::http1::HeadView;
-use crate::model::{ApiKey, UserKey};
+use crate::model::{ApiKeys, UserKey};
 use crate::service::Service;
 use crate::telemetry::Executors;
 
 /// What the handlers need to know of the configuration.
 #[derive(Debug)]
 pub struct Settings {
-    /// The API key, when one is required.
-    pub api_key: Option<ApiKey>,
+    /// The API keys, when one is required.
+    pub api_keys: ApiKeys,
     /// Shortest user key, in bytes.
     pub user_key_bytes_min: usize,
     /// This node's name.
@@ -33,6 +35,10 @@ pub struct Settings {
     pub has_public_root: bool,
     /// Whether `GET /metrics` needs the API key.
     pub has_private_metrics: bool,
+    /// Proxies that tell who the client is.
+    pub proxies: Proxies,
+    /// How much one client may ask.
+    pub rates: RateLimits,
     /// What the executors run on.
     pub engine: &'static str,
     /// What the executors count.
@@ -43,12 +49,14 @@ impl Default for Settings {
     /// For anybody with a user key of eight bytes, and for no pages of other sites.
     fn default() -> Self {
         Self {
-            api_key: None,
+            api_keys: ApiKeys::default(),
             user_key_bytes_min: 8,
             node_id: String::new(),
             origins: None,
             has_public_root: false,
             has_private_metrics: false,
+            proxies: Proxies::default(),
+            rates: RateLimits::default(),
             engine: "uring",
             executors: Arc::new(Executors::new(&ENDPOINTS)),
         }
@@ -80,6 +88,12 @@ impl App {
         Self { service, settings }
     }
 
+    /// Forgets what is not needed any more. To be called now and then.
+    pub fn sweep(&self) {
+        self.service.sweep();
+        self.settings.rates.sweep();
+    }
+
     fn needs_api_key(&self, route: &Route<'_>) -> bool {
         match route {
             Route::Root => !self.settings.has_public_root,
@@ -88,13 +102,13 @@ impl App {
         }
     }
 
-    fn check_api_key(&self, sent: Option<&[u8]>) -> Result<(), Refusal> {
-        match (&self.settings.api_key, sent) {
-            (None, _) => Ok(()),
-            (Some(_), None | Some(b"")) => Err(Refusal::ApiKeyMissing),
-            (Some(key), Some(sent)) if key.matches(sent) => Ok(()),
-            (Some(_), Some(_)) => Err(Refusal::ApiKeyWrong),
+    /// The number of the key that was sent; `None` if none is required.
+    fn check_api_key(&self, sent: Option<&[u8]>) -> Result<Option<usize>, Refusal> {
+        if !self.settings.api_keys.are_required() {
+            return Ok(None);
         }
+        let sent = sent.filter(|sent| !sent.is_empty()).ok_or(Refusal::ApiKeyMissing)?;
+        self.settings.api_keys.find(sent).map(Some).ok_or(Refusal::ApiKeyWrong)
     }
 
     fn user_key<'a>(&self, sent: Option<&'a [u8]>) -> Result<&'a [u8], Answer> {
@@ -124,15 +138,29 @@ impl Application for App {
                 return Err(answer);
             }
         }
-        let route = Route::find(head.method(), head.path()).map_err(|miss| match miss {
+        if !self.settings.proxies.is_empty()
+            && let Some(peer) = exchange.client
+        {
+            exchange.client = Some(client_address(&self.settings.proxies, peer, head));
+        }
+        let route = Route::find(head.method(), head.path());
+        exchange.endpoint = route.as_ref().map_or(0, Route::endpoint);
+        if route.as_ref().map_or(true, Route::counts_for_limits) {
+            let checked = self.settings.rates.check_address(exchange.client);
+            checked.map_err(|wait| Answer::from(&Refusal::TooManyRequests { wait }))?;
+        }
+        let route = route.map_err(|miss| match miss {
             Miss::Redirect(path) => error::redirect(&path, head.query()),
             other => other.into(),
         })?;
-        exchange.endpoint = route.endpoint();
         let api_key = self.check_api_key(head.api_key());
         let api_key_is_right = api_key.is_ok();
         if self.needs_api_key(&route) {
-            api_key.map_err(|refusal| Answer::from(&refusal))?;
+            let number = api_key.map_err(|refusal| Answer::from(&refusal))?;
+            if let Some(number) = number.filter(|_| route.counts_for_limits()) {
+                let checked = self.settings.rates.check_api_key(number);
+                checked.map_err(|wait| Answer::from(&Refusal::TooManyRequests { wait }))?;
+            }
         }
         let user_key = match route.needs_user_key() {
             true => Some(self.user_key(head.user_key())?),

@@ -1,5 +1,7 @@
 //! The one table of status codes and texts.
 
+use std::time::Duration;
+
 use super::answer::Answer;
 use super::route::Miss;
 use crate::http1::Rejection;
@@ -27,6 +29,7 @@ pub(super) enum Refusal {
     ApiKeyWrong,
     UserKeyTooShort { bytes_min: usize },
     ContentCoded,
+    TooManyRequests { wait: Duration },
 }
 
 impl From<&Refusal> for Answer {
@@ -38,6 +41,9 @@ impl From<&Refusal> for Answer {
                 401,
                 &format!("x-user-key header missing or too short (minimum {bytes_min} characters)"),
             ),
+            // RFC 6585, 4. Rounded up: a client that comes too early is refused again.
+            Refusal::TooManyRequests { wait } => detail(429, "Too many requests, try again later")
+                .with_header("retry-after", (wait.as_secs() + 1).to_string()),
             // RFC 9110, 15.5.16: tell what would be accepted.
             Refusal::ContentCoded => {
                 detail(415, "Content-Encoding is not supported").with_header("accept-encoding", "identity")

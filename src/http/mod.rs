@@ -6,6 +6,7 @@
 mod answer;
 mod app;
 mod body;
+mod client_address;
 mod clock;
 mod connection;
 mod cors;
@@ -16,7 +17,9 @@ mod local;
 mod memory;
 mod openapi;
 mod pages;
+mod proxy_protocol;
 mod query;
+mod rate_limits;
 mod request_id;
 mod route;
 mod traffic;
@@ -27,6 +30,8 @@ pub use clock::{Alarm, Clock};
 pub use connection::{Admission, Application, serve};
 pub use local::Local;
 pub use pages::File;
+pub use proxy_protocol::read_proxy_header;
+pub use rate_limits::RateLimits;
 pub use route::{ENDPOINTS, KeyPath, Miss, Route};
 pub use traffic::{Client, Exchange};
 

@@ -268,6 +268,38 @@ impl<'a> Route<'a> {
         !matches!(self, Self::ClusterHealth | Self::Ready | Self::Health | Self::OpenApi | Self::Page(_))
     }
 
+    /// Whether such requests count for the limits of a client: not what watches over the server, and not what
+    /// nodes say to each other.
+    pub fn counts_for_limits(&self) -> bool {
+        match self {
+            Self::Health
+            | Self::Ready
+            | Self::Metrics
+            | Self::ClusterHealth
+            | Self::ReadSalt
+            | Self::AdoptSalt
+            | Self::PeerChanges
+            | Self::PeerDigests
+            | Self::PeerVersions
+            | Self::PeerEntries
+            | Self::PeerFind
+            | Self::PeerPage
+            | Self::PeerWrite => false,
+            Self::Root
+            | Self::CreateConfig
+            | Self::ListConfigs
+            | Self::ReadConfig(_)
+            | Self::UpdateConfig(_)
+            | Self::DeleteConfig(_)
+            | Self::ClusterStatus
+            | Self::ClusterConfigs
+            | Self::Duplicates
+            | Self::ClusterMembers
+            | Self::OpenApi
+            | Self::Page(_) => true,
+        }
+    }
+
     /// Whether the request must carry a user key.
     pub fn needs_user_key(&self) -> bool {
         match self {

@@ -37,7 +37,8 @@ pub struct Exchange {
     method: Option<Method>,
     id: RequestId,
     path: Option<String>,
-    client: Option<IpAddr>,
+    /// Its address, as far as is known.
+    pub(super) client: Option<IpAddr>,
     /// `None` for one that needs no waiting: looking at the clock would take longer than the request.
     began: Option<Instant>,
 }

@@ -13,6 +13,6 @@ pub mod version;
 pub use change::{Change, Content, Digest, EntryId, Known};
 pub use ciphertext::Ciphertext;
 pub use entry::{Category, EntryKey, Environment};
-pub use secret::{ApiKey, Plaintext, SecretBytes, UserKey};
+pub use secret::{ApiKey, ApiKeys, Plaintext, SecretBytes, UserKey};
 pub use timestamp::Timestamp;
 pub use version::{Horizon, HybridClock, NodeNumber, Stamp, Version};

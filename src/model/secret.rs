@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -71,6 +73,47 @@ impl ApiKey {
     /// Whether `candidate` is this key; takes the same time for every candidate of the same length.
     pub fn matches(&self, candidate: &[u8]) -> bool {
         self.0.ct_eq(candidate).into()
+    }
+}
+
+/// The API keys that are valid now; clones are handles to the same ones. Several are, while clients move from an
+/// old one to a new one.
+#[derive(Clone, Default)]
+pub struct ApiKeys(Arc<ArcSwap<Vec<ApiKey>>>);
+
+impl ApiKeys {
+    /// These; none means that no key is required.
+    pub fn new(keys: Vec<ApiKey>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(keys)))
+    }
+
+    /// From now on only these are valid.
+    pub fn replace(&self, keys: Vec<ApiKey>) {
+        self.0.store(Arc::new(keys));
+    }
+
+    /// Whether requests must carry one.
+    pub fn are_required(&self) -> bool {
+        !self.0.load().is_empty()
+    }
+
+    /// The number of the key that `candidate` is. Compares with all of them, whichever it is.
+    pub fn find(&self, candidate: &[u8]) -> Option<usize> {
+        let keys = self.0.load();
+        keys.iter()
+            .enumerate()
+            .fold(None, |found, (number, key)| key.matches(candidate).then_some(number).or(found))
+    }
+
+    /// The one that this node itself presents to others.
+    pub fn own(&self) -> Option<ApiKey> {
+        self.0.load().first().cloned()
+    }
+}
+
+impl fmt::Debug for ApiKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ApiKeys({}, redacted)", self.0.load().len())
     }
 }
 
@@ -187,6 +230,19 @@ mod tests {
             Plaintext::new(b"canary".to_vec())
         );
         assert!(!secrets.contains("canary") && !secrets.contains("99"), "{secrets}");
+    }
+
+    #[test]
+    fn keys_are_replaced_for_all_who_hold_them() {
+        let keys = ApiKeys::new(vec![ApiKey::new("one"), ApiKey::new("two")]);
+        let others = keys.clone();
+        assert_eq!((others.find(b"two"), others.find(b"three")), (Some(1), None));
+        keys.replace(vec![ApiKey::new("three")]);
+        assert_eq!((others.find(b"two"), others.find(b"three")), (None, Some(0)));
+        assert!(others.own().is_some_and(|key| key.matches(b"three")));
+        keys.replace(Vec::new());
+        assert!(!others.are_required() && others.own().is_none());
+        assert!(!format!("{others:?}").contains("three"));
     }
 
     #[test]

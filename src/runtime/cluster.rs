@@ -15,6 +15,7 @@ use super::shutdown::Stop;
 use crate::cluster::{Network, run};
 use crate::config::{Config, PeerAddress};
 use crate::limits::DEADLINE_TICK;
+use crate::model::ApiKeys;
 use crate::service::Service;
 use crate::service::federation::Errands;
 
@@ -25,13 +26,14 @@ use crate::service::federation::Errands;
 pub(super) fn start(
     config: &Config,
     service: &Arc<Service>,
+    api_keys: &ApiKeys,
     stop: &Stop,
     errands: Option<Errands>,
 ) -> Result<Option<ExecutorJoinHandle<()>>, Error> {
     let Some(cluster) = config.cluster.clone() else { return Ok(None) };
     let (service, stop) = (Arc::clone(service), stop.clone());
     let node_id = config.node_id.clone();
-    let api_key = config.api_key.clone();
+    let api_keys = api_keys.clone();
     // Not pinned: it has little to do, and shares its core with whichever shard has the least.
     LocalExecutorBuilder::new(Placement::Unbound)
         .name("osc-cluster")
@@ -46,7 +48,7 @@ pub(super) fn start(
                     sleep(DEADLINE_TICK).await;
                 }
             };
-            run(network, service, cluster, node_id, api_key, errands).or(stopped).await;
+            run(network, service, cluster, node_id, api_keys, errands).or(stopped).await;
         })
         .map(Some)
         .map_err(|error| Error::Part("the cluster's executor", error.to_string()))

@@ -27,9 +27,9 @@ use self::shard::{Started, Starting};
 use self::shutdown::{Reason, Stop};
 use crate::config::Config;
 use crate::crypto::{KeyCache, Pool, PoolConfig};
-use crate::http::{App, Settings};
+use crate::http::{App, RateLimits, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
-use crate::model::Timestamp;
+use crate::model::{ApiKeys, Timestamp};
 use crate::service::{ClusterView, Federation, Service, Signal};
 use crate::store::{Keeping, OpenError, Options, Store};
 
@@ -104,13 +104,16 @@ pub fn run(config: &Config) -> Result<(), Error> {
         .unzip();
     let service = Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool), view);
     let service = Arc::new(service.federated(federation));
+    let api_keys = ApiKeys::new(config.api_keys.clone());
     let settings = Settings {
-        api_key: config.api_key.clone(),
+        api_keys: api_keys.clone(),
         user_key_bytes_min: config.user_key_bytes_min,
         node_id: config.node_id.clone(),
         origins: config.origins.clone(),
         has_public_root: config.has_public_root,
         has_private_metrics: config.has_private_metrics,
+        proxies: config.clients.proxies.clone(),
+        rates: RateLimits::new(&config.clients),
         ..Settings::default()
     };
     let executors = Arc::clone(&settings.executors);
@@ -125,7 +128,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let (shards, addresses) = start_shards(config, &plan, &shared)?;
     // Requests that are still open when the shards end may need other nodes.
     let stop_cluster = Stop::default();
-    let cluster = cluster::start(config, &service, &stop_cluster, errands)?;
+    let cluster = cluster::start(config, &service, &api_keys, &stop_cluster, errands)?;
     for address in addresses {
         tracing::info!(%address, executors = plan.cores.len(), "listening");
     }
@@ -133,7 +136,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let reason = loop {
         match why_end.recv_timeout(SWEEP_INTERVAL) {
             Ok(reason) => break reason,
-            Err(Timeout::Timeout) => service.sweep(),
+            Err(Timeout::Timeout) => shared.app.sweep(),
             Err(Timeout::Disconnected) => break Reason::Fatal("the signal handler has gone".into()),
         }
     };

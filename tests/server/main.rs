@@ -1,5 +1,6 @@
 //! The real binary, started on a free port of the loopback interface, with real files.
 
+mod clients;
 mod documentation;
 mod durability;
 mod field_cases;

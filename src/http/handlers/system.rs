@@ -21,7 +21,7 @@ pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Answer {
             r#""update":"PUT /configs/{{key}}","delete":"DELETE /configs/{{key}}","#,
             r#""list":"GET /configs","cluster_status":"GET /cluster/status"}}}}"#,
         ),
-        settings.api_key.is_some(),
+        settings.api_keys.are_required(),
         enabled,
         mode,
     );

@@ -1,0 +1,67 @@
+//! The PROXY protocol, version 2 (<https://www.haproxy.org/download/1.8/doc/proxy-protocol.txt>): before anything
+//! else a proxy says whose connection this is.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::task::Poll;
+
+use futures_lite::{AsyncRead, AsyncReadExt};
+use ppp::v2;
+
+use super::clock::Clock;
+use super::traffic::Client;
+use crate::limits::{HEAD_DEADLINE, PROXY_HEADER_BYTES_MAX};
+
+/// The signature, the version, the command, the family, and the length of the rest.
+const FIXED_BYTES: usize = 16;
+
+/// Reads the header, and nothing after it. `client` is the proxy itself.
+///
+/// # Errors
+/// When there is no such header, or it does not come in time.
+pub async fn read_proxy_header<S>(stream: &mut S, clock: &Clock, client: Client) -> io::Result<Client>
+where
+    S: AsyncRead + Unpin,
+{
+    let reading = async {
+        let mut header = vec![0; FIXED_BYTES];
+        stream.read_exact(&mut header).await?;
+        let rest = usize::from(u16::from_be_bytes([header[FIXED_BYTES - 2], header[FIXED_BYTES - 1]]));
+        if !header.starts_with(v2::PROTOCOL_PREFIX) || rest > PROXY_HEADER_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        header.resize(FIXED_BYTES + rest, 0);
+        stream.read_exact(&mut header[FIXED_BYTES..]).await?;
+        Ok(header)
+    };
+    let header = in_time(clock, reading).await?;
+    let header =
+        v2::Header::try_from(&*header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let address = match (header.command, header.addresses) {
+        (v2::Command::Proxy, v2::Addresses::IPv4(addresses)) => Some(IpAddr::from(addresses.source_address)),
+        (v2::Command::Proxy, v2::Addresses::IPv6(addresses)) => Some(IpAddr::from(addresses.source_address)),
+        // A health check of the proxy itself, or something that is on no network.
+        _ => client.address,
+    };
+    Ok(Client { address: address.map(|address| address.to_canonical()) })
+}
+
+async fn in_time<T>(clock: &Clock, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let alarm = clock.alarm();
+    let patience_ms = u64::try_from(HEAD_DEADLINE.as_millis()).unwrap_or(u64::MAX);
+    alarm.set(Some(clock.now_ms() + patience_ms));
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        if let Poll::Ready(result) = work.as_mut().poll(context) {
+            return Poll::Ready(result);
+        }
+        if alarm.is_due(clock.now_ms()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        alarm.register(context.waker());
+        Poll::Pending
+    })
+    .await
+}

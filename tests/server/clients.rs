@@ -1,0 +1,82 @@
+//! What one client may take, and who it is when proxies stand between.
+
+use crate::support::{Launch, Response, Server, USER_KEY, eventually};
+
+/// Reads an entry, as a proxy that says these things.
+fn read(server: &Server, headers: &[(&str, &str)]) -> Response {
+    let headers = [&[("X-User-Key", USER_KEY)], headers].concat();
+    server.connect().send("GET", "/configs/k", &headers, None)
+}
+
+#[test]
+fn more_than_an_address_may_ask_is_refused_until_later() {
+    let server = Launch::new().set("OSC_RATE_LIMIT_PER_ADDRESS", "5").start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let answers: Vec<Response> = (0..50).map(|_| read(&server, &[])).collect();
+    let served = answers.iter().filter(|answer| answer.status == 200).count();
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 429).collect();
+    assert!(served >= 4 && served + refused.len() == 50 && refused.len() > 10, "{served}");
+    for answer in refused {
+        assert_eq!(answer.text(), r#"{"detail":"Too many requests, try again later"}"#);
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    // What watches over the server is never refused.
+    for target in ["/health", "/ready", "/cluster/health", "/metrics"] {
+        for _ in 0..20 {
+            assert_eq!(server.connect().send("GET", target, &[], None).status, 200, "{target}");
+        }
+    }
+    // What leads nowhere counts, too.
+    let nowhere: Vec<u16> = (0..50).map(|_| server.get("/nowhere").status).collect();
+    assert!(nowhere.contains(&429), "{nowhere:?}");
+    // Somebody who waits is served again.
+    eventually("it is served again", || read(&server, &[]).status == 200);
+}
+
+#[test]
+fn more_than_an_api_key_may_ask_is_refused() {
+    let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "an-api-key");
+    let server = launch.set("OSC_RATE_LIMIT_PER_API_KEY", "5").start();
+    let mut count = |key: &str| {
+        let answers = (0..50).map(|_| read(&server, &[("X-API-Key", key)]).status);
+        answers.filter(|status| *status == 429).count()
+    };
+    assert_eq!(count("wrong"), 0);
+    assert!(count("an-api-key") > 10);
+}
+
+#[test]
+fn a_named_proxy_is_believed_and_nobody_else() {
+    let limited = || Launch::new().set("OSC_RATE_LIMIT_PER_ADDRESS", "1");
+    let count = |server: &Server, headers: &dyn Fn(usize) -> Vec<(String, String)>| {
+        let ask = |number| {
+            let headers = headers(number);
+            let headers: Vec<(&str, &str)> =
+                headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+            read(server, &headers).status
+        };
+        (0..40).map(ask).filter(|status| *status == 429).count()
+    };
+    let field = |name: &str, value: String| vec![(name.to_owned(), value)];
+    let each_another = |number: usize| field("X-Forwarded-For", format!("203.0.113.{number}"));
+    assert!(count(&limited().start(), &each_another) > 10, "nobody is believed");
+    let trusting = || limited().set("OSC_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8").start();
+    assert_eq!(count(&trusting(), &each_another), 0, "each is another client");
+    let forwarded =
+        |number: usize| field("Forwarded", format!("proto=http;for=\"[2001:db8:{number:x}::1]:4711\""));
+    assert_eq!(count(&trusting(), &forwarded), 0);
+    // The client's own word stands before what the proxies say.
+    let invented =
+        |number: usize| field("X-Forwarded-For", format!("198.51.100.{number}, 203.0.113.1, 10.0.0.7"));
+    assert!(count(&trusting(), &invented) > 10, "the nearest address that is no proxy counts");
+    let in_two_fields = |number: usize| {
+        let mut fields = field("X-Forwarded-For", format!("198.51.100.{number}"));
+        fields.extend(field("X-Forwarded-For", "203.0.113.1".to_owned()));
+        fields
+    };
+    assert!(count(&trusting(), &in_two_fields) > 10);
+    let nonsense = |number: usize| field("X-Forwarded-For", format!("198.51.100.{number}, unknown"));
+    assert!(count(&trusting(), &nonsense) > 10);
+    let neighbours = |number: usize| field("X-Forwarded-For", format!("2001:db8::{number:x}"));
+    assert!(count(&trusting(), &neighbours) > 10, "a /64 is one client");
+}
