@@ -52,7 +52,8 @@ fn main() -> ExitCode {
         Command::Serve => serve(&config, log),
         Command::CheckConfig => {
             // A closed pipe is the reader's business.
-            writeln!(std::io::stdout(), "{}", config.summary().trim_end()).ok();
+            let engine = runtime::engine_in_effect(&config);
+            writeln!(std::io::stdout(), "{}# engine here: {engine}", config.summary()).ok();
             ExitCode::SUCCESS
         }
     }

@@ -23,8 +23,10 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
 ];
 
 /// What only these modules may name at all.
-const ONLY_IN: [(&str, &[&str]); 8] = [
+const ONLY_IN: [(&str, &[&str]); 10] = [
     ("glommio::", &["runtime"]),
+    ("async_executor::", &["runtime"]),
+    ("async_io::", &["runtime"]),
     ("rusqlite::", &["store"]),
     ("std::env", &["config"]),
     ("httparse::", &["http1"]),

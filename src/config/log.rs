@@ -54,7 +54,11 @@ impl fmt::Display for LogFormat {
     }
 }
 
-fn show<T: PartialEq>(choice: &T, names: &[(&'static str, T)], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+pub(super) fn show<T: PartialEq>(
+    choice: &T,
+    names: &[(&'static str, T)],
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
     let name = names.iter().find(|(_, named)| named == choice).map_or("", |(name, _)| name);
     f.write_str(name)
 }

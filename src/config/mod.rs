@@ -7,6 +7,7 @@ mod api_key;
 mod clients;
 mod cluster;
 mod dotenv;
+mod engine;
 mod fault;
 mod host;
 mod kubernetes;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use clients::{ClientLimits, Proxies};
 pub use cluster::{ClusterConfig, FederationConfig, PeerAddress, WriteAcks};
+pub use engine::EngineChoice;
 pub use fault::{Fault, Faults, Warning};
 pub use host::Host;
 pub use log::{LogFormat, LogLevel};
@@ -41,6 +43,8 @@ pub struct Config {
     pub port: u16,
     /// `OSC_WORKERS`: executors; `None` means one for each usable core.
     pub workers: Option<NonZeroUsize>,
+    /// `OSC_ENGINE`: what executors run on.
+    pub engine: EngineChoice,
     /// `OSC_DATABASE_PATH`.
     pub database_path: PathBuf,
     /// `OSC_SALT_FILE_PATH`; never the same file as the database.

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use super::engine::EngineChoice;
 use super::fault::{Fault, Faults, Warning};
 use super::host::{Host, Resolve};
 use super::log::{LogFormat, LogLevel};
@@ -12,10 +13,11 @@ use super::variables::{Variables, integer, shown};
 use super::{Config, api_key, clients, cluster, dotenv, kubernetes, origins};
 
 /// Every variable with a meaning, here or in the original.
-pub(super) const KNOWN: [&str; 29] = [
+pub(super) const KNOWN: [&str; 30] = [
     "OSC_HOST",
     "OSC_HOST_PORT",
     "OSC_WORKERS",
+    "OSC_ENGINE",
     "OSC_DATABASE_PATH",
     "OSC_SALT_FILE_PATH",
     "OSC_MIN_USER_KEY_LENGTH",
@@ -70,6 +72,7 @@ pub(super) fn read(
         host: host(&mut variables, port, resolve),
         port,
         workers: workers(&mut variables),
+        engine: variables.choice("OSC_ENGINE", &EngineChoice::NAMES).unwrap_or(EngineChoice::Auto),
         database_path: path(&mut variables, "OSC_DATABASE_PATH", "configurations.db"),
         salt_file_path: path(&mut variables, "OSC_SALT_FILE_PATH", "encryption.salt"),
         user_key_bytes_min: user_key_bytes_min(&mut variables),

@@ -15,6 +15,7 @@ impl Config {
             ("OSC_HOST", self.host.to_string()),
             ("OSC_HOST_PORT", self.port.to_string()),
             ("OSC_WORKERS", workers),
+            ("OSC_ENGINE", self.engine.to_string()),
             ("OSC_DATABASE_PATH", self.database_path.display().to_string()),
             ("OSC_SALT_FILE_PATH", self.salt_file_path.display().to_string()),
             ("OSC_MIN_USER_KEY_LENGTH", self.user_key_bytes_min.to_string()),

@@ -37,6 +37,7 @@ fn warnings(environment: &[(&str, &str)], dotenv: &str) -> Vec<String> {
 const DEFAULTS: &str = "OSC_HOST=127.0.0.1
 OSC_HOST_PORT=9000
 OSC_WORKERS=(one per usable core)
+OSC_ENGINE=auto
 OSC_DATABASE_PATH=configurations.db
 OSC_SALT_FILE_PATH=encryption.salt
 OSC_MIN_USER_KEY_LENGTH=8

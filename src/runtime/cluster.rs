@@ -3,14 +3,13 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
-use glommio::timer::sleep;
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use super::Error;
-use super::shard::PREEMPTION;
+use super::engine::{self, Engine};
 use super::shutdown::Stop;
 use crate::cluster::{Network, run};
 use crate::config::{Config, PeerAddress};
@@ -23,66 +22,59 @@ use crate::service::federation::Errands;
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub(super) fn start(
+pub(super) fn start<E: Engine>(
+    engine: E,
     config: &Config,
     service: &Arc<Service>,
     api_keys: &ApiKeys,
     stop: &Stop,
     errands: Option<Errands>,
-) -> Result<Option<ExecutorJoinHandle<()>>, Error> {
+) -> Result<Option<JoinHandle<io::Result<()>>>, Error> {
     let Some(cluster) = config.cluster.clone() else { return Ok(None) };
     let (service, stop) = (Arc::clone(service), stop.clone());
     let node_id = config.node_id.clone();
     let api_keys = api_keys.clone();
     // Not pinned: it has little to do, and shares its core with whichever shard has the least.
-    LocalExecutorBuilder::new(Placement::Unbound)
-        .name("osc-cluster")
-        .io_memory(0)
-        .preempt_timer(PREEMPTION)
-        .spawn(move || async move {
-            // The first timer of an executor is late by tens of milliseconds (glommio#652).
-            sleep(Duration::from_millis(1)).await;
-            let network = GlommioNetwork { service: Arc::clone(&service), started: Instant::now() };
-            let stopped = async {
-                while !stop.is_requested() {
-                    sleep(DEADLINE_TICK).await;
-                }
-            };
-            run(network, service, cluster, node_id, api_keys, errands).or(stopped).await;
-        })
-        .map(Some)
-        .map_err(|error| Error::Part("the cluster's executor", error.to_string()))
+    engine::start(engine, "osc-cluster".to_owned(), None, move || async move {
+        let network = EngineNetwork { engine, service: Arc::clone(&service), started: Instant::now() };
+        let stopped = async {
+            while !stop.is_requested() {
+                engine.sleep(DEADLINE_TICK).await;
+            }
+        };
+        run(network, service, cluster, node_id, api_keys, errands).or(stopped).await;
+        Ok(())
+    })
+    .map(Some)
+    .map_err(|error| Error::Part("the cluster's executor", error.to_string()))
 }
 
-struct GlommioNetwork {
+struct EngineNetwork<E> {
+    engine: E,
     service: Arc<Service>,
     started: Instant,
 }
 
-impl Network for GlommioNetwork {
-    type Stream = glommio::net::TcpStream;
+impl<E: Engine> Network for EngineNetwork<E> {
+    type Stream = E::Stream;
 
     async fn connect(&self, address: &PeerAddress) -> io::Result<Self::Stream> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for address in self.resolve(address).await? {
-            match glommio::net::TcpStream::connect(address).await {
-                Ok(stream) => {
-                    // Small requests must not wait for an acknowledgement; if it fails, they do.
-                    stream.set_nodelay(true).ok();
-                    return Ok(stream);
-                }
-                Err(error) => last = error.into(),
+            match self.engine.connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
             }
         }
         Err(last)
     }
 
     async fn sleep(&self, duration: Duration) {
-        sleep(duration).await;
+        self.engine.sleep(duration).await;
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        glommio::spawn_local(task).detach();
+        self.engine.spawn(task);
     }
 
     fn now_ms(&self) -> u64 {
@@ -90,7 +82,7 @@ impl Network for GlommioNetwork {
     }
 }
 
-impl GlommioNetwork {
+impl<E> EngineNetwork<E> {
     /// Names are resolved for each connection, because a node that is replaced keeps its name and not
     /// its address; the system's resolver blocks, so it runs on the pool.
     async fn resolve(&self, address: &PeerAddress) -> io::Result<Vec<SocketAddr>> {

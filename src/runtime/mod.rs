@@ -1,11 +1,12 @@
 //! Threads, cores and signals: starts everything in order, waits, and ends it in reverse.
 //!
-//! The only module that knows glommio.
+//! The only module that knows glommio and the other engine.
 //! Threads: one executor for each usable core (`osc-shard-N`), the pool (`osc-derive-N`,
 //! `osc-read-N`), the writer (`osc-writer`), the cluster (`osc-cluster`), one for signals, and
 //! the main thread, which waits.
 
 mod cluster;
+mod engine;
 mod listener;
 mod memory;
 mod placement;
@@ -13,15 +14,18 @@ mod ring;
 mod shard;
 mod shutdown;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError as Timeout;
-use glommio::ExecutorJoinHandle;
 use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 
+use self::engine::{Engine, Epoll, Uring};
+pub use self::engine::{Kind as EngineKind, Obstacle};
 use self::placement::Plan;
 use self::shard::{Started, Starting};
 use self::shutdown::{Reason, Stop};
@@ -39,6 +43,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// Why the server did not start, or ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// io_uring is not to be had.
+    #[error(transparent)]
+    Engine(#[from] Obstacle),
     /// The data files.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -61,7 +68,7 @@ pub enum Error {
     Fatal(String),
 }
 
-type Shards = Vec<ExecutorJoinHandle<()>>;
+type Shards = Vec<JoinHandle<io::Result<()>>>;
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -70,6 +77,30 @@ type Shards = Vec<ExecutorJoinHandle<()>>;
 pub fn run(config: &Config) -> Result<(), Error> {
     forbid_core_dumps();
     raise_limits();
+    let (engine, obstacle) = engine::choose(config.engine)?;
+    if let Some(obstacle) = obstacle {
+        tracing::warn!(
+            "serving on epoll, which takes more CPU time for each request: {obstacle}; or set OSC_ENGINE=epoll if \
+             that is what you want"
+        );
+    }
+    match engine {
+        EngineKind::Uring => run_on(Uring { uses_ring: config.uses_ring }, engine, config),
+        EngineKind::Epoll => run_on(Epoll, engine, config),
+    }
+}
+
+/// The engine that the server would have here, and why, on one line.
+pub fn engine_in_effect(config: &Config) -> String {
+    raise_limits();
+    match engine::choose(config.engine) {
+        Ok((engine, None)) => engine.name().to_owned(),
+        Ok((engine, Some(obstacle))) => format!("{}, because {obstacle}", engine.name()),
+        Err(obstacle) => format!("none, because {obstacle}"),
+    }
+}
+
+fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config) -> Result<(), Error> {
     let (reasons, why_end) = shutdown::reasons();
     shutdown::watch_signals(reasons.clone())
         .map_err(|error| Error::Part("the signal handler", error.to_string()))?;
@@ -114,6 +145,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         has_private_metrics: config.has_private_metrics,
         proxies: config.clients.proxies.clone(),
         rates: RateLimits::new(&config.clients),
+        engine: kind.name(),
         ..Settings::default()
     };
     let executors = Arc::clone(&settings.executors);
@@ -123,14 +155,13 @@ pub fn run(config: &Config) -> Result<(), Error> {
         stop: stop.clone(),
         connections: Arc::default(),
         executors,
-        uses_ring: config.uses_ring,
     };
-    let (shards, addresses) = start_shards(config, &plan, &shared)?;
+    let (shards, addresses) = start_shards(engine, config, &plan, &shared)?;
     // Requests that are still open when the shards end may need other nodes.
     let stop_cluster = Stop::default();
-    let cluster = cluster::start(config, &service, &api_keys, &stop_cluster, errands)?;
+    let cluster = cluster::start(engine, config, &service, &api_keys, &stop_cluster, errands)?;
     for address in addresses {
-        tracing::info!(%address, executors = plan.cores.len(), "listening");
+        tracing::info!(%address, executors = plan.cores.len(), engine = kind.name(), "listening");
     }
 
     let reason = loop {
@@ -145,7 +176,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let failed = join(shards);
     stop_cluster.request();
     if let Some(cluster) = cluster
-        && let Err(error) = cluster.join()
+        && let Err(error) = outcome(cluster)
     {
         tracing::error!(%error, "the cluster's executor ended by an error");
     }
@@ -207,9 +238,10 @@ fn start_pool(plan: &Plan) -> Result<Arc<Pool>, Error> {
         .map_err(|error| Error::Part("the pool", error.to_string()))
 }
 
-/// Starts all executors and waits until each of them listens: glommio tells of a failure inside an
-/// executor only when it is joined, so a half-started server would look like a whole one.
-fn start_shards(
+/// Starts all executors and waits until each of them listens: otherwise a half-started server would look like a
+/// whole one.
+fn start_shards<E: Engine>(
+    engine: E,
     config: &Config,
     plan: &Plan,
     shared: &shard::Shared,
@@ -223,9 +255,9 @@ fn start_shards(
     let mut shards = Vec::with_capacity(plan.cores.len());
     for (index, (core, listeners)) in plan.cores.iter().zip(listeners).enumerate() {
         let starting = Starting::new(index, reports.clone());
-        match shard::start(*core, listeners, shared.clone(), starting) {
+        match shard::start(engine, *core, listeners, shared.clone(), starting) {
             Ok(shard) => shards.push(shard),
-            Err(error) => return Err(Error::Shard { index, reason: explain(&error.to_string()) }),
+            Err(error) => return Err(Error::Shard { index, reason: error.to_string() }),
         }
     }
     await_listening(shards, &started).map(|shards| (shards, addresses))
@@ -238,9 +270,9 @@ fn await_listening(mut shards: Shards, started: &mpsc::Receiver<Started>) -> Res
         match started.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Started { is_listening: true, .. }) => {}
             Ok(Started { index, .. }) => {
-                let joined = shards.swap_remove(index).join();
-                let reason = joined.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
-                return Err(Error::Shard { index, reason: explain(&reason) });
+                let outcome = outcome(shards.swap_remove(index));
+                let reason = outcome.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+                return Err(Error::Shard { index, reason });
             }
             Err(_) => {
                 return Err(Error::Part("the executors", format!("not all listen after {START_DEADLINE:?}")));
@@ -253,25 +285,15 @@ fn await_listening(mut shards: Shards, started: &mpsc::Receiver<Started>) -> Res
 fn join(shards: Shards) -> Result<(), Error> {
     let mut first = Ok(());
     for (index, shard) in shards.into_iter().enumerate() {
-        if let Err(error) = shard.join()
+        if let Err(error) = outcome(shard)
             && first.is_ok()
         {
-            first = Err(Error::Shard { index, reason: explain(&error.to_string()) });
+            first = Err(Error::Shard { index, reason: error.to_string() });
         }
     }
     first
 }
 
-/// What glommio says, and what to do about it where that is known.
-fn explain(reason: &str) -> String {
-    let hint = if reason.contains("Operation not permitted") || reason.contains("Function not implemented") {
-        "; io_uring is forbidden here: containers need a seccomp profile that allows io_uring_setup, \
-         io_uring_enter and io_uring_register, and the sysctl kernel.io_uring_disabled must be 0"
-    } else if reason.contains("memlock") || reason.contains("Cannot allocate memory") {
-        "; the limit of locked memory is too low: set `ulimit -l`, `--ulimit memlock=` or systemd's LimitMEMLOCK= \
-         to at least 512 KiB for each executor"
-    } else {
-        ""
-    };
-    format!("{reason}{hint}")
+fn outcome(thread: JoinHandle<io::Result<()>>) -> io::Result<()> {
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")))
 }

@@ -3,8 +3,6 @@
 use std::num::NonZeroUsize;
 use std::thread;
 
-use glommio::Placement;
-
 /// How many executors there are, where they run, and how large the pool is.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -34,10 +32,6 @@ impl Plan {
         let pinned = usable >= allowed.len() && executors <= allowed.len();
         let cores = (0..executors).map(|index| pinned.then(|| allowed[index])).collect();
         Self { cores, derive_threads: usable.max(1), read_threads: usable.clamp(1, 8) }
-    }
-
-    pub(super) fn placement(core: Option<usize>) -> Placement {
-        core.map_or(Placement::Unbound, Placement::Fixed)
     }
 }
 

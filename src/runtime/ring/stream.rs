@@ -30,15 +30,6 @@ impl RingStream {
         let descriptor = state.sockets[self.index as usize].descriptor().as_fd();
         Some(SockRef::from(&descriptor).peer_addr().ok()?.as_socket()?.ip())
     }
-
-    /// Small answers are sent at once.
-    ///
-    /// # Errors
-    /// When the connection is gone.
-    pub(in crate::runtime) fn set_nodelay(&self) -> io::Result<()> {
-        let state = self.ring.state.borrow();
-        SockRef::from(&state.sockets[self.index as usize].descriptor().as_fd()).set_tcp_nodelay(true)
-    }
 }
 
 impl AsyncRead for RingStream {
