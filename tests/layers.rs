@@ -23,10 +23,9 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
 ];
 
 /// What only these modules may name at all.
-const ONLY_IN: [(&str, &[&str]); 10] = [
+const ONLY_IN: [(&str, &[&str]); 9] = [
     ("glommio::", &["runtime"]),
-    ("async_executor::", &["runtime"]),
-    ("async_io::", &["runtime"]),
+    ("tokio::", &["runtime"]),
     ("rusqlite::", &["store"]),
     ("std::env", &["config"]),
     ("httparse::", &["http1"]),

@@ -1,59 +1,59 @@
-//! epoll, for where io_uring is not to be had.
+//! epoll, for where io_uring is not to be had: an executor of tokio's on each thread, with an epoll of its own.
 
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_executor::{LocalExecutor, Task};
-use async_io::{Async, Timer, block_on};
+use futures_lite::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::{JoinHandle, spawn_local};
 
 use super::{Acceptor, Engine, Sockets};
-
-thread_local! {
-    static EXECUTOR: &'static LocalExecutor<'static> = Box::leak(Box::default());
-}
-
-fn spawn_local(task: impl Future<Output = ()> + 'static) -> Task<()> {
-    EXECUTOR.with(|executor| executor.spawn(task))
-}
 
 /// The engine.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::runtime) struct Epoll;
 
 impl Engine for Epoll {
-    type Stream = Async<TcpStream>;
+    type Stream = Stream;
     type Sockets = EpollSockets;
 
     fn run(self, main: impl Future<Output = io::Result<()>> + 'static) -> io::Result<()> {
-        let executor = EXECUTOR.with(|executor| *executor);
-        block_on(executor.run(main))
+        let executor =
+            Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
+        executor.block_on(main)
     }
 
     fn spawn(self, task: impl Future<Output = ()> + 'static) {
-        spawn_local(task).detach();
+        spawn_local(task);
     }
 
     async fn sleep(self, duration: Duration) {
-        Timer::after(duration).await;
+        tokio::time::sleep(duration).await;
     }
 
-    async fn connect(self, address: SocketAddr) -> io::Result<Self::Stream> {
-        let stream = Async::<TcpStream>::connect(address).await?;
+    async fn connect(self, address: SocketAddr) -> io::Result<Stream> {
+        let stream = TcpStream::connect(address).await?;
         // Small requests must not wait for an acknowledgement; if it fails, they do.
-        stream.get_ref().set_nodelay(true).ok();
-        Ok(stream)
+        stream.set_nodelay(true).ok();
+        Ok(Stream(stream))
     }
 
     fn accept(self, listeners: Vec<TcpListener>, acceptor: impl Acceptor) -> io::Result<EpollSockets> {
         let mut tasks = Vec::with_capacity(listeners.len());
         for listener in listeners {
-            let (listener, acceptor) = (Async::new(listener)?, acceptor.clone());
+            listener.set_nonblocking(true)?;
+            let (listener, acceptor) = (tokio::net::TcpListener::from_std(listener)?, acceptor.clone());
             tasks.push(spawn_local(async move {
                 loop {
+                    let accepted = listener.accept().await;
                     acceptor
-                        .take(listener.accept().await.map(|(stream, address)| (stream, Some(address.ip()))))
+                        .take(accepted.map(|(stream, address)| (Stream(stream), Some(address.ip()))))
                         .await;
                 }
             }));
@@ -64,13 +64,48 @@ impl Engine for Epoll {
 
 /// Those who accept.
 pub(in crate::runtime) struct EpollSockets {
-    tasks: Vec<Task<()>>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Sockets for EpollSockets {
     async fn close(self) {
         for task in self.tasks {
-            task.cancel().await;
+            task.abort();
+            // It says that it was ended, or has panicked; the listener is closed either way.
+            task.await.ok();
         }
+    }
+}
+
+/// A connection as everything above knows it: tokio has traits of its own for streams.
+pub(in crate::runtime) struct Stream(TcpStream);
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut out = ReadBuf::new(out);
+        ready!(Pin::new(&mut self.0).poll_read(context, &mut out))?;
+        Poll::Ready(Ok(out.filled().len()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
