@@ -161,7 +161,7 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config) -> Result<(),
     let stop_cluster = Stop::default();
     let cluster = cluster::start(engine, config, &service, &api_keys, &stop_cluster, errands)?;
     for address in addresses {
-        tracing::info!(%address, executors = plan.cores.len(), engine = kind.name(), "listening");
+        tracing::info!(%address, executors = plan.cores.len(), engine = %kind.name(), "listening");
     }
 
     let reason = loop {

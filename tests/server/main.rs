@@ -3,6 +3,7 @@
 mod clients;
 mod documentation;
 mod durability;
+mod engines;
 mod field_cases;
 mod files;
 mod framing;

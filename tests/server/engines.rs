@@ -1,0 +1,176 @@
+//! Which engine a server runs on, and what it says where io_uring is not to be had.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+use crate::support::{Launch, Refused, Server};
+
+/// The same numbers on every architecture.
+const SETUP: i64 = 425;
+const ENTER: i64 = 426;
+const REGISTER: i64 = 427;
+const ALL: [i64; 3] = [SETUP, ENTER, REGISTER];
+
+const EPERM: SeccompAction = SeccompAction::Errno(1);
+const ENOSYS: SeccompAction = SeccompAction::Errno(38);
+
+/// Starts a server for which these calls end so. A filter holds for the thread that asks for it, and for what that
+/// thread starts.
+fn start_without(calls: &[i64], action: SeccompAction, launch: Launch) -> Result<Server, Refused> {
+    let rules: BTreeMap<i64, Vec<_>> = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let arch = std::env::consts::ARCH.try_into().expect("an architecture with filters");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).expect("a filter");
+    let program: BpfProgram = filter.try_into().expect("a filter");
+    thread::scope(|scope| {
+        let starting = scope.spawn(|| {
+            apply_filter(&program).expect("filters are possible");
+            launch.try_start()
+        });
+        starting.join().expect("no panic")
+    })
+}
+
+fn on(engine: &str) -> Launch {
+    Launch::new().set("OSC_ENGINE", engine)
+}
+
+fn warnings(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| line.contains("WARN")).collect()
+}
+
+/// It does what a server does, and ends well.
+fn serves(mut server: Server, engine: &str) {
+    assert!(server.log().contains(&format!(" engine={engine}\n")), "{}", server.log());
+    assert_eq!(server.create("k", "1").status, 201);
+    assert_eq!(server.value("k"), "1");
+    assert!(server.stop().success(), "{}", server.log());
+}
+
+#[test]
+fn where_io_uring_is_forbidden_epoll_serves() {
+    for (calls, action, failed) in [
+        (&ALL[..], EPERM, "io_uring_setup: Operation not permitted"),
+        (&ALL, ENOSYS, "io_uring_setup: Function not implemented"),
+        (&[ENTER], EPERM, "io_uring_enter: Operation not permitted"),
+        (&[REGISTER], EPERM, "io_uring_register: Operation not permitted"),
+    ] {
+        let text = ["a seccomp filter forbids io_uring", failed, "deploy/seccomp-io_uring.json"];
+        let server = start_without(calls, action.clone(), on("auto")).expect("it starts");
+        let log = server.log();
+        let warnings = warnings(&log);
+        assert!(warnings.len() == 1 && text.iter().all(|text| warnings[0].contains(text)), "{log}");
+        serves(server, "epoll");
+
+        let Refused { status, log } =
+            start_without(calls, action, on("uring")).err().expect("it must not start");
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(text.iter().all(|text| log.contains(text)) && !log.contains("panicked"), "{log}");
+    }
+}
+
+#[test]
+fn where_io_uring_is_not_wanted_it_is_not_touched() {
+    let server = start_without(&ALL, SeccompAction::KillProcess, on("epoll")).expect("it starts");
+    assert!(warnings(&server.log()).is_empty(), "{}", server.log());
+    serves(server, "epoll");
+}
+
+#[test]
+fn where_io_uring_is_to_be_had_it_is_taken() {
+    for engine in ["auto", "uring"] {
+        let server = on(engine).start();
+        assert!(warnings(&server.log()).is_empty(), "{}", server.log());
+        serves(server, "uring");
+    }
+}
+
+#[test]
+fn check_config_says_which_engine_it_would_be() {
+    for (engine, effect) in [("auto", "uring"), ("epoll", "epoll")] {
+        let output = on(engine).command().arg("check-config").output().expect("the binary can be started");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(&format!("OSC_ENGINE={engine}\n")), "{text}");
+        assert!(text.ends_with(&format!("\n# engine here: {effect}\n")), "{text}");
+    }
+}
+
+/// A command that starts the server with this limit of locked memory, and without the capability to exceed it.
+fn with_locked_memory(kib: u32, launch: &Launch) -> Command {
+    let inner = launch.command();
+    let program = inner.get_program().to_str().expect("a plain path");
+    let privileges =
+        if may_exceed_limits() { "setpriv --bounding-set=-ipc_lock --inh-caps=-ipc_lock" } else { "" };
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("ulimit -l {kib} && exec {privileges} {program}")]);
+    limited.current_dir(launch.directory.path());
+    limited.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    limited
+}
+
+/// `CAP_IPC_LOCK`, which root has.
+fn may_exceed_limits() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is there");
+    let capabilities =
+        status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).expect("there is a line");
+    u64::from_str_radix(capabilities, 16).expect("hexadecimal") & 1 << 14 != 0
+}
+
+#[test]
+fn without_locked_memory_no_other_engine_is_taken() {
+    for engine in ["auto", "uring"] {
+        let launch = on(engine);
+        let begun = Instant::now();
+        let refused = Server::spawn(&mut with_locked_memory(0, &launch), Arc::clone(&launch.directory));
+        let Refused { status, log } = refused.err().expect("it must not start");
+        assert!(begun.elapsed() > Duration::from_secs(2), "it is tried again for a while");
+        assert_eq!(status.code(), Some(1), "{log}");
+        let text =
+            ["io_uring gets no locked memory", "the limit is 0 KiB", "--ulimit memlock=", "LimitMEMLOCK="];
+        assert!(text.iter().all(|text| log.contains(text)), "{log}");
+    }
+    let launch = on("epoll");
+    let server = Server::spawn(&mut with_locked_memory(0, &launch), Arc::clone(&launch.directory));
+    serves(server.expect("it starts"), "epoll");
+}
+
+/// What the kernel has not taken back yet of a server that is gone is waited for.
+#[test]
+fn memory_that_is_about_to_be_free_is_enough() {
+    let launch = on("auto");
+    // One executor fits, two do not.
+    let mut command = with_locked_memory(600, &launch);
+    let mut start = || Server::spawn(&mut command, Arc::clone(&launch.directory)).expect("it starts");
+    for _ in 0..5 {
+        start().kill();
+    }
+    serves(start(), "uring");
+}
+
+/// glommio looks up the cores of the machine there, when it is to choose among them.
+#[test]
+fn nothing_of_sys_is_needed() {
+    let without = || {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount"]);
+        command.args(["sh", "-c", "mount -t tmpfs none /sys && exec \"$0\""]);
+        command
+    };
+    if !without().arg("true").status().is_ok_and(|status| status.success()) {
+        // Not in most containers. By hand, since the harness would keep it to itself.
+        writeln!(io::stderr(), "skipped: no namespace without /sys").ok();
+        return;
+    }
+    let launch = on("auto");
+    let inner = launch.command();
+    let mut without = without();
+    without.arg(inner.get_program()).current_dir(launch.directory.path());
+    without.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    let server = Server::spawn(&mut without, Arc::clone(&launch.directory)).expect("it starts");
+    serves(server, "uring");
+}
