@@ -9,6 +9,7 @@ mod cluster;
 mod engine;
 mod listener;
 mod memory;
+mod per_address;
 mod placement;
 mod ring;
 mod shard;
@@ -26,6 +27,7 @@ use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavi
 
 use self::engine::{Engine, Epoll, Uring};
 pub use self::engine::{Kind as EngineKind, Obstacle};
+use self::per_address::PerAddress;
 use self::placement::Plan;
 use self::shard::{Started, Starting};
 use self::shutdown::{Reason, Stop};
@@ -155,6 +157,8 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config) -> Result<(),
         stop: stop.clone(),
         connections: Arc::default(),
         executors,
+        per_address: config.clients.connections_per_address.map(PerAddress::new),
+        has_proxy_protocol: config.clients.has_proxy_protocol,
     };
     let (shards, addresses) = start_shards(engine, config, &plan, &shared)?;
     // Requests that are still open when the shards end may need other nodes.

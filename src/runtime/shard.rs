@@ -14,8 +14,9 @@ use std::time::Duration;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
 
 use super::engine::{self, Acceptor, Engine, Sockets};
+use super::per_address::PerAddress;
 use super::shutdown::Stop;
-use crate::http::{App, Client, Local, serve, too_many_connections};
+use crate::http::{App, Client, Local, read_proxy_header, serve, too_many_connections};
 use crate::limits::{CONNECTIONS_COUNT_MAX, DEADLINE_TICK, DRAIN_DEADLINE};
 use crate::telemetry::Executors;
 
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) stop: Stop,
     pub(super) connections: Arc<AtomicUsize>,
     pub(super) executors: Arc<Executors>,
+    pub(super) per_address: Option<PerAddress>,
+    pub(super) has_proxy_protocol: bool,
 }
 
 /// State of one shard; never leaves its thread.
@@ -121,7 +124,7 @@ impl<E: Engine> Shard<E> {
         Ok(())
     }
 
-    fn connect<S>(self: &Rc<Self>, mut stream: S, client: Client)
+    fn connect<S>(self: &Rc<Self>, stream: S, client: Client)
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -129,18 +132,45 @@ impl<E: Engine> Shard<E> {
         let shard = Rc::clone(self);
         self.engine.spawn(async move {
             if slot.is_one_too_many {
-                stream.write_all(&too_many_connections()).await.ok();
-                stream.close().await.ok();
-                return;
+                return turn_away(stream).await;
             }
-            let serving = serve(stream, &*shard.shared.app, &shard.local, client);
             // A panic in a task would end the executor, and with it every other connection.
-            if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(shard.serve(stream, client)).catch_unwind().await.is_err() {
                 tracing::error!("a connection was dropped after a panic");
             }
             drop(slot);
         });
     }
+
+    async fn serve<S>(&self, mut stream: S, mut client: Client)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.shared.has_proxy_protocol {
+            match read_proxy_header(&mut stream, &self.local.clock, client).await {
+                Ok(told) => client = told,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection without a header of the PROXY protocol");
+                    return;
+                }
+            }
+        }
+        let _place = match (&self.shared.per_address, client.address) {
+            (Some(per_address), Some(address)) => match per_address.take(address) {
+                Some(place) => Some(place),
+                None => return turn_away(stream).await,
+            },
+            _ => None,
+        };
+        serve(stream, &*self.shared.app, &self.local, client).await;
+    }
+}
+
+/// Says that there is no room for this connection.
+async fn turn_away<S: AsyncWrite + Unpin>(mut stream: S) {
+    // The client may be gone.
+    stream.write_all(&too_many_connections()).await.ok();
+    stream.close().await.ok();
 }
 
 /// Where connections come in.

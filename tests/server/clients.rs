@@ -1,6 +1,10 @@
 //! What one client may take, and who it is when proxies stand between.
 
-use crate::support::{Launch, Response, Server, USER_KEY, eventually};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::support::{Launch, PATIENCE, Response, Server, USER_KEY, eventually};
 
 /// Reads an entry, as a proxy that says these things.
 fn read(server: &Server, headers: &[(&str, &str)]) -> Response {
@@ -37,7 +41,7 @@ fn more_than_an_address_may_ask_is_refused_until_later() {
 fn more_than_an_api_key_may_ask_is_refused() {
     let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "an-api-key");
     let server = launch.set("OSC_RATE_LIMIT_PER_API_KEY", "5").start();
-    let mut count = |key: &str| {
+    let count = |key: &str| {
         let answers = (0..50).map(|_| read(&server, &[("X-API-Key", key)]).status);
         answers.filter(|status| *status == 429).count()
     };
@@ -79,4 +83,59 @@ fn a_named_proxy_is_believed_and_nobody_else() {
     assert!(count(&trusting(), &nonsense) > 10);
     let neighbours = |number: usize| field("X-Forwarded-For", format!("2001:db8::{number:x}"));
     assert!(count(&trusting(), &neighbours) > 10, "a /64 is one client");
+}
+
+#[test]
+fn connections_of_one_address_are_bounded() {
+    let server = Launch::new().set("OSC_CONNECTIONS_PER_ADDRESS", "3").start();
+    let mut kept: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    for client in &mut kept {
+        assert_eq!(client.send("GET", "/health", &[], None).status, 200);
+    }
+    let refused = server.connect().receive(false);
+    assert_eq!(refused.status, 503);
+    assert!(refused.closes() && refused.header("retry-after").is_some());
+    kept.pop();
+    eventually("there is room again", || {
+        let mut client = server.connect();
+        client.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        client.try_receive(false).is_ok_and(|answer| answer.status == 200)
+    });
+}
+
+/// A header of the PROXY protocol for a client with this address.
+fn proxy_header(source: [u8; 4]) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    header.extend(source);
+    header.extend([127, 0, 0, 1, 0x11, 0x22, 0x23, 0x28]);
+    header
+}
+
+#[test]
+fn the_proxy_protocol_tells_who_the_client_is() {
+    let launch = Launch::new().set("OSC_PROXY_PROTOCOL", "true").set("OSC_LOG_FORMAT", "json");
+    let server = launch.start();
+    let talk = |beginning: &[u8]| {
+        let mut stream = TcpStream::connect(server.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(beginning).expect("sent");
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).ok();
+        String::from_utf8(answer).expect("text")
+    };
+    assert!(talk(&proxy_header([203, 0, 113, 9])).starts_with("HTTP/1.1 200 "));
+    eventually("the log names the client", || server.log().contains(r#""client":"203.0.113.9""#));
+    // A health check of the proxy: no addresses, the connection is its own.
+    assert!(talk(b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\0").starts_with("HTTP/1.1 200 "));
+    for other in
+        [&b""[..], b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff", &[0; 100]]
+    {
+        assert_eq!(talk(other), "", "{other:?}");
+    }
+    let began = Instant::now();
+    let mut silent = TcpStream::connect(server.address).expect("it listens");
+    silent.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    assert_eq!(silent.read(&mut [0]).expect("it is closed"), 0);
+    assert!(began.elapsed() > Duration::from_secs(5), "a slow proxy has some time");
 }
