@@ -61,7 +61,7 @@ fn main() -> ExitCode {
 
 /// What ends the process is the last thing that is said, so the log ends before.
 fn serve(config: &Config, log: Log) -> ExitCode {
-    let ended = runtime::run(config);
+    let ended = runtime::run(config, &log);
     drop(log);
     match ended {
         Ok(()) => ExitCode::SUCCESS,

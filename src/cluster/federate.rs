@@ -48,7 +48,8 @@ pub(super) async fn run<N: Network>(context: Rc<Context<N>>, mut errands: Errand
             Errand::Ask(ask) => {
                 let peer = ask.peer;
                 let mut of_all = lines.borrow_mut();
-                let own = &mut of_all[peer];
+                // A question from before the peers were others.
+                let Some(own) = of_all.get_mut(peer) else { continue };
                 if own.busy_count >= QUESTIONS_COUNT_MAX_PER_PEER {
                     own.waiting.push_back(ask);
                     continue;

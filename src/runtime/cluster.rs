@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
@@ -12,28 +12,88 @@ use super::Error;
 use super::engine::{self, Engine};
 use super::shutdown::Stop;
 use crate::cluster::{Network, run};
-use crate::config::{Config, PeerAddress};
+use crate::config::{ClusterConfig, Config, PeerAddress};
 use crate::limits::DEADLINE_TICK;
 use crate::model::ApiKeys;
 use crate::service::Service;
-use crate::service::federation::Errands;
+use crate::service::federation::{Errands, Federation};
 
-/// Starts it, if this node is one of several.
-///
-/// # Errors
-/// When the thread cannot be started.
-pub(super) fn start<E: Engine>(
+/// The executor of a node that is one of several.
+pub(super) struct ClusterThread<E> {
     engine: E,
-    config: &Config,
+    service: Arc<Service>,
+    api_keys: ApiKeys,
+    node_id: String,
+    config: ClusterConfig,
+    stop: Stop,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl<E: Engine> ClusterThread<E> {
+    /// Starts it, if this node is one of several.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub(super) fn start(
+        engine: E,
+        config: &Config,
+        service: &Arc<Service>,
+        api_keys: &ApiKeys,
+        errands: Option<Errands>,
+    ) -> Result<Option<Self>, Error> {
+        let Some(cluster) = config.cluster.clone() else { return Ok(None) };
+        let (service, api_keys) = (Arc::clone(service), api_keys.clone());
+        let (node_id, stop) = (config.node_id.clone(), Stop::default());
+        let thread = spawn(engine, &service, &cluster, &node_id, &api_keys, &stop, errands)?;
+        Ok(Some(Self { engine, service, api_keys, node_id, config: cluster, stop, thread }))
+    }
+
+    /// Goes on with other peers, if they are others. Questions that are under way have no answer.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub(super) fn set_peers(&mut self, peers: &[PeerAddress]) -> Result<(), Error> {
+        if self.config.peers == peers {
+            return Ok(());
+        }
+        self.config.peers = peers.to_vec();
+        let stop = std::mem::take(&mut self.stop);
+        stop.request();
+        let Self { engine, service, config, node_id, api_keys, .. } = self;
+        // The next one must not meet the peers of the one before.
+        while !self.thread.is_finished() {
+            thread::sleep(DEADLINE_TICK / 10);
+        }
+        if let Some(view) = service.cluster() {
+            view.set_peers(config);
+        }
+        let errands = service.federation().map(Federation::renew);
+        self.thread = spawn(*engine, service, config, node_id, api_keys, &self.stop, errands)?;
+        tracing::info!(peers = self.config.peers.len(), "this node has other peers now");
+        Ok(())
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// What it ended by, if not by this.
+    pub(super) fn end(self) -> io::Result<()> {
+        self.stop.request();
+        super::outcome(self.thread)
+    }
+}
+
+fn spawn<E: Engine>(
+    engine: E,
     service: &Arc<Service>,
+    config: &ClusterConfig,
+    node_id: &str,
     api_keys: &ApiKeys,
     stop: &Stop,
     errands: Option<Errands>,
-) -> Result<Option<JoinHandle<io::Result<()>>>, Error> {
-    let Some(cluster) = config.cluster.clone() else { return Ok(None) };
+) -> Result<JoinHandle<io::Result<()>>, Error> {
     let (service, stop) = (Arc::clone(service), stop.clone());
-    let node_id = config.node_id.clone();
-    let api_keys = api_keys.clone();
+    let (cluster, node_id, api_keys) = (config.clone(), node_id.to_owned(), api_keys.clone());
     // Not pinned: it has little to do, and shares its core with whichever shard has the least.
     engine::start(engine, "osc-cluster".to_owned(), None, move || async move {
         let network = EngineNetwork { engine, service: Arc::clone(&service), started: Instant::now() };
@@ -45,7 +105,6 @@ pub(super) fn start<E: Engine>(
         run(network, service, cluster, node_id, api_keys, errands).or(stopped).await;
         Ok(())
     })
-    .map(Some)
     .map_err(|error| Error::Part("the cluster's executor", error.to_string()))
 }
 

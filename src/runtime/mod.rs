@@ -11,6 +11,7 @@ mod listener;
 mod memory;
 mod per_address;
 mod placement;
+mod reload;
 mod ring;
 mod shard;
 mod shutdown;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError as Timeout;
 use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 
+use self::cluster::ClusterThread;
 use self::engine::{Engine, Epoll, Uring};
 pub use self::engine::{Kind as EngineKind, Obstacle};
 use self::per_address::PerAddress;
@@ -38,6 +40,7 @@ use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_REA
 use crate::model::{ApiKeys, Timestamp};
 use crate::service::{ClusterView, Federation, Service, Signal};
 use crate::store::{Keeping, OpenError, Options, Store};
+use crate::telemetry::Log;
 
 /// How often derived keys that nobody uses any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -72,11 +75,11 @@ pub enum Error {
 
 type Shards = Vec<JoinHandle<io::Result<()>>>;
 
-/// Runs the server until SIGTERM or SIGINT.
+/// Runs the server until SIGTERM or SIGINT. SIGHUP reads the settings again.
 ///
 /// # Errors
 /// When it cannot start, or has to end for another reason.
-pub fn run(config: &Config) -> Result<(), Error> {
+pub fn run(config: &Config, log: &Log) -> Result<(), Error> {
     forbid_core_dumps();
     raise_limits();
     let (engine, obstacle) = engine::choose(config.engine)?;
@@ -87,8 +90,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
         );
     }
     match engine {
-        EngineKind::Uring => run_on(Uring { uses_ring: config.uses_ring }, engine, config),
-        EngineKind::Epoll => run_on(Epoll, engine, config),
+        EngineKind::Uring => run_on(Uring { uses_ring: config.uses_ring }, engine, config, log),
+        EngineKind::Epoll => run_on(Epoll, engine, config, log),
     }
 }
 
@@ -102,7 +105,7 @@ pub fn engine_in_effect(config: &Config) -> String {
     }
 }
 
-fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config) -> Result<(), Error> {
+fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) -> Result<(), Error> {
     let (reasons, why_end) = shutdown::reasons();
     shutdown::watch_signals(reasons.clone())
         .map_err(|error| Error::Part("the signal handler", error.to_string()))?;
@@ -161,15 +164,22 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config) -> Result<(),
         has_proxy_protocol: config.clients.has_proxy_protocol,
     };
     let (shards, addresses) = start_shards(engine, config, &plan, &shared)?;
-    // Requests that are still open when the shards end may need other nodes.
-    let stop_cluster = Stop::default();
-    let cluster = cluster::start(engine, config, &service, &api_keys, &stop_cluster, errands)?;
+    let mut cluster = ClusterThread::start(engine, config, &service, &api_keys, errands)?;
     for address in addresses {
         tracing::info!(%address, executors = plan.cores.len(), engine = %kind.name(), "listening");
     }
 
     let reason = loop {
         match why_end.recv_timeout(SWEEP_INTERVAL) {
+            Ok(Reason::Reload) => {
+                let Some(new) = reload::read() else { continue };
+                reload::apply(config, &new, log, &api_keys);
+                if let (Some(cluster), Some(new)) = (&mut cluster, &new.cluster)
+                    && let Err(error) = cluster.set_peers(&new.peers)
+                {
+                    break Reason::Fatal(error.to_string());
+                }
+            }
             Ok(reason) => break reason,
             Err(Timeout::Timeout) => shared.app.sweep(),
             Err(Timeout::Disconnected) => break Reason::Fatal("the signal handler has gone".into()),
@@ -178,9 +188,9 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config) -> Result<(),
     tracing::info!("stopping");
     stop.request();
     let failed = join(shards);
-    stop_cluster.request();
+    // Requests that were open when the shards ended may have needed other nodes.
     if let Some(cluster) = cluster
-        && let Err(error) = outcome(cluster)
+        && let Err(error) = cluster.end()
     {
         tracing::error!(%error, "the cluster's executor ended by an error");
     }
@@ -193,8 +203,8 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config) -> Result<(),
     keys.clear();
     match (reason, failed) {
         (Reason::Fatal(reason), _) => Err(Error::Fatal(reason)),
-        (Reason::Signal, Err(error)) => Err(error),
-        (Reason::Signal, Ok(())) => {
+        (_, Err(error)) => Err(error),
+        (_, Ok(())) => {
             tracing::info!("stopped");
             Ok(())
         }

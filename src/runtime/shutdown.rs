@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// Tells the shards to stop. Cheap to clone, read once a tick.
@@ -26,27 +26,35 @@ impl Stop {
 pub(super) enum Reason {
     /// SIGTERM or SIGINT.
     Signal,
+    /// SIGHUP: no reason to end, but to read the settings again.
+    Reload,
     /// A part that it cannot do without has failed.
     Fatal(String),
 }
 
-/// Receives the first reason to end.
+/// Receives the reasons to end, and those to read the settings again.
 pub(super) fn reasons() -> (Sender<Reason>, Receiver<Reason>) {
     unbounded()
 }
 
-/// Watches for SIGTERM and SIGINT. The second one ends the process at once.
+/// Watches for SIGHUP, SIGTERM and SIGINT. The second one of the latter two ends the process at once.
 ///
 /// # Errors
 /// When the handlers cannot be installed.
 pub(super) fn watch_signals(reasons: Sender<Reason>) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
     std::thread::Builder::new().name("osc-signals".into()).spawn(move || {
-        for (count, _) in signals.forever().enumerate() {
-            if count > 0 {
+        let mut is_ending = false;
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                reasons.send(Reason::Reload).ok();
+                continue;
+            }
+            if is_ending {
                 tracing::warn!("second signal: ending at once");
                 std::process::exit(130);
             }
+            is_ending = true;
             reasons.send(Reason::Signal).ok();
         }
     })?;

@@ -44,6 +44,11 @@ impl Acknowledgements {
         state.lines = lines;
     }
 
+    /// Forgets what peers have: they are others now.
+    pub(super) fn forget(&self) {
+        self.lock().lines.clear();
+    }
+
     /// How many peers have everything up to a line.
     pub fn reached(&self, line: i64) -> usize {
         reached(&self.lock().lines, line)

@@ -197,7 +197,7 @@ impl EntryList {
         let rows_max =
             self.query.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         let rows = self.service.next_of_others(federation, others, rows_max).await?;
-        self.silent = others.silent(federation);
+        self.silent = others.silent();
         let Some(rows) = rows else {
             self.finished = true;
             return Ok(RenderedPage::default());

@@ -68,6 +68,11 @@ impl Service {
         Self { federation, ..self }
     }
 
+    /// How this node asks others for what it does not have.
+    pub fn federation(&self) -> Option<&Federation> {
+        self.federation.as_ref()
+    }
+
     /// Whether this node asks others for what it does not have.
     pub fn is_federated(&self) -> bool {
         self.federation.is_some()

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::acks::Acknowledgements;
 use super::signal::Signal;
 use super::{Error, Service};
-use crate::config::{ClusterConfig, WriteAcks};
+use crate::config::{ClusterConfig, PeerAddress, WriteAcks};
 use crate::crypto::Lane;
 use crate::model::{Change, Digest, EntryId, Horizon, NodeNumber};
 use crate::store::{OutboxPage, PeerNote, Store, VersionsPage};
@@ -67,22 +67,9 @@ impl ClusterView {
     /// All peers, of none of which anything is known yet: a write that comes before the cluster's executor
     /// has begun must wait for as many as any other. `outbox` is raised by the store.
     pub fn new(instance: u64, outbox: Arc<Signal>, config: &ClusterConfig) -> Self {
-        let members = config.peers.iter().map(|peer| Member {
-            address: peer.to_string(),
-            node: None,
-            state: "unknown",
-            may_answer: true,
-            reason: None,
-            is_in_the_way: false,
-            last_contact_ms: None,
-            lag_ms: None,
-            outbox_length: None,
-            digest: None,
-            synced_ms: None,
-        });
         Self {
             instance,
-            members: RwLock::new(Arc::new(members.collect())),
+            members: RwLock::new(Arc::new(unknown_members(config))),
             salt_is_agreed: AtomicBool::new(false),
             waiting_for_salt: Mutex::default(),
             outbox,
@@ -90,6 +77,12 @@ impl ClusterView {
             write_acks: config.write_acks,
             comparisons: Durations::default(),
         }
+    }
+
+    /// Takes other peers. Only while the cluster's executor does not run.
+    pub fn set_peers(&self, config: &ClusterConfig) {
+        self.publish(unknown_members(config));
+        self.acknowledgements.forget();
     }
 
     /// Notes how long a comparison with a peer took. For the cluster's thread only.
@@ -183,6 +176,24 @@ impl ClusterView {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Instant, oneshot::Sender<()>)>> {
         self.waiting_for_salt.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The peers of which nothing is known yet.
+fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
+    let unknown = |peer: &PeerAddress| Member {
+        address: peer.to_string(),
+        node: None,
+        state: "unknown",
+        may_answer: true,
+        reason: None,
+        is_in_the_way: false,
+        last_contact_ms: None,
+        lag_ms: None,
+        outbox_length: None,
+        digest: None,
+        synced_ms: None,
+    };
+    config.peers.iter().map(unknown).collect()
 }
 
 /// Which salt this is, without telling it.

@@ -10,6 +10,7 @@ mod identity;
 mod link;
 mod namespaces;
 mod nodes;
+mod reload;
 mod salt;
 mod wire;
 

@@ -78,6 +78,11 @@ impl Node {
         self.variables.push((name.to_owned(), value.to_owned()));
     }
 
+    /// As if it had never been set.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.variables.retain(|(known, _)| known != name);
+    }
+
     /// Makes it one of a cluster.
     pub(crate) fn join(&mut self, name: &str, peers: &str) {
         for (name, value) in [

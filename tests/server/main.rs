@@ -10,6 +10,7 @@ mod framing;
 mod lifecycle;
 mod limits;
 mod observability;
+mod reload;
 mod requests;
 mod secrets;
 mod support;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use futures_channel::{mpsc, oneshot};
 
 use super::locations::Locations;
@@ -16,7 +17,8 @@ use crate::service::{ClusterView, Member};
 /// How a request reaches the peers; one for the process.
 #[derive(Debug)]
 pub struct Federation {
-    errands: mpsc::UnboundedSender<Errand>,
+    /// Replaced when the cluster's executor is.
+    errands: ArcSwap<mpsc::UnboundedSender<Errand>>,
     /// Each question under way holds a clone.
     tickets: Arc<()>,
     view: Arc<ClusterView>,
@@ -59,6 +61,7 @@ pub struct Ask {
 }
 
 /// The peers as they are now, in the order of the configuration.
+#[derive(Debug)]
 pub(super) struct Peers {
     members: Arc<Vec<Member>>,
 }
@@ -85,7 +88,7 @@ impl Federation {
     pub fn new(config: &FederationConfig, view: Arc<ClusterView>) -> (Self, Errands) {
         let (errands, receiver) = mpsc::unbounded();
         let federation = Self {
-            errands,
+            errands: ArcSwap::from_pointee(errands),
             tickets: Arc::default(),
             view,
             locations: Locations::default(),
@@ -93,6 +96,14 @@ impl Federation {
             is_strict: config.is_strict,
         };
         (federation, receiver)
+    }
+
+    /// What another executor has to take care of from now on. Questions that the one before did not get to have
+    /// no answer.
+    pub fn renew(&self) -> Errands {
+        let (errands, receiver) = mpsc::unbounded();
+        self.errands.store(Arc::new(errands));
+        receiver
     }
 
     pub(super) fn peers(&self) -> Peers {
@@ -112,7 +123,7 @@ impl Federation {
         if Arc::strong_count(&ticket) <= QUESTIONS_COUNT_MAX {
             let ask = Ask { peer, target, body: Arc::clone(body), deadline, answer, _ticket: ticket };
             // The executor may have ended: the question is dropped, and has no answer.
-            self.errands.unbounded_send(Errand::Ask(ask)).ok();
+            self.errands.load().unbounded_send(Errand::Ask(ask)).ok();
         }
         receiver
     }
@@ -120,7 +131,7 @@ impl Federation {
     /// Resolves after some time.
     pub(super) fn alarm(&self, after: Duration) -> oneshot::Receiver<()> {
         let (ring, receiver) = oneshot::channel();
-        self.errands.unbounded_send(Errand::Alarm { after, ring }).ok();
+        self.errands.load().unbounded_send(Errand::Alarm { after, ring }).ok();
         receiver
     }
 }

@@ -67,7 +67,7 @@ impl Service {
                 break;
             }
         }
-        duplicates.silent = others.silent(federation);
+        duplicates.silent = others.silent();
         Ok(duplicates)
     }
 }

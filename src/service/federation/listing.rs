@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::asking::{Answers, Federation};
+use super::asking::{Answers, Federation, Peers};
 use super::messages::{NamePage, PAGE, PageQuery, decode_page, encode_query};
 use crate::limits::{LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::EntryId;
@@ -25,6 +25,8 @@ pub(in crate::service) struct Others {
     salt: Option<u64>,
     sources: Vec<Source>,
     silent: Vec<usize>,
+    /// As they were when the list began.
+    peers: Peers,
 }
 
 /// One peer's entries: those that are here, and where the next ones begin.
@@ -58,7 +60,8 @@ impl Others {
             .map(|peer| Source { peer, rows: VecDeque::new(), after: after.cloned(), more: true })
             .collect();
         let bytes_max = (8 * PAGE_BYTES_MAX / sources.len().max(1)).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
-        Self { filter, names_only, bytes_max, salt, sources, silent: peers.silent().collect() }
+        let silent = peers.silent().collect();
+        Self { filter, names_only, bytes_max, salt, sources, silent, peers }
     }
 
     /// Whether nothing more will come.
@@ -67,11 +70,10 @@ impl Others {
     }
 
     /// The peers whose entries may be missing, by name.
-    pub(in crate::service) fn silent(&self, federation: &Federation) -> Vec<String> {
-        let peers = federation.peers();
+    pub(in crate::service) fn silent(&self) -> Vec<String> {
         let mut silent = self.silent.clone();
         silent.sort_unstable();
-        silent.into_iter().map(|peer| peers.name(peer)).collect()
+        silent.into_iter().map(|peer| self.peers.name(peer)).collect()
     }
 
     /// The next entries, at most `rows_max`; none after the last ones.

@@ -1,0 +1,93 @@
+//! SIGHUP: what changes while the server runs, and what does not.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::{Launch, Server, USER_KEY, eventually};
+
+fn write(directory: &Path, name: &str, text: &str) {
+    fs::write(directory.join(name), text).expect("written");
+}
+
+/// Reads the settings again, and waits until that has been said so often.
+fn reload(server: &Server, count: usize) {
+    server.signal("HUP");
+    eventually("the settings were read", || {
+        server.log().matches("the settings were read again").count() == count
+    });
+}
+
+fn status(server: &Server, api_key: &str) -> u16 {
+    server.connect().send("GET", "/configs", &[("X-User-Key", USER_KEY), ("X-API-Key", api_key)], None).status
+}
+
+#[test]
+fn clients_move_from_an_old_api_key_to_a_new_one() {
+    let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY_FILE", "keys");
+    write(launch.directory.path(), "keys", "old-canary\n");
+    let server = launch.start();
+    let mut kept = server.connect();
+    let mut ask = |api_key: &str| {
+        let headers = [("X-User-Key", USER_KEY), ("X-API-Key", api_key)];
+        kept.send("GET", "/configs", &headers, None).status
+    };
+    assert_eq!((ask("old-canary"), ask("new-canary")), (200, 403));
+    for (round, keys, old, new) in
+        [(1, "old-canary\nnew-canary\n", 200, 200), (2, "# moved\nnew-canary", 403, 200)]
+    {
+        write(server.directory.path(), "keys", keys);
+        reload(&server, round);
+        assert_eq!((ask("old-canary"), ask("new-canary")), (old, new), "{keys}");
+    }
+    assert!(!server.log().contains("canary"), "{}", server.log());
+}
+
+#[test]
+fn settings_that_cannot_be_used_change_nothing() {
+    let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY_FILE", "keys");
+    write(launch.directory.path(), "keys", "a-key\n");
+    let mut server = launch.start();
+    for (keys, dotenv, faults) in [
+        ("", "", &["OSC_API_KEY_FILE"][..]),
+        ("b\u{e4}d canary", "OSC_LOG_LEVEL=loud\nOSC_HOST_PORT=x\n", &["OSC_API_KEY_FILE", "OSC_LOG_LEVEL"]),
+    ] {
+        write(server.directory.path(), "keys", keys);
+        write(server.directory.path(), ".env", dotenv);
+        let before = server.log().matches("the settings stay as they were").count();
+        server.signal("HUP");
+        eventually("all faults are told", || {
+            let log = server.log();
+            log.matches("the settings stay as they were").count() >= before + faults.len()
+                && faults.iter().all(|fault| log.contains(fault))
+        });
+        assert_eq!((status(&server, "a-key"), status(&server, "canary")), (200, 403));
+    }
+    assert!(!server.log().contains("canary"), "{}", server.log());
+    assert!(server.stop().success());
+}
+
+#[test]
+fn the_log_level_changes_and_others_wait_for_the_next_start() {
+    let launch = Launch::new();
+    write(launch.directory.path(), ".env", "OSC_LOG_LEVEL=INFO\n");
+    let server = launch.start();
+    let has_told = |text: &str| server.log().contains(text);
+    assert_eq!(server.get("/first").status, 404);
+    eventually("INFO is logged", || has_told("path=\"/first\""));
+    write(server.directory.path(), ".env", "OSC_LOG_LEVEL=DEBUG\nOSC_MIN_USER_KEY_LENGTH=12\n");
+    reload(&server, 1);
+    assert!(has_told("these settings take effect at the next start"), "{}", server.log());
+    assert!(has_told("OSC_MIN_USER_KEY_LENGTH"), "{}", server.log());
+    assert_eq!(server.get("/configs").status, 200, "shorter keys are still taken");
+    write(server.directory.path(), ".env", "OSC_LOG_LEVEL=ERROR\n");
+    server.signal("HUP");
+    let mut number = 0;
+    eventually("INFO is not logged any more", || {
+        number += 1;
+        let path = format!("/later-{number}");
+        assert_eq!(server.get(&path).status, 404);
+        // What was logged before this answer has been written when a second one has come.
+        assert_eq!(server.get("/health").status, 200);
+        number > 20 && !has_told(&path)
+    });
+}
