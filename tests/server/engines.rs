@@ -47,6 +47,7 @@ fn warnings(log: &str) -> Vec<&str> {
 /// It does what a server does, and ends well.
 fn serves(mut server: Server, engine: &str) {
     assert!(server.log().contains(&format!(" engine={engine}\n")), "{}", server.log());
+    assert!(server.get("/health").text().contains(&format!(r#""engine":"{engine}""#)));
     assert_eq!(server.create("k", "1").status, 201);
     assert_eq!(server.value("k"), "1");
     assert!(server.stop().success(), "{}", server.log());
