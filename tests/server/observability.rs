@@ -19,7 +19,11 @@ fn metrics(server: &Server) -> String {
 
 #[test]
 fn health_needs_no_key_and_names_the_engine() {
-    let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "an-api-key").start();
+    let server = Launch::new()
+        .set("OSC_ENGINE", "uring")
+        .set("OSC_API_KEY_REQUIRED", "true")
+        .set("OSC_API_KEY", "an-api-key")
+        .start();
     let response = server.connect().send("GET", "/health", &[], None);
     assert_eq!((response.status, response.text()), (200, r#"{"status":"healthy","engine":"uring"}"#));
     let response = server.connect().send("HEAD", "/health", &[], None);
