@@ -1,8 +1,9 @@
-//! One derivation: our loop, and the `pbkdf2` crate beside it, which must stay the slower one.
+//! One derivation and two at once: our loop, and beside it the `pbkdf2` crate, which must stay the slower one.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use opensecureconf::crypto::{Derivation, advance};
 use opensecureconf::{crypto, limits};
 
 fn derivation(criterion: &mut Criterion) {
@@ -10,6 +11,16 @@ fn derivation(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("kdf");
     group.sample_size(20);
     group.bench_function("own", |bencher| bencher.iter(|| crypto::derive(black_box(password), &salt)));
+    group.bench_function("own_two_at_once", |bencher| {
+        bencher.iter(|| {
+            let [mut one, mut other] =
+                [b"one", b"two"].map(|password| Derivation::new(black_box(password), &salt));
+            while !one.is_done() {
+                advance([&mut one, &mut other]);
+            }
+            [one.into_key(), other.into_key()]
+        });
+    });
     group.bench_function("pbkdf2_crate", |bencher| {
         bencher.iter(|| {
             let password = black_box(password);

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::mac::{DigestBlock, MacKey};
+use super::mac::{DigestBlock, MacKey, mac_in_place};
 use crate::limits;
 
-/// Rounds between two looks at whether anybody still waits: about a third of a millisecond.
-const ROUNDS_PER_CHECK: u32 = 4096;
+/// Rounds between two looks at what else there is to do: about a tenth of a millisecond.
+const ROUNDS_PER_STEP: u32 = 1024;
 
 /// The salt that every user key of a database is combined with; as long as its file, never empty.
 #[derive(Clone, PartialEq, Eq)]
@@ -57,55 +57,99 @@ impl fmt::Debug for RawKey {
 
 /// Derives a key; takes tens of milliseconds.
 pub fn derive(password: &[u8], salt: &[u8]) -> RawKey {
-    derive_unless(password, salt, &|| false).expect("nothing cancels this derivation")
+    let mut derivation = Derivation::new(password, salt);
+    while !derivation.is_done() {
+        advance([&mut derivation]);
+    }
+    derivation.into_key()
 }
 
-/// Derives a key, or gives up with `None` soon after `cancelled` turns true.
-pub fn derive_unless(password: &[u8], salt: &[u8], cancelled: &dyn Fn() -> bool) -> Option<RawKey> {
-    derive_rounds(password, salt, limits::KDF_ROUNDS, cancelled)
-}
-
+/// A derivation on its way; wiped when dropped.
+///
 /// In the names of RFC 8018: `U_1 = PRF(P, S || INT(1))`, `U_i = PRF(P, U_{i-1})`, and the key is
 /// `T_1`, the exclusive or of all of them. The key is as long as a digest, so there is no `T_2`.
-fn derive_rounds(password: &[u8], salt: &[u8], rounds: u32, cancelled: &dyn Fn() -> bool) -> Option<RawKey> {
-    assert!(rounds > 0, "PBKDF2 has at least one round");
-    let mac_key = MacKey::new(password);
-    let first = [salt, &1_u32.to_be_bytes()].concat();
-    let mut sum = Zeroizing::new(mac_key.mac_words(&first));
-    let mut block = DigestBlock::new(&sum);
-    let mut rounds_left = rounds - 1;
-    while rounds_left > 0 {
-        if cancelled() {
-            return None;
+pub struct Derivation {
+    mac_key: MacKey,
+    last: DigestBlock,
+    sum: Zeroizing<[u32; 8]>,
+    rounds_left: u32,
+}
+
+impl Derivation {
+    /// Does the first round.
+    pub fn new(password: &[u8], salt: &[u8]) -> Self {
+        Self::with_rounds(password, salt, limits::KDF_ROUNDS)
+    }
+
+    fn with_rounds(password: &[u8], salt: &[u8], rounds: u32) -> Self {
+        assert!(rounds > 0, "PBKDF2 has at least one round");
+        let mac_key = MacKey::new(password);
+        let sum = Zeroizing::new(mac_key.mac_words(&[salt, &1_u32.to_be_bytes()].concat()));
+        Self { mac_key, last: DigestBlock::new(&sum), sum, rounds_left: rounds - 1 }
+    }
+
+    /// Whether all rounds are done.
+    pub fn is_done(&self) -> bool {
+        self.rounds_left == 0
+    }
+
+    /// The key.
+    ///
+    /// # Panics
+    /// Before all rounds are done.
+    pub fn into_key(self) -> RawKey {
+        assert!(self.is_done(), "a key takes all rounds");
+        let mut raw_key = RawKey([0; 32]);
+        for (bytes, word) in raw_key.0.as_chunks_mut().0.iter_mut().zip(*self.sum) {
+            *bytes = word.to_be_bytes();
         }
-        let batch = rounds_left.min(ROUNDS_PER_CHECK);
-        for _ in 0..batch {
-            let words = mac_key.mac_in_place(&mut block);
-            for (sum, word) in sum.iter_mut().zip(words) {
+        raw_key
+    }
+}
+
+impl fmt::Debug for Derivation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Derivation({} rounds left, redacted)", self.rounds_left)
+    }
+}
+
+/// Goes on with these derivations side by side, until one of them is done or a step has gone by.
+/// Two take 1.2 times as long as one.
+pub fn advance<const COUNT: usize>(mut derivations: [&mut Derivation; COUNT]) {
+    let left = derivations.iter().map(|derivation| derivation.rounds_left).min().unwrap_or(0);
+    let step = left.min(ROUNDS_PER_STEP);
+    for _ in 0..step {
+        let macs = derivations.each_mut().map(|derivation| (&derivation.mac_key, &mut derivation.last));
+        let digests = mac_in_place(macs);
+        for (derivation, words) in derivations.iter_mut().zip(digests) {
+            for (sum, word) in derivation.sum.iter_mut().zip(words) {
                 *sum ^= word;
             }
         }
-        rounds_left -= batch;
     }
-    let mut raw_key = RawKey([0; 32]);
-    for (bytes, word) in raw_key.0.as_chunks_mut().0.iter_mut().zip(*sum) {
-        *bytes = word.to_be_bytes();
+    for derivation in derivations {
+        derivation.rounds_left -= step;
     }
-    Some(raw_key)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use proptest::prelude::*;
     use sha2::Sha256;
 
     use super::super::test_data;
     use super::*;
 
+    fn derive_rounds(password: &[u8], salt: &[u8], rounds: u32) -> RawKey {
+        let mut derivation = Derivation::with_rounds(password, salt, rounds);
+        while !derivation.is_done() {
+            advance([&mut derivation]);
+        }
+        derivation.into_key()
+    }
+
     fn check(password: &[u8], salt: &[u8], rounds: u32, expected: &str) {
-        let raw_key = derive_rounds(password, salt, rounds, &|| false).expect("nothing cancels it");
+        let raw_key = derive_rounds(password, salt, rounds);
         assert_eq!(raw_key.expose()[..], test_data::from_hex(expected));
     }
 
@@ -145,30 +189,56 @@ mod tests {
     }
 
     #[test]
-    fn stops_when_cancelled_and_not_before() {
-        let checks = Cell::new(0);
-        let cancel_at = |last: u32| {
-            checks.set(0);
-            derive_rounds(b"password", b"salt", 3 * ROUNDS_PER_CHECK + 1, &|| {
-                checks.set(checks.get() + 1);
-                checks.get() == last
-            })
-        };
-        assert!(cancel_at(1).is_none() && checks.get() == 1);
-        assert!(cancel_at(3).is_none() && checks.get() == 3);
-        assert!(cancel_at(4).is_some() && checks.get() == 3);
+    fn two_advance_by_a_step_or_until_one_is_done() {
+        let mut long = Derivation::with_rounds(b"password", b"salt", 2 * ROUNDS_PER_STEP + 2);
+        let mut short = Derivation::with_rounds(b"password", b"salt", ROUNDS_PER_STEP + 2);
+        advance([&mut long, &mut short]);
+        assert_eq!((long.rounds_left, short.rounds_left), (ROUNDS_PER_STEP + 1, 1));
+        advance([&mut long, &mut short]);
+        assert!(short.is_done());
+        assert_eq!(long.rounds_left, ROUNDS_PER_STEP);
+        advance([&mut long]);
+        assert!(long.is_done());
+    }
+
+    prop_compose! {
+        fn bytes()(bytes in prop::collection::vec(any::<u8>(), 0..150)) -> Vec<u8> { bytes }
+    }
+
+    fn of_the_crate(password: &[u8], salt: &[u8], rounds: u32) -> [u8; 32] {
+        pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(password, salt, rounds)
     }
 
     proptest! {
         #[test]
-        fn is_the_pbkdf2_of_the_pbkdf2_crate(
-            password in prop::collection::vec(any::<u8>(), 0..150),
-            salt in prop::collection::vec(any::<u8>(), 0..150),
-            rounds in 1_u32..20,
+        fn is_the_pbkdf2_of_the_pbkdf2_crate(password in bytes(), salt in bytes(), rounds in 1_u32..20) {
+            let raw_key = derive_rounds(&password, &salt, rounds);
+            prop_assert_eq!(raw_key.expose(), &of_the_crate(&password, &salt, rounds));
+        }
+
+        #[test]
+        fn two_side_by_side_do_not_touch_each_other(
+            passwords in [bytes(), bytes()],
+            salts in [bytes(), bytes()],
+            rounds in [1_u32..2100, 1_u32..2100],
+            head_start in 0..2,
         ) {
-            let expected = pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(&password, &salt, rounds);
-            let raw_key = derive_rounds(&password, &salt, rounds, &|| false).expect("nothing cancels it");
-            prop_assert_eq!(raw_key.expose(), &expected);
+            let new = |n: usize| Derivation::with_rounds(&passwords[n], &salts[n], rounds[n]);
+            let (mut one, mut other) = (new(0), new(1));
+            for _ in 0..head_start {
+                advance([&mut one]);
+            }
+            while !one.is_done() && !other.is_done() {
+                advance([&mut one, &mut other]);
+            }
+            for (n, mut derivation) in [one, other].into_iter().enumerate() {
+                while !derivation.is_done() {
+                    advance([&mut derivation]);
+                }
+                let expected = of_the_crate(&passwords[n], &salts[n], rounds[n]);
+                let raw_key = derivation.into_key();
+                prop_assert_eq!(raw_key.expose(), &expected);
+            }
         }
     }
 }

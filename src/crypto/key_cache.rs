@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use zeroize::Zeroizing;
 
 use super::derived_key::DerivedKey;
-use super::kdf::{RawKey, Salt, derive_unless};
+use super::kdf::{Derivation, RawKey, Salt};
 use super::key_slots::{Found, KeyId, Slots, Tier, Waiter};
 use super::mac::MacKey;
 use crate::model::UserKey;
@@ -27,7 +27,7 @@ pub enum Lookup {
     Ready(Arc<DerivedKey>),
     /// Somebody else is deriving it.
     Wait(Waiter),
-    /// Nobody is: the caller gives the ticket to a thread that may block, and waits as the others do.
+    /// Nobody is: the caller gives the ticket to the pool, and waits as the others do.
     Derive(Ticket, Waiter),
 }
 
@@ -153,18 +153,12 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Derives the key and hands it out, unless all who wait for it go away. Takes tens of
-    /// milliseconds.
-    pub fn derive(self, salt: &Salt) {
-        if !self.is_wanted() {
-            return;
-        }
-        self.shared.derivations_started.fetch_add(1, Relaxed);
-        let raw_key = derive_unless(&self.user_key.password(), salt.as_bytes(), &|| !self.is_wanted());
-        if let Some(raw_key) = raw_key {
-            self.shared.derivations_completed.fetch_add(1, Relaxed);
-            self.complete(salt, &raw_key);
-        }
+    /// Begins the derivation, unless all who waited for it have gone away.
+    pub(super) fn begin(&self, salt: &Salt) -> Option<Derivation> {
+        self.is_wanted().then(|| {
+            self.shared.derivations_started.fetch_add(1, Relaxed);
+            Derivation::new(&self.user_key.password(), salt.as_bytes())
+        })
     }
 
     /// Whether anybody still waits. Once this is false the slot is given up at once, so that whoever
@@ -175,6 +169,7 @@ impl Ticket {
 
     /// Puts the derived key into the cache and wakes all who wait for it.
     pub fn complete(self, salt: &Salt, raw_key: &RawKey) {
+        self.shared.derivations_completed.fetch_add(1, Relaxed);
         let key = Arc::new(DerivedKey::new(self.id, salt.clone(), raw_key, self.now_seconds));
         let pending = self.shared.lock().publish(&self.id, self.number, &key);
         if let Some(pending) = pending {
@@ -213,7 +208,9 @@ mod tests {
     use futures_lite::future::block_on;
 
     use super::super::fernet::FernetKey;
+    use super::super::kdf::advance;
     use super::super::key_slots::SECOND_CHANCES_MAX;
+    use super::super::test_data::{salt, start};
     use super::*;
     use crate::limits::{DERIVED_KEY_IDLE, DERIVED_KEYS_PROVEN_MAX, DERIVED_KEYS_UNPROVEN_MAX};
 
@@ -224,10 +221,6 @@ mod tests {
     /// A key that is as good as derived, and quicker.
     fn raw_key() -> RawKey {
         RawKey::new([7; 32])
-    }
-
-    fn salt() -> Salt {
-        Salt::new(b"salt").expect("it is not empty")
     }
 
     /// Puts a key into the cache.
@@ -241,16 +234,17 @@ mod tests {
         }
     }
 
+    fn derive(ticket: Ticket) {
+        let mut derivation = ticket.begin(&salt()).expect("somebody waits for it");
+        while !derivation.is_done() {
+            advance([&mut derivation]);
+        }
+        ticket.complete(&salt(), &derivation.into_key());
+    }
+
     fn is_cached(cache: &KeyCache, text: &str, now_seconds: u64) -> bool {
         // The ticket of a miss is dropped here, and its slot with it.
         matches!(cache.lookup(&user_key(text), now_seconds), Lookup::Ready(_))
-    }
-
-    fn start(cache: &KeyCache, text: &str) -> (Ticket, Waiter) {
-        match cache.lookup(&user_key(text), 0) {
-            Lookup::Derive(ticket, waiter) => (ticket, waiter),
-            Lookup::Ready(_) | Lookup::Wait(_) => panic!("{text} is known already"),
-        }
     }
 
     fn join(cache: &KeyCache, text: &str) -> Waiter {
@@ -270,7 +264,7 @@ mod tests {
                 Lookup::Ready(key) => key,
                 Lookup::Wait(waiter) => block_on(waiter).expect("it is derived"),
                 Lookup::Derive(ticket, waiter) => {
-                    ticket.derive(&salt());
+                    derive(ticket);
                     block_on(waiter).expect("it is derived")
                 }
             }
@@ -289,7 +283,7 @@ mod tests {
     fn derives_with_the_password_of_the_user_key() {
         let cache = KeyCache::new();
         let (ticket, waiter) = start(&cache, "pässwört");
-        ticket.derive(&salt());
+        derive(ticket);
         let key = block_on(waiter).expect("it is derived");
         let password = user_key("pässwört").password();
         let expected = FernetKey::new(&super::super::derive(&password, salt().as_bytes()));
@@ -413,7 +407,8 @@ mod tests {
         // The slot is free at once, and the old ticket can't harm the new one.
         let (next, waiter) = start(&cache, "key");
         assert!(!ticket.is_wanted());
-        ticket.derive(&salt());
+        assert!(ticket.begin(&salt()).is_none());
+        drop(ticket);
         assert_eq!(cache.counts().derivations_started, 0);
         next.complete(&salt(), &raw_key());
         assert!(block_on(waiter).is_ok());

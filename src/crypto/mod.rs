@@ -11,7 +11,7 @@
 mod mac;
 
 mod kdf;
-pub use kdf::{RawKey, Salt, derive, derive_unless};
+pub use kdf::{Derivation, RawKey, Salt, advance, derive};
 
 mod fernet;
 pub use fernet::{FernetKey, OpenError, decode, encode};
@@ -25,12 +25,29 @@ pub use key_slots::Waiter;
 mod key_cache;
 pub use key_cache::{Counts, KeyCache, Lookup, Ticket};
 
-mod pool;
-pub use pool::{Busy, Lane, Pool, PoolConfig, StartError};
+mod deriving;
 
-/// Reads the vectors of the tests.
+mod pool;
+pub use pool::{Busy, Pool, PoolConfig, StartError};
+
+/// Reads the vectors of the tests, and makes what several of them begin with.
 #[cfg(test)]
 mod test_data {
+    use super::{KeyCache, Lookup, Salt, Ticket, Waiter};
+    use crate::model::UserKey;
+
+    pub(super) fn salt() -> Salt {
+        Salt::new(b"salt").expect("it is not empty")
+    }
+
+    /// The ticket for a user key that nobody has asked for, and who waits for it.
+    pub(super) fn start(cache: &KeyCache, text: &str) -> (Ticket, Waiter) {
+        match cache.lookup(&UserKey::from_header(text.as_bytes()), 0) {
+            Lookup::Derive(ticket, waiter) => (ticket, waiter),
+            Lookup::Ready(_) | Lookup::Wait(_) => panic!("{text} is known already"),
+        }
+    }
+
     /// The bytes of a hexadecimal field, in which `-` stands for none.
     pub(super) fn from_hex(field: &str) -> Vec<u8> {
         let digits: Vec<u8> = field.bytes().filter(|&byte| byte != b'-').collect();

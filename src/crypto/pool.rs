@@ -9,33 +9,26 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use futures_channel::oneshot;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
+use super::deriving;
+use super::kdf::Salt;
+use super::key_cache::Ticket;
 use crate::limits;
 
-type Job = Box<dyn FnOnce() + Send>;
+type Read = Box<dyn FnOnce() + Send>;
 
 /// How many threads drain each queue; at least one does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// Threads for [`Lane::Derive`].
+    /// Threads for [`Pool::derive`].
     pub derive_threads: usize,
-    /// Threads for [`Lane::Read`].
+    /// Threads for [`Pool::submit`].
     pub read_threads: usize,
-}
-
-/// A queue with its own threads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
-    /// Tens of milliseconds of computing; what is still queued at the end is dropped.
-    Derive,
-    /// Reads of the database; what is still queued at the end is done.
-    Read,
 }
 
 /// The queue is full, or closed.
@@ -50,16 +43,16 @@ pub struct StartError(#[from] rayon::ThreadPoolBuildError);
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let queued = [self.derive_jobs.len(), self.read_jobs.len()];
+        let queued = [self.derivations.len(), self.reads.len()];
         f.debug_struct("Pool").field("queued", &queued).finish_non_exhaustive()
     }
 }
 
 /// The pool. Dropped without [`Pool::stop`], its threads end by themselves and nobody waits for them.
 pub struct Pool {
-    derive_jobs: Sender<Job>,
-    read_jobs: Sender<Job>,
-    stopping: Arc<AtomicBool>,
+    derivations: Sender<deriving::Job>,
+    reads: Sender<Read>,
+    derive_queue: Arc<deriving::Queue>,
     threads: ThreadPool,
     thread_handles: Vec<JoinHandle<()>>,
 }
@@ -76,9 +69,9 @@ impl Pool {
     ) -> Result<Self, StartError> {
         let derive_threads = config.derive_threads.max(1);
         let read_threads = config.read_threads.max(1);
-        let (derive_jobs, derive_queue) = bounded(derive_queue_max);
-        let (read_jobs, read_queue) = bounded(read_queue_max);
-        let stopping = Arc::new(AtomicBool::new(false));
+        let (derivations, derive_queue) = bounded(derive_queue_max);
+        let (reads, read_queue) = bounded(read_queue_max);
+        let derive_queue = Arc::new(deriving::Queue::new(derive_queue));
         let mut thread_handles = Vec::new();
         let threads = ThreadPoolBuilder::new()
             .num_threads(derive_threads + read_threads)
@@ -91,63 +84,58 @@ impl Pool {
             })
             .build()?;
         threads.spawn_broadcast({
-            let stopping = Arc::clone(&stopping);
+            let derive_queue = Arc::clone(&derive_queue);
             move |context| {
                 if context.index() < derive_threads {
-                    drain(&derive_queue, &stopping);
+                    derive_queue.work();
                 } else {
-                    drain(&read_queue, &AtomicBool::new(false));
+                    drain(&read_queue);
                 }
             }
         });
-        Ok(Self { derive_jobs, read_jobs, stopping, threads, thread_handles })
+        Ok(Self { derivations, reads, derive_queue, threads, thread_handles })
     }
 
-    /// Queues a job and returns where its result will be: `Canceled` if it panicked or was dropped.
-    /// It is skipped when nobody waits for the result any more.
+    /// Queues a derivation, which hands out its result itself; what is still queued at the end is
+    /// dropped.
+    ///
+    /// # Errors
+    /// [`Busy`]; the ticket is dropped.
+    pub fn derive(&self, ticket: Ticket, salt: Salt) -> Result<(), Busy> {
+        self.derivations.try_send(deriving::Job { ticket, salt }).map_err(|_| Busy)
+    }
+
+    /// Queues a read of the database, or something that blocks as shortly, and returns where its
+    /// result will be: `Canceled` if it panicked. It is skipped when nobody waits for the result any
+    /// more; what is still queued at the end is done.
     ///
     /// # Errors
     /// [`Busy`]; the job is dropped.
     pub fn submit<T: Send + 'static>(
         &self,
-        lane: Lane,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, Busy> {
         let (sender, receiver) = oneshot::channel();
-        self.spawn(lane, move || {
+        let read = move || {
             if !sender.is_canceled() {
                 // The result comes back when the caller left meanwhile: nobody is there to tell.
                 drop(sender.send(job()));
             }
-        })?;
+        };
+        self.reads.try_send(Box::new(read)).map_err(|_| Busy)?;
         Ok(receiver)
     }
 
-    /// Queues a job that hands out its result itself.
-    ///
-    /// # Errors
-    /// [`Busy`]; the job is dropped.
-    pub fn spawn(&self, lane: Lane, job: impl FnOnce() + Send + 'static) -> Result<(), Busy> {
-        let jobs = match lane {
-            Lane::Derive => &self.derive_jobs,
-            Lane::Read => &self.read_jobs,
-        };
-        jobs.try_send(Box::new(job)).map_err(|_| Busy)
+    /// Derivations that wait for a thread, and reads that do.
+    pub fn queued_counts(&self) -> (usize, usize) {
+        (self.derivations.len(), self.reads.len())
     }
 
-    /// Jobs that wait for a thread.
-    pub fn queued_count(&self, lane: Lane) -> usize {
-        match lane {
-            Lane::Derive => self.derive_jobs.len(),
-            Lane::Read => self.read_jobs.len(),
-        }
-    }
-
-    /// Closes the queues, lets the threads finish (see [`Lane`]) and waits for them.
+    /// Closes the queues, lets the threads finish and waits for them.
     pub fn stop(self) {
-        let Self { derive_jobs, read_jobs, stopping, threads, thread_handles } = self;
-        stopping.store(true, Relaxed);
-        drop((derive_jobs, read_jobs, threads));
+        let Self { derivations, reads, derive_queue, threads, thread_handles } = self;
+        derive_queue.stop();
+        drop((derivations, reads, threads));
         for handle in thread_handles {
             // A job can't end its thread, and what rayon itself panics with has been printed.
             drop(handle.join());
@@ -155,14 +143,12 @@ impl Pool {
     }
 }
 
-/// Runs jobs until the queue is closed and empty; once `stopping`, drops them instead.
-fn drain(queue: &Receiver<Job>, stopping: &AtomicBool) {
-    for job in queue {
-        if !stopping.load(Relaxed) {
-            // A panic has been printed by its hook, and whoever waits for the job learns of it
-            // because the job's sender is dropped as the stack unwinds.
-            drop(catch_unwind(AssertUnwindSafe(job)));
-        }
+/// Reads until the queue is closed and empty.
+fn drain(queue: &Receiver<Read>) {
+    for read in queue {
+        // A panic has been printed by its hook, and whoever waits for the job learns of it because
+        // the job's sender is dropped as the stack unwinds.
+        drop(catch_unwind(AssertUnwindSafe(read)));
     }
 }
 
@@ -191,11 +177,15 @@ fn spawn(thread: ThreadBuilder) -> io::Result<JoinHandle<()>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::mpsc;
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::sync::{Mutex, mpsc};
+    use std::task::{Context, Wake};
 
     use futures_lite::future::block_on;
 
+    use super::super::test_data::{salt, start};
+    use super::super::{KeyCache, Waiter};
     use super::*;
 
     fn pool(queue_max: usize) -> Pool {
@@ -203,71 +193,110 @@ mod tests {
         Pool::start(config, queue_max, queue_max).expect("threads can be started")
     }
 
-    /// Occupies the thread of a lane until the returned sender is dropped.
-    fn occupy(pool: &Pool, lane: Lane) -> mpsc::Sender<()> {
+    /// Occupies a thread that reads until the returned sender is dropped.
+    fn occupy_reader(pool: &Pool) -> mpsc::Sender<()> {
         let (release, released) = mpsc::channel::<()>();
         let (running, runs) = mpsc::channel();
-        pool.spawn(lane, move || {
+        let job = move || {
             running.send(()).expect("the test waits for it");
             released.recv().ok();
-        })
-        .expect("the queue has room");
+        };
+        // It runs although nobody waits for it, because it has begun when the receiver goes.
+        let _receiver = pool.submit(job).expect("the queue has room");
         runs.recv().expect("the job starts");
         release
+    }
+
+    /// Does something on the thread that has derived a key.
+    struct Then<F>(Mutex<Option<F>>);
+
+    impl<F: FnOnce() + Send + 'static> Wake for Then<F> {
+        fn wake(self: Arc<Self>) {
+            let then = self.0.lock().expect("nobody panics").take();
+            then.expect("one wakes once")();
+        }
+    }
+
+    /// Derives a key and calls `then` on the thread that has derived it.
+    fn derive_then(pool: &Pool, text: &str, then: impl FnOnce() + Send + 'static) -> Waiter {
+        let (ticket, mut waiter) = start(&KeyCache::new(), text);
+        let waker = Arc::new(Then(Mutex::new(Some(then)))).into();
+        assert!(Pin::new(&mut waiter).poll(&mut Context::from_waker(&waker)).is_pending());
+        pool.derive(ticket, salt()).expect("there is room");
+        waiter
+    }
+
+    /// Occupies a thread that derives until the returned sender is dropped.
+    fn occupy_deriver(pool: &Pool) -> (mpsc::Sender<()>, Waiter) {
+        let (release, released) = mpsc::channel::<()>();
+        let (derived, is_derived) = mpsc::channel();
+        let waiter = derive_then(pool, "occupies", move || {
+            derived.send(()).expect("the test waits for it");
+            released.recv().ok();
+        });
+        is_derived.recv().expect("it is derived");
+        (release, waiter)
     }
 
     #[test]
     fn results_come_back_from_named_and_niced_threads() {
         let pool = Pool::start(PoolConfig { derive_threads: 2, read_threads: 2 }, 8, 8).expect("it starts");
-        for (lane, prefix) in [(Lane::Derive, "osc-derive-"), (Lane::Read, "osc-read-")] {
-            let about_thread = || {
-                let nice = rustix::process::getpriority_process(Some(rustix::thread::gettid()));
-                (thread::current().name().map(str::to_owned), nice)
-            };
-            let (name, nice) =
-                block_on(pool.submit(lane, about_thread).expect("there is room")).expect("it runs");
+        let about_thread = || {
+            let nice = rustix::process::getpriority_process(Some(rustix::thread::gettid()));
+            (thread::current().name().map(str::to_owned), nice.expect("a thread may ask"))
+        };
+        let (sender, derived) = mpsc::channel();
+        let _waiter = derive_then(&pool, "key", move || {
+            sender.send(about_thread()).expect("the test waits for it");
+        });
+        let read = block_on(pool.submit(about_thread).expect("there is room")).expect("it runs");
+        for ((name, nice), prefix) in
+            [(derived.recv().expect("it is derived"), "osc-derive-"), (read, "osc-read-")]
+        {
             assert!(name.expect("pool threads have names").starts_with(prefix));
-            assert!(nice.expect("a thread may ask") >= limits::POOL_NICE);
+            assert!(nice >= limits::POOL_NICE);
         }
         pool.stop();
     }
 
     #[test]
-    fn a_full_queue_is_busy_and_the_other_lane_is_not() {
-        let pool = pool(2);
-        let release = occupy(&pool, Lane::Derive);
-        let queued: Vec<_> =
-            (0..2).map(|n| pool.submit(Lane::Derive, move || n).expect("there is room")).collect();
-        assert!(matches!(pool.submit(Lane::Derive, || ()), Err(Busy)));
-        assert_eq!(block_on(pool.submit(Lane::Read, || 7).expect("there is room")), Ok(7));
+    fn a_full_queue_is_busy_and_the_other_is_not() {
+        let (pool, cache) = (pool(2), KeyCache::new());
+        let (release, _occupies) = occupy_deriver(&pool);
+        let queued = ["one", "two"].map(|text| {
+            let (ticket, waiter) = start(&cache, text);
+            pool.derive(ticket, salt()).expect("there is room");
+            waiter
+        });
+        let (ticket, refused) = start(&cache, "three");
+        assert_eq!(pool.derive(ticket, salt()), Err(Busy));
+        assert!(block_on(refused).is_err());
+        assert_eq!(block_on(pool.submit(|| 7).expect("there is room")), Ok(7));
         drop(release);
-        let results: Vec<_> = queued.into_iter().map(block_on).collect();
-        assert_eq!(results, [Ok(0), Ok(1)]);
+        assert!(queued.into_iter().all(|waiter| block_on(waiter).is_ok()));
         pool.stop();
     }
 
     #[test]
     fn a_panic_cancels_its_job_only() {
         let pool = pool(2);
-        for lane in [Lane::Derive, Lane::Read] {
-            let panics = pool.submit(lane, || -> () { panic!("on purpose") }).expect("there is room");
-            assert!(block_on(panics).is_err());
-            assert_eq!(block_on(pool.submit(lane, || 7).expect("there is room")), Ok(7));
-        }
+        let panics = pool.submit(|| -> () { panic!("on purpose") }).expect("there is room");
+        assert!(block_on(panics).is_err());
+        assert_eq!(block_on(pool.submit(|| 7).expect("there is room")), Ok(7));
         pool.stop();
     }
 
     #[test]
     fn a_job_nobody_waits_for_is_skipped() {
         let pool = pool(4);
-        let release = occupy(&pool, Lane::Read);
+        let release = occupy_reader(&pool);
         let runs = Arc::new(AtomicUsize::new(0));
         let job = || {
             let runs = Arc::clone(&runs);
             move || runs.fetch_add(1, Relaxed)
         };
-        drop(pool.submit(Lane::Read, job()).expect("there is room"));
-        let kept = pool.submit(Lane::Read, job()).expect("there is room");
+        drop(pool.submit(job()).expect("there is room"));
+        let kept = pool.submit(job()).expect("there is room");
         drop(release);
         assert_eq!(block_on(kept), Ok(0));
         assert_eq!(runs.load(Relaxed), 1);
@@ -276,16 +305,18 @@ mod tests {
 
     #[test]
     fn stop_does_queued_reads_and_drops_queued_derivations() {
-        let pool = pool(4);
-        let releases = [occupy(&pool, Lane::Derive), occupy(&pool, Lane::Read)];
-        let derivation = pool.submit(Lane::Derive, || 1).expect("there is room");
-        let read = pool.submit(Lane::Read, || 2).expect("there is room");
-        let stopping = Arc::clone(&pool.stopping);
+        let (pool, cache) = (pool(4), KeyCache::new());
+        let (release_deriver, _occupies) = occupy_deriver(&pool);
+        let release_reader = occupy_reader(&pool);
+        let (ticket, derivation) = start(&cache, "queued");
+        pool.derive(ticket, salt()).expect("there is room");
+        let read = pool.submit(|| 2).expect("there is room");
+        let derive_queue = Arc::clone(&pool.derive_queue);
         let stopper = thread::spawn(move || pool.stop());
-        while !stopping.load(Relaxed) {
+        while !derive_queue.is_stopping() {
             thread::yield_now();
         }
-        drop(releases);
+        drop((release_deriver, release_reader));
         stopper.join().expect("stop does not panic");
         assert!(block_on(derivation).is_err());
         assert_eq!(block_on(read), Ok(2));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::federation::Choice;
 use super::{Error, Service};
-use crate::crypto::{DerivedKey, Lane, OpenError};
+use crate::crypto::{DerivedKey, OpenError};
 use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp, UserKey, json};
 use crate::store::{Group, OwnerTag, Row, Write, WriteError, WriteResult};
 
@@ -275,7 +275,7 @@ impl Service {
             (Arc::clone(&self.store), key.to_owned(), environment.map(str::to_owned));
         let job = move || store.exact(&key, environment.as_deref());
         self.pool
-            .submit(Lane::Read, job)
+            .submit(job)
             .map_err(|_| Error::Busy)?
             .await
             .map_err(|_| Error::Unavailable)?
@@ -289,7 +289,7 @@ impl Service {
         let (store, key) = (Arc::clone(&self.store), key.to_owned());
         let job = move || store.group(&key);
         self.pool
-            .submit(Lane::Read, job)
+            .submit(job)
             .map_err(|_| Error::Busy)?
             .await
             .map_err(|_| Error::Unavailable)?

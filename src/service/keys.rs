@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Error, Service};
-use crate::crypto::{DerivedKey, Lane, Lookup, Salt};
+use crate::crypto::{DerivedKey, Lookup, Salt};
 use crate::model::UserKey;
 
 impl Service {
@@ -16,20 +16,20 @@ impl Service {
     /// [`Error::Busy`] when too many derivations wait, [`Error::Unavailable`] when there is no salt.
     pub(super) async fn derived_key(&self, user_key: &UserKey) -> Result<Arc<DerivedKey>, Error> {
         self.salt_is_agreed().await?;
-        let receiver = match self.keys.lookup(user_key, self.now_seconds()) {
+        if self.salt().is_none() {
+            self.make_salt().await?;
+        }
+        let waiter = match self.keys.lookup(user_key, self.now_seconds()) {
             Lookup::Ready(key) => return Ok(key),
-            Lookup::Wait(receiver) => receiver,
-            Lookup::Derive(ticket, receiver) => {
-                let store = Arc::clone(&self.store);
-                let job = move || match store.salt().current_or_new() {
-                    Ok(salt) => ticket.derive(&Salt::new(&salt).expect("an empty salt file was refused")),
-                    Err(error) => tracing::error!(%error, "no key can be derived"),
-                };
-                // A full queue drops the job and with it the ticket, which tells all who wait.
-                self.pool.spawn(Lane::Derive, job).map_err(|_| Error::Busy)?;
-                receiver
+            Lookup::Wait(waiter) => waiter,
+            Lookup::Derive(ticket, waiter) => {
+                // Read when there is a ticket: whoever replaces the salt disowns all tickets after that.
+                let salt = self.salt().and_then(|salt| Salt::new(&salt)).ok_or(Error::Unavailable)?;
+                // A full queue drops the ticket, which tells all who wait.
+                self.pool.derive(ticket, salt).map_err(|_| Error::Busy)?;
+                waiter
             }
         };
-        receiver.await.map_err(|_| Error::Busy)
+        waiter.await.map_err(|_| Error::Busy)
     }
 }

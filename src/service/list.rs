@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::federation::Others;
 use super::opener::Opener;
 use super::{Error, Service};
-use crate::crypto::{DerivedKey, Lane};
+use crate::crypto::DerivedKey;
 use crate::limits::LIST_INLINE_BYTES;
 use crate::model::{EntryId, SecretBytes, UserKey};
 use crate::store::{Filter, Page, Row};
@@ -181,7 +181,7 @@ impl EntryList {
             };
             Ok(OwnPage::render(&page, &derived, limit, render))
         };
-        let receiver = self.service.pool.submit(Lane::Read, job).map_err(|_| Error::Busy)?;
+        let receiver = self.service.pool.submit(job).map_err(|_| Error::Busy)?;
         receiver.await.map_err(|_| Error::Unavailable)?
     }
 

@@ -27,7 +27,7 @@ pub use numbers::Numbers;
 pub use replication::{ClusterView, Member, salt_fingerprint};
 pub use signal::Signal;
 
-use crate::crypto::{KeyCache, Lane, Pool};
+use crate::crypto::{KeyCache, Pool};
 use crate::store::{Adopted, Store};
 
 /// Handles to everything that a use case needs; one for the process, shared by all executors.
@@ -90,7 +90,7 @@ impl Service {
     pub async fn adopt_salt(&self, sent: Vec<u8>) -> Result<Adopted, Error> {
         let store = Arc::clone(&self.store);
         let job = move || store.salt().adopt(&sent);
-        match self.pool.submit(Lane::Read, job).map_err(|_| Error::Busy)?.await {
+        match self.pool.submit(job).map_err(|_| Error::Busy)?.await {
             Ok(Ok(adopted)) => Ok(adopted),
             Ok(Err(error)) => {
                 tracing::error!(%error, "cannot take over a salt");

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::{Error, Service};
-use crate::crypto::{Counts, Lane};
+use crate::crypto::Counts;
 use crate::store::WriterCounts;
 
 /// How long a count of the entries is good: it looks at all of them.
@@ -37,11 +37,12 @@ impl Service {
     /// Figures of this moment.
     pub fn numbers(&self) -> Numbers {
         let (rows_cached_bytes, rows_cached) = self.store.cache().usage();
+        let (derivations_queued, reads_queued) = self.pool.queued_counts();
         let (pages_cached_bytes, pages_cached) = self.store.pages_usage();
         Numbers {
             keys: self.keys.counts(),
-            derivations_queued: self.pool.queued_count(Lane::Derive),
-            reads_queued: self.pool.queued_count(Lane::Read),
+            derivations_queued,
+            reads_queued,
             writes_queued: self.store.writes_queued().unwrap_or_default(),
             rows_cached_bytes,
             rows_cached,

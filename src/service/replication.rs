@@ -12,7 +12,6 @@ use super::acks::Acknowledgements;
 use super::signal::Signal;
 use super::{Error, Service};
 use crate::config::{ClusterConfig, PeerAddress, WriteAcks};
-use crate::crypto::Lane;
 use crate::model::{Change, Digest, EntryId, Horizon, NodeNumber};
 use crate::store::{OutboxPage, PeerNote, Store, VersionsPage};
 use crate::telemetry::{Durations, Histogram};
@@ -352,7 +351,7 @@ impl Service {
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let receiver = self.pool.submit(Lane::Read, job).map_err(|_| Error::Busy)?;
+        let receiver = self.pool.submit(job).map_err(|_| Error::Busy)?;
         receiver.await.map_err(|_| Error::Unavailable)
     }
 
