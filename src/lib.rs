@@ -4,7 +4,7 @@
 //! first; each imports only from the ones before it (`tests/layers.rs` keeps it so):
 //!
 //! ```text
-//! L4  main -> runtime                     threads, cores and signals
+//! L4  main -> runtime  |  healthcheck      threads, cores and signals; asking a running server
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
 //! L2  service                             use cases; where crypto and store meet
 //! L1  http1  |  crypto  |  store          bytes, keys, rows; blind to each other
@@ -16,6 +16,7 @@
 pub mod cluster;
 pub mod config;
 pub mod crypto;
+pub mod healthcheck;
 pub mod http;
 pub mod http1;
 pub mod limits;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may name after `crate::`.
-const MAY_IMPORT: [(&str, &[&str]); 12] = [
+const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("limits", &[]),
     ("model", &["limits"]),
     ("config", &["limits", "model"]),
@@ -19,7 +19,8 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
         "runtime",
         &["limits", "model", "telemetry", "config", "http1", "crypto", "store", "service", "http", "cluster"],
     ),
-    ("main", &["runtime", "config", "telemetry"]),
+    ("healthcheck", &["config", "http1"]),
+    ("main", &["runtime", "healthcheck", "config", "telemetry"]),
 ];
 
 /// What only these modules may name at all.

@@ -7,6 +7,7 @@ mod engines;
 mod field_cases;
 mod files;
 mod framing;
+mod healthcheck;
 mod lifecycle;
 mod limits;
 mod observability;

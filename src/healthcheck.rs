@@ -1,0 +1,162 @@
+//! Asks a running server how it is, as a container engine does whose image has no curl.
+//!
+//! Which server: the one that the same settings describe. Asking is one thread's work, which is given up
+//! when the time is over: no part of it, the resolving of a name above all, needs a time limit of its own.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use crate::config::{self, Config, Faults, Host};
+use crate::http1::{Call, ClientConnection, ClientFailure, ClientStep, Method};
+
+/// Both answers are some dozen bytes.
+const BODY_BYTES_MAX: usize = 4 * 1024;
+const SHOWN_CHARS_MAX: usize = 200;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub enum Question {
+    /// Whether it serves.
+    Serves,
+    /// Whether clients should be sent to it.
+    IsReady,
+}
+
+/// Why the answer is not yes; a sentence for people.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// They describe no server.
+    #[error("these settings cannot be used:\n{0}")]
+    Settings(#[from] Faults),
+    /// Only the server knows which port it got.
+    #[error("OSC_HOST_PORT is 0, so it is not known where the server listens")]
+    AnyPort,
+    /// Nobody accepts a connection.
+    #[error("nobody listens on {address}: {source}")]
+    Unreachable {
+        /// Where the server should be.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection brings no answer: {0}")]
+    Broken(#[from] io::Error),
+    /// Something listens that does not answer as a server does.
+    #[error("the connection brings no answer: {0}")]
+    NotHttp(#[from] ClientFailure),
+    /// It says no.
+    #[error("{target} is answered with {status}: {body}")]
+    No {
+        /// What was asked for.
+        target: &'static str,
+        /// The answer's status.
+        status: u16,
+        /// The beginning of the answer.
+        body: String,
+    },
+    /// It may be alive, and is of no use.
+    #[error("there is no answer after {} s", .0.as_secs())]
+    TimedOut(Duration),
+}
+
+/// Asks the server that the settings of this process describe.
+///
+/// # Errors
+/// When the answer is anything but 200, or does not come in time.
+pub fn ask(question: Question, timeout: Duration) -> Result<(), Failure> {
+    let (tell, told) = mpsc::channel();
+    thread::Builder::new().spawn(move || tell.send(ask_at_leisure(question)))?;
+    told.recv_timeout(timeout).unwrap_or(Err(Failure::TimedOut(timeout)))
+}
+
+fn ask_at_leisure(question: Question) -> Result<(), Failure> {
+    // What the settings are warned about is in the log of the server.
+    let (config, _warnings) = config::load()?;
+    let target = match question {
+        Question::Serves => "/cluster/health",
+        Question::IsReady => "/ready",
+    };
+    let (status, body) = exchange(connect(&config)?, target)?;
+    if status == 200 { Ok(()) } else { Err(Failure::No { target, status, body: shown(&body) }) }
+}
+
+/// The stream to the server, whatever it is that the server speaks through it.
+fn connect(config: &Config) -> Result<impl Read + Write + use<>, Failure> {
+    if config.port == 0 {
+        return Err(Failure::AnyPort);
+    }
+    let addresses = addresses(&config.host);
+    TcpStream::connect(&addresses[..])
+        .map_err(|source| Failure::Unreachable { address: addresses[0], source })
+}
+
+/// Where to find a server that listens there. One that listens everywhere is found on the loopback interface.
+fn addresses(host: &Host) -> Vec<SocketAddr> {
+    let reached = |address: &SocketAddr| {
+        let ip = match address.ip().to_canonical() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        // A link-local address needs its zone.
+        if ip == address.ip() { *address } else { SocketAddr::new(ip, address.port()) }
+    };
+    host.addresses().iter().map(reached).collect()
+}
+
+fn exchange(mut stream: impl Read + Write, target: &str) -> Result<(u16, Vec<u8>), Failure> {
+    let mut connection = ClientConnection::new(BODY_BYTES_MAX);
+    let call = Call { method: Method::Get, target, host: "localhost", headers: &[], body: b"" };
+    // The clock stands still: who waits for this has the time limit.
+    connection.call(&call, 0, u64::MAX);
+    loop {
+        match connection.step() {
+            ClientStep::Response => return Ok((connection.status(), connection.take_body())),
+            ClientStep::Failed(failure) => return Err(failure.into()),
+            ClientStep::Read => {
+                stream.write_all(connection.output())?;
+                connection.wrote(connection.output().len());
+                match stream.read(connection.read_space()) {
+                    Ok(0) => connection.received_eof(),
+                    Ok(count) => connection.received(count),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+}
+
+/// On one line, as far as it goes: who answers may be anybody.
+fn shown(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    text.chars().filter(|character| !character.is_control()).take(SHOWN_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::ffi::OsString;
+
+    use super::*;
+
+    #[test]
+    fn where_the_server_is() {
+        for (host, expected) in [
+            ("127.0.0.1", "127.0.0.1:9000"),
+            ("0.0.0.0", "127.0.0.1:9000"),
+            ("::", "[::1]:9000"),
+            ("::ffff:0.0.0.0", "127.0.0.1:9000"),
+            ("192.0.2.7", "192.0.2.7:9000"),
+            ("2001:db8::1", "[2001:db8::1]:9000"),
+        ] {
+            let environment = BTreeMap::from([("OSC_HOST".to_owned(), OsString::from(host))]);
+            let (config, _) = config::from_sources(&environment, None).expect(host);
+            assert_eq!(addresses(&config.host), [expected.parse().expect("an address")], "{host}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! `opensecureconf healthcheck`: what it makes of a server, and of whatever else may be there instead.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Launch, Server, eventually};
+
+/// The exit code, and what is said.
+fn check(address: SocketAddr, host: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let launch = Launch::new().set("OSC_HOST", host).set("OSC_HOST_PORT", &address.port().to_string());
+    let output = launch.command().arg("healthcheck").args(arguments).output().expect("it can be started");
+    assert!(output.stdout.is_empty());
+    let text = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.success(), text.is_empty(), "{text}");
+    (output.status.code(), text)
+}
+
+fn refused(address: SocketAddr, arguments: &[&str], word: &str) {
+    let (status, text) = check(address, "127.0.0.1", arguments);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.starts_with("opensecureconf: ") && text.contains(word), "{word} is not in: {text}");
+}
+
+/// Listens, and does this with each connection; until the test ends.
+fn something(act: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    thread::spawn(move || listener.incoming().flatten().for_each(act));
+    address
+}
+
+/// Reads what is asked, and says that.
+fn says(bytes: &'static [u8]) -> SocketAddr {
+    something(move |mut stream| {
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            if stream.read(&mut byte).is_ok_and(|count| count == 0) {
+                return;
+            }
+            asked.extend(byte);
+        }
+        stream.write_all(bytes).ok();
+    })
+}
+
+#[test]
+fn a_server_that_runs_and_one_that_has_stopped() {
+    let mut server = Server::start();
+    // A server that listens on all addresses is asked on the loopback interface.
+    for host in ["127.0.0.1", "localhost", "0.0.0.0"] {
+        for arguments in [&[][..], &["--ready"], &["--timeout", "60"]] {
+            assert_eq!(
+                check(server.address, host, arguments),
+                (Some(0), String::new()),
+                "{host} {arguments:?}"
+            );
+        }
+    }
+    let address = server.address;
+    server.stop();
+    refused(address, &[], "nobody listens on 127.0.0.1:");
+}
+
+#[test]
+fn one_that_needs_an_api_key_is_asked_without() {
+    let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "some-api-key").start();
+    for arguments in [&[][..], &["--ready"]] {
+        assert_eq!(check(server.address, "127.0.0.1", arguments).0, Some(0));
+    }
+}
+
+#[test]
+fn a_node_that_serves_and_is_not_ready() {
+    // As long as it waits for this peer's salt, it is not.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let peer = silent.local_addr().expect("bound").to_string();
+    let server = Launch::new().set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_NODES", &peer).start();
+    assert_eq!(check(server.address, "127.0.0.1", &[]).0, Some(0));
+    refused(server.address, &["--ready"], "/ready is answered with 503: ");
+    drop(silent);
+    eventually("it is ready", || check(server.address, "127.0.0.1", &["--ready"]).0 == Some(0));
+}
+
+#[test]
+fn peers_that_do_not_answer_in_time() {
+    let hanging = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let dripping = something(|mut stream| {
+        stream.write_all(b"HTTP/1.1 200 ").ok();
+        while stream.write_all(b"O").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    // A server that is stopped has its connections made by the kernel, like one that has too much to do.
+    let stopped = Server::start();
+    stopped.signal("STOP");
+    for address in [hanging.local_addr().expect("bound"), dripping, stopped.address] {
+        let begun = Instant::now();
+        refused(address, &["--timeout", "1"], "no answer after 1 s");
+        assert!(begun.elapsed() >= Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn what_is_no_server_of_this_kind() {
+    refused(something(drop), &[], "brings no answer");
+    for (bytes, word) in [
+        (&b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n"[..], "malformed"),
+        (&[0xff; 100_000], "malformed"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{", "closed"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n", "too large"),
+        (
+            b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n",
+            "/cluster/health is answered with 302",
+        ),
+        (b"HTTP/1.1 500 Oh\r\ncontent-length: 9\r\n\r\na\nb\x1b[1mc ", "answered with 500: ab[1mc"),
+    ] {
+        refused(says(bytes), &[], word);
+    }
+}
+
+#[test]
+fn settings_and_arguments_that_name_no_server() {
+    refused(SocketAddr::from(([127, 0, 0, 1], 0)), &[], "OSC_HOST_PORT is 0");
+    let launch = Launch::new().set("OSC_WORKERS", "none");
+    let output = launch.command().arg("healthcheck").output().expect("it can be started");
+    // A container engine takes 2 for something else.
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("OSC_WORKERS:"));
+    for timeout in ["0", "61", "-1", "x"] {
+        let output = launch.command().args(["healthcheck", "--timeout", timeout]).output();
+        assert!(!output.expect("it can be started").status.success(), "{timeout}");
+    }
+}
