@@ -1,26 +1,44 @@
-# Builds and runs the server in a container. `.ci/run` checks what stands here without a container engine:
-# the copied files are all that the build needs, and the built binary serves with these variables.
+# Builds the server, and an image that holds it and a plain Debian. `.ci/check-image` runs what stands here without
+# a container engine.
 #
 #   docker build -t opensecureconf .
-#   docker run -p 127.0.0.1:9000:9000 -v osc-data:/data --security-opt seccomp=deploy/seccomp-io_uring.json \
-#     opensecureconf
+#   docker run -p 127.0.0.1:9000:9000 -v osc-data:/data --read-only opensecureconf
 #
-# The server needs io_uring. Docker 25 and later, containerd 2.0 and later, and Podman forbid it in their
-# default seccomp profiles. Without a profile that allows it, the server does not start: docs/operations.md.
+# The tags name versions, not contents. A digest does, and can be given without a change here:
+#   docker buildx imagetools inspect debian:12.15-slim
+#   docker build --build-arg DEBIAN_IMAGE=debian@sha256:... --build-arg RUST_IMAGE=rust@sha256:... .
+ARG RUST_IMAGE=rust:1.95.0-bookworm
+ARG DEBIAN_IMAGE=debian:12.15-slim
 
-FROM rust:1.95-bookworm AS build
-# The image brings what the build script of glommio runs: git, a C compiler and make.
+FROM ${RUST_IMAGE} AS build
+# The image brings what the build scripts of the dependencies run: git, a C compiler and make.
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-COPY benches benches
+# Empty sources in the place of all targets that the manifest names: this layer has only the dependencies, and
+# stays as long as they do.
+RUN mkdir src benches \
+    && touch src/lib.rs \
+    && for target in src/main $(sed -n 's/^name = "\(.*\)"/benches\/\1/p' Cargo.toml); do \
+         echo 'fn main() {}' >"$target.rs"; \
+       done \
+    && cargo build --release --locked
 COPY src src
-RUN cargo build --release --locked
+# cargo goes by times, and the files copied are older than what was built from the empty ones.
+RUN touch src/lib.rs src/main.rs \
+    && cargo build --release --locked \
+    && objcopy --strip-debug target/release/opensecureconf opensecureconf
 
-FROM debian:bookworm-slim
-RUN useradd --system --uid 10001 --no-create-home --home-dir /data opensecureconf \
+FROM ${DEBIAN_IMAGE}
+LABEL org.opencontainers.image.title="OpenSecureConf" \
+      org.opencontainers.image.description="Encrypted configuration server" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="0.1.0"
+RUN groupadd --system --gid 10001 opensecureconf \
+    && useradd --system --uid 10001 --gid 10001 --no-create-home --home-dir /data opensecureconf \
     && install -d -o opensecureconf -g opensecureconf -m 0700 /data
-COPY --from=build /build/target/release/opensecureconf /usr/local/bin/opensecureconf
-USER 10001
+COPY --from=build /build/opensecureconf /usr/local/bin/opensecureconf
+# A number, by which Kubernetes sees that it is not root.
+USER 10001:10001
 WORKDIR /data
 VOLUME /data
 ENV OSC_HOST=0.0.0.0 \
@@ -28,4 +46,7 @@ ENV OSC_HOST=0.0.0.0 \
     OSC_SALT_FILE_PATH=/data/encryption.salt
 EXPOSE 9000
 STOPSIGNAL SIGTERM
+# A database of some size is checked from end to end before the server listens.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["/usr/local/bin/opensecureconf", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/opensecureconf"]

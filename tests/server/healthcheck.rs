@@ -61,6 +61,8 @@ fn a_server_that_runs_and_one_that_has_stopped() {
     }
     let address = server.address;
     server.stop();
+    // The kernel closes the listeners of a process that used io_uring a moment after its end.
+    eventually("nobody listens", || TcpStream::connect(address).is_err());
     refused(address, &[], "nobody listens on 127.0.0.1:");
 }
 
