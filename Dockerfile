@@ -33,8 +33,8 @@ LABEL org.opencontainers.image.title="OpenSecureConf" \
       org.opencontainers.image.description="Encrypted configuration server" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="0.1.0"
-RUN groupadd --system --gid 10001 opensecureconf \
-    && useradd --system --uid 10001 --gid 10001 --no-create-home --home-dir /data opensecureconf \
+RUN groupadd --gid 10001 opensecureconf \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin opensecureconf \
     && install -d -o opensecureconf -g opensecureconf -m 0700 /data
 COPY --from=build /build/opensecureconf /usr/local/bin/opensecureconf
 # A number, by which Kubernetes sees that it is not root.

@@ -1,0 +1,130 @@
+"""Checks Kubernetes objects, wherever they come from: against schemas, the image, each other and the server."""
+import pathlib
+import subprocess
+import tempfile
+
+import kubernetes_validate
+
+from checking import API_KEY, check_nodes, expect
+from confinement import PROFILE
+
+# 1.27 brought unhealthyPodEvictionPolicy as a field that is on by default.
+KUBERNETES_VERSIONS = ("1.27", "1.37")
+# Definitions that others bring along; there is no schema of them here.
+WITHOUT_SCHEMA = {"ServiceMonitor"}
+RUNTIME_DEFAULT = {"type": "RuntimeDefault"}
+OWN_PROFILE = {"type": "Localhost", "localhostProfile": PROFILE.name}
+
+
+def check_schemas(name, objects):
+    known = [found for found in objects if found["kind"] not in WITHOUT_SCHEMA]
+    for found in known:
+        for version in KUBERNETES_VERSIONS:
+            try:
+                kubernetes_validate.validate(found, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                at = ".".join(map(str, error.path))
+                expect(False, f"{name}, {found['kind']}, Kubernetes {version}: {at}: {error.message}")
+    print(f"{name}: {len(known)} of {len(objects)} objects fit the schemas of Kubernetes {' and '.join(KUBERNETES_VERSIONS)}")
+
+
+def check_objects(name, objects, image, confine, seccomp=RUNTIME_DEFAULT):
+    """Returns the environment of each pod."""
+    def of_kind(kind):
+        return [found for found in objects if found["kind"] == kind]
+
+    stateful = of_kind("StatefulSet")[0]
+    spec, pod = stateful["spec"], stateful["spec"]["template"]["spec"]
+    labels = stateful["spec"]["template"]["metadata"]["labels"]
+    container = pod["containers"][0]
+    services = {found["metadata"]["name"]: found["spec"] for found in of_kind("Service")}
+
+    expect(container["image"] == pod["initContainers"][0]["image"], f"{name}: there are two images")
+    check_salt(name, pod["initContainers"][0]["command"], image, confine)
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    expect(list(ports.values()) == [image.port], f"{name}: the container's port is not the image's")
+    for service, found in services.items():
+        expect(found["selector"].items() <= labels.items(), f"{name}: {service} selects other pods")
+        for port in found["ports"]:
+            expect(port["targetPort"] in ports, f"{name}: {service} goes to a port that no container has")
+    budgets = of_kind("PodDisruptionBudget")
+    expect(len(budgets) == (spec["replicas"] > 1), f"{name}: {spec['replicas']} nodes have {len(budgets)} budgets")
+    for selector in (spec["selector"], *(budget["spec"]["selector"] for budget in budgets)):
+        expect(selector["matchLabels"].items() <= labels.items(), f"{name}: a selector selects other pods")
+
+    headless = services[spec["serviceName"]]
+    expect(headless.get("clusterIP") == "None", f"{name}: the nodes' Service has an address")
+    expect(headless.get("publishNotReadyAddresses"), f"{name}: nodes that are not ready cannot find each other")
+    expect(spec.get("podManagementPolicy") == "Parallel", f"{name}: nodes that wait for the salt start one by one")
+
+    expect(pod.get("enableServiceLinks") is False, f"{name}: a Service's name can set OSC_* variables")
+    expect(pod["securityContext"]["runAsUser"] == image.user, f"{name}: the user is not the image's")
+    expect(pod["securityContext"]["seccompProfile"] == seccomp, f"{name}: the profile is not {seccomp}")
+    expect(pod["securityContext"]["runAsNonRoot"], f"{name}: it may be root")
+    for each in (container, *pod["initContainers"]):
+        context = each["securityContext"]
+        is_tight = context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
+        expect(is_tight and context["capabilities"] == {"drop": ["ALL"]}, f"{name}: {each['name']} may do too much")
+        expect({"requests", "limits"} <= set(each["resources"]), f"{name}: {each['name']} has no resources")
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+    expect(mounts == [image.volume], f"{name}: the volume is not where the image has its data")
+    for policy in of_kind("NetworkPolicy"):
+        check_policy(name, policy["spec"], labels)
+
+    # check_running asks these paths.
+    paths = {"startupProbe": "/cluster/health", "livenessProbe": "/cluster/health", "readinessProbe": "/ready"}
+    for probe, path in paths.items():
+        asked = container[probe]["httpGet"]
+        expect(asked["path"] == path, f"{name}: {probe} asks {asked['path']}")
+        expect(asked["port"] in ports, f"{name}: {probe} asks a port that is not there")
+
+    pods = [f"{stateful['metadata']['name']}-{number}" for number in range(spec["replicas"])]
+    environments = [image.environment | pod_environment(name, container["env"], pod) for pod in pods]
+    if len(pods) > 1:
+        check_nodes(name, environments, [f"{pod}.{spec['serviceName']}:{image.port}" for pod in pods])
+    return environments
+
+
+def check_policy(name, policy, labels):
+    """The nodes reach each other on their port, and name servers."""
+    expect(policy["podSelector"]["matchLabels"].items() <= labels.items(), f"{name}: the policy is for other pods")
+    for direction, side in (("ingress", "from"), ("egress", "to")):
+        rule = policy[direction][0]
+        selected = rule[side][0]["podSelector"]["matchLabels"]
+        expect(selected.items() <= labels.items(), f"{name}: {direction} from node to node is forbidden")
+        expect(rule["ports"] == [{"port": "http"}], f"{name}: {direction} is on another port")
+    expect({port["port"] for port in policy["egress"][1]["ports"]} == {53}, f"{name}: names cannot be resolved")
+
+
+def check_salt(name, command, image, confine):
+    """What copies the salt to the volume does so once, and only to where the server looks for it."""
+    def status():
+        return subprocess.run(command, preexec_fn=confine, stderr=subprocess.DEVNULL).returncode
+
+    with tempfile.TemporaryDirectory() as directory:
+        given, volume = pathlib.Path(directory, "salt"), pathlib.Path(directory, "data")
+        target = volume / pathlib.Path(image.environment["OSC_SALT_FILE_PATH"]).relative_to(image.volume)
+        command = [part.replace("/salt/", f"{given}/").replace(image.volume, str(volume)) for part in command]
+        given.mkdir()
+        volume.mkdir()
+        expect(status() != 0, f"{name}: a missing salt is no fault")
+        for salt in (b"first", b"second"):
+            (given / "encryption.salt").write_bytes(salt)
+            expect(status() == 0, f"{name}: the salt is not copied")
+            expect(list(volume.iterdir()) == [target], f"{name}: the salt is not where the server looks for it")
+            expect(target.read_bytes() == b"first", f"{name}: the salt of a database is replaced")
+
+
+def pod_environment(name, variables, pod):
+    environment = {}
+    for variable in variables:
+        source = variable.get("valueFrom", {})
+        if "secretKeyRef" in source:
+            environment[variable["name"]] = API_KEY
+        elif source:
+            expect(source == {"fieldRef": {"fieldPath": "metadata.name"}}, f"{name}: this check does not know {source}")
+            environment[variable["name"]] = pod
+        else:
+            expect(variable["name"] != "OSC_API_KEY", f"{name}: a secret stands in the file")
+            environment[variable["name"]] = variable["value"]
+    return environment
