@@ -103,7 +103,7 @@ fn every_setting() {
              OSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=True\nOSC_API_KEY=\"{CANARY}\"\n\
              OSC_CLUSTER_MODE=nonsense\nOSC_CLUSTER_NODES=a:1,b:2\nOSC_CLUSTER_SYNC_INTERVAL=never\n\
              OSC_CLUSTER_NODE_ID=${{HERE}}n1\nOSC_LOG_FORMAT=JSON\nOSC_LOG_FILE=log\n\
-             OSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
+             OSC_ENGINE=Epoll\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
              OSC_RATE_LIMIT_PER_ADDRESS=5\nOSC_RATE_LIMIT_PER_API_KEY=6\nOSC_CONNECTIONS_PER_ADDRESS=7\n\
              OSC_TRUSTED_PROXIES=10.0.0.0/8,::1\nOSC_PROXY_PROTOCOL=true\n\
              CORS_ORIGINS=\"https://a.example.org, HTTP://B:81\"\n"
@@ -114,7 +114,7 @@ fn every_setting() {
     assert_eq!(config.host.addresses(), [std::net::SocketAddr::from(([0_u16; 8], 9321))]);
     assert_eq!(
         config.summary(),
-        "OSC_HOST=[::]\nOSC_HOST_PORT=9321\nOSC_WORKERS=3\nOSC_DATABASE_PATH=/data/a b.db\n\
+        "OSC_HOST=[::]\nOSC_HOST_PORT=9321\nOSC_WORKERS=3\nOSC_ENGINE=epoll\nOSC_DATABASE_PATH=/data/a b.db\n\
          OSC_SALT_FILE_PATH=/data/salt\nOSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=true\n\
          OSC_API_KEY=(set)\nOSC_CLUSTER_ENABLED=false\nOSC_CLUSTER_NODE_ID=n1\nOSC_LOG_LEVEL=WARNING\n\
          OSC_LOG_FORMAT=json\nOSC_LOG_FILE=log\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
@@ -256,6 +256,7 @@ fn every_fault() {
             "OSC_LOG_LEVEL: \"TRACE\" is unknown \
              (allowed: DEBUG, INFO, WARNING, WARN, ERROR, CRITICAL)",
         ),
+        ("OSC_ENGINE", "iocp", "OSC_ENGINE: \"iocp\" is unknown (allowed: auto, uring, epoll)"),
         ("OSC_LOG_FORMAT", "text", "OSC_LOG_FORMAT: \"text\" is unknown (allowed: json, console)"),
     ] {
         assert_eq!(faults(&[(variable, value)]), expected);
