@@ -92,3 +92,19 @@ pub(super) fn adopt(listener: TcpListener) -> glommio::net::TcpListener {
     // TCP socket, and glommio's listener becomes its only owner.
     unsafe { glommio::net::TcpListener::from_raw_fd(listener.into_raw_fd()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_sends_at_once() {
+        let listeners = bind(&[SocketAddr::from(([127, 0, 0, 1], 0))], 1).expect("a free port");
+        let listener = &listeners[0][0];
+        let _client = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        let (accepted, _) = listener.accept().expect("a connection");
+        assert!(accepted.nodelay().expect("a connection"));
+    }
+}

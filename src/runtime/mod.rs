@@ -85,8 +85,7 @@ pub fn run(config: &Config, log: &Log) -> Result<(), Error> {
     let (engine, obstacle) = engine::choose(config.engine)?;
     if let Some(obstacle) = obstacle {
         tracing::warn!(
-            "serving on epoll, which takes more CPU time for each request: {obstacle}; or set OSC_ENGINE=epoll if \
-             that is what you want"
+            "serving on epoll instead of io_uring: {obstacle}; or set OSC_ENGINE=epoll if that is what you want"
         );
     }
     match engine {
