@@ -158,7 +158,11 @@ fn memory_that_is_about_to_be_free_is_enough() {
 fn nothing_of_sys_is_needed() {
     let without = || {
         let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount"]);
+        command.arg("--mount");
+        // In a namespace of users root's memory counts, too, and that of the test above is short.
+        if !may_exceed_limits() {
+            command.args(["--user", "--map-root-user"]);
+        }
         command.args(["sh", "-c", "mount -t tmpfs none /sys && exec \"$0\""]);
         command
     };

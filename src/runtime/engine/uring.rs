@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::panic;
 use std::rc::Rc;
 use std::time::Duration;
 
 use glommio::{LocalExecutorBuilder, Placement, Task};
+use rustix::io::Errno;
 
 use super::probe::obstacle;
 use super::{Acceptor, Engine, Sockets, is_out_of_memory, patiently};
@@ -32,7 +34,7 @@ impl Engine for Uring {
     type Sockets = UringSockets;
 
     fn run(self, main: impl Future<Output = io::Result<()>> + 'static) -> io::Result<()> {
-        let executor = patiently(|| {
+        let make = || {
             // Bound to a core or not, the thread has its place already.
             LocalExecutorBuilder::new(Placement::Unbound)
                 // Sockets need no registered buffers, and the default of 10 MiB exceeds a usual memory lock limit.
@@ -40,8 +42,11 @@ impl Engine for Uring {
                 .preempt_timer(PREEMPTION)
                 .make()
                 .map_err(io::Error::from)
-        })
-        .map_err(explained)?;
+        };
+        // The one thing that it panics on after our own probe is that other processes took all memory meanwhile.
+        let executor = panic::catch_unwind(|| patiently(make))
+            .unwrap_or_else(|_| Err(io::Error::from(Errno::NOMEM)))
+            .map_err(explained)?;
         executor.run(async {
             // The first timer of an executor is late by tens of milliseconds (glommio#652).
             self.sleep(Duration::from_millis(1)).await;
