@@ -2,8 +2,10 @@
 # a container engine.
 #
 #   docker build -t opensecureconf .
-#   docker run -p 127.0.0.1:9000:9000 -v osc-data:/data --read-only opensecureconf
+#   docker run -p 127.0.0.1:9000:9000 -v osc-data:/data --read-only --cap-drop ALL \
+#     --security-opt no-new-privileges --security-opt seccomp=deploy/seccomp-io_uring.json opensecureconf
 #
+# Default seccomp profiles forbid io_uring: docs/operations.md.
 # The tags name versions, not contents. A digest does, and can be given without a change here:
 #   docker buildx imagetools inspect debian:12.15-slim
 #   docker build --build-arg DEBIAN_IMAGE=debian@sha256:... --build-arg RUST_IMAGE=rust@sha256:... .
