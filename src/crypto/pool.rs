@@ -131,6 +131,12 @@ impl Pool {
         (self.derivations.len(), self.reads.len())
     }
 
+    /// As many derivations may wait, and as many reads.
+    pub fn queues_max(&self) -> (usize, usize) {
+        let bounded = "both queues are bounded";
+        (self.derivations.capacity().expect(bounded), self.reads.capacity().expect(bounded))
+    }
+
     /// Closes the queues, lets the threads finish and waits for them.
     pub fn stop(self) {
         let Self { derivations, reads, derive_queue, threads, thread_handles } = self;

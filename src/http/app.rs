@@ -191,7 +191,7 @@ impl Application for App {
             Route::Root => Ok(system::root(&self.settings, &self.service).into()),
             Route::Ready => Ok(system::ready(&self.service).into()),
             Route::Health => Ok(health::health(&self.settings, &self.service).into()),
-            Route::Metrics => metrics::metrics(&self.settings, &self.service).await.map(Outcome::from),
+            Route::Metrics => Ok(metrics::metrics(&self.settings, &self.service).await.into()),
             Route::ClusterStatus => Ok(cluster::status(&self.settings, &self.service).into()),
             Route::ClusterHealth => {
                 Ok(cluster::health(&self.settings, &self.service, api_key_is_right).into())

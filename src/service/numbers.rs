@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Error, Service};
 use crate::crypto::Counts;
 use crate::store::WriterCounts;
+use crate::telemetry::ProcessNumbers;
 
 /// How long a count of the entries is good: it looks at all of them.
 const ENTRIES_COUNT_AGE_MAX: Duration = Duration::from_secs(10);
@@ -19,8 +20,12 @@ pub struct Numbers {
     pub keys: Counts,
     /// Derivations that wait for a thread.
     pub derivations_queued: usize,
+    /// Derivations that may wait.
+    pub derivations_queued_max: usize,
     /// Reads of the database that wait for a thread.
     pub reads_queued: usize,
+    /// Reads that may wait.
+    pub reads_queued_max: usize,
     /// Writes that wait for the writer.
     pub writes_queued: usize,
     /// Memory of cached rows.
@@ -38,11 +43,14 @@ impl Service {
     pub fn numbers(&self) -> Numbers {
         let (rows_cached_bytes, rows_cached) = self.store.cache().usage();
         let (derivations_queued, reads_queued) = self.pool.queued_counts();
+        let (derivations_queued_max, reads_queued_max) = self.pool.queues_max();
         let (pages_cached_bytes, pages_cached) = self.store.pages_usage();
         Numbers {
             keys: self.keys.counts(),
             derivations_queued,
+            derivations_queued_max,
             reads_queued,
+            reads_queued_max,
             writes_queued: self.store.writes_queued().unwrap_or_default(),
             rows_cached_bytes,
             rows_cached,
@@ -54,6 +62,11 @@ impl Service {
     /// What the store's writer counts.
     pub fn writer_counts(&self) -> &WriterCounts {
         self.store.writer_counts()
+    }
+
+    /// What the operating system counts of this process, unless too much is going on to look.
+    pub async fn process_numbers(&self) -> Option<ProcessNumbers> {
+        self.pool.submit(ProcessNumbers::read).ok()?.await.ok()?
     }
 
     /// How many entries this node has; as of some seconds ago, perhaps.

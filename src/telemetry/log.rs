@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -19,10 +20,12 @@ const LINES_WAITING_MAX: usize = 16 * 1024;
 /// Days of which there is a file; older ones are deleted.
 const FILES_COUNT_MAX: usize = 14;
 
+/// What counts the lines that were dropped: like the log, one for the process.
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
 /// The log of the process; what was logged is written when it is dropped.
 pub struct Log {
     _writer: WorkerGuard,
-    dropped: ErrorCounter,
     filter: reload::Handle<LevelFilter, Registry>,
 }
 
@@ -54,8 +57,10 @@ impl Log {
             }
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
-        let _already_started = tracing_subscriber::registry().with(filter).with(lines).try_init();
-        Ok(Self { _writer: guard, dropped, filter: handle })
+        if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
+            DROPPED.set(dropped).ok();
+        }
+        Ok(Self { _writer: guard, filter: handle })
     }
 
     /// Changes what is logged from now on.
@@ -63,11 +68,11 @@ impl Log {
         // It fails when there is no log, and then there is nothing to change.
         self.filter.reload(filter(level)).ok();
     }
+}
 
-    /// Lines that were dropped so far.
-    pub fn dropped_lines(&self) -> ErrorCounter {
-        self.dropped.clone()
-    }
+/// Lines that could not be written as fast as they came, so far.
+pub fn dropped_lines_count() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 fn filter(level: LogLevel) -> LevelFilter {

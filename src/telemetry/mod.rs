@@ -6,8 +6,10 @@ mod counters;
 mod executors;
 mod exposition;
 mod log;
+mod process;
 
 pub use counters::{Counter, Durations, Gauge, Histogram};
 pub use executors::{ExecutorCounts, Executors, METHODS, Requests};
 pub use exposition::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Exposition, Label};
-pub use log::{Log, LogError};
+pub use log::{Log, LogError, dropped_lines_count};
+pub use process::ProcessNumbers;

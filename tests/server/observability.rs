@@ -1,8 +1,9 @@
 //! What the server says of itself: health, metrics, the access log, and the names of requests.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 
-use crate::support::{Launch, Response, Server, USER_KEY, eventually};
+use crate::support::{Client, Launch, Response, Server, USER_KEY, eventually, listening_at, request};
 
 /// The sample of a metric with exactly these labels, in the order in which they are written.
 fn sample(text: &str, series: &str) -> Option<f64> {
@@ -59,10 +60,48 @@ fn requests_are_counted_by_template_never_by_path() {
         (r#"osc_key_cache_keys{tier="pending"}"#, 0.0),
         ("osc_store_writes_total", 1.0),
         ("osc_executors", 1.0),
+        ("osc_healthy", 1.0),
+        ("osc_ready", 1.0),
+        ("osc_connections_limit", 10_240.0),
+        (r#"osc_queue_limit{queue="write"}"#, 4096.0),
+        (r#"osc_api_errors_total{endpoint="/configs",error_type="no_space"}"#, 0.0),
+        ("osc_log_lines_dropped_total", 0.0),
     ] {
         assert_eq!(sample(&text, series), Some(expected), "{series}\n{text}");
     }
     assert!(!text.contains("canary"), "{text}");
+}
+
+#[test]
+fn the_process_is_measured_by_the_names_of_all_prometheus_clients() {
+    let server = Server::start();
+    let open_clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    assert_eq!(server.create("k", "1").status, 201);
+    eventually("all clients are accepted", || {
+        sample(&metrics(&server), "process_open_fds").is_some_and(|count| count > open_clients.len() as f64)
+    });
+    let text = metrics(&server);
+    let value = |name: &str| sample(&text, name).unwrap_or_else(|| panic!("{name} is not in {text}"));
+    assert!(value("process_open_fds") <= value("process_max_fds"));
+    assert!(value("process_cpu_seconds_total") > 0.0);
+    assert!(value("process_resident_memory_bytes") > 1_000_000.0);
+    assert!(value("process_resident_memory_bytes") < value("process_virtual_memory_bytes"));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
+    // The kernel tells when it has booted in whole seconds.
+    let age = now.as_secs_f64() - value("process_start_time_seconds");
+    assert!((age - value("osc_uptime_seconds")).abs() < 10.0, "{age}");
+}
+
+#[test]
+fn requests_that_are_not_http_are_no_errors_of_the_server() {
+    let server = Server::start();
+    for head in ["PRI * HTTP/2.0\r\n\r\n", "GET / HTTP/3.7\r\n\r\n", "BREW / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        let mut client = server.connect();
+        client.write(head.as_bytes());
+        assert!(client.receive(false).status >= 400);
+    }
+    let series = r#"osc_api_errors_total{endpoint="unmatched",error_type="internal"}"#;
+    assert_eq!(sample(&metrics(&server), series), Some(0.0));
 }
 
 #[test]
@@ -236,6 +275,34 @@ fn the_log_goes_to_a_file_of_the_day() {
 fn terminate(child: &std::process::Child) {
     let status = std::process::Command::new("kill").arg(child.id().to_string()).status();
     assert!(status.expect("kill is there").success());
+}
+
+/// The lines that may wait, those that fill the pipe, and some more.
+const LINES_COUNT: usize = 20_000;
+
+#[test]
+fn lines_that_nobody_takes_are_dropped_and_counted() {
+    let launch = Launch::new();
+    let mut child = launch.command().stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+    let mut log = BufReader::new(child.stderr.take().expect("piped"));
+    let address = loop {
+        let mut line = String::new();
+        assert!(log.read_line(&mut line).expect("readable") > 0, "it ended");
+        if let Some(address) = listening_at(&line) {
+            break address;
+        }
+    };
+    let mut client = Client::connect(address);
+    let batch = request("GET", "/nowhere", &[], None).repeat(100);
+    for _ in 0..LINES_COUNT / 100 {
+        client.write(&batch);
+        (0..100).for_each(|_| assert_eq!(client.receive(false).status, 404));
+    }
+    let response = client.send("GET", "/metrics", &[], None);
+    child.kill().expect("it runs");
+    child.wait().expect("it was killed");
+    let dropped = sample(response.text(), "osc_log_lines_dropped_total").expect("a number");
+    assert!(dropped > 0.0 && dropped < LINES_COUNT as f64, "{dropped}");
 }
 
 #[test]

@@ -191,7 +191,7 @@ impl Drop for Server {
 }
 
 /// From the line of the log that says so, in either format.
-fn listening_at(line: &str) -> Option<SocketAddr> {
+pub(crate) fn listening_at(line: &str) -> Option<SocketAddr> {
     let (_, rest) = line.split_once("listening")?;
     let (_, rest) = rest.split_once("address=").or_else(|| rest.split_once(r#""address":""#))?;
     rest.split([' ', '"']).next()?.parse().ok()

@@ -13,11 +13,7 @@ const EXECUTOR_PATIENCE: Duration = Duration::from_secs(5);
 
 /// `GET /health`
 pub(in crate::http) fn health(settings: &Settings, service: &Service) -> Answer {
-    let mut reasons = service.faults();
-    let stalled = settings.executors.stalled(EXECUTOR_PATIENCE);
-    if !stalled.is_empty() {
-        reasons.push(format!("executors do not run: {stalled:?}"));
-    }
+    let reasons = faults(settings, service);
     if !reasons.is_empty() {
         return unhealthy(&reasons);
     }
@@ -25,4 +21,14 @@ pub(in crate::http) fn health(settings: &Settings, service: &Service) -> Answer 
     write_string(settings.engine, &mut body);
     body.push(b'}');
     Answer::json(200, body)
+}
+
+/// What is wrong with this node, if anything is.
+pub(super) fn faults(settings: &Settings, service: &Service) -> Vec<String> {
+    let mut faults = service.faults();
+    let stalled = settings.executors.stalled(EXECUTOR_PATIENCE);
+    if !stalled.is_empty() {
+        faults.push(format!("executors do not run: {stalled:?}"));
+    }
+    faults
 }

@@ -2,25 +2,36 @@
 
 use std::collections::BTreeMap;
 
+use super::{health, system};
 use crate::http::answer::Answer;
-use crate::http::app::{Settings, failed};
+use crate::http::app::Settings;
+use crate::limits::{CONNECTIONS_COUNT_MAX, WRITES_QUEUED_MAX};
 use crate::service::{Member, Service};
-use crate::telemetry::{Exposition, METHODS, METRICS_CONTENT_TYPE, Requests};
+use crate::telemetry::{
+    Exposition, METHODS, METRICS_CONTENT_TYPE, ProcessNumbers, Requests, dropped_lines_count,
+};
+
+/// What is counted from the start, for the endpoints of entries and for requests that came no further: nobody sees
+/// a counter grow that appears with its first error.
+const ERRORS_TO_WATCH: [&str; 3] = ["internal", "unavailable", "no_space"];
 
 /// `GET /metrics`
-pub(in crate::http) async fn metrics(settings: &Settings, service: &Service) -> Result<Answer, Answer> {
+pub(in crate::http) async fn metrics(settings: &Settings, service: &Service) -> Answer {
     let mut exposition = Exposition::default();
     requests(settings, &mut exposition);
-    let entries_count = service.entries_count().await.map_err(failed)?;
-    exposition
-        .gauge("osc_config_entries_total", "Entries that this node has.")
-        .with_count(&[], entries_count);
+    // All the rest is wanted above all when the database does not answer.
+    if let Ok(count) = service.entries_count().await {
+        exposition.gauge("osc_config_entries_total", "Entries that this node has.").with_count(&[], count);
+    }
     cluster(service, &mut exposition);
     parts(service, &mut exposition);
-    process(settings, service, &mut exposition);
+    program(settings, service, &mut exposition);
+    if let Some(numbers) = service.process_numbers().await {
+        process(numbers, &mut exposition);
+    }
     let mut answer = Answer::json(200, exposition.encode());
     answer.content_type = Some(METRICS_CONTENT_TYPE);
-    Ok(answer)
+    answer
 }
 
 fn requests(settings: &Settings, exposition: &mut Exposition) {
@@ -46,7 +57,12 @@ fn requests(settings: &Settings, exposition: &mut Exposition) {
     for ((operation, status), &count) in &operations {
         samples = samples.with_count(&[("operation", operation), ("status", status)], count);
     }
-    let errors = sums(&counts, |of| Some((endpoints[of.endpoint], error_type(of.status)?)));
+    let mut errors = sums(&counts, |of| Some((endpoints[of.endpoint], error_type(of.status)?)));
+    for endpoint in ["unmatched", "/configs", "/configs/{key}"] {
+        for error_type in ERRORS_TO_WATCH {
+            errors.entry((endpoint, error_type)).or_default();
+        }
+    }
     let mut samples = exposition.counter("osc_api_errors_total", "Answers that say that something is wrong.");
     for ((endpoint, error_type), &count) in &errors {
         samples = samples.with_count(&[("endpoint", endpoint), ("error_type", error_type)], count);
@@ -68,6 +84,9 @@ fn requests(settings: &Settings, exposition: &mut Exposition) {
     for (index, count) in executors.connections().into_iter().enumerate() {
         samples = samples.with_count(&[("executor", &index.to_string())], count);
     }
+    exposition
+        .gauge("osc_connections_limit", "Connections that may be open, on all executors together.")
+        .with_count(&[], CONNECTIONS_COUNT_MAX as u64);
 }
 
 fn cluster(service: &Service, exposition: &mut Exposition) {
@@ -150,6 +169,11 @@ fn parts(service: &Service, exposition: &mut Exposition) {
         .with_count(&[("queue", "read")], numbers.reads_queued as u64)
         .with_count(&[("queue", "write")], numbers.writes_queued as u64);
     exposition
+        .gauge("osc_queue_limit", "Jobs that may wait for a thread; what comes then is answered 503.")
+        .with_count(&[("queue", "derive")], numbers.derivations_queued_max as u64)
+        .with_count(&[("queue", "read")], numbers.reads_queued_max as u64)
+        .with_count(&[("queue", "write")], WRITES_QUEUED_MAX as u64);
+    exposition
         .gauge("osc_cache_bytes", "Memory of sealed entries.")
         .with_count(&[("cache", "rows")], numbers.rows_cached_bytes as u64)
         .with_count(&[("cache", "pages")], numbers.pages_cached_bytes as u64);
@@ -159,7 +183,11 @@ fn parts(service: &Service, exposition: &mut Exposition) {
         .with_count(&[("cache", "pages")], numbers.pages_cached as u64);
 }
 
-fn process(settings: &Settings, service: &Service, exposition: &mut Exposition) {
+fn program(settings: &Settings, service: &Service, exposition: &mut Exposition) {
+    let is_healthy = health::faults(settings, service).is_empty();
+    exposition.gauge("osc_healthy", "Whether /health is 200.").with_count(&[], u64::from(is_healthy));
+    let is_ready = system::obstacle(service).is_none();
+    exposition.gauge("osc_ready", "Whether /ready is 200.").with_count(&[], u64::from(is_ready));
     exposition
         .gauge("osc_build_info", "Which program this is, and what its executors run on.")
         .with_count(&[("version", env!("CARGO_PKG_VERSION")), ("engine", settings.engine)], 1);
@@ -167,6 +195,28 @@ fn process(settings: &Settings, service: &Service, exposition: &mut Exposition) 
         .gauge("osc_executors", "Threads that serve requests.")
         .with_count(&[], settings.executors.count() as u64);
     exposition.gauge("osc_uptime_seconds", "Time since the start.").with(&[], service.uptime().as_secs_f64());
+    exposition
+        .counter("osc_log_lines_dropped_total", "Lines of the log that could not be written in time.")
+        .with_count(&[], dropped_lines_count());
+}
+
+/// Names, units and texts are those of all Prometheus clients.
+fn process(numbers: ProcessNumbers, exposition: &mut Exposition) {
+    exposition
+        .counter("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.")
+        .with(&[], numbers.cpu_seconds);
+    let mut gauge = |name, help, count| {
+        exposition.gauge(name, help).with_count(&[], count);
+    };
+    gauge("process_resident_memory_bytes", "Resident memory size in bytes.", numbers.resident_bytes);
+    gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", numbers.virtual_bytes);
+    gauge("process_open_fds", "Number of open file descriptors.", numbers.open_fds);
+    if let Some(fds_max) = numbers.fds_max {
+        gauge("process_max_fds", "Maximum number of open file descriptors.", fds_max);
+    }
+    exposition
+        .gauge("process_start_time_seconds", "Start time of the process since unix epoch in seconds.")
+        .with(&[], numbers.start_seconds);
 }
 
 /// Sums of counts by what `key` makes of them.
@@ -211,7 +261,9 @@ fn error_type(status: u16) -> Option<&'static str> {
         499 => "client_gone",
         503 => "unavailable",
         507 => "no_space",
-        400..500 => "bad_request",
+        400..=499 => "bad_request",
+        // A method or a version of HTTP: what is not there is no fault of the server.
+        501 | 505 => "not_implemented",
         _ => "internal",
     })
 }

@@ -30,14 +30,19 @@ pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Answer {
 
 /// `GET /ready`
 pub(in crate::http) fn ready(service: &Service) -> Answer {
-    let Some(cluster) = service.cluster() else { return Answer::json(200, br#"{"ready":true}"#.to_vec()) };
-    if !cluster.salt_is_agreed() {
-        return not_ready("the nodes have not agreed on a salt yet");
-    }
-    let members = cluster.members();
-    let in_the_way = members.iter().find(|member| member.is_in_the_way);
-    match in_the_way.and_then(|member| Some((&member.address, member.reason.as_ref()?))) {
-        Some((address, reason)) => not_ready(&format!("no replication with {address}: {reason}")),
+    match obstacle(service) {
+        Some(reason) => not_ready(&reason),
         None => Answer::json(200, br#"{"ready":true}"#.to_vec()),
     }
+}
+
+/// Why this node should get no requests, if so.
+pub(super) fn obstacle(service: &Service) -> Option<String> {
+    let cluster = service.cluster()?;
+    if !cluster.salt_is_agreed() {
+        return Some("the nodes have not agreed on a salt yet".to_owned());
+    }
+    let members = cluster.members();
+    let in_the_way = members.iter().find(|member| member.is_in_the_way)?;
+    Some(format!("no replication with {}: {}", in_the_way.address, in_the_way.reason.as_ref()?))
 }
