@@ -1,4 +1,4 @@
-"""The release binary, serving on a free port of the loopback interface in a directory of its own."""
+"""The release binary, serving on a given or a free port of the loopback interface in a directory of its own."""
 import contextlib
 import os
 import pathlib
@@ -17,12 +17,16 @@ def listens(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def served(variables):
     """Its URL and its directory. That it lives until the end, and then ends well, is a part of each check."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = int(variables.get("OSC_HOST_PORT") or free_port())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OSC_")}
     environment |= {"OSC_HOST_PORT": str(port)} | variables
     with tempfile.TemporaryDirectory() as directory:
