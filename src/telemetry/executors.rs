@@ -37,7 +37,7 @@ pub struct Requests {
     pub endpoint: usize,
     /// The place in [`METHODS`].
     pub method: usize,
-    /// One of [`STATUSES`].
+    /// The status; 0 stands for those that are not counted each by itself.
     pub status: u16,
 }
 
