@@ -2,6 +2,7 @@
 //! `tests/server/documentation.rs` and `.ci/check-openapi`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -97,6 +98,7 @@ fn what_a_route_needs_is_described() {
         let has = |status: &str| responses.contains_key(status);
         assert_eq!(has("403"), route.needs_api_key(), "{path}");
         assert_eq!(has("401"), route.needs_user_key(), "{path}");
+        assert_eq!(has("429"), route.counts_for_limits(), "{path}");
         assert_eq!(has("413") && has("415"), route.body_bytes_max().is_some(), "{path}");
         for status in ["400", "408", "414", "417", "431", "500", "501", "503", "505"] {
             assert!(has(status), "{path}: {status}");
@@ -194,6 +196,7 @@ fn table() -> Vec<Answer> {
             Refusal::ApiKeyWrong,
             Refusal::UserKeyTooShort { bytes_min: 8 },
             Refusal::ContentCoded,
+            Refusal::TooManyRequests { wait: Duration::ZERO },
         ]
         .iter()
         .map(Answer::from),
