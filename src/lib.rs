@@ -8,7 +8,7 @@
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
 //! L2  service                             use cases; where crypto and store meet
 //! L1  http1  |  crypto  |  store          bytes, keys, rows; blind to each other
-//! L0  config  limits  model  telemetry    vocabulary
+//! L0  config  tls  limits  model  telemetry   vocabulary; TLS over any stream
 //! ```
 //!
 //! `docs/architecture.md` says which thread runs what.
@@ -25,3 +25,4 @@ pub mod runtime;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

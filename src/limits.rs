@@ -53,6 +53,8 @@ pub const INBOX_BYTES: usize = 2 * 1024;
 pub const API_KEYS_COUNT_MAX: usize = 64;
 /// Largest file of API keys that is read.
 pub const API_KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Largest file of certificates or keys that is read; bundles of all public authorities have a quarter of this.
+pub const TLS_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Longest rest of a header of the PROXY protocol: addresses and the extensions that load balancers add.
 pub const PROXY_HEADER_BYTES_MAX: usize = 2048;
 /// Lines of the access log that one executor writes in a second about reads that were answered from memory; of

@@ -7,24 +7,38 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("limits", &[]),
     ("model", &["limits"]),
-    ("config", &["limits", "model"]),
+    ("tls", &["limits"]),
+    ("config", &["limits", "model", "tls"]),
     ("telemetry", &["limits", "model", "config"]),
     ("http1", &["limits"]),
     ("crypto", &["limits", "model", "telemetry"]),
     ("store", &["limits", "model", "telemetry"]),
     ("service", &["limits", "model", "telemetry", "config", "crypto", "store"]),
     ("http", &["limits", "model", "telemetry", "config", "http1", "service", "store"]),
-    ("cluster", &["limits", "model", "telemetry", "config", "http1", "service", "store"]),
+    ("cluster", &["limits", "model", "telemetry", "config", "tls", "http1", "service", "store"]),
     (
         "runtime",
-        &["limits", "model", "telemetry", "config", "http1", "crypto", "store", "service", "http", "cluster"],
+        &[
+            "limits",
+            "model",
+            "telemetry",
+            "config",
+            "tls",
+            "http1",
+            "crypto",
+            "store",
+            "service",
+            "http",
+            "cluster",
+        ],
     ),
     ("healthcheck", &["config", "http1"]),
     ("main", &["runtime", "healthcheck", "config", "telemetry"]),
 ];
 
 /// What only these modules may name at all.
-const ONLY_IN: [(&str, &[&str]); 9] = [
+const ONLY_IN: [(&str, &[&str]); 10] = [
+    ("rustls::", &["tls"]),
     ("glommio::", &["runtime"]),
     ("tokio::", &["runtime"]),
     ("rusqlite::", &["store"]),

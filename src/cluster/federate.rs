@@ -111,7 +111,7 @@ async fn answer<N: Network>(context: &Context<N>, transport: &mut Transport<N>, 
         }
         Some(Err(failure)) => {
             tracing::debug!(%failure, target, "a peer has not answered a question");
-            if failure == Failure::Unreachable {
+            if matches!(failure, Failure::Unreachable | Failure::Distrust(_)) {
                 context.tell_unanswered(peer);
             }
         }

@@ -3,8 +3,11 @@
 //! It holds no socket, no clock and no store. The driver performs one action at a time and tells the
 //! outcome, so that there is at most one request to a peer under way.
 
+mod refusal;
+
 use std::collections::VecDeque;
 
+pub use self::refusal::{Failure, Refusal};
 use crate::model::{EntryId, Horizon, NodeNumber, Stamp};
 
 /// A healthy peer is asked for its health this often; one that is down as often as peers are compared, if
@@ -42,40 +45,6 @@ pub enum State {
     Refused(Refusal),
 }
 
-/// Why there is no replication with a peer that answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// It has another salt, and both have entries: neither could open the other's.
-    #[error("its salt differs and both have entries")]
-    SaltDiffers,
-    /// It runs on a copy of this node's data directory.
-    #[error("it runs on a copy of this node's data directory")]
-    CopiedData,
-    /// Its data are older than the deletions that this node remembers: what was deleted would come back.
-    #[error(
-        "its data are older than the deletions that are remembered, it must start with an empty directory"
-    )]
-    Outdated,
-    /// The same, the other way round.
-    #[error(
-        "this node's data are older than the deletions that are remembered, it must start with an empty directory"
-    )]
-    OutdatedHere,
-    /// It is in the other cluster mode.
-    #[error("it runs in another cluster mode")]
-    ModeDiffers,
-    /// It does not accept the API key.
-    #[error("it does not accept the API key")]
-    ApiKey,
-}
-
-impl Refusal {
-    /// Whether this node is wrong, or nobody can tell which of the two is: it should take no requests then.
-    pub fn is_in_the_way(self) -> bool {
-        self != Self::Outdated
-    }
-}
-
 /// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Introduction {
@@ -93,23 +62,6 @@ pub struct Introduction {
     pub has_entries: bool,
     /// How far back it knows of deletions.
     pub horizon: Horizon,
-}
-
-/// Why a request to a peer came to nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// No connection, no answer in time, or not an answer.
-    #[error("no answer")]
-    Unreachable,
-    /// 403.
-    #[error("the API key is not accepted")]
-    ApiKey,
-    /// 409: the peer has another salt.
-    #[error("the salt differs")]
-    SaltDiffers,
-    /// Any other status, or this node's own store failed.
-    #[error("the request was refused")]
-    Refused,
 }
 
 /// What to do next.
@@ -473,6 +425,7 @@ impl Peer {
         self.health_due_ms = now_ms + interval_ms;
         self.state = match failure {
             Failure::ApiKey => State::Refused(Refusal::ApiKey),
+            Failure::Distrust(distrust) => State::Refused(Refusal::Distrust(distrust)),
             _ if self.state == State::Unknown => State::Unknown,
             _ => State::Down,
         };
@@ -492,7 +445,8 @@ impl Peer {
         // A comparison starts anew; what it had applied stays applied.
         self.sync = Sync::default();
         match failure {
-            Failure::Unreachable => self.health_due_ms = now_ms,
+            // A health check finds out whether it was this connection alone.
+            Failure::Unreachable | Failure::Distrust(_) => self.health_due_ms = now_ms,
             Failure::ApiKey => {
                 self.state = State::Refused(Refusal::ApiKey);
                 self.health_due_ms = now_ms + self.spread(HEALTH_INTERVAL_MS);

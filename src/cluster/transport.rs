@@ -13,14 +13,21 @@ use crate::config::PeerAddress;
 use crate::http1::{Call, ClientConnection, ClientStep, Method};
 use crate::limits::PEER_BODY_BYTES_MAX;
 use crate::model::ApiKeys;
+use crate::tls::Distrust;
 
 /// What the cluster needs of the world: the runtime's sockets and timers, or a test's.
 pub trait Network: 'static {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin;
 
-    /// Resolves the name anew and connects.
+    /// Resolves the name anew and connects. An error may hold a [`Distrust`].
     fn connect(&self, address: &PeerAddress) -> impl Future<Output = io::Result<Self::Stream>>;
+
+    /// Whether a connection that was made now would be one of the same kind: one with a certificate that was
+    /// replaced is not to be kept.
+    fn is_current(&self, _stream: &Self::Stream) -> bool {
+        true
+    }
 
     /// Waits.
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
@@ -65,14 +72,15 @@ impl<N: Network> Transport<N> {
     /// Asks, on the kept connection if there is one. All that nodes ask may be asked twice.
     pub(super) async fn call(&mut self, network: &N, request: &Request<'_>) -> Result<Reply, Failure> {
         let exchange = async {
+            self.kept.take_if(|(stream, _)| !network.is_current(stream));
             if self.kept.is_some()
                 && let Ok(reply) = self.exchange(network, request).await
             {
                 return reply;
             }
-            let stream = network.connect(&self.address).await.map_err(|_| Failure::Unreachable)?;
+            let stream = network.connect(&self.address).await.map_err(|error| failure(&error))?;
             self.kept = Some((stream, ClientConnection::new(PEER_BODY_BYTES_MAX)));
-            self.exchange(network, request).await.unwrap_or(Err(Failure::Unreachable))
+            self.exchange(network, request).await.unwrap_or_else(Err)
         };
         let timeout = async {
             network.sleep(request.timeout).await;
@@ -131,6 +139,11 @@ impl<N: Network> Transport<N> {
     }
 }
 
+/// A peer that wants another certificate says so only when the connection is there, in TLS 1.3.
+fn failure(error: &io::Error) -> Failure {
+    Distrust::of(error).map_or(Failure::Unreachable, Failure::Distrust)
+}
+
 /// Moves bytes in whichever direction they can move.
 async fn transfer<S>(stream: &mut S, connection: &mut ClientConnection) -> Result<(), Failure>
 where
@@ -140,14 +153,15 @@ where
         while !connection.output().is_empty() {
             match Pin::new(&mut *stream).poll_write(context, connection.output()) {
                 Poll::Ready(Ok(count)) if count > 0 => connection.wrote(count),
-                Poll::Ready(_) => return Poll::Ready(Err(Failure::Unreachable)),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Err(Failure::Unreachable)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(failure(&error))),
                 Poll::Pending => break,
             }
         }
         match Pin::new(&mut *stream).poll_read(context, connection.read_space()) {
             Poll::Ready(Ok(0)) => connection.received_eof(),
             Poll::Ready(Ok(count)) => connection.received(count),
-            Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Unreachable)),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(failure(&error))),
             Poll::Pending => return Poll::Pending,
         }
         Poll::Ready(Ok(()))

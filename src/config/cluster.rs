@@ -53,21 +53,27 @@ pub enum WriteAcks {
 pub struct PeerAddress {
     host: String,
     port: u16,
+    has_tls: bool,
 }
 
 impl PeerAddress {
-    /// Reads `host:port`, `[v6]:port`, `host`, each also behind `http://`.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let rest = text.strip_prefix("http://").unwrap_or(text);
+    /// Reads `host:port`, `[v6]:port`, `host`, each also behind `http://` or `https://`. Without these it is as this
+    /// node is.
+    pub(super) fn parse(text: &str, has_tls_here: bool) -> Option<Self> {
+        let (has_tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (None, Some(rest)) => (false, rest),
+            (None, None) => (has_tls_here, text),
+        };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = match rest.rsplit_once(':') {
             Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, parse_port(port)?),
             _ => (rest, PORT_DEFAULT),
         };
         if let Some(address) = address(host) {
-            return Some(Self { host: address.to_string(), port });
+            return Some(Self { host: address.to_string(), port, has_tls });
         }
-        is_name(host).then(|| Self { host: host.to_owned(), port })
+        is_name(host).then(|| Self { host: host.to_owned(), port, has_tls })
     }
 
     /// The name or the address, an IPv6 one without brackets.
@@ -78,6 +84,11 @@ impl PeerAddress {
     /// The port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Whether it is spoken to over TLS, as the node that [`Self::host`] names.
+    pub fn has_tls(&self) -> bool {
+        self.has_tls
     }
 }
 
@@ -112,7 +123,7 @@ enum Mode {
 }
 
 /// `None` when this node stands alone; the other variables have no effect then.
-pub(super) fn read(variables: &mut Variables<'_>) -> Option<ClusterConfig> {
+pub(super) fn read(variables: &mut Variables<'_>, has_tls: bool) -> Option<ClusterConfig> {
     if !variables.switch("OSC_CLUSTER_ENABLED") {
         return None;
     }
@@ -133,7 +144,7 @@ pub(super) fn read(variables: &mut Variables<'_>) -> Option<ClusterConfig> {
         variables.fault("OSC_CLUSTER_WRITE_ACKS", message);
     }
     Some(ClusterConfig {
-        peers: peers(variables),
+        peers: peers(variables, has_tls),
         sync_interval: Duration::from_secs(seconds.unwrap_or(SYNC_INTERVAL_DEFAULT_SECONDS)),
         write_acks,
         federation,
@@ -151,15 +162,15 @@ fn federation(variables: &mut Variables<'_>) -> FederationConfig {
 }
 
 /// Items are separated by commas; spaces around them and empty ones do not count.
-fn peers(variables: &mut Variables<'_>) -> Vec<PeerAddress> {
+fn peers(variables: &mut Variables<'_>, has_tls: bool) -> Vec<PeerAddress> {
     let text = variables.text("OSC_CLUSTER_NODES").unwrap_or_default();
     let mut peers: Vec<PeerAddress> = Vec::new();
     for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        match PeerAddress::parse(item) {
+        match PeerAddress::parse(item, has_tls) {
             Some(peer) if peers.contains(&peer) => {}
             Some(peer) => peers.push(peer),
             None => {
-                let allowed = "allowed: host:port, [v6]:port, http://host:port";
+                let allowed = "allowed: host:port, [v6]:port, http://host:port, https://host:port";
                 variables.fault("OSC_CLUSTER_NODES", format!("{} is not a peer ({allowed})", shown(item)));
             }
         }
@@ -188,13 +199,28 @@ mod tests {
             ("node1:0", None),
             ("node1:port", None),
             ("node1:99999", None),
-            ("https://node1:9000", None),
+            ("https://node1:9001", Some("node1:9001")),
+            ("https://https://node1:9000", None),
             ("node1:9000/path", None),
             ("user@node1:9000", None),
             ("two words:9000", None),
             (":9000", None),
         ] {
-            assert_eq!(PeerAddress::parse(text).map(|peer| peer.to_string()).as_deref(), expected, "{text}");
+            assert_eq!(
+                PeerAddress::parse(text, false).map(|peer| peer.to_string()).as_deref(),
+                expected,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_of_tls_is_as_this_node() {
+        for (text, elsewhere, here) in
+            [("a:1", false, true), ("http://a:1", false, false), ("https://a:1", true, true)]
+        {
+            let has_tls = |here| PeerAddress::parse(text, here).expect(text).has_tls();
+            assert_eq!((has_tls(false), has_tls(true)), (elsewhere, here), "{text}");
         }
     }
 }

@@ -61,6 +61,9 @@ pub enum Warning {
     /// A key is there but nobody asks for it.
     #[error("OSC_API_KEY: is set but not used, because OSC_API_KEY_REQUIRED is not true")]
     ApiKeyUnused,
+    /// A certificate is there but nobody gets to see it.
+    #[error("OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: are set but not used, because OSC_HTTPS_ENABLED is not true")]
+    CertificateUnused,
     /// A line of `.env`, counted from 1, has no effect.
     #[error(".env: the statement that starts in line {0} could not be read and has no effect")]
     DotenvLine(usize),

@@ -17,6 +17,7 @@ mod settings;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod variables;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ pub use log::{LogFormat, LogLevel};
 pub use origins::Origins;
 
 use crate::model::ApiKey;
+use crate::tls::Certificates;
 
 /// What the server is told to do. See `.env.example` for the variables and their defaults.
 #[derive(Clone, Debug)]
@@ -65,6 +67,8 @@ pub struct Config {
     pub has_private_metrics: bool,
     /// What one client may take, and whom to believe about who it is.
     pub clients: ClientLimits,
+    /// `OSC_HTTPS_ENABLED`, and whether a peer has TLS: the certificates, read and found good. `None` without any TLS.
+    pub certificates: Option<Certificates>,
     /// Whether sockets may have a ring of their own: `OSC_TEST_SOCKETS`, by which tests go the other way.
     pub uses_ring: bool,
     /// `OSC_LOG_LEVEL`.
@@ -91,7 +95,8 @@ pub fn load() -> Result<(Config, Vec<Warning>), Faults> {
 }
 
 /// Makes the settings from the environment and the bytes of a `.env` file. Apart from resolving the
-/// name in `OSC_HOST`, and looking whether two paths lead to one file, the result depends on nothing else.
+/// name in `OSC_HOST`, looking whether two paths lead to one file, and reading the files of keys and certificates that
+/// are named, the result depends on nothing else.
 ///
 /// # Errors
 /// When any setting cannot be used. All of them are listed.

@@ -10,10 +10,10 @@ use super::fault::{Fault, Faults, Warning};
 use super::host::{Host, Resolve};
 use super::log::{LogFormat, LogLevel};
 use super::variables::{Variables, integer, shown};
-use super::{Config, api_key, clients, cluster, dotenv, kubernetes, origins};
+use super::{Config, api_key, clients, cluster, dotenv, kubernetes, origins, tls};
 
 /// Every variable with a meaning, here or in the original.
-pub(super) const KNOWN: [&str; 30] = [
+pub(super) const KNOWN: [&str; 35] = [
     "OSC_HOST",
     "OSC_HOST_PORT",
     "OSC_WORKERS",
@@ -41,6 +41,11 @@ pub(super) const KNOWN: [&str; 30] = [
     "OSC_FEDERATED_TIMEOUT_MS",
     "OSC_FEDERATED_STRICT",
     "OSC_HTTPS_ENABLED",
+    "OSC_SSL_CERTFILE",
+    "OSC_SSL_KEYFILE",
+    "OSC_SSL_KEYFILE_PASSWORD",
+    "OSC_SSL_CA_CERTS",
+    "OSC_CLUSTER_CA_CERTS",
     "OSC_LOG_LEVEL",
     "OSC_LOG_FORMAT",
     "OSC_LOG_FILE",
@@ -68,6 +73,8 @@ pub(super) fn read(
     let mut variables = Variables::new(environment, file.values);
 
     let port = port(&mut variables);
+    let has_tls = variables.switch("OSC_HTTPS_ENABLED");
+    let cluster = cluster::read(&mut variables, has_tls);
     let config = Config {
         host: host(&mut variables, port, resolve),
         port,
@@ -78,7 +85,8 @@ pub(super) fn read(
         user_key_bytes_min: user_key_bytes_min(&mut variables),
         api_keys: api_key::read(&mut variables, &mut warnings),
         node_id: node_id(&mut variables, port),
-        cluster: cluster::read(&mut variables),
+        certificates: tls::read(&mut variables, &mut warnings, has_tls, cluster.as_ref()),
+        cluster,
         origins: origins::read(&mut variables),
         has_public_root: variables.switch("OSC_PUBLIC_ROOT"),
         has_private_metrics: variables.switch("OSC_METRICS_AUTH"),
@@ -89,7 +97,6 @@ pub(super) fn read(
         log_file: variables.text("OSC_LOG_FILE").map(PathBuf::from),
     };
     check_paths_differ(&mut variables, &config);
-    refuse_https(&mut variables);
 
     if config.api_keys.is_empty() && !config.host.is_loopback() {
         warnings.push(Warning::OpenToOthers(config.host.to_string()));
@@ -141,13 +148,6 @@ fn node_id(variables: &mut Variables<'_>, port: u16) -> String {
         variables.fault("OSC_CLUSTER_NODE_ID", message);
     }
     node_id
-}
-
-/// Whoever switches this on for a later original must not get an unencrypted port without a word.
-fn refuse_https(variables: &mut Variables<'_>) {
-    if variables.switch("OSC_HTTPS_ENABLED") {
-        variables.fault("OSC_HTTPS_ENABLED", "TLS is not in this version yet (allowed: false)");
-    }
 }
 
 fn path(variables: &mut Variables<'_>, variable: &'static str, default: &str) -> PathBuf {

@@ -1,6 +1,7 @@
 //! The settings in effect, for people: what `check-config` prints.
 
-use super::Config;
+use super::{Config, PeerAddress};
+use crate::tls::{Certificates, Roots};
 
 impl Config {
     /// The settings in effect, as `NAME=value` lines without secrets.
@@ -39,8 +40,11 @@ impl Config {
             ("CORS_ORIGINS", self.origins.as_ref().map_or("(none)".to_owned(), ToString::to_string)),
         ];
         let mut summary = lines.map(|(name, value)| format!("{name}={value}\n")).concat();
+        summary.push_str(&tls(self.certificates.as_ref()));
         if let Some(cluster) = &self.cluster {
-            let peers: Vec<String> = cluster.peers.iter().map(ToString::to_string).collect();
+            let scheme = |peer: &PeerAddress| if peer.has_tls() { "https://" } else { "" };
+            let peers: Vec<String> =
+                cluster.peers.iter().map(|peer| format!("{}{peer}", scheme(peer))).collect();
             summary.push_str(&format!("OSC_CLUSTER_NODES={}\n", peers.join(",")));
             summary.push_str(&match &cluster.federation {
                 None => format!(
@@ -61,4 +65,28 @@ impl Config {
 
 fn number(limit: Option<std::num::NonZeroU32>) -> String {
     limit.map_or_else(|| "(no limit)".to_owned(), |limit| limit.to_string())
+}
+
+fn tls(certificates: Option<&Certificates>) -> String {
+    let files = certificates.map(Certificates::files);
+    let Some((files, own)) = files.and_then(|files| Some((files, files.own.as_ref()?))) else {
+        return "OSC_HTTPS_ENABLED=false\n".to_owned() + &roots(files.and_then(|files| files.peers.as_ref()));
+    };
+    let clients = files.clients.as_ref().map_or("(none)".to_owned(), |path| path.display().to_string());
+    format!(
+        "OSC_HTTPS_ENABLED=true\nOSC_SSL_CERTFILE={}\nOSC_SSL_KEYFILE={}\nOSC_SSL_KEYFILE_PASSWORD={}\n\
+         OSC_SSL_CA_CERTS={clients}\n{}",
+        own.certificate.display(),
+        own.key.display(),
+        if own.password.is_some() { "(set)" } else { "(none)" },
+        roots(files.peers.as_ref()),
+    )
+}
+
+fn roots(roots: Option<&Roots>) -> String {
+    match roots {
+        None => String::new(),
+        Some(Roots::System) => "OSC_CLUSTER_CA_CERTS=(those of the system)\n".to_owned(),
+        Some(Roots::File(path)) => format!("OSC_CLUSTER_CA_CERTS={}\n", path.display()),
+    }
 }

@@ -56,6 +56,7 @@ OSC_CONNECTIONS_PER_ADDRESS=(no limit)
 OSC_TRUSTED_PROXIES=(none)
 OSC_PROXY_PROTOCOL=false
 CORS_ORIGINS=(none)
+OSC_HTTPS_ENABLED=false
 ";
 
 #[test]
@@ -120,7 +121,8 @@ fn every_setting() {
          OSC_LOG_FORMAT=json\nOSC_LOG_FILE=log\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
          OSC_RATE_LIMIT_PER_ADDRESS=5\nOSC_RATE_LIMIT_PER_API_KEY=6\nOSC_CONNECTIONS_PER_ADDRESS=7\n\
          OSC_TRUSTED_PROXIES=10.0.0.0/8,::1/128\nOSC_PROXY_PROTOCOL=true\n\
-         CORS_ORIGINS=https://a.example.org,http://b:81\n"
+         CORS_ORIGINS=https://a.example.org,http://b:81\n\
+         OSC_HTTPS_ENABLED=false\n"
     );
     assert_eq!(warnings, []);
 }
@@ -248,7 +250,12 @@ fn every_fault() {
             "OSC_API_KEY_REQUIRED: \"\"true\"\" is not a truth value (allowed: true, or false, 0, no, off)",
         ),
         ("OSC_API_KEY_REQUIRED", "true", "OSC_API_KEY: is empty, but OSC_API_KEY_REQUIRED is true"),
-        ("OSC_HTTPS_ENABLED", "true", "OSC_HTTPS_ENABLED: TLS is not in this version yet (allowed: false)"),
+        (
+            "OSC_HTTPS_ENABLED",
+            "true",
+            "OSC_SSL_CERTFILE: is empty, but OSC_HTTPS_ENABLED is true\n\
+             OSC_SSL_KEYFILE: is empty, but OSC_HTTPS_ENABLED is true",
+        ),
         ("OSC_CLUSTER_NODE_ID", &long, &long_shown),
         (
             "OSC_LOG_LEVEL",
@@ -425,5 +432,11 @@ fn every_warning() {
             "OSC_API_KEY: is set but not used, because OSC_API_KEY_REQUIRED is not true",
             "OSC_PROT: this version knows no such variable, so it has no effect",
         ]
+    );
+    let unused =
+        "OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: are set but not used, because OSC_HTTPS_ENABLED is not true";
+    assert_eq!(
+        warnings(&[("OSC_SSL_KEYFILE", "key.pem"), ("OSC_SSL_KEYFILE_PASSWORD", CANARY)], ""),
+        [unused]
     );
 }

@@ -2,9 +2,16 @@
 //! connection arms a timer for each read.
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::mem;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
-use std::task::Waker;
-use std::time::Instant;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// How long connections that are just being made have when everything ends.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Time as one shard sees it, brought forward by [`Self::tick`]. Not shared between threads.
 #[derive(Debug)]
@@ -59,6 +66,43 @@ impl Clock {
         let alarm = Rc::new(Alarm::default());
         self.alarms.borrow_mut().push(Rc::downgrade(&alarm));
         alarm
+    }
+
+    /// What comes of `work` within `patience`, or of a second when everything ends: who has not said yet what it
+    /// wants is not waited for.
+    ///
+    /// # Errors
+    /// When there was no time, or from `work`.
+    pub async fn in_time<T, E>(
+        &self,
+        patience: Duration,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E>
+    where
+        E: From<io::Error>,
+    {
+        let alarm = self.alarm();
+        let set = |patience: Duration| {
+            let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+            alarm.set(Some(self.now_ms().saturating_add(patience_ms)));
+        };
+        set(patience);
+        let mut is_last_second = false;
+        let mut work = pin!(work);
+        poll_fn(|context| {
+            if let Poll::Ready(result) = work.as_mut().poll(context) {
+                return Poll::Ready(result);
+            }
+            if self.is_closing() && !mem::replace(&mut is_last_second, true) {
+                set(patience.min(CLOSING_PATIENCE));
+            }
+            if alarm.is_due(self.now_ms()) {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+            }
+            alarm.register(context.waker());
+            Poll::Pending
+        })
+        .await
     }
 
     /// Moves on, and wakes every connection whose deadline has passed.

@@ -175,6 +175,11 @@ pub(super) fn overloaded() -> Answer {
     later(503, "Too many requests at a time, try again in a moment")
 }
 
+/// HTTP where TLS is spoken.
+pub(super) fn plain_text_to_tls() -> Answer {
+    detail(400, "This port speaks TLS only, use https://")
+}
+
 impl From<Rejection> for Answer {
     fn from(rejection: Rejection) -> Self {
         match rejection {

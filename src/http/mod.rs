@@ -46,12 +46,20 @@ pub(crate) const NEXT_AFTER: &str = "x-next-after";
 
 /// A complete answer for a connection that there is no room for.
 pub fn too_many_connections() -> Vec<u8> {
-    let answer = error::overloaded();
+    let retry_after = format!("retry-after: {}\r\n", crate::limits::RETRY_AFTER_SECONDS);
+    whole("503 Service Unavailable", &retry_after, &error::overloaded())
+}
+
+/// A complete answer for a client that speaks HTTP where TLS is spoken.
+pub fn plain_text_to_tls() -> Vec<u8> {
+    whole("400 Bad Request", "", &error::plain_text_to_tls())
+}
+
+fn whole(status: &str, fields: &str, answer: &Answer) -> Vec<u8> {
+    let length = answer.body.len();
     let mut bytes = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-         retry-after: {}\r\nconnection: close\r\n\r\n",
-        answer.body.len(),
-        crate::limits::RETRY_AFTER_SECONDS
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{fields}\
+         connection: close\r\n\r\n"
     )
     .into_bytes();
     bytes.extend_from_slice(&answer.body);

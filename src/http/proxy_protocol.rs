@@ -1,11 +1,8 @@
 //! The PROXY protocol, version 2 (<https://www.haproxy.org/download/1.8/doc/proxy-protocol.txt>): before anything
 //! else a proxy says whose connection this is.
 
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
-use std::task::Poll;
 
 use futures_lite::{AsyncRead, AsyncReadExt};
 use ppp::v2;
@@ -34,9 +31,9 @@ where
         }
         header.resize(FIXED_BYTES + rest, 0);
         stream.read_exact(&mut header[FIXED_BYTES..]).await?;
-        Ok(header)
+        Ok::<_, io::Error>(header)
     };
-    let header = in_time(clock, reading).await?;
+    let header = clock.in_time(HEAD_DEADLINE, reading).await?;
     let header =
         v2::Header::try_from(&*header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let address = match (header.command, header.addresses) {
@@ -46,22 +43,4 @@ where
         _ => client.address,
     };
     Ok(Client { address: address.map(|address| address.to_canonical()) })
-}
-
-async fn in_time<T>(clock: &Clock, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    let alarm = clock.alarm();
-    let patience_ms = u64::try_from(HEAD_DEADLINE.as_millis()).unwrap_or(u64::MAX);
-    alarm.set(Some(clock.now_ms() + patience_ms));
-    let mut work = pin!(work);
-    poll_fn(|context| {
-        if let Poll::Ready(result) = work.as_mut().poll(context) {
-            return Poll::Ready(result);
-        }
-        if alarm.is_due(clock.now_ms()) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        alarm.register(context.waker());
-        Poll::Pending
-    })
-    .await
 }

@@ -10,6 +10,7 @@ use futures_lite::FutureExt;
 
 use super::Error;
 use super::engine::{self, Engine};
+use super::peer_stream::PeerStream;
 use super::shutdown::Stop;
 use crate::cluster::{Network, run};
 use crate::config::{ClusterConfig, Config, PeerAddress};
@@ -17,6 +18,7 @@ use crate::limits::DEADLINE_TICK;
 use crate::model::ApiKeys;
 use crate::service::Service;
 use crate::service::federation::{Errands, Federation};
+use crate::tls::{self, Certificates};
 
 /// The executor of a node that is one of several.
 pub(super) struct ClusterThread<E> {
@@ -25,6 +27,7 @@ pub(super) struct ClusterThread<E> {
     api_keys: ApiKeys,
     node_id: String,
     config: ClusterConfig,
+    certificates: Option<Certificates>,
     stop: Stop,
     thread: JoinHandle<io::Result<()>>,
 }
@@ -44,8 +47,10 @@ impl<E: Engine> ClusterThread<E> {
         let Some(cluster) = config.cluster.clone() else { return Ok(None) };
         let (service, api_keys) = (Arc::clone(service), api_keys.clone());
         let (node_id, stop) = (config.node_id.clone(), Stop::default());
-        let thread = spawn(engine, &service, &cluster, &node_id, &api_keys, &stop, errands)?;
-        Ok(Some(Self { engine, service, api_keys, node_id, config: cluster, stop, thread }))
+        let certificates = config.certificates.clone();
+        let thread =
+            spawn(engine, &service, &cluster, &node_id, &api_keys, certificates.as_ref(), &stop, errands)?;
+        Ok(Some(Self { engine, service, api_keys, node_id, config: cluster, certificates, stop, thread }))
     }
 
     /// Goes on with other peers, if they are others. Questions that are under way have no answer.
@@ -59,7 +64,7 @@ impl<E: Engine> ClusterThread<E> {
         self.config.peers = peers.to_vec();
         let stop = std::mem::take(&mut self.stop);
         stop.request();
-        let Self { engine, service, config, node_id, api_keys, .. } = self;
+        let Self { engine, service, config, node_id, api_keys, certificates, .. } = self;
         // The next one must not meet the peers of the one before.
         while !self.thread.is_finished() {
             thread::sleep(DEADLINE_TICK / 10);
@@ -68,7 +73,8 @@ impl<E: Engine> ClusterThread<E> {
             view.set_peers(config);
         }
         let errands = service.federation().map(Federation::renew);
-        self.thread = spawn(*engine, service, config, node_id, api_keys, &self.stop, errands)?;
+        self.thread =
+            spawn(*engine, service, config, node_id, api_keys, certificates.as_ref(), &self.stop, errands)?;
         tracing::info!(peers = self.config.peers.len(), "this node has other peers now");
         Ok(())
     }
@@ -89,14 +95,17 @@ fn spawn<E: Engine>(
     config: &ClusterConfig,
     node_id: &str,
     api_keys: &ApiKeys,
+    certificates: Option<&Certificates>,
     stop: &Stop,
     errands: Option<Errands>,
 ) -> Result<JoinHandle<io::Result<()>>, Error> {
     let (service, stop) = (Arc::clone(service), stop.clone());
     let (cluster, node_id, api_keys) = (config.clone(), node_id.to_owned(), api_keys.clone());
+    let certificates = certificates.cloned();
     // Not pinned: it has little to do, and shares its core with whichever shard has the least.
     engine::start(engine, "osc-cluster".to_owned(), None, move || async move {
-        let network = EngineNetwork { engine, service: Arc::clone(&service), started: Instant::now() };
+        let network =
+            EngineNetwork { engine, service: Arc::clone(&service), certificates, started: Instant::now() };
         let stopped = async {
             while !stop.is_requested() {
                 engine.sleep(DEADLINE_TICK).await;
@@ -111,21 +120,32 @@ fn spawn<E: Engine>(
 struct EngineNetwork<E> {
     engine: E,
     service: Arc<Service>,
+    certificates: Option<Certificates>,
     started: Instant,
 }
 
 impl<E: Engine> Network for EngineNetwork<E> {
-    type Stream = E::Stream;
+    type Stream = PeerStream<E::Stream>;
 
     async fn connect(&self, address: &PeerAddress) -> io::Result<Self::Stream> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for address in self.resolve(address).await? {
-            match self.engine.connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
+        let stream = self.connect_in_plain(address).await?;
+        if !address.has_tls() {
+            return Ok(PeerStream::Plain(stream));
+        }
+        let config = self.certificates.as_ref().and_then(Certificates::client);
+        let config = config.ok_or(io::ErrorKind::Unsupported)?;
+        let stream = tls::Stream::connect(stream, Arc::clone(&config), address.host()).await?;
+        Ok(PeerStream::Tls(Box::new(stream), config))
+    }
+
+    fn is_current(&self, stream: &Self::Stream) -> bool {
+        match stream {
+            PeerStream::Plain(_) => true,
+            PeerStream::Tls(_, config) => {
+                let current = self.certificates.as_ref().and_then(Certificates::client);
+                current.is_some_and(|current| Arc::ptr_eq(&current, config))
             }
         }
-        Err(last)
     }
 
     async fn sleep(&self, duration: Duration) {
@@ -141,7 +161,18 @@ impl<E: Engine> Network for EngineNetwork<E> {
     }
 }
 
-impl<E> EngineNetwork<E> {
+impl<E: Engine> EngineNetwork<E> {
+    async fn connect_in_plain(&self, address: &PeerAddress) -> io::Result<E::Stream> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for address in self.resolve(address).await? {
+            match self.engine.connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
     /// Names are resolved for each connection, because a node that is replaced keeps its name and not
     /// its address; the system's resolver blocks, so it runs on the pool.
     async fn resolve(&self, address: &PeerAddress) -> io::Result<Vec<SocketAddr>> {

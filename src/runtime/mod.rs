@@ -7,8 +7,10 @@
 
 mod cluster;
 mod engine;
+mod greeting;
 mod listener;
 mod memory;
+mod peer_stream;
 mod per_address;
 mod placement;
 mod reload;
@@ -41,7 +43,10 @@ use crate::model::{ApiKeys, Timestamp};
 use crate::service::{ClusterView, Federation, Service, Signal};
 use crate::store::{Keeping, OpenError, Options, Store};
 use crate::telemetry::Log;
+use crate::tls::Certificates;
 
+/// How often the files of certificates are looked at.
+const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(3);
 /// How often derived keys that nobody uses any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -161,16 +166,26 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         executors,
         per_address: config.clients.connections_per_address.map(PerAddress::new),
         has_proxy_protocol: config.clients.has_proxy_protocol,
+        certificates: config.certificates.clone(),
     };
     let (shards, addresses) = start_shards(engine, config, &plan, &shared)?;
     let mut cluster = ClusterThread::start(engine, config, &service, &api_keys, errands)?;
+    if let Some(expires) = config.certificates.as_ref().and_then(Certificates::expires) {
+        tracing::info!(%expires, "serving over TLS only");
+    }
     for address in addresses {
         tracing::info!(%address, executors = plan.cores.len(), engine = %kind.name(), "listening");
     }
 
+    let certificates = config.certificates.as_ref();
+    let look_interval = certificates.map_or(SWEEP_INTERVAL, |_| CERTIFICATES_INTERVAL);
+    let mut swept = Instant::now();
     let reason = loop {
-        match why_end.recv_timeout(SWEEP_INTERVAL) {
+        match why_end.recv_timeout(look_interval) {
             Ok(Reason::Reload) => {
+                if let Some(certificates) = certificates {
+                    look_at(certificates);
+                }
                 let Some(new) = reload::read() else { continue };
                 reload::apply(config, &new, log, &api_keys);
                 if let (Some(cluster), Some(new)) = (&mut cluster, &new.cluster)
@@ -180,7 +195,15 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
                 }
             }
             Ok(reason) => break reason,
-            Err(Timeout::Timeout) => shared.app.sweep(),
+            Err(Timeout::Timeout) => {
+                if swept.elapsed() >= SWEEP_INTERVAL {
+                    swept = Instant::now();
+                    shared.app.sweep();
+                }
+                if let Some(certificates) = certificates {
+                    look_at(certificates);
+                }
+            }
             Err(Timeout::Disconnected) => break Reason::Fatal("the signal handler has gone".into()),
         }
     };
@@ -206,6 +229,22 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         (_, Ok(())) => {
             tracing::info!("stopped");
             Ok(())
+        }
+    }
+}
+
+/// Takes certificates that have changed into use.
+fn look_at(certificates: &Certificates) {
+    match certificates.reload_if_changed() {
+        Ok(false) => {}
+        Ok(true) => {
+            let expires = certificates.expires().map(tracing::field::display);
+            tracing::info!(expires, "new connections have the certificates that have changed");
+        }
+        Err(faults) => {
+            tracing::error!(
+                "the certificates that have changed cannot be used, those before them stay: {faults}"
+            );
         }
     }
 }

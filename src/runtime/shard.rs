@@ -11,14 +11,17 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use futures_lite::future::poll_once;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
 
 use super::engine::{self, Acceptor, Engine, Sockets};
+use super::greeting::{Socket, greet};
 use super::per_address::PerAddress;
 use super::shutdown::Stop;
 use crate::http::{App, Client, Local, read_proxy_header, serve, too_many_connections};
 use crate::limits::{CONNECTIONS_COUNT_MAX, DEADLINE_TICK, DRAIN_DEADLINE};
 use crate::telemetry::Executors;
+use crate::tls::{Certificates, ServerConfig};
 
 /// How long accepting pauses when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -32,6 +35,7 @@ pub(super) struct Shared {
     pub(super) executors: Arc<Executors>,
     pub(super) per_address: Option<PerAddress>,
     pub(super) has_proxy_protocol: bool,
+    pub(super) certificates: Option<Certificates>,
 }
 
 /// State of one shard; never leaves its thread.
@@ -132,7 +136,7 @@ impl<E: Engine> Shard<E> {
         let shard = Rc::clone(self);
         self.engine.spawn(async move {
             if slot.is_one_too_many {
-                return turn_away(stream).await;
+                return shard.turn_away(stream).await;
             }
             // A panic in a task would end the executor, and with it every other connection.
             if AssertUnwindSafe(shard.serve(stream, client)).catch_unwind().await.is_err() {
@@ -144,7 +148,7 @@ impl<E: Engine> Shard<E> {
 
     async fn serve<S>(&self, mut stream: S, mut client: Client)
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         if self.shared.has_proxy_protocol {
             match read_proxy_header(&mut stream, &self.local.clock, client).await {
@@ -158,19 +162,33 @@ impl<E: Engine> Shard<E> {
         let _place = match (&self.shared.per_address, client.address) {
             (Some(per_address), Some(address)) => match per_address.take(address) {
                 Some(place) => Some(place),
-                None => return turn_away(stream).await,
+                None => return self.turn_away(stream).await,
             },
             _ => None,
         };
-        serve(stream, &*self.shared.app, &self.local, client).await;
+        match self.shared.certificates.as_ref().and_then(Certificates::server) {
+            None => serve(stream, &*self.shared.app, &self.local, client).await,
+            // Behind a pointer, so that connections without TLS are no larger for it.
+            Some(config) => Box::pin(self.serve_over_tls(Box::new(stream), config, client)).await,
+        }
     }
-}
 
-/// Says that there is no room for this connection.
-async fn turn_away<S: AsyncWrite + Unpin>(mut stream: S) {
-    // The client may be gone.
-    stream.write_all(&too_many_connections()).await.ok();
-    stream.close().await.ok();
+    async fn serve_over_tls(&self, socket: Box<dyn Socket>, config: Arc<ServerConfig>, client: Client) {
+        let Some(mut stream) = greet(socket, config, &self.local.clock).await else { return };
+        serve(&mut stream, &*self.shared.app, &self.local, client).await;
+        // However it ended, the client is told that this is the end and nothing was cut off, if it takes that at once.
+        poll_once(stream.close()).await;
+    }
+
+    /// Says that there is no room for this connection. Not over TLS: that would cost more than what there is no room
+    /// for.
+    async fn turn_away<S: AsyncWrite + Unpin>(&self, mut stream: S) {
+        if self.shared.certificates.as_ref().and_then(Certificates::server).is_none() {
+            // The client may be gone.
+            stream.write_all(&too_many_connections()).await.ok();
+        }
+        stream.close().await.ok();
+    }
 }
 
 /// Where connections come in.

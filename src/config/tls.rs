@@ -1,0 +1,61 @@
+//! `OSC_HTTPS_ENABLED`, `OSC_SSL_*` and `OSC_CLUSTER_CA_CERTS`: the files that TLS is made of, which are read here.
+//!
+//! No message here says anything about what a key or a password is.
+
+use std::path::PathBuf;
+
+use super::cluster::ClusterConfig;
+use super::fault::Warning;
+use super::variables::Variables;
+use crate::tls::{Certificates, Files, Own, Password, Roots};
+
+const CERTIFICATE: &str = "OSC_SSL_CERTFILE";
+const KEY: &str = "OSC_SSL_KEYFILE";
+const PASSWORD: &str = "OSC_SSL_KEYFILE_PASSWORD";
+
+/// `None` when neither this node nor one of its peers has TLS.
+pub(super) fn read(
+    variables: &mut Variables<'_>,
+    warnings: &mut Vec<Warning>,
+    is_enabled: bool,
+    cluster: Option<&ClusterConfig>,
+) -> Option<Certificates> {
+    let own = own(variables, warnings, is_enabled);
+    let clients = variables.text("OSC_SSL_CA_CERTS").map(PathBuf::from);
+    let peers = variables.text("OSC_CLUSTER_CA_CERTS").map(PathBuf::from);
+    let has_peers = cluster.is_some_and(|cluster| cluster.peers.iter().any(super::PeerAddress::has_tls));
+    let roots = peers.or_else(|| clients.clone()).map_or(Roots::System, Roots::File);
+    let files = Files { own, clients: clients.filter(|_| is_enabled), peers: has_peers.then_some(roots) };
+    if !is_enabled && !has_peers {
+        return None;
+    }
+    match Certificates::load(files) {
+        Ok(certificates) => Some(certificates),
+        Err(faults) => {
+            for fault in faults.0 {
+                variables.fault(fault.role.variable(), fault.to_string());
+            }
+            None
+        }
+    }
+}
+
+fn own(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>, is_enabled: bool) -> Option<Own> {
+    let known_before = variables.faults.len();
+    let [certificate, key] = [CERTIFICATE, KEY].map(|variable| variables.text(variable).map(PathBuf::from));
+    let password = variables.secret(PASSWORD).map(Password::new);
+    if !is_enabled {
+        if certificate.is_some() || key.is_some() {
+            warnings.push(Warning::CertificateUnused);
+        }
+        return None;
+    }
+    if variables.faults.len() == known_before {
+        for (variable, path) in [(CERTIFICATE, &certificate), (KEY, &key)] {
+            if path.is_none() {
+                variables.fault(variable, "is empty, but OSC_HTTPS_ENABLED is true");
+            }
+        }
+    }
+    Some(Own { certificate: certificate?, key: key?, password })
+}

@@ -1,0 +1,116 @@
+//! The certificates in use, and how they become others while the server runs.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use rustls::{ClientConfig, ServerConfig};
+
+use super::fault::Faults;
+use super::files::{Files, Stamp};
+use super::loaded::Loaded;
+use super::own;
+
+/// A handle; all copies lead to the same certificates.
+#[derive(Clone)]
+pub struct Certificates(Arc<Shared>);
+
+struct Shared {
+    files: Files,
+    loaded: ArcSwap<Loaded>,
+    watch: Mutex<Watch>,
+}
+
+/// What the files looked like.
+struct Watch {
+    /// When they were read last, whether they could be used or not.
+    read: Stamp,
+    /// When they were looked at last.
+    seen: Stamp,
+}
+
+impl Certificates {
+    /// Reads all files.
+    ///
+    /// # Errors
+    /// With everything that is wrong with them.
+    pub fn load(files: Files) -> Result<Self, Faults> {
+        // Before they are read: what is written meanwhile is seen as a change.
+        let stamp = files.stamp();
+        let loaded = ArcSwap::from_pointee(Loaded::read(&files)?);
+        let watch = Mutex::new(Watch { read: stamp.clone(), seen: stamp });
+        Ok(Self(Arc::new(Shared { files, loaded, watch })))
+    }
+
+    /// Where they come from.
+    pub fn files(&self) -> &Files {
+        &self.0.files
+    }
+
+    /// For a connection that is made to this node now; `None` when it serves without TLS.
+    pub fn server(&self) -> Option<Arc<ServerConfig>> {
+        self.0.loaded.load().server.clone()
+    }
+
+    /// For a connection to a peer that is made now; `None` when no peer has TLS.
+    pub fn client(&self) -> Option<Arc<ClientConfig>> {
+        self.0.loaded.load().client.clone()
+    }
+
+    /// For a connection of this machine to the server itself: it trusts the very certificate of the server, whatever
+    /// name that has, and shows it if clients must show one. `None` when the server has no TLS.
+    pub fn to_self(&self) -> Option<Arc<ClientConfig>> {
+        let shown = self.0.files.clients.is_some();
+        self.0.loaded.load().own.clone().map(|own| Arc::new(own::config(own, shown)))
+    }
+
+    /// When the certificate of this node expires.
+    pub fn expires(&self) -> Option<Timestamp> {
+        self.0.loaded.load().expires
+    }
+
+    /// Reads all files again. From then on new connections have what they hold, and open ones go on as they are.
+    /// Says whether anything has changed.
+    ///
+    /// # Errors
+    /// When they cannot be used; then what was in use stays in use.
+    pub fn reload(&self) -> Result<bool, Faults> {
+        let stamp = self.0.files.stamp();
+        *self.watch() = Watch { read: stamp.clone(), seen: stamp };
+        let loaded = Loaded::read(&self.0.files)?;
+        let has_changed = loaded.digest != self.0.loaded.load().digest;
+        if has_changed {
+            self.0.loaded.store(Arc::new(loaded));
+        }
+        Ok(has_changed)
+    }
+
+    /// Reads all files again if they have changed and are at rest: a certificate and its key are not replaced in
+    /// the same moment, so what has changed since the last call is left for the next one.
+    ///
+    /// # Errors
+    /// As [`Self::reload`], once for each change.
+    pub fn reload_if_changed(&self) -> Result<bool, Faults> {
+        let stamp = self.0.files.stamp();
+        {
+            let mut watch = self.watch();
+            let is_at_rest = watch.seen == stamp;
+            watch.seen = stamp.clone();
+            if !is_at_rest || watch.read == stamp {
+                return Ok(false);
+            }
+        }
+        self.reload()
+    }
+
+    fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
+        self.0.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Certificates").field(&self.0.files).finish()
+    }
+}

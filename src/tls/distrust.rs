@@ -1,0 +1,62 @@
+//! Why one side does not trust the other, read from how a connection failed.
+
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error};
+
+/// Why there is no connection to a node that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Distrust {
+    /// By the clock of this machine.
+    #[error("its certificate has expired")]
+    Expired,
+    /// By the clock of this machine.
+    #[error("its certificate is not valid yet")]
+    NotYetValid,
+    /// None of those in `OSC_CLUSTER_CA_CERTS`.
+    #[error("its certificate is of an authority that is not trusted here")]
+    UnknownAuthority,
+    /// Not that in `OSC_CLUSTER_NODES`.
+    #[error("its certificate is for another name than the one it is known by here")]
+    OtherName,
+    /// For another purpose, or wrong in itself.
+    #[error("its certificate cannot be used")]
+    Unusable,
+    /// The other way round.
+    #[error("it does not accept this node's certificate")]
+    OfThisNode,
+    /// What answers is no TLS.
+    #[error("it does not speak TLS")]
+    NoTls,
+}
+
+impl Distrust {
+    /// `None` when the connection failed for another reason.
+    pub fn of(error: &io::Error) -> Option<Self> {
+        match error.get_ref()?.downcast_ref()? {
+            Error::InvalidCertificate(error) => Some(match error {
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    Self::NotYetValid
+                }
+                CertificateError::UnknownIssuer => Self::UnknownAuthority,
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                    Self::OtherName
+                }
+                _ => Self::Unusable,
+            }),
+            Error::AlertReceived(
+                AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::CertificateRequired
+                | AlertDescription::UnknownCA
+                | AlertDescription::AccessDenied,
+            ) => Some(Self::OfThisNode),
+            Error::InvalidMessage(_) => Some(Self::NoTls),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! TLS: certificates and keys from files, and a stream that encrypts what goes over another one.
+//!
+//! The only module that knows rustls. Certificates are read at the start, and again when their files change; a
+//! connection keeps what it began with. Nothing here knows HTTP, and no message tells what a key or a password is.
+
+mod certificates;
+mod distrust;
+mod fault;
+mod files;
+mod key;
+mod loaded;
+mod own;
+mod stream;
+
+pub use rustls::{ClientConfig, ServerConfig};
+
+pub use self::certificates::Certificates;
+pub use self::distrust::Distrust;
+pub use self::fault::{Fault, Faults, Problem, Role};
+pub use self::files::{Files, Own, Password, Roots};
+pub use self::own::over;
+pub use self::stream::{Refused, Stream};
