@@ -89,6 +89,8 @@ impl<E: Engine> ClusterThread<E> {
     }
 }
 
+/// One thread with what the struct above keeps for the next one.
+#[expect(clippy::too_many_arguments, reason = "all of it is kept apart from the thread, which is replaced")]
 fn spawn<E: Engine>(
     engine: E,
     service: &Arc<Service>,

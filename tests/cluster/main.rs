@@ -12,9 +12,14 @@ mod namespaces;
 mod nodes;
 mod reload;
 mod salt;
+mod tls;
 mod wire;
 
 // Shared with the tests of one server, which use more of it than these do.
 #[allow(dead_code, reason = "these tests need only a part of what the tests of one server need")]
 #[path = "../server/support.rs"]
 mod support;
+
+#[allow(dead_code, reason = "these tests need only a part of what the tests of one server need")]
+#[path = "../server/certificates.rs"]
+mod certificates;

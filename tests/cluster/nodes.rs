@@ -1,6 +1,6 @@
 //! The nodes of one cluster, and what the tests ask of them.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::certificates::over_tls;
 use crate::link::{Link, Mode, Place};
 use crate::support::{Client, Launch, PATIENCE, Response, Server, USER_KEY, request};
 
@@ -24,6 +25,8 @@ pub(crate) struct Node {
     /// The network namespace that it runs in, if it is not the test's.
     namespace: Option<String>,
     variables: Vec<(String, String)>,
+    /// How it is spoken to, if it speaks TLS.
+    pub(crate) tls: Option<Arc<rustls::ClientConfig>>,
     server: Option<Server>,
 }
 
@@ -44,6 +47,7 @@ impl Node {
             place: Place::default(),
             namespace: None,
             variables: Vec::new(),
+            tls: None,
             server: None,
         }
     }
@@ -144,7 +148,13 @@ impl Node {
 
     pub(crate) fn ask(&self, method: &str, target: &str, body: Option<&str>) -> Response {
         let address = self.place.get().expect("it runs");
-        ask(address, PATIENCE, method, target, USER_KEY, body).expect("it answers")
+        let request = inquiry(method, target, USER_KEY, body);
+        let client = Client::try_connect(address, PATIENCE).expect("it listens");
+        match &self.tls {
+            None => exchange(client, &request, method),
+            Some(config) => exchange(over_tls(client.stream, config), &request, method),
+        }
+        .expect("it answers")
     }
 
     pub(crate) fn create(&self, key: &str, value: &str) -> Response {
@@ -298,9 +308,16 @@ pub(crate) fn ask(
     user_key: &str,
     body: Option<&str>,
 ) -> io::Result<Response> {
-    let mut client = Client::try_connect(address, patience)?;
+    exchange(Client::try_connect(address, patience)?, &inquiry(method, target, user_key, body), method)
+}
+
+fn inquiry(method: &str, target: &str, user_key: &str, body: Option<&str>) -> Vec<u8> {
     let headers = [("X-API-Key", API_KEY), ("X-User-Key", user_key)];
-    client.stream.write_all(&request(method, target, &headers, body.map(str::as_bytes)))?;
+    request(method, target, &headers, body.map(str::as_bytes))
+}
+
+fn exchange(mut client: Client<impl Read + Write>, request: &[u8], method: &str) -> io::Result<Response> {
+    client.stream.write_all(request)?;
     client.try_receive(method == "HEAD")
 }
 

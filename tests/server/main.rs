@@ -1,5 +1,6 @@
 //! The real binary, started on a free port of the loopback interface, with real files.
 
+mod certificates;
 mod clients;
 mod documentation;
 mod durability;
@@ -15,3 +16,5 @@ mod reload;
 mod requests;
 mod secrets;
 mod support;
+mod tls;
+mod tls_files;

@@ -218,8 +218,8 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// One connection.
-pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) stream: S,
     buffer: Vec<u8>,
 }
 
@@ -258,7 +258,7 @@ impl Response {
     }
 }
 
-impl Client {
+impl Client<TcpStream> {
     pub(crate) fn connect(address: SocketAddr) -> Self {
         Self::try_connect(address, PATIENCE).expect("the server listens")
     }
@@ -268,7 +268,13 @@ impl Client {
         let stream = TcpStream::connect_timeout(&address, patience)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::new() })
+        Ok(Self::over(stream))
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    pub(crate) fn over(stream: S) -> Self {
+        Self { stream, buffer: Vec::new() }
     }
 
     pub(crate) fn send(

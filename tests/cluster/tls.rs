@@ -1,0 +1,170 @@
+//! Nodes that speak TLS with each other, and show each other certificates.
+
+use crate::certificates::{Authority, Issued, put};
+use crate::nodes::{CONVERGENCE, Cluster, Node, within};
+
+/// Gives a node this certificate, and this authority to verify everybody by.
+fn equip(node: &mut Node, issued: &Issued, authority: &Authority) {
+    let directory = node.directory.path();
+    issued.write(directory);
+    put(directory, "ca.pem", &authority.certificate);
+    for (name, value) in [
+        ("OSC_HTTPS_ENABLED", "true"),
+        ("OSC_SSL_CERTFILE", "cert.pem"),
+        ("OSC_SSL_KEYFILE", "key.pem"),
+        ("OSC_SSL_CA_CERTS", "ca.pem"),
+    ] {
+        node.set(name, value);
+    }
+    node.tls = Some(authority.client(Some(issued)));
+}
+
+fn of(count: usize, authority: &Authority, settings: &[(&str, &str)]) -> Cluster {
+    let mut cluster = Cluster::of(count);
+    for node in &mut cluster.nodes {
+        equip(node, &authority.issue(), authority);
+        settings.iter().for_each(|(name, value)| node.set(name, value));
+    }
+    cluster
+}
+
+#[test]
+fn three_replicas_become_equal_and_one_of_another_authority_is_refused() {
+    for engine in ["auto", "epoll"] {
+        let authority = Authority::new("of the cluster");
+        let mut cluster = of(3, &authority, &[("OSC_ENGINE", engine)]);
+        cluster.start();
+        cluster.wait_until_whole();
+        for (index, node) in cluster.nodes.iter().enumerate() {
+            assert_eq!(
+                node.create(&format!("k{index}"), &format!("\"{}\"", "v".repeat(500_000))).status,
+                201
+            );
+        }
+        for index in 0..3 {
+            cluster.wait_for(&format!("k{index}"), Some(&format!("\"{}\"", "v".repeat(500_000))));
+        }
+        cluster.wait_until_equal();
+
+        // It verifies the others by the right authority, so only its own certificate is wrong.
+        cluster.nodes[2].stop();
+        let stranger = Authority::new("of somebody else");
+        stranger.issue().write(cluster.nodes[2].directory.path());
+        let both = format!("{}{}", authority.certificate, stranger.certificate);
+        cluster.nodes[2].tls = Some(crate::certificates::client(&both, Some(&authority.issue())));
+        cluster.nodes[2].start();
+        within(CONVERGENCE, "it is refused, and says so", || {
+            let refused = |reason: &str| ("refused".to_owned(), reason.to_owned());
+            let here = refused("its certificate is of an authority that is not trusted here");
+            let there = refused("it does not accept this node's certificate");
+            cluster.nodes[..2].iter().all(|node| node.states().contains(&here))
+                && cluster.nodes[2].states() == [there.clone(), there]
+        });
+        assert!(cluster.nodes[0].is_ready() && cluster.nodes[1].is_ready(), "the others go on");
+        assert_eq!(cluster.nodes[0].update("k0", "1").status, 200);
+        within(CONVERGENCE, "they replicate", || cluster.nodes[1].value("k0").as_deref() == Some("1"));
+        assert_ne!(cluster.nodes[2].value("k0").as_deref(), Some("1"));
+
+        // With a right one it is one of them again, without a start.
+        authority.issue().write(cluster.nodes[2].directory.path());
+        cluster.wait_until_whole();
+        cluster.wait_for("k0", Some("1"));
+    }
+}
+
+#[test]
+fn two_federated_nodes_ask_each_other() {
+    for engine in ["auto", "epoll"] {
+        let authority = Authority::new("of the federation");
+        let mut cluster = of(2, &authority, &[("OSC_CLUSTER_MODE", "federated"), ("OSC_ENGINE", engine)]);
+        cluster.start();
+        cluster.wait_until_whole();
+        assert_eq!(cluster.nodes[0].create("k", "[1.0]").status, 201);
+        assert_eq!(cluster.nodes[1].value("k").as_deref(), Some("[1.0]"));
+        assert_eq!(cluster.nodes[1].update("k", "2").status, 200);
+        assert_eq!(cluster.nodes[0].value("k").as_deref(), Some("2"));
+    }
+}
+
+/// A node moves to another authority without a moment in which it does not replicate.
+#[test]
+fn peers_get_to_see_a_new_certificate() {
+    let old = Authority::new("old");
+    let new = Authority::new("new");
+    let mut cluster = of(2, &old, &[]);
+    cluster.start();
+    cluster.wait_until_whole();
+    let both = format!("{}{}", old.certificate, new.certificate);
+    for node in &mut cluster.nodes {
+        put(node.directory.path(), "ca.pem", &both);
+    }
+    let taken = |node: &Node, times| {
+        within(CONVERGENCE, "it is taken", || {
+            node.log().matches("new connections have the certificates").count() == times
+        });
+    };
+    cluster.nodes.iter().for_each(|node| taken(node, 1));
+    for node in &mut cluster.nodes {
+        let issued = new.issue();
+        issued.write(node.directory.path());
+        node.tls = Some(crate::certificates::client(&both, Some(&issued)));
+    }
+    cluster.nodes.iter().for_each(|node| taken(node, 2));
+    // From now on nobody accepts the old ones.
+    for node in &mut cluster.nodes {
+        put(node.directory.path(), "ca.pem", &new.certificate);
+    }
+    cluster.nodes.iter().for_each(|node| taken(node, 3));
+    assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
+    cluster.wait_for("k", Some("1"));
+    cluster.wait_until_equal();
+    for node in &cluster.nodes {
+        assert!(!node.log().contains("no replication"), "{}", node.log());
+    }
+}
+
+#[test]
+fn a_name_that_is_not_in_the_certificate_is_refused() {
+    let authority = Authority::new("of the cluster");
+    let mut cluster = of(2, &authority, &[]);
+    let elsewhere = authority.issue_with(|params| {
+        params.subject_alt_names = vec![
+            rcgen::SanType::DnsName("node.example.org".try_into().expect("a name")),
+            rcgen::SanType::DnsName("localhost".try_into().expect("a name")),
+        ];
+    });
+    equip(&mut cluster.nodes[1], &elsewhere, &authority);
+    cluster.start();
+    within(CONVERGENCE, "it is refused", || {
+        cluster.nodes[0].states()
+            == [(
+                "refused".to_owned(),
+                "its certificate is for another name than the one it is known by here".to_owned(),
+            )]
+    });
+}
+
+/// Without TLS of its own a node can speak to those that have it, and verifies them by their own file.
+#[test]
+fn nodes_with_and_without_tls_of_their_own() {
+    let authority = Authority::new("of the cluster");
+    let mut cluster = Cluster::of(2);
+    let issued = authority.issue();
+    issued.write(cluster.nodes[1].directory.path());
+    cluster.nodes[1].tls = Some(authority.client(None));
+    let links: Vec<String> =
+        [(0, 1), (1, 0)].iter().map(|(from, to)| cluster.link(*from, *to).address.to_string()).collect();
+    cluster.nodes[0].set("OSC_CLUSTER_NODES", &format!("https://{}", links[0]));
+    cluster.nodes[1].set("OSC_CLUSTER_NODES", &format!("http://{}", links[1]));
+    put(cluster.nodes[0].directory.path(), "peers.pem", &authority.certificate);
+    cluster.nodes[0].set("OSC_CLUSTER_CA_CERTS", "peers.pem");
+    for (name, value) in
+        [("OSC_HTTPS_ENABLED", "true"), ("OSC_SSL_CERTFILE", "cert.pem"), ("OSC_SSL_KEYFILE", "key.pem")]
+    {
+        cluster.nodes[1].set(name, value);
+    }
+    cluster.start();
+    cluster.wait_until_whole();
+    assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
+    cluster.wait_for("k", Some("1"));
+}

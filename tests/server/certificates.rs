@@ -1,0 +1,113 @@
+//! Certificates as an operator would have them, and clients that look at them.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::support::Client;
+
+pub(crate) type TlsClient = Client<StreamOwned<ClientConnection, TcpStream>>;
+
+/// Who vouches for others.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pub(crate) certificate: String,
+}
+
+/// A certificate and its key in PEM.
+#[derive(Clone)]
+pub(crate) struct Issued {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
+        Self::of(name, |params, key| params.self_signed(key).expect("signed").pem())
+    }
+
+    /// One for which this one vouches; its certificate is followed by that of nobody else.
+    pub(crate) fn intermediate(&self, name: &str) -> Self {
+        Self::of(name, |params, key| params.signed_by(key, &self.issuer).expect("signed").pem())
+    }
+
+    fn of(name: &str, sign: impl FnOnce(&CertificateParams, &KeyPair) -> String) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no name is wrong");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = sign(&params, &key);
+        Self { issuer: Issuer::new(params, key), certificate }
+    }
+
+    /// For this machine, and for ever.
+    pub(crate) fn issue(&self) -> Issued {
+        self.issue_with(|_| {})
+    }
+
+    pub(crate) fn issue_with(&self, change: impl FnOnce(&mut CertificateParams)) -> Issued {
+        let key = KeyPair::generate().expect("a key");
+        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+        let mut params = CertificateParams::new(names).expect("these are names");
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed").pem();
+        Issued { certificate, key: key.serialize_pem() }
+    }
+
+    /// Trusts this authority, and shows this certificate if it is asked for one.
+    pub(crate) fn client(&self, shown: Option<&Issued>) -> Arc<ClientConfig> {
+        client(&self.certificate, shown)
+    }
+}
+
+impl Issued {
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("PEM")
+    }
+
+    /// Puts both into files as the server's settings name them here.
+    pub(crate) fn write(&self, directory: &Path) {
+        put(directory, "cert.pem", &self.certificate);
+        put(directory, "key.pem", &self.key);
+    }
+}
+
+/// As careful programs replace a file.
+pub(crate) fn put(directory: &Path, name: &str, text: &str) {
+    let new = directory.join(format!("{name}.new"));
+    std::fs::write(&new, text).expect("written");
+    std::fs::rename(new, directory.join(name)).expect("renamed");
+}
+
+/// Trusts the certificates in `roots`.
+pub(crate) fn client(roots: &str, shown: Option<&Issued>) -> Arc<ClientConfig> {
+    let mut trusted = RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(roots.as_bytes()) {
+        trusted.add(root.expect("PEM")).expect("a certificate");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("there are suites")
+        .with_root_certificates(trusted);
+    Arc::new(match shown {
+        None => builder.with_no_client_auth(),
+        Some(shown) => builder
+            .with_client_auth_cert(
+                vec![shown.der()],
+                PrivateKeyDer::from_pem_slice(shown.key.as_bytes()).expect("PEM"),
+            )
+            .expect("they belong together"),
+    })
+}
+
+pub(crate) fn over_tls(stream: TcpStream, config: &Arc<ClientConfig>) -> TlsClient {
+    let name = ServerName::try_from("localhost").expect("a name");
+    let connection = ClientConnection::new(Arc::clone(config), name).expect("a connection");
+    Client::over(StreamOwned::new(connection, stream))
+}
