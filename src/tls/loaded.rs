@@ -130,22 +130,19 @@ impl Reading {
                 roots.add(certificate.clone()).map_err(|_| Problem::Malformed)?;
             }
             // Others may have expired: bundles hold old ones, too.
-            match found
-                .iter()
-                .map(valid_until)
-                .find(|valid| valid.is_ok())
-                .or_else(|| Some(valid_until(&found[0])))
-            {
-                Some(Err(problem)) => Err(problem),
-                _ => Ok(Arc::new(roots)),
+            if !found.iter().any(|certificate| valid_until(certificate).is_ok()) {
+                valid_until(&found[0])?;
             }
+            Ok(Arc::new(roots))
         });
         self.take(role, path, roots)
     }
 
     fn system_roots(&mut self) -> Option<Arc<RootCertStore>> {
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let found = rustls_native_certs::load_native_certs().certs;
+        self.digests.push(hash(&found));
+        roots.add_parsable_certificates(found);
         if roots.is_empty() {
             self.faults.push(Fault { role: Role::Peers, path: None, problem: Problem::NoRoots });
             return None;
