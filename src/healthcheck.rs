@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::config::{self, Config, Faults, Host};
 use crate::http1::{Call, ClientConnection, ClientFailure, ClientStep, Method};
+use crate::tls::{self, Certificates};
 
 /// Both answers are some dozen bytes.
 const BODY_BYTES_MAX: usize = 4 * 1024;
@@ -80,12 +81,16 @@ fn ask_at_leisure(question: Question) -> Result<(), Failure> {
         Question::Serves => "/cluster/health",
         Question::IsReady => "/ready",
     };
-    let (status, body) = exchange(connect(&config)?, target)?;
+    let stream = connect(&config)?;
+    let secured = config.certificates.as_ref().and_then(Certificates::to_self);
+    let (status, body) = match secured {
+        Some(secured) => exchange(tls::over(stream, secured)?, target)?,
+        None => exchange(stream, target)?,
+    };
     if status == 200 { Ok(()) } else { Err(Failure::No { target, status, body: shown(&body) }) }
 }
 
-/// The stream to the server, whatever it is that the server speaks through it.
-fn connect(config: &Config) -> Result<impl Read + Write + use<>, Failure> {
+fn connect(config: &Config) -> Result<TcpStream, Failure> {
     if config.port == 0 {
         return Err(Failure::AnyPort);
     }

@@ -32,7 +32,7 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
             "cluster",
         ],
     ),
-    ("healthcheck", &["config", "http1"]),
+    ("healthcheck", &["config", "http1", "tls"]),
     ("main", &["runtime", "healthcheck", "config", "telemetry"]),
 ];
 

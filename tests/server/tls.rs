@@ -414,3 +414,39 @@ fn a_machine_can_ask_itself() {
         assert!(ask(to_self()).is_err());
     }
 }
+
+#[test]
+fn the_health_check_needs_no_authority_and_no_name() {
+    let authority = Authority::new("an authority");
+    for clients_must_show in [false, true] {
+        // Another name than the one by which it is asked.
+        let issued = authority.issue_with(|params| params.subject_alt_names.clear());
+        let launch = launch(&issued, &authority);
+        let launch = match clients_must_show {
+            true => launch.set("OSC_SSL_CA_CERTS", "ca.pem"),
+            false => launch,
+        };
+        let directory = std::sync::Arc::clone(&launch.directory);
+        let mut server = launch.start();
+        let check = || {
+            let mut again = launch_at(&directory, clients_must_show);
+            again = again.set("OSC_HOST_PORT", &server.address.port().to_string());
+            let output = again.command().arg("healthcheck").output().expect("it can be started");
+            (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+        };
+        assert_eq!(check(), (Some(0), String::new()), "{clients_must_show}");
+        // Another certificate than the server has: somebody else may have taken its port.
+        authority.issue().write(directory.path());
+        let (status, text) = check();
+        // Unless the server has seen the change first.
+        assert!(status == Some(0) || text.contains("the connection brings no answer"), "{text}");
+        assert!(server.stop().success());
+    }
+}
+
+/// The settings of a server with its files in place.
+fn launch_at(directory: &std::sync::Arc<tempfile::TempDir>, clients_must_show: bool) -> Launch {
+    let launch = Launch::at(std::sync::Arc::clone(directory)).set("OSC_HTTPS_ENABLED", "true");
+    let launch = launch.set("OSC_SSL_CERTFILE", "cert.pem").set("OSC_SSL_KEYFILE", "key.pem");
+    if clients_must_show { launch.set("OSC_SSL_CA_CERTS", "ca.pem") } else { launch }
+}
