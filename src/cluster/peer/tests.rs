@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::tls::Distrust;
 
 const SYNC_INTERVAL_MS: u64 = 60_000;
 
@@ -157,6 +158,7 @@ fn peers_that_are_not_replicated_with() {
         (Ok(Introduction { horizon: horizon(80, 75), ..other() }), State::Refused(Refusal::OutdatedHere)),
         (Ok(Introduction { is_federated: true, ..other() }), State::Refused(Refusal::ModeDiffers)),
         (Err(Failure::ApiKey), State::Refused(Refusal::ApiKey)),
+        (Err(Failure::Distrust(Distrust::Expired)), State::Refused(Refusal::Distrust(Distrust::Expired))),
     ] {
         let mut run = Run::new();
         run.tell(Event::OutboxGrew(3));
@@ -358,6 +360,7 @@ fn failures() -> impl Strategy<Value = Failure> {
         2 => Just(Failure::Refused),
         1 => Just(Failure::SaltDiffers),
         1 => Just(Failure::ApiKey),
+        1 => Just(Failure::Distrust(Distrust::OfThisNode)),
     ]
 }
 
