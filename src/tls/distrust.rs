@@ -39,7 +39,8 @@ impl Distrust {
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                     Self::NotYetValid
                 }
-                CertificateError::UnknownIssuer => Self::UnknownAuthority,
+                // The latter is an authority that was made anew under its old name.
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownAuthority,
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     Self::OtherName
                 }

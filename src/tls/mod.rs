@@ -11,6 +11,8 @@ mod key;
 mod loaded;
 mod own;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use rustls::{ClientConfig, ServerConfig};
 

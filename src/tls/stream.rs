@@ -17,10 +17,10 @@ const HANDSHAKE: u8 = 22;
 
 /// A connection over another one.
 pub struct Stream<S> {
-    socket: S,
+    pub(super) socket: S,
     connection: Connection,
     /// Encrypted, and how much of it was handed over.
-    output: Vec<u8>,
+    pub(super) output: Vec<u8>,
     sent: usize,
     /// Bytes that were taken and whose writer waits until they are handed over.
     owed: usize,

@@ -1,0 +1,224 @@
+//! The stream over a socket that takes and gives a few bytes at a time, and is never ready twice.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use futures_lite::future::{block_on, zip};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::*;
+
+const BYTES_AT_A_TIME: usize = 7;
+/// A server gives tickets before anybody has to read.
+const BYTES_ON_THE_WAY_MAX: usize = 2000;
+
+/// One direction.
+#[derive(Default)]
+struct Pipe {
+    bytes: Vec<u8>,
+    is_closed: bool,
+    wakers: Vec<Waker>,
+}
+
+impl Pipe {
+    fn wake(&mut self) {
+        self.wakers.drain(..).for_each(Waker::wake);
+    }
+}
+
+/// One end of two pipes.
+struct End {
+    incoming: Arc<Mutex<Pipe>>,
+    outgoing: Arc<Mutex<Pipe>>,
+    is_ready: bool,
+}
+
+impl End {
+    fn pair() -> (Self, Self) {
+        let pipes: [Arc<Mutex<Pipe>>; 2] = Default::default();
+        let end = |from: usize, to: usize| Self {
+            incoming: Arc::clone(&pipes[from]),
+            outgoing: Arc::clone(&pipes[to]),
+            is_ready: false,
+        };
+        (end(0, 1), end(1, 0))
+    }
+
+    /// Every other time it has to be asked once more.
+    fn hesitates(&mut self, context: &Context<'_>) -> bool {
+        self.is_ready = !self.is_ready;
+        if self.is_ready {
+            context.waker().wake_by_ref();
+        }
+        self.is_ready
+    }
+}
+
+impl AsyncRead for End {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.hesitates(context) {
+            return Poll::Pending;
+        }
+        let mut pipe = self.incoming.lock().expect("no panic");
+        let count = pipe.bytes.len().min(out.len()).min(BYTES_AT_A_TIME);
+        if count == 0 && !pipe.is_closed {
+            pipe.wakers.push(context.waker().clone());
+            return Poll::Pending;
+        }
+        out[..count].copy_from_slice(&pipe.bytes[..count]);
+        pipe.bytes.drain(..count);
+        pipe.wake();
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl AsyncWrite for End {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.hesitates(context) {
+            return Poll::Pending;
+        }
+        let mut pipe = self.outgoing.lock().expect("no panic");
+        let count = (BYTES_ON_THE_WAY_MAX - pipe.bytes.len()).min(bytes.len()).min(BYTES_AT_A_TIME);
+        if count == 0 {
+            pipe.wakers.push(context.waker().clone());
+            return Poll::Pending;
+        }
+        pipe.bytes.extend_from_slice(&bytes[..count]);
+        pipe.wake();
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut pipe = self.outgoing.lock().expect("no panic");
+        pipe.is_closed = true;
+        pipe.wake();
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn certificates() -> Certificates {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    let directory = tempfile::tempdir().expect("a directory");
+    let [certificate, path] = ["cert.pem", "key.pem"].map(|name| directory.path().join(name));
+    std::fs::write(&certificate, params.self_signed(&key).expect("signed").pem()).expect("written");
+    std::fs::write(&path, key.serialize_pem()).expect("written");
+    let own = Own { certificate: certificate.clone(), key: path, password: None };
+    Certificates::load(Files { own: Some(own), clients: None, peers: Some(Roots::File(certificate)) })
+        .expect("they are good")
+}
+
+/// Both ends of one connection.
+fn connected() -> (Stream<End>, Stream<End>) {
+    let certificates = certificates();
+    let (client, server) = End::pair();
+    let (client, server) = block_on(zip(
+        Stream::connect(client, certificates.client().expect("there are roots"), "localhost"),
+        Stream::accept(server, certificates.server().expect("there is a certificate")),
+    ));
+    let Ok(server) = server else { panic!("no connection") };
+    (client.expect("a connection"), server)
+}
+
+fn bytes(count: usize, seed: u8) -> Vec<u8> {
+    (0..=250_u8).cycle().map(|byte| byte ^ seed).take(count).collect()
+}
+
+#[test]
+fn both_ways_and_to_the_end() {
+    let (mut client, mut server) = connected();
+    let (question, answer) = (bytes(40_000, 1), bytes(200_000, 2));
+    let asking = async {
+        client.write_all(&question).await?;
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await?;
+        io::Result::Ok(heard)
+    };
+    let answering = async {
+        let mut heard = vec![0; question.len()];
+        server.read_exact(&mut heard).await?;
+        server.write_all(&answer).await?;
+        server.close().await?;
+        // What the other side still says can be read after that.
+        io::Result::Ok(heard)
+    };
+    let (heard, asked) = block_on(zip(asking, answering));
+    assert!(heard.expect("the answer") == answer && asked.expect("the question") == question);
+    block_on(async {
+        let (sent, heard) = zip(client.write_all(b"and more"), async {
+            let mut more = [0; 8];
+            server.read_exact(&mut more).await.map(|()| more)
+        })
+        .await;
+        sent.expect("sent");
+        assert_eq!(&heard.expect("it is heard"), b"and more");
+    });
+}
+
+#[test]
+fn what_is_written_is_handed_over_without_a_flush() {
+    let (mut client, mut server) = connected();
+    let (written, read) = block_on(zip(client.write_all(b"a few"), async {
+        let mut few = [0; 5];
+        server.read_exact(&mut few).await.map(|()| few)
+    }));
+    written.expect("written");
+    assert_eq!(&read.expect("read"), b"a few");
+    assert_eq!(server.output.capacity() + client.output.capacity(), 0, "an idle one holds no buffer");
+}
+
+#[test]
+fn an_end_that_nobody_told_is_an_error() {
+    let (mut client, mut server) = connected();
+    block_on(async {
+        let (sent, _) = zip(client.write_all(b"half"), server.read_exact(&mut [0; 4])).await;
+        sent.expect("sent");
+        client.socket.close().await.expect("closed");
+        let cut = server.read(&mut [0]).await.expect_err("it was cut");
+        assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
+    });
+}
+
+#[test]
+fn who_is_not_trusted_gets_no_connection() {
+    let [one, other] = [certificates(), certificates()];
+    let connect = |host: &'static str, certificates: &Certificates| {
+        let (client, server) = End::pair();
+        let config = certificates.client().expect("there are roots");
+        let (client, _) = block_on(zip(
+            async move {
+                // The end goes with the connection, or the other one would wait for ever.
+                let connecting = Stream::connect(client, config, host);
+                connecting.await.map(|mut stream| block_on(stream.close()))
+            },
+            async {
+                let accepting = Stream::accept(server, one.server().expect("there is a certificate"));
+                futures_lite::future::or(async { accepting.await.is_ok() }, async {
+                    for _ in 0..100_000 {
+                        futures_lite::future::yield_now().await;
+                    }
+                    false
+                })
+                .await
+            },
+        ));
+        client.err().and_then(|error| Distrust::of(&error))
+    };
+    assert_eq!(connect("localhost", &one), None);
+    assert_eq!(connect("localhost", &other), Some(Distrust::UnknownAuthority));
+    assert_eq!(connect("other.example.org", &one), Some(Distrust::OtherName));
+}
