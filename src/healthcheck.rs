@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::config::{self, Config, Faults, Host};
 use crate::http1::{Call, ClientConnection, ClientFailure, ClientStep, Method};
-use crate::tls::{self, Certificates};
+use crate::tls;
 
 /// Both answers are some dozen bytes.
 const BODY_BYTES_MAX: usize = 4 * 1024;
@@ -82,7 +82,7 @@ fn ask_at_leisure(question: Question) -> Result<(), Failure> {
         Question::IsReady => "/ready",
     };
     let stream = connect(&config)?;
-    let secured = config.certificates.as_ref().and_then(Certificates::to_self);
+    let secured = config.certificates.to_self();
     let (status, body) = match secured {
         Some(secured) => exchange(tls::over(stream, secured)?, target)?,
         None => exchange(stream, target)?,

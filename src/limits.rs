@@ -91,7 +91,7 @@ pub const INTERIM_RESPONSES_COUNT_MAX: usize = 8;
 /// PBKDF2 rounds: part of the file format of the original.
 pub const KDF_ROUNDS: u32 = 480_000;
 /// Derivations that may wait in the queue, for each deriving thread; beyond it 503.
-/// At 40 to 60 ms each this is a wait of one to two seconds.
+/// At 20 to 30 ms each, two side by side, this is a wait of a second on a core with little else to do.
 pub const DERIVATIONS_QUEUED_MAX_PER_THREAD: usize = 32;
 /// Reads of the database that may wait; beyond it 503.
 pub const STORE_READS_QUEUED_MAX: usize = 4096;

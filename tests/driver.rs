@@ -2,12 +2,10 @@
 //! the end, with a time that the tests move on themselves.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::panic;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 use std::task::{Context, Poll, Wake, Waker};
@@ -25,129 +23,9 @@ use opensecureconf::store::{Options, Store};
 use opensecureconf::telemetry::Executors;
 use zeroize::Zeroizing;
 
-// --- a pipe ----------------------------------------------------------------------------------
+use self::pipe::{End, Reader, pipe};
 
-/// One direction of a pipe.
-#[derive(Default)]
-struct Channel {
-    bytes: VecDeque<u8>,
-    capacity: usize,
-    has_ended: bool,
-    has_no_reader: bool,
-    wakers: Vec<Waker>,
-}
-
-impl Channel {
-    fn changed(&mut self) {
-        self.wakers.drain(..).for_each(Waker::wake);
-    }
-}
-
-struct Reader(Rc<RefCell<Channel>>);
-struct Writer(Rc<RefCell<Channel>>);
-
-/// One end of a pipe with two directions.
-struct End {
-    reader: Reader,
-    writer: Writer,
-}
-
-/// A pipe that holds `capacity` bytes in each direction.
-fn pipe(capacity: usize) -> (End, End) {
-    let channel = || Rc::new(RefCell::new(Channel { capacity, ..Channel::default() }));
-    let (there, back) = (channel(), channel());
-    let server = End { reader: Reader(Rc::clone(&there)), writer: Writer(Rc::clone(&back)) };
-    (server, End { reader: Reader(back), writer: Writer(there) })
-}
-
-impl AsyncRead for Reader {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
-        assert!(!out.is_empty(), "nobody may take an empty read for the end");
-        let mut channel = self.0.borrow_mut();
-        if channel.bytes.is_empty() && !channel.has_ended {
-            channel.wakers.push(context.waker().clone());
-            return Poll::Pending;
-        }
-        let count = out.len().min(channel.bytes.len());
-        for (byte, slot) in channel.bytes.drain(..count).zip(out) {
-            *slot = byte;
-        }
-        channel.changed();
-        Poll::Ready(Ok(count))
-    }
-}
-
-impl AsyncWrite for Writer {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut channel = self.0.borrow_mut();
-        if channel.has_no_reader || channel.has_ended {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        let count = bytes.len().min(channel.capacity - channel.bytes.len());
-        if count == 0 {
-            channel.wakers.push(context.waker().clone());
-            return Poll::Pending;
-        }
-        channel.bytes.extend(&bytes[..count]);
-        channel.changed();
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut channel = self.0.borrow_mut();
-        channel.has_ended = true;
-        channel.changed();
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let mut channel = self.0.borrow_mut();
-        channel.has_no_reader = true;
-        channel.changed();
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        let mut channel = self.0.borrow_mut();
-        channel.has_ended = true;
-        channel.changed();
-    }
-}
-
-impl AsyncRead for End {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        out: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.reader).poll_read(context, out)
-    }
-}
-
-impl AsyncWrite for End {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.writer).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.writer).poll_flush(context)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.writer).poll_close(context)
-    }
-}
+mod pipe;
 
 // --- running ---------------------------------------------------------------------------------
 
@@ -478,7 +356,7 @@ fn check_deadline(sent: &str, deadline_ms: u64, expected: &[&str]) {
         settle().await;
         local.clock.tick_at(deadline_ms - 1);
         settle().await;
-        assert!(!reader.0.borrow().has_ended, "not before {deadline_ms}: {sent}");
+        assert!(!reader.has_ended(), "not before {deadline_ms}: {sent}");
         local.clock.tick_at(deadline_ms);
         let mut received = String::new();
         reader.read_to_string(&mut received).await.expect("a pipe has no faults");
@@ -674,7 +552,7 @@ fn a_refused_body_gives_its_bytes_back_at_once() {
             "{received}"
         );
         // The client has not ended its side, so the server still reads from it.
-        assert!(!refused.writer.0.borrow().has_no_reader);
+        assert!(!refused.writer.has_no_reader());
         let taken = &mut others[1];
         taken.write_all(post("/taken", MIB, MIB).as_bytes()).await.expect("the server reads");
         let answer = receive(&mut taken.reader).await;

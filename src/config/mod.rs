@@ -67,8 +67,8 @@ pub struct Config {
     pub has_private_metrics: bool,
     /// What one client may take, and whom to believe about who it is.
     pub clients: ClientLimits,
-    /// `OSC_HTTPS_ENABLED`, and whether a peer has TLS: the certificates, read and found good. `None` without any TLS.
-    pub certificates: Option<Certificates>,
+    /// `OSC_HTTPS_ENABLED`, and whether a peer has TLS: the certificates, read and found good; none without any TLS.
+    pub certificates: Certificates,
     /// Whether sockets may have a ring of their own: `OSC_TEST_SOCKETS`, by which tests go the other way.
     pub uses_ring: bool,
     /// `OSC_LOG_LEVEL`.

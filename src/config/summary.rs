@@ -1,7 +1,7 @@
 //! The settings in effect, for people: what `check-config` prints.
 
 use super::{Config, PeerAddress};
-use crate::tls::{Certificates, Roots};
+use crate::tls::{Files, Roots};
 
 impl Config {
     /// The settings in effect, as `NAME=value` lines without secrets.
@@ -40,7 +40,7 @@ impl Config {
             ("CORS_ORIGINS", self.origins.as_ref().map_or("(none)".to_owned(), ToString::to_string)),
         ];
         let mut summary = lines.map(|(name, value)| format!("{name}={value}\n")).concat();
-        summary.push_str(&tls(self.certificates.as_ref()));
+        summary.push_str(&tls(&self.certificates.files()));
         if let Some(cluster) = &self.cluster {
             let scheme = |peer: &PeerAddress| if peer.has_tls() { "https://" } else { "" };
             let peers: Vec<String> =
@@ -67,10 +67,9 @@ fn number(limit: Option<std::num::NonZeroU32>) -> String {
     limit.map_or_else(|| "(no limit)".to_owned(), |limit| limit.to_string())
 }
 
-fn tls(certificates: Option<&Certificates>) -> String {
-    let files = certificates.map(Certificates::files);
-    let Some((files, own)) = files.and_then(|files| Some((files, files.own.as_ref()?))) else {
-        return "OSC_HTTPS_ENABLED=false\n".to_owned() + &roots(files.and_then(|files| files.peers.as_ref()));
+fn tls(files: &Files) -> String {
+    let Some(own) = &files.own else {
+        return "OSC_HTTPS_ENABLED=false\n".to_owned() + &roots(files.peers.as_ref());
     };
     let clients = files.clients.as_ref().map_or("(none)".to_owned(), |path| path.display().to_string());
     format!(

@@ -13,31 +13,25 @@ const CERTIFICATE: &str = "OSC_SSL_CERTFILE";
 const KEY: &str = "OSC_SSL_KEYFILE";
 const PASSWORD: &str = "OSC_SSL_KEYFILE_PASSWORD";
 
-/// `None` when neither this node nor one of its peers has TLS.
+/// Those of no file when neither this node nor one of its peers has TLS.
 pub(super) fn read(
     variables: &mut Variables<'_>,
     warnings: &mut Vec<Warning>,
     is_enabled: bool,
     cluster: Option<&ClusterConfig>,
-) -> Option<Certificates> {
+) -> Certificates {
     let own = own(variables, warnings, is_enabled);
     let clients = variables.text("OSC_SSL_CA_CERTS").map(PathBuf::from);
     let peers = variables.text("OSC_CLUSTER_CA_CERTS").map(PathBuf::from);
     let has_peers = cluster.is_some_and(|cluster| cluster.peers.iter().any(super::PeerAddress::has_tls));
     let roots = peers.or_else(|| clients.clone()).map_or(Roots::System, Roots::File);
     let files = Files { own, clients: clients.filter(|_| is_enabled), peers: has_peers.then_some(roots) };
-    if !is_enabled && !has_peers {
-        return None;
-    }
-    match Certificates::load(files) {
-        Ok(certificates) => Some(certificates),
-        Err(faults) => {
-            for fault in faults.0 {
-                variables.fault(fault.role.variable(), fault.to_string());
-            }
-            None
+    Certificates::load(files).unwrap_or_else(|faults| {
+        for fault in faults.0 {
+            variables.fault(fault.role.variable(), fault.to_string());
         }
-    }
+        Certificates::none()
+    })
 }
 
 fn own(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>, is_enabled: bool) -> Option<Own> {

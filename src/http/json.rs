@@ -60,9 +60,7 @@ pub(super) fn write_entry_with(
 ) -> Option<()> {
     let start = out.len();
     // Enough in almost every case; growing would leave a copy of the value behind.
-    let names = row.key.len()
-        + [&row.category, &row.environment].into_iter().flatten().map(String::len).sum::<usize>();
-    out.reserve(value_bytes_max + 6 * names + FIXED_BYTES_MAX);
+    out.reserve(value_bytes_max + 6 * row.names_bytes() + FIXED_BYTES_MAX);
     out.extend_from_slice(b"{\"id\":");
     out.extend_from_slice(itoa::Buffer::new().format(row.id).as_bytes());
     out.extend_from_slice(b",\"key\":");

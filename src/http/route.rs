@@ -268,36 +268,26 @@ impl<'a> Route<'a> {
         !matches!(self, Self::ClusterHealth | Self::Ready | Self::Health | Self::OpenApi | Self::Page(_))
     }
 
+    /// Whether only nodes of a cluster send such requests, to each other.
+    fn is_between_nodes(&self) -> bool {
+        matches!(
+            self,
+            Self::PeerChanges
+                | Self::PeerDigests
+                | Self::PeerVersions
+                | Self::PeerEntries
+                | Self::PeerFind
+                | Self::PeerPage
+                | Self::PeerWrite
+        )
+    }
+
     /// Whether such requests count for the limits of a client: not what watches over the server, and not what
     /// nodes say to each other.
     pub fn counts_for_limits(&self) -> bool {
-        match self {
-            Self::Health
-            | Self::Ready
-            | Self::Metrics
-            | Self::ClusterHealth
-            | Self::ReadSalt
-            | Self::AdoptSalt
-            | Self::PeerChanges
-            | Self::PeerDigests
-            | Self::PeerVersions
-            | Self::PeerEntries
-            | Self::PeerFind
-            | Self::PeerPage
-            | Self::PeerWrite => false,
-            Self::Root
-            | Self::CreateConfig
-            | Self::ListConfigs
-            | Self::ReadConfig(_)
-            | Self::UpdateConfig(_)
-            | Self::DeleteConfig(_)
-            | Self::ClusterStatus
-            | Self::ClusterConfigs
-            | Self::Duplicates
-            | Self::ClusterMembers
-            | Self::OpenApi
-            | Self::Page(_) => true,
-        }
+        let watches = matches!(self, Self::Health | Self::Ready | Self::Metrics | Self::ClusterHealth);
+        let is_of_nodes = self.is_between_nodes() || matches!(self, Self::ReadSalt | Self::AdoptSalt);
+        !watches && !is_of_nodes
     }
 
     /// Whether the request must carry a user key.
@@ -335,14 +325,7 @@ impl<'a> Route<'a> {
     pub fn body_bytes_max(&self) -> Option<usize> {
         match self {
             Self::CreateConfig | Self::UpdateConfig(_) | Self::AdoptSalt => Some(BODY_BYTES_MAX),
-            Self::PeerChanges
-            | Self::PeerDigests
-            | Self::PeerVersions
-            | Self::PeerEntries
-            | Self::PeerFind
-            | Self::PeerPage
-            | Self::PeerWrite => Some(PEER_BODY_BYTES_MAX),
-            _ => None,
+            _ => self.is_between_nodes().then_some(PEER_BODY_BYTES_MAX),
         }
     }
 }

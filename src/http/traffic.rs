@@ -71,31 +71,18 @@ impl Traffic {
     /// A request begins whose head is there.
     pub(super) fn begin(&self, head: &HeadView<'_>, client: &Client) -> Exchange {
         let sent = head.request_id().and_then(RequestId::from_header);
-        let id = sent.unwrap_or_else(|| self.ids.borrow_mut().next());
-        let method = Some(head.method());
-        Exchange {
-            endpoint: 0,
-            allowed_origin: None,
-            method,
-            id,
-            path: None,
-            client: client.address,
-            began: None,
-        }
+        self.exchange(Some(head.method()), sent, client)
     }
 
     /// Something begins that will never be a request.
     pub(super) fn begin_refusal(&self, client: &Client) -> Exchange {
-        let id = self.ids.borrow_mut().next();
-        Exchange {
-            endpoint: 0,
-            allowed_origin: None,
-            method: None,
-            id,
-            path: None,
-            client: client.address,
-            began: None,
-        }
+        self.exchange(None, None, client)
+    }
+
+    fn exchange(&self, method: Option<Method>, sent: Option<RequestId>, client: &Client) -> Exchange {
+        let id = sent.unwrap_or_else(|| self.ids.borrow_mut().next());
+        let client = client.address;
+        Exchange { endpoint: 0, allowed_origin: None, method, id, path: None, client, began: None }
     }
 
     /// An answer that was at hand has been given.

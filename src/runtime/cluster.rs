@@ -20,16 +20,21 @@ use crate::service::Service;
 use crate::service::federation::{Errands, Federation};
 use crate::tls::{self, Certificates};
 
-/// The executor of a node that is one of several.
+/// The executor of a node that is one of several, and what the next one is made of when it is replaced.
 pub(super) struct ClusterThread<E> {
+    parts: Parts<E>,
+    stop: Stop,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+#[derive(Clone)]
+struct Parts<E> {
     engine: E,
     service: Arc<Service>,
     api_keys: ApiKeys,
+    certificates: Certificates,
     node_id: String,
     config: ClusterConfig,
-    certificates: Option<Certificates>,
-    stop: Stop,
-    thread: JoinHandle<io::Result<()>>,
 }
 
 impl<E: Engine> ClusterThread<E> {
@@ -45,37 +50,40 @@ impl<E: Engine> ClusterThread<E> {
         errands: Option<Errands>,
     ) -> Result<Option<Self>, Error> {
         let Some(cluster) = config.cluster.clone() else { return Ok(None) };
-        let (service, api_keys) = (Arc::clone(service), api_keys.clone());
-        let (node_id, stop) = (config.node_id.clone(), Stop::default());
-        let certificates = config.certificates.clone();
-        let thread =
-            spawn(engine, &service, &cluster, &node_id, &api_keys, certificates.as_ref(), &stop, errands)?;
-        Ok(Some(Self { engine, service, api_keys, node_id, config: cluster, certificates, stop, thread }))
+        let parts = Parts {
+            engine,
+            service: Arc::clone(service),
+            api_keys: api_keys.clone(),
+            certificates: config.certificates.clone(),
+            node_id: config.node_id.clone(),
+            config: cluster,
+        };
+        let stop = Stop::default();
+        let thread = parts.clone().spawn(stop.clone(), errands)?;
+        Ok(Some(Self { parts, stop, thread }))
     }
 
     /// Goes on with other peers, if they are others. Questions that are under way have no answer.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub(super) fn set_peers(&mut self, peers: &[PeerAddress]) -> Result<(), Error> {
-        if self.config.peers == peers {
+    pub(super) fn set_peers(&mut self, peers: Vec<PeerAddress>) -> Result<(), Error> {
+        if self.parts.config.peers == peers {
             return Ok(());
         }
-        self.config.peers = peers.to_vec();
-        let stop = std::mem::take(&mut self.stop);
-        stop.request();
-        let Self { engine, service, config, node_id, api_keys, certificates, .. } = self;
+        self.parts.config.peers = peers;
+        std::mem::take(&mut self.stop).request();
         // The next one must not meet the peers of the one before.
         while !self.thread.is_finished() {
             thread::sleep(DEADLINE_TICK / 10);
         }
+        let Parts { service, config, .. } = &self.parts;
         if let Some(view) = service.cluster() {
             view.set_peers(config);
         }
         let errands = service.federation().map(Federation::renew);
-        self.thread =
-            spawn(*engine, service, config, node_id, api_keys, certificates.as_ref(), &self.stop, errands)?;
-        tracing::info!(peers = self.config.peers.len(), "this node has other peers now");
+        self.thread = self.parts.clone().spawn(self.stop.clone(), errands)?;
+        tracing::info!(peers = self.parts.config.peers.len(), "this node has other peers now");
         Ok(())
     }
 
@@ -89,40 +97,33 @@ impl<E: Engine> ClusterThread<E> {
     }
 }
 
-/// One thread with what the struct above keeps for the next one.
-#[expect(clippy::too_many_arguments, reason = "all of it is kept apart from the thread, which is replaced")]
-fn spawn<E: Engine>(
-    engine: E,
-    service: &Arc<Service>,
-    config: &ClusterConfig,
-    node_id: &str,
-    api_keys: &ApiKeys,
-    certificates: Option<&Certificates>,
-    stop: &Stop,
-    errands: Option<Errands>,
-) -> Result<JoinHandle<io::Result<()>>, Error> {
-    let (service, stop) = (Arc::clone(service), stop.clone());
-    let (cluster, node_id, api_keys) = (config.clone(), node_id.to_owned(), api_keys.clone());
-    let certificates = certificates.cloned();
-    // Not pinned: it has little to do, and shares its core with whichever shard has the least.
-    engine::start(engine, "osc-cluster".to_owned(), None, move || async move {
-        let network =
-            EngineNetwork { engine, service: Arc::clone(&service), certificates, started: Instant::now() };
-        let stopped = async {
-            while !stop.is_requested() {
-                engine.sleep(DEADLINE_TICK).await;
-            }
-        };
-        run(network, service, cluster, node_id, api_keys, errands).or(stopped).await;
-        Ok(())
-    })
-    .map_err(|error| Error::Part("the cluster's executor", error.to_string()))
+impl<E: Engine> Parts<E> {
+    fn spawn(self, stop: Stop, errands: Option<Errands>) -> Result<JoinHandle<io::Result<()>>, Error> {
+        // Not pinned: it has little to do, and shares its core with whichever shard has the least.
+        engine::start(self.engine, "osc-cluster".to_owned(), None, move || async move {
+            let Self { engine, service, api_keys, certificates, node_id, config } = self;
+            let network = EngineNetwork {
+                engine,
+                service: Arc::clone(&service),
+                certificates,
+                started: Instant::now(),
+            };
+            let stopped = async {
+                while !stop.is_requested() {
+                    engine.sleep(DEADLINE_TICK).await;
+                }
+            };
+            run(network, service, config, node_id, api_keys, errands).or(stopped).await;
+            Ok(())
+        })
+        .map_err(|error| Error::Part("the cluster's executor", error.to_string()))
+    }
 }
 
 struct EngineNetwork<E> {
     engine: E,
     service: Arc<Service>,
-    certificates: Option<Certificates>,
+    certificates: Certificates,
     started: Instant,
 }
 
@@ -134,7 +135,7 @@ impl<E: Engine> Network for EngineNetwork<E> {
         if !address.has_tls() {
             return Ok(PeerStream::Plain(stream));
         }
-        let config = self.certificates.as_ref().and_then(Certificates::client);
+        let config = self.certificates.client();
         let config = config.ok_or(io::ErrorKind::Unsupported)?;
         let stream = tls::Stream::connect(stream, Arc::clone(&config), address.host()).await?;
         Ok(PeerStream::Tls(Box::new(stream), config))
@@ -144,7 +145,7 @@ impl<E: Engine> Network for EngineNetwork<E> {
         match stream {
             PeerStream::Plain(_) => true,
             PeerStream::Tls(_, config) => {
-                let current = self.certificates.as_ref().and_then(Certificates::client);
+                let current = self.certificates.client();
                 current.is_some_and(|current| Arc::ptr_eq(&current, config))
             }
         }

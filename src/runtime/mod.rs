@@ -43,7 +43,6 @@ use crate::model::{ApiKeys, Timestamp};
 use crate::service::{ClusterView, Federation, Service, Signal};
 use crate::store::{Keeping, OpenError, Options, Store};
 use crate::telemetry::Log;
-use crate::tls::Certificates;
 
 /// How often the files of certificates are looked at.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(3);
@@ -170,26 +169,21 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
     };
     let (shards, addresses) = start_shards(engine, config, &plan, &shared)?;
     let mut cluster = ClusterThread::start(engine, config, &service, &api_keys, errands)?;
-    if let Some(expires) = config.certificates.as_ref().and_then(Certificates::expires) {
+    if let Some(expires) = config.certificates.expires() {
         tracing::info!(%expires, "serving over TLS only");
     }
     for address in addresses {
         tracing::info!(%address, executors = plan.cores.len(), engine = %kind.name(), "listening");
     }
 
-    let certificates = config.certificates.as_ref();
-    let look_interval = certificates.map_or(SWEEP_INTERVAL, |_| CERTIFICATES_INTERVAL);
     let mut swept = Instant::now();
     let reason = loop {
-        match why_end.recv_timeout(look_interval) {
+        match why_end.recv_timeout(CERTIFICATES_INTERVAL) {
             Ok(Reason::Reload) => {
-                if let Some(certificates) = certificates {
-                    look_at(certificates);
-                }
                 let Some(new) = reload::read() else { continue };
-                reload::apply(config, &new, log, &api_keys);
-                if let (Some(cluster), Some(new)) = (&mut cluster, &new.cluster)
-                    && let Err(error) = cluster.set_peers(&new.peers)
+                let peers = reload::apply(config, &new, log, &api_keys);
+                if let (Some(cluster), Some(peers)) = (&mut cluster, peers)
+                    && let Err(error) = cluster.set_peers(peers)
                 {
                     break Reason::Fatal(error.to_string());
                 }
@@ -200,9 +194,7 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
                     swept = Instant::now();
                     shared.app.sweep();
                 }
-                if let Some(certificates) = certificates {
-                    look_at(certificates);
-                }
+                reload::look_at(&config.certificates);
             }
             Err(Timeout::Disconnected) => break Reason::Fatal("the signal handler has gone".into()),
         }
@@ -229,22 +221,6 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         (_, Ok(())) => {
             tracing::info!("stopped");
             Ok(())
-        }
-    }
-}
-
-/// Takes certificates that have changed into use.
-fn look_at(certificates: &Certificates) {
-    match certificates.reload_if_changed() {
-        Ok(false) => {}
-        Ok(true) => {
-            let expires = certificates.expires().map(tracing::field::display);
-            tracing::info!(expires, "new connections have the certificates that have changed");
-        }
-        Err(faults) => {
-            tracing::error!(
-                "the certificates that have changed cannot be used, those before them stay: {faults}"
-            );
         }
     }
 }

@@ -2,13 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, PeerAddress};
 use crate::model::ApiKeys;
 use crate::telemetry::Log;
+use crate::tls::Certificates;
 
 /// Settings that are taken over; all others wait for the next start.
-const TAKEN_OVER: [&str; 5] =
-    ["OSC_LOG_LEVEL", "OSC_API_KEY_REQUIRED", "OSC_API_KEY", "OSC_API_KEY_FILE", "OSC_CLUSTER_NODES"];
+const TAKEN_OVER: [&str; 10] = [
+    "OSC_LOG_LEVEL",
+    "OSC_API_KEY_REQUIRED",
+    "OSC_API_KEY",
+    "OSC_API_KEY_FILE",
+    "OSC_CLUSTER_NODES",
+    "OSC_CLUSTER_CA_CERTS",
+    "OSC_SSL_CERTFILE",
+    "OSC_SSL_KEYFILE",
+    "OSC_SSL_KEYFILE_PASSWORD",
+    "OSC_SSL_CA_CERTS",
+];
 
 /// Reads the settings again. Wrong ones change nothing.
 pub(super) fn read() -> Option<Config> {
@@ -28,19 +39,50 @@ pub(super) fn read() -> Option<Config> {
     }
 }
 
-/// Takes over what concerns no executor, and says what does not change.
-pub(super) fn apply(before: &Config, after: &Config, log: &Log, api_keys: &ApiKeys) {
+/// Takes over what needs no other executor, and says what does not change. Gives the peers to go on with.
+pub(super) fn apply(
+    before: &Config,
+    after: &Config,
+    log: &Log,
+    api_keys: &ApiKeys,
+) -> Option<Vec<PeerAddress>> {
     log.set_level(after.log_level);
     api_keys.replace(after.api_keys.clone());
     if after.api_keys.is_empty() && !before.api_keys.is_empty() {
         tracing::warn!("from now on no API key is required");
     }
+    // Whether there is TLS does not change, and then neither does what follows from it.
+    let has_same_scheme =
+        before.certificates.files().own.is_some() == after.certificates.files().own.is_some();
+    if has_same_scheme && before.certificates.take_over(&after.certificates) {
+        tell_of(&before.certificates);
+    }
+    let peers = after.cluster.as_ref().filter(|_| has_same_scheme).map(|cluster| cluster.peers.clone());
     let (before, after) = (before.summary(), after.summary());
     let waiting = changed(&before, &after);
     if !waiting.is_empty() {
         tracing::warn!(settings = waiting.join(" "), "these settings take effect at the next start");
     }
     tracing::info!("the settings were read again");
+    peers
+}
+
+/// Takes certificates that have changed into use.
+pub(super) fn look_at(certificates: &Certificates) {
+    match certificates.reload_if_changed() {
+        Ok(false) => {}
+        Ok(true) => tell_of(certificates),
+        Err(faults) => {
+            tracing::error!(
+                "the certificates that have changed cannot be used, those before them stay: {faults}"
+            );
+        }
+    }
+}
+
+fn tell_of(certificates: &Certificates) {
+    let expires = certificates.expires().map(tracing::field::display);
+    tracing::info!(expires, "new connections have the certificates that have changed");
 }
 
 /// Names of settings that differ and are not taken over.

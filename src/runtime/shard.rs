@@ -35,7 +35,7 @@ pub(super) struct Shared {
     pub(super) executors: Arc<Executors>,
     pub(super) per_address: Option<PerAddress>,
     pub(super) has_proxy_protocol: bool,
-    pub(super) certificates: Option<Certificates>,
+    pub(super) certificates: Certificates,
 }
 
 /// State of one shard; never leaves its thread.
@@ -166,7 +166,7 @@ impl<E: Engine> Shard<E> {
             },
             _ => None,
         };
-        match self.shared.certificates.as_ref().and_then(Certificates::server) {
+        match self.shared.certificates.server() {
             None => serve(stream, &*self.shared.app, &self.local, client).await,
             // Behind a pointer, so that connections without TLS are no larger for it.
             Some(config) => Box::pin(self.serve_over_tls(Box::new(stream), config, client)).await,
@@ -183,7 +183,7 @@ impl<E: Engine> Shard<E> {
     /// Says that there is no room for this connection. Not over TLS: that would cost more than what there is no room
     /// for.
     async fn turn_away<S: AsyncWrite + Unpin>(&self, mut stream: S) {
-        if self.shared.certificates.as_ref().and_then(Certificates::server).is_none() {
+        if self.shared.certificates.server().is_none() {
             // The client may be gone.
             stream.write_all(&too_many_connections()).await.ok();
         }

@@ -244,13 +244,11 @@ fn render_page(rows: &[Arc<Row>], derived: &DerivedKey, limit: Option<u64>, rend
 
 /// About as many bytes as the entry takes: a token is longer than its value by what surrounds it.
 fn rendered_bytes(row: &Row) -> usize {
-    let category = row.category.as_ref().map_or(0, String::len);
-    row.key.len() + category + row.ciphertext.as_ref().map_or(0, |sealed| sealed.as_bytes().len())
+    row.names_bytes() + row.ciphertext.as_ref().map_or(0, |sealed| sealed.as_bytes().len())
 }
 
 /// So many bytes at most besides the value: each byte of a text becomes six if it is escaped.
 fn rendered_names_bytes_max(row: &Row) -> usize {
     const FIXED_BYTES_MAX: usize = 256;
-    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    FIXED_BYTES_MAX + 6 * (row.key.len() + text(&row.category) + text(&row.environment))
+    FIXED_BYTES_MAX + 6 * row.names_bytes()
 }

@@ -64,6 +64,12 @@ impl Row {
         EntryId { key: self.key.clone(), environment: self.environment.clone() }
     }
 
+    /// Bytes of its texts besides the value.
+    pub fn names_bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.key.len() + text(&self.category) + text(&self.environment)
+    }
+
     /// Memory that this row takes, roughly, for the bound of the cache.
     pub fn weight(&self) -> usize {
         let text = |text: &Option<String>| text.as_ref().map_or(0, |text| allocation(text.len()));

@@ -17,12 +17,17 @@ use super::own;
 pub struct Certificates(Arc<Shared>);
 
 struct Shared {
-    files: Files,
-    loaded: ArcSwap<Loaded>,
+    current: ArcSwap<Current>,
     watch: Mutex<Watch>,
 }
 
+struct Current {
+    files: Files,
+    loaded: Arc<Loaded>,
+}
+
 /// What the files looked like.
+#[derive(Clone)]
 struct Watch {
     /// When they were read last, whether they could be used or not.
     read: Stamp,
@@ -38,36 +43,42 @@ impl Certificates {
     pub fn load(files: Files) -> Result<Self, Faults> {
         // Before they are read: what is written meanwhile is seen as a change.
         let stamp = files.stamp();
-        let loaded = ArcSwap::from_pointee(Loaded::read(&files)?);
+        let loaded = Arc::new(Loaded::read(&files)?);
         let watch = Mutex::new(Watch { read: stamp.clone(), seen: stamp });
-        Ok(Self(Arc::new(Shared { files, loaded, watch })))
+        Ok(Self(Arc::new(Shared { current: ArcSwap::from_pointee(Current { files, loaded }), watch })))
+    }
+
+    /// For a node without any TLS.
+    pub fn none() -> Self {
+        Self::load(Files { own: None, clients: None, peers: None }).expect("no file can be wrong")
     }
 
     /// Where they come from.
-    pub fn files(&self) -> &Files {
-        &self.0.files
+    pub fn files(&self) -> Files {
+        self.0.current.load().files.clone()
     }
 
     /// For a connection that is made to this node now; `None` when it serves without TLS.
     pub fn server(&self) -> Option<Arc<ServerConfig>> {
-        self.0.loaded.load().server.clone()
+        self.0.current.load().loaded.server.clone()
     }
 
     /// For a connection to a peer that is made now; `None` when no peer has TLS.
     pub fn client(&self) -> Option<Arc<ClientConfig>> {
-        self.0.loaded.load().client.clone()
+        self.0.current.load().loaded.client.clone()
     }
 
     /// For a connection of this machine to the server itself: it trusts the very certificate of the server, whatever
     /// name that has, and shows it if clients must show one. `None` when the server has no TLS.
     pub fn to_self(&self) -> Option<Arc<ClientConfig>> {
-        let shown = self.0.files.clients.is_some();
-        self.0.loaded.load().own.clone().map(|own| Arc::new(own::config(own, shown)))
+        let current = self.0.current.load();
+        let shown = current.files.clients.is_some();
+        current.loaded.own.clone().map(|own| Arc::new(own::config(own, shown)))
     }
 
     /// When the certificate of this node expires.
     pub fn expires(&self) -> Option<Timestamp> {
-        self.0.loaded.load().expires
+        self.0.current.load().loaded.expires
     }
 
     /// Reads all files again. From then on new connections have what they hold, and open ones go on as they are.
@@ -75,15 +86,28 @@ impl Certificates {
     ///
     /// # Errors
     /// When they cannot be used; then what was in use stays in use.
-    pub fn reload(&self) -> Result<bool, Faults> {
-        let stamp = self.0.files.stamp();
+    fn reload(&self) -> Result<bool, Faults> {
+        let files = self.files();
+        let stamp = files.stamp();
         *self.watch() = Watch { read: stamp.clone(), seen: stamp };
-        let loaded = Loaded::read(&self.0.files)?;
-        let has_changed = loaded.digest != self.0.loaded.load().digest;
-        if has_changed {
-            self.0.loaded.store(Arc::new(loaded));
-        }
-        Ok(has_changed)
+        let loaded = Loaded::read(&files)?;
+        Ok(self.put(files, Arc::new(loaded)))
+    }
+
+    /// Takes over what `newer` has read, and where that came from. Says whether the certificates are others.
+    pub fn take_over(&self, newer: &Self) -> bool {
+        *self.watch() = newer.watch().clone();
+        let newer = newer.0.current.load();
+        self.put(newer.files.clone(), Arc::clone(&newer.loaded))
+    }
+
+    /// What has not changed stays the same, so that peers need not be connected to anew.
+    fn put(&self, files: Files, loaded: Arc<Loaded>) -> bool {
+        let before = Arc::clone(&self.0.current.load().loaded);
+        let has_changed = loaded.digest != before.digest;
+        let loaded = if has_changed { loaded } else { before };
+        self.0.current.store(Arc::new(Current { files, loaded }));
+        has_changed
     }
 
     /// Reads all files again if they have changed and are at rest: a certificate and its key are not replaced in
@@ -92,7 +116,7 @@ impl Certificates {
     /// # Errors
     /// As [`Self::reload`], once for each change.
     pub fn reload_if_changed(&self) -> Result<bool, Faults> {
-        let stamp = self.0.files.stamp();
+        let stamp = self.0.current.load().files.stamp();
         {
             let mut watch = self.watch();
             let is_at_rest = watch.seen == stamp;
@@ -111,6 +135,6 @@ impl Certificates {
 
 impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Certificates").field(&self.0.files).finish()
+        f.debug_tuple("Certificates").field(&self.0.current.load().files).finish()
     }
 }

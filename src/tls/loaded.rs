@@ -69,7 +69,13 @@ impl Loaded {
             client: peers.map(|roots| Arc::new(client(roots, shown))),
             own,
             expires,
-            digest: hash(&reading.digests),
+            // One file may serve for two.
+            digest: hash((
+                &reading.digests,
+                files.own.is_some(),
+                files.clients.is_some(),
+                files.peers.is_some(),
+            )),
         })
     }
 }

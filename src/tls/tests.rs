@@ -2,48 +2,31 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use futures_lite::future::{block_on, zip};
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::*;
 
+#[path = "../../tests/pipe/mod.rs"]
+mod pipe;
+
 const BYTES_AT_A_TIME: usize = 7;
 /// A server gives tickets before anybody has to read.
 const BYTES_ON_THE_WAY_MAX: usize = 2000;
 
-/// One direction.
-#[derive(Default)]
-struct Pipe {
-    bytes: Vec<u8>,
-    is_closed: bool,
-    wakers: Vec<Waker>,
-}
-
-impl Pipe {
-    fn wake(&mut self) {
-        self.wakers.drain(..).for_each(Waker::wake);
-    }
-}
-
-/// One end of two pipes.
+/// One end of a pipe.
 struct End {
-    incoming: Arc<Mutex<Pipe>>,
-    outgoing: Arc<Mutex<Pipe>>,
+    inner: pipe::End,
     is_ready: bool,
 }
 
 impl End {
     fn pair() -> (Self, Self) {
-        let pipes: [Arc<Mutex<Pipe>>; 2] = Default::default();
-        let end = |from: usize, to: usize| Self {
-            incoming: Arc::clone(&pipes[from]),
-            outgoing: Arc::clone(&pipes[to]),
-            is_ready: false,
-        };
-        (end(0, 1), end(1, 0))
+        let (one, other) = pipe::pipe(BYTES_ON_THE_WAY_MAX);
+        let end = |inner| Self { inner, is_ready: false };
+        (end(one), end(other))
     }
 
     /// Every other time it has to be asked once more.
@@ -65,16 +48,8 @@ impl AsyncRead for End {
         if self.hesitates(context) {
             return Poll::Pending;
         }
-        let mut pipe = self.incoming.lock().expect("no panic");
-        let count = pipe.bytes.len().min(out.len()).min(BYTES_AT_A_TIME);
-        if count == 0 && !pipe.is_closed {
-            pipe.wakers.push(context.waker().clone());
-            return Poll::Pending;
-        }
-        out[..count].copy_from_slice(&pipe.bytes[..count]);
-        pipe.bytes.drain(..count);
-        pipe.wake();
-        Poll::Ready(Ok(count))
+        let count = out.len().min(BYTES_AT_A_TIME);
+        Pin::new(&mut self.inner).poll_read(context, &mut out[..count])
     }
 }
 
@@ -87,26 +62,15 @@ impl AsyncWrite for End {
         if self.hesitates(context) {
             return Poll::Pending;
         }
-        let mut pipe = self.outgoing.lock().expect("no panic");
-        let count = (BYTES_ON_THE_WAY_MAX - pipe.bytes.len()).min(bytes.len()).min(BYTES_AT_A_TIME);
-        if count == 0 {
-            pipe.wakers.push(context.waker().clone());
-            return Poll::Pending;
-        }
-        pipe.bytes.extend_from_slice(&bytes[..count]);
-        pipe.wake();
-        Poll::Ready(Ok(count))
+        Pin::new(&mut self.inner).poll_write(context, &bytes[..bytes.len().min(BYTES_AT_A_TIME)])
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
     }
 
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut pipe = self.outgoing.lock().expect("no panic");
-        pipe.is_closed = true;
-        pipe.wake();
-        Poll::Ready(Ok(()))
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(context)
     }
 }
 

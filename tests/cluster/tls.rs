@@ -168,3 +168,23 @@ fn nodes_with_and_without_tls_of_their_own() {
     assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
     cluster.wait_for("k", Some("1"));
 }
+
+/// Nothing for peers was read when there were none.
+#[test]
+fn the_first_peers_come_while_nodes_run() {
+    let authority = Authority::new("of the cluster");
+    let mut cluster = of(2, &authority, &[]);
+    let peers: Vec<String> = cluster.links.iter().map(|(.., link)| link.address.to_string()).collect();
+    for node in &mut cluster.nodes {
+        node.forget("OSC_CLUSTER_NODES");
+        std::fs::write(node.path("encryption.salt"), [7; 64]).expect("written");
+    }
+    cluster.start();
+    assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
+    for (node, peer) in cluster.nodes.iter().zip(peers) {
+        put(node.directory.path(), ".env", &format!("OSC_CLUSTER_NODES={peer}\n"));
+        node.signal("HUP");
+    }
+    cluster.wait_until_whole();
+    cluster.wait_for("k", Some("1"));
+}

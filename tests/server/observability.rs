@@ -154,6 +154,27 @@ fn no_answer_may_be_kept_or_taken_for_something_else() {
 }
 
 #[test]
+fn no_header_comes_twice() {
+    let server = Launch::new().set("CORS_ORIGINS", "*").start();
+    assert_eq!(server.create("k", "1").status, 201);
+    for target in
+        ["/configs/k", "/configs", "/nowhere", "/health", "/metrics", "/docs", "/redoc", "/docs/docs.js"]
+    {
+        let mut client = server.connect();
+        let fields = [("X-User-Key", USER_KEY), ("Origin", "https://a.example.org"), ("Connection", "close")];
+        client.write(&request("GET", target, &fields, None));
+        let answer = client.rest();
+        let head = answer.split(|&byte| byte == b'\n').skip(1).take_while(|line| *line != b"\r");
+        let mut names: Vec<&[u8]> =
+            head.map(|line| line.split(|&byte| byte == b':').next().expect("a name")).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!((names.len(), count > 3), (count, true), "{target}: {}", String::from_utf8_lossy(&answer));
+    }
+}
+
+#[test]
 fn pages_of_named_sites_may_use_it() {
     let server = Launch::new().set("CORS_ORIGINS", "https://admin.example.org,http://localhost:3000").start();
     assert_eq!(server.create("k", "1").status, 201);

@@ -400,7 +400,7 @@ fn a_machine_can_ask_itself() {
         }
         let to_self = || {
             let (config, _) = opensecureconf::config::from_sources(&environment, None).expect("no fault");
-            config.certificates.and_then(|certificates| certificates.to_self()).expect("it has one")
+            config.certificates.to_self().expect("it has one")
         };
         let ask = |config| -> io::Result<String> {
             let mut stream = opensecureconf::tls::over(TcpStream::connect(server.address)?, config)?;
@@ -413,6 +413,39 @@ fn a_machine_can_ask_itself() {
         authority.issue().write(&directory);
         assert!(ask(to_self()).is_err());
     }
+}
+
+#[test]
+fn sighup_takes_new_certificates_at_once_and_from_other_files() {
+    let authority = Authority::new("an authority");
+    let launch = Launch::new();
+    let directory = std::sync::Arc::clone(&launch.directory);
+    let settings = |name: &str| {
+        format!("OSC_HTTPS_ENABLED=true\nOSC_SSL_CERTFILE={name}/cert.pem\nOSC_SSL_KEYFILE={name}/key.pem\n")
+    };
+    let mut issued = Vec::new();
+    for name in ["one", "two"] {
+        std::fs::create_dir(directory.path().join(name)).expect("made");
+        issued.push(authority.issue());
+        issued[issued.len() - 1].write(&directory.path().join(name));
+    }
+    put(directory.path(), ".env", &settings("one"));
+    let secure = Secure { authority, server: launch.start() };
+    assert_eq!(secure.certificate(), *issued[0].der());
+    put(directory.path(), ".env", &settings("two"));
+    secure.server.signal("HUP");
+    eventually("the settings were read", || secure.server.log().contains("the settings were read again"));
+    assert_eq!(secure.certificate(), *issued[1].der());
+    assert!(!secure.server.log().contains("at the next start"), "{}", secure.server.log());
+    // They are looked at from now on.
+    let next = secure.authority.issue();
+    next.write(&directory.path().join("two"));
+    eventually("the next one is shown", || secure.certificate() == *next.der());
+    // Whether there is TLS is not changed while the server runs.
+    put(directory.path(), ".env", "OSC_HTTPS_ENABLED=false\n");
+    secure.server.signal("HUP");
+    eventually("it is told", || secure.server.log().contains("OSC_HTTPS_ENABLED"));
+    assert_eq!(secure.certificate(), *next.der());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::{COMPONENTS, PATHS, document, members};
 use crate::http::answer::Answer;
 use crate::http::body::{self, Fault};
 use crate::http::error::{self, Refusal};
-use crate::http::route::Route;
+use crate::http::route::{ENDPOINTS, Route};
 use crate::http1::{Method, Rejection};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, LIST_LIMIT_MAX};
 use crate::service::Error;
@@ -78,6 +78,9 @@ fn each_route_is_described_and_each_description_is_a_route() {
         let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
         let path_of_one = path.replace("{key}", "k");
         let route = Route::find(*method, path_of_one.as_bytes()).expect("a route");
+        // All pages have one label.
+        let label = ENDPOINTS[route.endpoint()];
+        assert!(label == path || (label, &*path) == ("/docs", "/redoc"), "{path} is counted as {label}");
         let debug = format!("{route:?}");
         assert_eq!(debug.split(['(', ' ']).next(), Some(&*variant), "{path}");
     }

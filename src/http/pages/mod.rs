@@ -19,7 +19,6 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-const NO_SNIFFING: (&str, &str) = ("x-content-type-options", "nosniff");
 const ASK_AGAIN: (&str, &str) = ("cache-control", "no-cache");
 const NO_REFERRER: (&str, &str) = ("referrer-policy", "no-referrer");
 
@@ -33,15 +32,13 @@ const REDOC_POLICY: &str = "default-src 'none'; script-src 'self'; worker-src bl
      'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const DOCS_PAGE: &[(&str, &str)] =
-    &[("content-security-policy", DOCS_POLICY), NO_SNIFFING, NO_REFERRER, ASK_AGAIN];
-const REDOC_PAGE: &[(&str, &str)] =
-    &[("content-security-policy", REDOC_POLICY), NO_SNIFFING, NO_REFERRER, ASK_AGAIN];
-const OWN: &[(&str, &str)] = &[NO_SNIFFING, ASK_AGAIN];
+const DOCS_PAGE: &[(&str, &str)] = &[("content-security-policy", DOCS_POLICY), NO_REFERRER, ASK_AGAIN];
+const REDOC_PAGE: &[(&str, &str)] = &[("content-security-policy", REDOC_POLICY), NO_REFERRER, ASK_AGAIN];
+const OWN: &[(&str, &str)] = &[ASK_AGAIN];
 /// Sent as they lie here, to everybody: every browser takes gzip, and nothing else loads them. Their names have
 /// their version.
 const PACKED: &[(&str, &str)] =
-    &[("content-encoding", "gzip"), NO_SNIFFING, ("cache-control", "public, max-age=31536000, immutable")];
+    &[("content-encoding", "gzip"), ("cache-control", "public, max-age=31536000, immutable")];
 
 static FILES: [File; 8] = [
     File { path: "/docs", content_type: HTML, headers: DOCS_PAGE, bytes: include_bytes!("docs.html") },
