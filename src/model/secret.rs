@@ -139,6 +139,12 @@ impl Plaintext {
     }
 }
 
+impl From<SecretBytes> for Plaintext {
+    fn from(bytes: SecretBytes) -> Self {
+        Self(bytes)
+    }
+}
+
 impl fmt::Debug for Plaintext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Plaintext({} bytes, redacted)", self.0.len())

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::federation::Choice;
+use super::opener::{Opener, Unopened};
 use super::{Error, Service};
-use crate::crypto::{DerivedKey, OpenError};
-use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp, UserKey, json};
+use crate::crypto::DerivedKey;
+use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp, UserKey};
 use crate::store::{Group, OwnerTag, Row, Write, WriteError, WriteResult};
 
 /// How often a write looks again when another one was faster; each time someone else has made progress.
@@ -325,48 +326,15 @@ pub(super) fn seal(derived: &DerivedKey, value: &Plaintext) -> Ciphertext {
 
 /// Sees to it that the user key opens a row, without opening it.
 pub(super) fn verify(derived: &DerivedKey, row: &Row) -> Result<(), Error> {
-    let sealed = row.ciphertext.as_ref().ok_or_else(|| not_a_token(row))?;
+    let sealed = row.ciphertext.as_ref().ok_or_else(|| Unopened::NotAToken.of(row))?;
     if !derived.fernet().verifies_raw(sealed.as_bytes()) {
-        return Err(Error::WrongUserKey { key: row.key.clone() });
+        return Err(Unopened::WrongKey.of(row));
     }
     derived.mark_proven();
     Ok(())
 }
 
 /// Opens a row to canonical JSON.
-pub(super) fn open(derived: &DerivedKey, row: &Row) -> Result<Plaintext, Error> {
-    let sealed = row.ciphertext.as_ref().ok_or_else(|| not_a_token(row))?;
-    let mut bytes = Vec::with_capacity(sealed.as_bytes().len());
-    match derived.fernet().open_raw(sealed.as_bytes(), &mut bytes) {
-        Ok(()) => derived.mark_proven(),
-        // A token that was cut short cannot be told from one of another key: both fail the HMAC.
-        Err(OpenError::WrongKey | OpenError::Malformed) => {
-            return Err(Error::WrongUserKey { key: row.key.clone() });
-        }
-        Err(OpenError::BadPadding) => {
-            return Err(Error::Unreadable { key: row.key.clone(), what: "its padding is wrong" });
-        }
-    }
-    let value = Plaintext::new(bytes);
-    if row.is_canonical() {
-        return Ok(value);
-    }
-    canonical(row, value)
-}
-
-/// The original writes JSON with spaces and ASCII escapes, and sometimes what is no JSON at all.
-fn canonical(row: &Row, value: Plaintext) -> Result<Plaintext, Error> {
-    let mut bytes = Vec::with_capacity(value.expose().len());
-    match json::canonicalize(value.expose(), &mut bytes) {
-        Ok(_) if bytes == value.expose() => {
-            row.set_canonical();
-            Ok(value)
-        }
-        Ok(_) => Ok(Plaintext::new(bytes)),
-        Err(_) => Err(Error::Unreadable { key: row.key.clone(), what: "it is not valid JSON" }),
-    }
-}
-
-fn not_a_token(row: &Row) -> Error {
-    Error::Unreadable { key: row.key.clone(), what: "it is not a Fernet token" }
+fn open(derived: &DerivedKey, row: &Row) -> Result<Plaintext, Error> {
+    Opener::new(derived).into_plaintext(row).map_err(|unopened| unopened.of(row))
 }

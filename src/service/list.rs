@@ -229,7 +229,7 @@ fn render_page(rows: &[Arc<Row>], derived: &DerivedKey, limit: Option<u64>, rend
             break;
         }
         // One entry of another owner, or a damaged one, never takes the list away.
-        let Some(value) = opener.open(row) else {
+        let Ok(value) = opener.open(row) else {
             page.hidden_count += 1;
             continue;
         };

@@ -1,7 +1,8 @@
-//! Opens many rows with one key, all in the same memory.
+//! Opens rows with one key, all in the same memory.
 
-use crate::crypto::DerivedKey;
-use crate::model::{SecretBytes, json};
+use super::Error;
+use crate::crypto::{DerivedKey, OpenError};
+use crate::model::{Plaintext, SecretBytes, json};
 use crate::store::Row;
 
 /// Memory for one value at a time.
@@ -11,26 +12,69 @@ pub(super) struct Opener<'a> {
     canonical: SecretBytes,
 }
 
+/// Why a row does not open.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Unopened {
+    NotAToken,
+    /// A token that was cut short cannot be told from one of another key: both fail the HMAC.
+    WrongKey,
+    BadPadding,
+    NotJson,
+}
+
 impl<'a> Opener<'a> {
     pub(super) fn new(derived: &'a DerivedKey) -> Self {
         Self { derived, value: SecretBytes::default(), canonical: SecretBytes::default() }
     }
 
-    /// The row's value as canonical JSON, until the next one is opened; `None` if the key does not open it,
-    /// or it holds no JSON.
-    pub(super) fn open(&mut self, row: &Row) -> Option<&[u8]> {
-        let sealed = row.ciphertext.as_ref()?.as_bytes();
+    /// The row's value as canonical JSON, until the next one is opened. The original writes JSON with spaces and
+    /// ASCII escapes, and sometimes what is no JSON at all.
+    ///
+    /// # Errors
+    /// When the key does not open it, or it holds no JSON.
+    pub(super) fn open(&mut self, row: &Row) -> Result<&[u8], Unopened> {
+        self.fill(row).map(|value| &**value)
+    }
+
+    /// The same for a single row.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub(super) fn into_plaintext(mut self, row: &Row) -> Result<Plaintext, Unopened> {
+        self.fill(row).map(|value| std::mem::take(value).into())
+    }
+
+    fn fill(&mut self, row: &Row) -> Result<&mut SecretBytes, Unopened> {
+        let sealed = row.ciphertext.as_ref().ok_or(Unopened::NotAToken)?.as_bytes();
         self.value.clear();
-        self.derived.fernet().open_raw(sealed, self.value.with_room(sealed.len())).ok()?;
+        let opened = self.derived.fernet().open_raw(sealed, self.value.with_room(sealed.len()));
+        opened.map_err(|error| match error {
+            OpenError::WrongKey | OpenError::Malformed => Unopened::WrongKey,
+            OpenError::BadPadding => Unopened::BadPadding,
+        })?;
         self.derived.mark_proven();
         if row.is_canonical() {
-            return Some(&self.value);
+            return Ok(&mut self.value);
         }
         self.canonical.clear();
-        json::canonicalize(&self.value, self.canonical.with_room(self.value.len())).ok()?;
+        json::canonicalize(&self.value, self.canonical.with_room(self.value.len()))
+            .map_err(|_| Unopened::NotJson)?;
         if self.canonical == self.value {
             row.set_canonical();
         }
-        Some(&self.canonical)
+        Ok(&mut self.canonical)
+    }
+}
+
+impl Unopened {
+    /// As whoever asked for this row is told.
+    pub(super) fn of(self, row: &Row) -> Error {
+        let key = row.key.clone();
+        match self {
+            Self::WrongKey => Error::WrongUserKey { key },
+            Self::NotAToken => Error::Unreadable { key, what: "it is not a Fernet token" },
+            Self::BadPadding => Error::Unreadable { key, what: "its padding is wrong" },
+            Self::NotJson => Error::Unreadable { key, what: "it is not valid JSON" },
+        }
     }
 }
