@@ -114,7 +114,7 @@ impl Certificates {
     /// the same moment, so what has changed since the last call is left for the next one.
     ///
     /// # Errors
-    /// As [`Self::reload`], once for each change.
+    /// When the changed files cannot be used, said once for each change; then what was in use stays in use.
     pub fn reload_if_changed(&self) -> Result<bool, Faults> {
         let stamp = self.0.current.load().files.stamp();
         {
