@@ -9,6 +9,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use opensecureconf::http1::{Answer, Connection, Step};
+use opensecureconf::limits::BODY_BYTES_MAX;
 
 const BODY: &[u8] =
     br#"{"id":1,"key":"database_prod","category":"database","value":{"host":"localhost","port":5432}}"#;
@@ -51,7 +52,7 @@ fn serve_what_is_there(connection: &mut Connection) -> usize {
     let mut answered_count = 0;
     loop {
         match connection.step(0) {
-            Step::Head => connection.accept_body(0),
+            Step::Head => connection.accept_body(BODY_BYTES_MAX, 0),
             Step::Body => {
                 black_box((connection.head().path(), connection.head().user_key(), connection.body()));
                 connection.respond(&ANSWER, 0);

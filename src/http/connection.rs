@@ -129,7 +129,7 @@ where
                     Ok(Admission::Answered) => {}
                     Ok(Admission::Admitted { request, body_bytes_max: Some(bytes_max) }) => {
                         admitted = Some(request);
-                        self.connection.accept_body_up_to(bytes_max, self.now_ms());
+                        self.connection.accept_body(bytes_max, self.now_ms());
                     }
                     Ok(Admission::Admitted { request, body_bytes_max: None }) => {
                         self.answer(request, Zeroizing::default()).await?;

@@ -5,9 +5,7 @@ use std::time::Duration;
 use super::answer::Answer;
 use super::route::Miss;
 use crate::http1::Rejection;
-use crate::limits::{
-    BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_COUNT_MAX, REQUEST_LINE_BYTES_MAX, RETRY_AFTER_SECONDS,
-};
+use crate::limits::{HEAD_BYTES_MAX, HEADERS_COUNT_MAX, REQUEST_LINE_BYTES_MAX, RETRY_AFTER_SECONDS};
 use crate::service;
 
 /// `{"detail": text}`, the shape of every error.
@@ -199,8 +197,8 @@ impl From<Rejection> for Answer {
                     "Header fields too large (at most {HEAD_BYTES_MAX} bytes in {HEADERS_COUNT_MAX} fields)"
                 ),
             ),
-            Rejection::BodyTooLarge => {
-                detail(413, &format!("Body too large (at most {BODY_BYTES_MAX} bytes)"))
+            Rejection::BodyTooLarge { bytes_max } => {
+                detail(413, &format!("Body too large (at most {bytes_max} bytes)"))
             }
             Rejection::HeadTimeout => detail(408, "The request head took too long"),
             Rejection::BodyTimeout => detail(408, "The request body took too long"),

@@ -146,7 +146,7 @@ impl Connection {
             Framing::Empty => Some(0),
             Framing::Length(length) => usize::try_from(length).ok().filter(|&count| count <= unread.len()),
             Framing::Chunked => {
-                let mut decoder = Decoder::new();
+                let mut decoder = Decoder::new(limits::BODY_BYTES_MAX);
                 decoder.decode(unread, |_| {}).ok().filter(|_| decoder.is_done())
             }
         };

@@ -35,24 +35,19 @@ pub(super) struct Decoder {
     /// The size of the current chunk, as far as its digits have arrived.
     size: usize,
     decoded_count: usize,
-    decoded_count_max: usize,
+    bytes_max: usize,
     extensions_count: usize,
     trailers_count: usize,
 }
 
 impl Decoder {
-    /// For the body of a request.
-    pub(super) fn new() -> Self {
-        Self::with_limit(limits::BODY_BYTES_MAX)
-    }
-
     /// For a body of at most this many bytes.
-    pub(super) fn with_limit(decoded_count_max: usize) -> Self {
+    pub(super) fn new(bytes_max: usize) -> Self {
         Self {
             expect: Expect::Size { digits: 0 },
             size: 0,
             decoded_count: 0,
-            decoded_count_max,
+            bytes_max,
             extensions_count: 0,
             trailers_count: 0,
         }
@@ -66,6 +61,11 @@ impl Decoder {
     /// How many bytes are known to come, to size the next read.
     pub(super) fn wanted(&self) -> usize {
         if let Expect::Data { remaining } = self.expect { remaining } else { 1 }
+    }
+
+    /// Most bytes that the body may have.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max
     }
 
     /// Reads `input`, hands the data in it to `sink`, and returns how many bytes belonged to this
@@ -154,8 +154,8 @@ impl Decoder {
             return Ok(Expect::TrailerStart);
         }
         self.decoded_count += self.size;
-        if self.decoded_count > self.decoded_count_max {
-            return Err(Rejection::BodyTooLarge);
+        if self.decoded_count > self.bytes_max {
+            return Err(Rejection::BodyTooLarge { bytes_max: self.bytes_max });
         }
         Ok(Expect::Data { remaining: self.size })
     }
@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn decode(input: &[u8], size: usize) -> Result<Decoded, Rejection> {
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::new(limits::BODY_BYTES_MAX);
         let mut body = Vec::new();
         let mut at = 0;
         while at < input.len() && !decoder.is_done() {
@@ -286,9 +286,10 @@ mod tests {
         check(trailers(limits::TRAILERS_BYTES_MAX).as_bytes(), Ok(Some((b"", b""))));
         check(trailers(limits::TRAILERS_BYTES_MAX + 1).as_bytes(), Err(Rejection::HeadTooLarge));
 
+        let too_large = Rejection::BodyTooLarge { bytes_max: limits::BODY_BYTES_MAX };
         check(format!("{:x}\r\n", limits::BODY_BYTES_MAX).as_bytes(), Ok(None));
-        check(format!("{:x}\r\n", limits::BODY_BYTES_MAX + 1).as_bytes(), Err(Rejection::BodyTooLarge));
-        check(format!("1\r\na\r\n{:x}\r\n", limits::BODY_BYTES_MAX).as_bytes(), Err(Rejection::BodyTooLarge));
-        check(b"ffffffff\r\n", Err(Rejection::BodyTooLarge));
+        check(format!("{:x}\r\n", limits::BODY_BYTES_MAX + 1).as_bytes(), Err(too_large));
+        check(format!("1\r\na\r\n{:x}\r\n", limits::BODY_BYTES_MAX).as_bytes(), Err(too_large));
+        check(b"ffffffff\r\n", Err(too_large));
     }
 }

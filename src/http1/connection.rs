@@ -16,7 +16,6 @@ use super::{
     response,
     scan::{HeadScan, Scanned},
 };
-use crate::limits;
 
 /// One server connection. Requests are delivered one at a time and in order; the next one stays in
 /// the buffer until the one before is answered.
@@ -72,7 +71,7 @@ impl Connection {
     }
 
     /// Where to read into. Never empty after [`Step::Read`] or [`Step::Linger`], except during a
-    /// stream: while an answer is owed, a client can run ahead by [`limits::HEAD_BYTES_MAX`] and
+    /// stream: while an answer is owed, a client can run ahead by [`crate::limits::HEAD_BYTES_MAX`] and
     /// the space is empty beyond that.
     pub fn read_space(&mut self) -> &mut [u8] {
         let wanted = match &self.phase {
@@ -142,14 +141,9 @@ impl Connection {
         HeadView { head, bytes: self.inbox.held() }
     }
 
-    /// Decides to read the body; [`Step::Body`] follows when it is complete, at once where there is
-    /// none. Asks the client to send it when it waits for that.
-    pub fn accept_body(&mut self, now_ms: u64) {
-        self.accept_body_up_to(limits::BODY_BYTES_MAX, now_ms);
-    }
-
-    /// Like [`Self::accept_body`], with another limit for a body that tells its length.
-    pub fn accept_body_up_to(&mut self, bytes_max: usize, now_ms: u64) {
+    /// Decides to read the body, if it has at most this many bytes; [`Step::Body`] follows when it is
+    /// complete, at once where there is none. Asks the client to send it when it waits for that.
+    pub fn accept_body(&mut self, bytes_max: usize, now_ms: u64) {
         let (Phase::Deciding, Some(head)) = (&self.phase, &self.head) else {
             debug_assert!(matches!(self.phase, Phase::Closed), "a body is accepted after its head");
             return;
@@ -158,10 +152,10 @@ impl Connection {
         self.since_ms = now_ms;
         self.phase = match head.framing {
             Framing::Empty => Phase::Answering,
-            Framing::Chunked => Phase::Body(Progress::Chunked(Decoder::new())),
+            Framing::Chunked => Phase::Body(Progress::Chunked(Decoder::new(bytes_max))),
             Framing::Length(length) => match usize::try_from(length) {
                 Ok(total) if total <= bytes_max => Phase::Body(Progress::Length { total, remaining: total }),
-                _ => return self.refuse(Rejection::BodyTooLarge),
+                _ => return self.refuse(Rejection::BodyTooLarge { bytes_max }),
             },
         };
         self.advance_body();
@@ -243,8 +237,8 @@ impl Connection {
                 *remaining == 0
             }
             Progress::Chunked(decoder) => {
-                let body = &mut self.body;
-                match decoder.decode(unread, |data| body::append(body, data, limits::BODY_BYTES_MAX)) {
+                let (body, bytes_max) = (&mut self.body, decoder.bytes_max());
+                match decoder.decode(unread, |data| body::append(body, data, bytes_max)) {
                     Ok(count) => self.inbox.consume(count),
                     Err(rejection) => return self.refuse(rejection),
                 }

@@ -58,7 +58,7 @@ fn pipelined_requests_are_answered_in_order() {
     connection.respond(&ANSWER, 0);
     assert_eq!(step(&mut connection), Step::Head);
     assert_eq!(connection.head().path(), b"/b");
-    connection.accept_body(0);
+    connection.accept_body(limits::BODY_BYTES_MAX, 0);
     assert_eq!(step(&mut connection), Step::Body);
     assert_eq!((connection.body(), connection.head().path()), (&b"body"[..], &b"/b"[..]));
     connection.respond(&ANSWER, 0);
@@ -144,7 +144,7 @@ fn expectations() {
         let head = format!("PUT / HTTP/{version}\r\nHost: x\r\nExpect: 100-Continue\r\n{framing}\r\n\r\n");
         send(&mut connection, &format!("{head}{body}"), 0);
         assert_eq!(step(&mut connection), Step::Head);
-        connection.accept_body(0);
+        connection.accept_body(limits::BODY_BYTES_MAX, 0);
         assert_eq!(take_output(&mut connection, 0), expected, "{version} {framing} {body}");
     };
     check("1.1", "Content-Length: 4", "", CONTINUE);
@@ -164,21 +164,23 @@ fn expectations() {
 
 #[test]
 fn bodies_that_are_too_large_are_refused_after_the_application_had_its_say() {
-    let check = |framing: String, body: &str| {
+    let check = |bytes_max: usize, framing: String, body: &str| {
         let mut connection = connection();
         send(&mut connection, &format!("PUT /a HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n{body}"), 0);
         assert_eq!(step(&mut connection), Step::Head);
-        connection.accept_body(0);
-        assert_eq!(step(&mut connection), Step::Reject(Rejection::BodyTooLarge), "{framing}");
+        connection.accept_body(bytes_max, 0);
+        assert_eq!(step(&mut connection), Step::Reject(Rejection::BodyTooLarge { bytes_max }), "{framing}");
         assert!(connection.has_head() && connection.head().path() == b"/a");
         connection.respond_and_close(&ANSWER, 0);
         assert_eq!(take_output(&mut connection, 0), OK_CLOSE);
         assert!(!connection.has_head());
     };
-    let too_large = limits::BODY_BYTES_MAX + 1;
-    check(format!("Content-Length: {too_large}"), "");
-    check(format!("Content-Length: {}", "9".repeat(100)), "");
-    check("Transfer-Encoding: chunked".to_owned(), &format!("{too_large:x}\r\n"));
+    for bytes_max in [10, limits::BODY_BYTES_MAX, limits::PEER_BODY_BYTES_MAX] {
+        let too_large = bytes_max + 1;
+        check(bytes_max, format!("Content-Length: {too_large}"), "");
+        check(bytes_max, format!("Content-Length: {}", "9".repeat(100)), "");
+        check(bytes_max, "Transfer-Encoding: chunked".to_owned(), &format!("{too_large:x}\r\n"));
+    }
 }
 
 #[test]
@@ -187,7 +189,7 @@ fn the_largest_body_arrives_in_steps() {
     let length = limits::BODY_BYTES_MAX;
     send(&mut connection, &format!("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"), 0);
     assert_eq!(step(&mut connection), Step::Head);
-    connection.accept_body(0);
+    connection.accept_body(limits::BODY_BYTES_MAX, 0);
     assert_eq!(connection.buffered_body_bytes(), 0, "an announced length takes no memory");
     let piece = "x".repeat(limits::HEAD_BYTES_MAX);
     for sent in 1..=length / piece.len() {
@@ -329,7 +331,7 @@ fn the_end_of_the_stream() {
     let mut in_body = connection();
     send(&mut in_body, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbod", 0);
     assert_eq!(step(&mut in_body), Step::Head);
-    in_body.accept_body(0);
+    in_body.accept_body(limits::BODY_BYTES_MAX, 0);
     in_body.received_eof();
     assert_eq!(step(&mut in_body), Step::Close);
 

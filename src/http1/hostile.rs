@@ -18,7 +18,7 @@ fn status(rejection: Rejection) -> u16 {
     match rejection {
         Rejection::BadRequest(_) => 400,
         Rejection::HeadTimeout | Rejection::BodyTimeout => 408,
-        Rejection::BodyTooLarge => 413,
+        Rejection::BodyTooLarge { .. } => 413,
         Rejection::RequestLineTooLong => 414,
         Rejection::ExpectationFailed => 417,
         Rejection::HeadTooLarge => 431,
@@ -35,7 +35,7 @@ fn run(input: &[u8], size: usize) -> Outcome {
     loop {
         let answer = |status| Answer { status, content_type: None, headers: &[], body: b"", date: "" };
         match connection.step(0) {
-            Step::Head => connection.accept_body(0),
+            Step::Head => connection.accept_body(limits::BODY_BYTES_MAX, 0),
             Step::Body => {
                 let target = String::from_utf8_lossy(connection.head().target()).into_owned();
                 outcome.requests.push((target, connection.take_body().to_vec()));

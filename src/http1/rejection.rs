@@ -25,9 +25,12 @@ pub enum Rejection {
     /// 431: the head or the trailer section is longer than allowed, or has too many fields.
     #[error("head too large")]
     HeadTooLarge,
-    /// 413: the body is larger than [`crate::limits::BODY_BYTES_MAX`].
+    /// 413: the body is larger than what was accepted.
     #[error("body too large")]
-    BodyTooLarge,
+    BodyTooLarge {
+        /// Most bytes that would have been accepted.
+        bytes_max: usize,
+    },
     /// 408: the head did not arrive in time.
     #[error("head timeout")]
     HeadTimeout,

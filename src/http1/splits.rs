@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::{Answer, Connection, Rejection, Step};
+use crate::limits;
 
 /// What an application gets to see of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +21,7 @@ fn run(input: &[u8], mut next_size: impl FnMut() -> usize) -> Vec<Event> {
     loop {
         let answer = Answer { status: 200, content_type: None, headers: &[], body: b"x", date: "" };
         match connection.step(0) {
-            Step::Head => connection.accept_body(0),
+            Step::Head => connection.accept_body(limits::BODY_BYTES_MAX, 0),
             Step::Body => {
                 let head = connection.head();
                 events.push(Event::Request {
@@ -194,7 +195,7 @@ fn random_calls_do_not_panic() {
             connection.expire(now_ms);
             match connection.step(now_ms) {
                 Step::Head if random.below(3) == 0 => connection.respond(&answer, now_ms),
-                Step::Head if random.below(3) > 0 => connection.accept_body(now_ms),
+                Step::Head if random.below(3) > 0 => connection.accept_body(limits::BODY_BYTES_MAX, now_ms),
                 Step::Head | Step::Body if random.below(2) == 0 => {
                     connection.begin_stream(&answer, &["a"], now_ms);
                     connection.stream_chunk(b"abc", now_ms);

@@ -4,6 +4,7 @@ use super::{
     Connection, Rejection, Step,
     conversations::{ANSWER, GET, OK_CLOSE, connection, send, step, take_output},
 };
+use crate::limits;
 
 /// Expires a connection just before its deadline, which does nothing, and then at it.
 fn check_expiry(connection: &mut Connection, deadline_ms: u64, expected: Step) {
@@ -60,7 +61,7 @@ fn deadlines_of_bodies() {
     let mut connection = connection();
     send(&mut connection, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 4096\r\n\r\n", 0);
     assert_eq!(step(&mut connection), Step::Head);
-    connection.accept_body(20_000);
+    connection.accept_body(limits::BODY_BYTES_MAX, 20_000);
     assert_eq!(connection.deadline_ms(), Some(30_000));
     send(&mut connection, &"x".repeat(2048), 25_000);
     check_expiry(&mut connection, 32_000, Step::Reject(Rejection::BodyTimeout));

@@ -4,6 +4,7 @@ use super::{
     Connection, Step,
     conversations::{ANSWER, GET, connection, send, step},
 };
+use crate::limits;
 
 /// Whether a secret that a client sent or got is anywhere in the read buffer or in the output.
 fn keeps_canary(connection: &Connection) -> bool {
@@ -30,7 +31,7 @@ fn what_was_answered_is_wiped() {
             assert_eq!(step(&mut connection), Step::Head);
             assert!(keeps_canary(&connection));
             if accepts {
-                connection.accept_body(0);
+                connection.accept_body(limits::BODY_BYTES_MAX, 0);
                 assert_eq!(step(&mut connection), Step::Body);
             }
             way(&mut connection);

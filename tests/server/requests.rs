@@ -844,15 +844,24 @@ fn no_answer_invites_other_origins() {
 /// A body that is only said to be large is refused before it is read.
 #[test]
 fn too_large_is_said_before_the_body_comes() {
-    let server = Server::start();
-    for (method, target) in [("POST", "/configs"), ("PUT", "/configs/k"), ("POST", "/cluster/salt")] {
-        let mut client: Client = server.connect();
-        let head = format!(
-            "{method} {target} HTTP/1.1\r\nHost: x\r\nX-User-Key: {USER_KEY}\r\nContent-Length: 4194305\r\n\r\n"
-        );
-        client.write(head.as_bytes());
-        let response = client.receive(false);
-        let text = "Body too large (at most 4194304 bytes)";
-        assert_eq!((response.status, response.detail().as_str()), (413, text), "{method} {target}");
+    let server = Launch::new().set("OSC_CLUSTER_ENABLED", "true").start();
+    let to_clients = [("POST", "/configs"), ("PUT", "/configs/k"), ("POST", "/cluster/salt")];
+    let to_nodes =
+        ["/cluster/changes", "/cluster/digests", "/cluster/versions"].map(|target| ("POST", target));
+    for (length_max, routes) in [(4_194_304, to_clients), (16_777_216, to_nodes)] {
+        let too_large = length_max + 1;
+        for (method, target) in routes {
+            for (framing, body) in [
+                (format!("Content-Length: {too_large}"), String::new()),
+                ("Transfer-Encoding: chunked".to_owned(), format!("{too_large:x}\r\n")),
+            ] {
+                let mut client: Client = server.connect();
+                let head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nX-User-Key: {USER_KEY}\r\n");
+                client.write(format!("{head}{framing}\r\n\r\n{body}").as_bytes());
+                let response = client.receive(false);
+                let text = format!("Body too large (at most {length_max} bytes)");
+                assert_eq!((response.status, response.detail()), (413, text), "{method} {target} {framing}");
+            }
+        }
     }
 }

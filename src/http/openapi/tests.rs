@@ -216,7 +216,7 @@ fn table() -> Vec<Answer> {
             Rejection::ExpectationFailed,
             Rejection::RequestLineTooLong,
             Rejection::HeadTooLarge,
-            Rejection::BodyTooLarge,
+            Rejection::BodyTooLarge { bytes_max: 1 },
             Rejection::HeadTimeout,
             Rejection::BodyTimeout,
         ]

@@ -258,7 +258,7 @@ impl ClientConnection {
         } else {
             Phase::Body(match head.framing {
                 ResponseFraming::UntilEof => Progress::UntilEof,
-                ResponseFraming::Chunked => Progress::Chunked(Decoder::with_limit(self.body_bytes_max)),
+                ResponseFraming::Chunked => Progress::Chunked(Decoder::new(self.body_bytes_max)),
                 ResponseFraming::Length(length) => match usize::try_from(length) {
                     Ok(total) if total <= self.body_bytes_max => Progress::Length { total, remaining: total },
                     _ => return Err(ClientFailure::TooLarge),

@@ -39,7 +39,7 @@ impl From<Rejection> for ClientFailure {
         match rejection {
             Rejection::BadRequest(text) => Self::Malformed(text),
             Rejection::TransferCodingNotImplemented => Self::Malformed("transfer coding is not chunked"),
-            Rejection::RequestLineTooLong | Rejection::HeadTooLarge | Rejection::BodyTooLarge => {
+            Rejection::RequestLineTooLong | Rejection::HeadTooLarge | Rejection::BodyTooLarge { .. } => {
                 Self::TooLarge
             }
             Rejection::HeadTimeout | Rejection::BodyTimeout => Self::TimedOut,
