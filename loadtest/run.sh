@@ -57,6 +57,20 @@ fi
 # mixed NAME WRITES: so many of a hundred requests are writes.
 mixed() { LOAD_WRITES=$2 closed_loop "$1" "$server_pid" "$connections" "$base" -s "$here/mixed.lua"; }
 
+# Cached reads, by themselves and while new user keys pour in. wrk counts what it would have sent during a pause, so
+# one pause of the machine of 1 % of the time decides about the p99: only medians of many rounds say something.
+storm() {
+  local flood
+  closed_loop calm "$server_pid" 16 "$base/configs/load-1"
+  "${pin_rest[@]}" wrk -t1 -c32 "-d$((seconds + 10))s" -s "$here/storm.lua" "$base/configs/load-1" >/dev/null &
+  flood=$!
+  pids+=("$flood")
+  sleep 0.5
+  closed_loop storm "$server_pid" 16 "$base/configs/load-1"
+  kill "$flood"
+  wait "$flood" || true
+}
+
 # One derivation by Python's hashlib is what a cold key costs at least.
 openssl() {
   local row
@@ -86,6 +100,7 @@ for _ in $(seq "$rounds"); do
   mixed mixed-50-50 50
   mixed write 100
   closed_loop list "$server_pid" 4 "$base/configs"
+  storm
   closed_loop cold "$cold_pid" 4 "$cold" -s "$here/cold.lua"
   if command -v python3 >/dev/null; then openssl; fi
 done
@@ -101,6 +116,7 @@ if $have_anchor; then
   echo "pipelined / anchor-pipelined: $(quotient pipelined anchor-pipelined 2) of its requests/s," \
     "$(quotient pipelined anchor-pipelined 5) of its CPU time for each"
 fi
+echo "storm / calm: $(quotient storm calm 4) of its p99"
 if command -v python3 >/dev/null; then
   echo "cold / openssl: $(quotient cold openssl 5) of its CPU time for each"
 fi
