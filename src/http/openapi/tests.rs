@@ -216,7 +216,7 @@ fn table() -> Vec<Answer> {
             Rejection::ExpectationFailed,
             Rejection::RequestLineTooLong,
             Rejection::HeadTooLarge,
-            Rejection::BodyTooLarge { bytes_max: 1 },
+            Rejection::BodyTooLarge { bytes_max: crate::limits::BODY_BYTES_MAX },
             Rejection::HeadTimeout,
             Rejection::BodyTimeout,
         ]
