@@ -95,6 +95,8 @@ pub const KDF_ROUNDS: u32 = 480_000;
 pub const DERIVATIONS_QUEUED_MAX_PER_THREAD: usize = 32;
 /// Reads of the database that may wait; beyond it 503.
 pub const STORE_READS_QUEUED_MAX: usize = 4096;
+/// For so long a thread of the pool gathers the results of reads that wait before it tells them: about ten.
+pub const READS_GATHERED: Duration = Duration::from_micros(200);
 /// Writes that may wait for the writer; beyond it 503.
 pub const WRITES_QUEUED_MAX: usize = 4096;
 /// Writes in one transaction.

@@ -27,6 +27,9 @@ pub use key_cache::{Counts, KeyCache, Lookup, Ticket};
 
 mod deriving;
 
+mod inbox;
+pub use inbox::Inbox;
+
 mod pool;
 pub use pool::{Busy, Pool, PoolConfig, StartError};
 

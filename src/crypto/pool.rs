@@ -10,17 +10,24 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use futures_channel::oneshot;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
 use super::deriving;
+use super::inbox::{Delivery, Outbox, Shared};
 use super::kdf::Salt;
 use super::key_cache::Ticket;
 use crate::limits;
 
-type Read = Box<dyn FnOnce() + Send>;
+/// A read of the database, and where its result goes.
+struct Read {
+    inbox: Option<Arc<Shared>>,
+    /// Nothing comes of it when nobody waits for it.
+    perform: Box<dyn FnOnce() -> Option<Delivery> + Send>,
+}
 
 /// How many threads drain each queue; at least one does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,8 +113,9 @@ impl Pool {
     }
 
     /// Queues a read of the database, or something that blocks as shortly, and returns where its
-    /// result will be: `Canceled` if it panicked. It is skipped when nobody waits for the result any
-    /// more; what is still queued at the end is done.
+    /// result will be: `Canceled` if it panicked. It comes through the [`super::Inbox`] of this
+    /// thread, if there is one. It is skipped when nobody waits for the result any more; what is
+    /// still queued at the end is done.
     ///
     /// # Errors
     /// [`Busy`]; the job is dropped.
@@ -116,13 +124,16 @@ impl Pool {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, Busy> {
         let (sender, receiver) = oneshot::channel();
-        let read = move || {
-            if !sender.is_canceled() {
-                // The result comes back when the caller left meanwhile: nobody is there to tell.
-                drop(sender.send(job()));
+        let perform = move || -> Option<Delivery> {
+            if sender.is_canceled() {
+                return None;
             }
+            let result = job();
+            // It comes back when the caller left meanwhile: nobody is there to tell.
+            Some(Box::new(move || drop(sender.send(result))))
         };
-        self.reads.try_send(Box::new(read)).map_err(|_| Busy)?;
+        let read = Read { inbox: Shared::of_this_thread(), perform: Box::new(perform) };
+        self.reads.try_send(read).map_err(|_| Busy)?;
         Ok(receiver)
     }
 
@@ -151,10 +162,24 @@ impl Pool {
 
 /// Reads until the queue is closed and empty.
 fn drain(queue: &Receiver<Read>) {
-    for read in queue {
-        // A panic has been printed by its hook, and whoever waits for the job learns of it because
-        // the job's sender is dropped as the stack unwinds.
-        drop(catch_unwind(AssertUnwindSafe(read)));
+    let mut outbox = Outbox::default();
+    for first in queue {
+        let began = Instant::now();
+        perform(first, &mut outbox);
+        while began.elapsed() < limits::READS_GATHERED
+            && let Ok(next) = queue.try_recv()
+        {
+            perform(next, &mut outbox);
+        }
+        outbox.send();
+    }
+}
+
+fn perform(read: Read, outbox: &mut Outbox) {
+    // A panic has been printed by its hook, and whoever waits for the job learns of it because the
+    // job's sender is dropped as the stack unwinds.
+    if let Ok(Some(delivery)) = catch_unwind(AssertUnwindSafe(read.perform)) {
+        outbox.add(read.inbox, delivery);
     }
 }
 

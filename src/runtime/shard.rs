@@ -18,6 +18,7 @@ use super::engine::{self, Acceptor, Engine, Sockets};
 use super::greeting::{Socket, greet};
 use super::per_address::PerAddress;
 use super::shutdown::Stop;
+use crate::crypto::Inbox;
 use crate::http::{App, Client, Local, read_proxy_header, serve, too_many_connections};
 use crate::limits::{CONNECTIONS_COUNT_MAX, DEADLINE_TICK, DRAIN_DEADLINE};
 use crate::telemetry::Executors;
@@ -97,6 +98,8 @@ pub(super) fn start<E: Engine>(
 
 impl<E: Engine> Shard<E> {
     async fn run(self: Rc<Self>, listeners: Vec<TcpListener>, starting: Starting) -> io::Result<()> {
+        let inbox = Inbox::open();
+        self.engine.spawn(inbox.deliver());
         let sockets = self.engine.accept(listeners, Door(Rc::clone(&self)))?;
         starting.succeed();
         while !self.shared.stop.is_requested() {
