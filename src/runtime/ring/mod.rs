@@ -159,9 +159,7 @@ impl Ring {
     /// Submits what waits and takes out what was done; says whether there was anything.
     fn turn(&self) -> io::Result<bool> {
         let mut state = self.state.borrow_mut();
-        for index in mem::take(&mut state.starved) {
-            state.receive_if_wanted(index);
-        }
+        state.feed_starved();
         if !state.queue.has_work() {
             return Ok(false);
         }

@@ -1,6 +1,7 @@
 //! What the ring knows of one connection.
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -113,6 +114,29 @@ impl Socket {
         }
         self.end.map(|end| end.map(|()| 0).map_err(io::Error::from))
     }
+
+    /// Keeps what arrived in memory of its own. Grows without what was read, and leaves no copy behind.
+    fn append(&mut self, bytes: &[u8]) {
+        if self.input.len() + bytes.len() > self.input.capacity() {
+            let unread = &self.input[self.input_read..];
+            let mut larger =
+                Zeroizing::new(Vec::with_capacity((unread.len() + bytes.len()).next_power_of_two()));
+            larger.extend_from_slice(unread);
+            (self.input, self.input_read) = (larger, 0);
+        }
+        self.input.extend_from_slice(bytes);
+    }
+
+    /// Gives the kernel's buffer back before all of it was read.
+    fn release(&mut self, buffers: &mut Buffers) {
+        if let Some((filled, read)) = self.held.take() {
+            let later = mem::take(&mut self.input);
+            let later = &later[mem::take(&mut self.input_read)..];
+            self.append(&buffers.bytes(&filled)[read..]);
+            self.append(later);
+            buffers.give_back(filled);
+        }
+    }
 }
 
 impl State {
@@ -167,7 +191,7 @@ impl State {
             socket.writer = Some(context.waker().clone());
             return Poll::Pending;
         }
-        let owed = std::mem::take(&mut socket.owed);
+        let owed = mem::take(&mut socket.owed);
         if owed > 0 {
             return Poll::Ready(Ok(owed));
         }
@@ -223,6 +247,20 @@ impl State {
         self.close_if_done(index);
     }
 
+    /// Gives all buffers back to the kernel, and receives where there was none: who is slow to read must not keep
+    /// the others from being heard.
+    pub(super) fn feed_starved(&mut self) {
+        if self.starved.is_empty() {
+            return;
+        }
+        for socket in &mut self.sockets {
+            socket.release(&mut self.buffers);
+        }
+        for index in mem::take(&mut self.starved) {
+            self.receive_if_wanted(index);
+        }
+    }
+
     fn close_if_done(&mut self, index: u32) {
         let socket = &mut self.sockets[index as usize];
         let is_done = socket.is_dropped && !socket.is_sending && socket.receiving == Receiving::No;
@@ -263,7 +301,7 @@ impl State {
                     socket.held = Some((filled, 0));
                 } else {
                     if !socket.is_dropped {
-                        append(&mut socket.input, self.buffers.bytes(&filled));
+                        socket.append(self.buffers.bytes(&filled));
                     }
                     self.buffers.give_back(filled);
                     if socket.input.len() - socket.input_read >= INPUT_BYTES_MAX
@@ -281,7 +319,7 @@ impl State {
                 socket.end = Some(Ok(()));
             }
             (Err(_), _) => match errno {
-                // All buffers are in use: others are about to give theirs back.
+                // All buffers are in use.
                 Some(Errno::NOBUFS) => self.starved.push(index),
                 // It was told to end, and is wanted again perhaps.
                 Some(Errno::CANCELED) => self.receive_if_wanted(index),
@@ -322,7 +360,7 @@ impl State {
         socket.is_sending = false;
         // Answers carry values.
         socket.output.as_mut_slice().zeroize();
-        let mut output = std::mem::take(&mut socket.output);
+        let mut output = mem::take(&mut socket.output);
         output.clear();
         if output.capacity() <= OUTPUT_KEPT_BYTES_MAX && self.spare_outputs.len() < SPARE_BUFFERS_COUNT_MAX {
             self.spare_outputs.push(output);
@@ -332,13 +370,93 @@ impl State {
     }
 }
 
-/// Grows without leaving a copy behind.
-fn append(input: &mut Zeroizing<Vec<u8>>, bytes: &[u8]) {
-    let len = input.len() + bytes.len();
-    if len > input.capacity() {
-        let mut larger = Zeroizing::new(Vec::with_capacity(len.next_power_of_two()));
-        larger.extend_from_slice(input);
-        *input = larger;
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+    use std::rc::Rc;
+
+    use super::super::Ring;
+    use super::*;
+
+    fn ring() -> Rc<Ring> {
+        Ring::new(Vec::new()).expect("this kernel has what it takes")
     }
-    input.extend_from_slice(bytes);
+
+    fn connect(ring: &Ring) -> (u32, UnixStream) {
+        let (here, there) = UnixStream::pair().expect("a pair");
+        (ring.state.borrow_mut().add(here.into()), there)
+    }
+
+    fn read(ring: &Ring, index: u32, out: &mut [u8]) -> Option<usize> {
+        let read = ring.state.borrow_mut().poll_read(index, &Context::from_waker(Waker::noop()), out);
+        match read {
+            Poll::Ready(read) => Some(read.expect("no error")),
+            Poll::Pending => None,
+        }
+    }
+
+    fn byte_at(at: usize) -> u8 {
+        u8::try_from(at % 251).expect("small")
+    }
+
+    fn turn(ring: &Ring) {
+        while ring.turn().expect("it turns") {}
+    }
+
+    #[test]
+    fn who_is_slow_to_read_keeps_nobody_from_being_heard() {
+        let ring = ring();
+        let mut connections: Vec<_> = (0..1500_u32).map(|_| connect(&ring)).collect();
+        let sent: Vec<u8> = (0..2000).map(byte_at).collect();
+        for (index, there) in &mut connections {
+            assert_eq!(read(&ring, *index, &mut [0; 100]), None);
+            there.write_all(&sent).expect("sent");
+        }
+        let mut out = vec![[0; 100]; connections.len()];
+        let mut waiting: Vec<usize> = (0..connections.len()).collect();
+        for _ in 0..10 {
+            turn(&ring);
+            // Each takes a part of what has arrived, and leaves the rest.
+            waiting.retain(|&at| read(&ring, connections[at].0, &mut out[at]).is_none());
+        }
+        assert_eq!(waiting.len(), 0, "not heard");
+        for ((index, there), first) in connections.iter_mut().zip(out) {
+            there.write_all(b"more").expect("sent");
+            let mut all = first.to_vec();
+            for _ in 0..20 {
+                let mut out = [0; 777];
+                match read(&ring, *index, &mut out) {
+                    Some(count) => all.extend_from_slice(&out[..count]),
+                    None => turn(&ring),
+                }
+            }
+            assert_eq!(all.len(), sent.len() + 4);
+            assert!(all.starts_with(&sent) && all.ends_with(b"more"), "in order");
+        }
+    }
+
+    #[test]
+    fn what_was_read_is_not_kept_while_more_arrives() {
+        let ring = ring();
+        let (index, mut there) = connect(&ring);
+        let (mut sent, mut taken) = (0_usize, 0_usize);
+        // Never less than 20 KiB is unread, so that nothing goes away by being read to its end.
+        while sent < 4 * 1024 * 1024 {
+            while sent - taken < 30_000 {
+                let bytes: Vec<u8> = (sent..sent + 1000).map(byte_at).collect();
+                there.write_all(&bytes).expect("sent");
+                sent += bytes.len();
+            }
+            turn(&ring);
+            let mut out = [0; 1500];
+            while sent - taken > 20_000 {
+                let Some(count) = read(&ring, index, &mut out) else { break };
+                assert!((taken..taken + count).zip(out).all(|(at, byte)| byte == byte_at(at)));
+                taken += count;
+            }
+            let held = ring.state.borrow().sockets[index as usize].input.capacity();
+            assert!(held <= 2 * INPUT_BYTES_MAX, "{held} bytes for {} that wait", sent - taken);
+        }
+    }
 }
