@@ -20,7 +20,7 @@ use super::local::Local;
 use super::memory::BodyShare;
 use super::traffic::{Client, Exchange};
 use crate::http1::{self, Connection, HeadView, Step};
-use crate::limits::OUTBOX_BYTES_MAX;
+use crate::limits::{OUTBOX_BYTES_MAX, WRITE_STALL};
 use crate::model::SecretBytes;
 
 /// What answers requests.
@@ -395,7 +395,8 @@ where
         // The body is gone already: others may have its share meanwhile.
         self.bodies.hold(0);
         self.flush().await?;
-        self.stream.close().await.map_err(|_| Gone)?;
+        // What the stream still holds may wait for a client that takes nothing.
+        self.local.clock.in_time(WRITE_STALL, self.stream.close()).await.map_err(|_| Gone)?;
         loop {
             match self.wait().await {
                 Event::Arrived(count) => self.connection.received(count, self.now_ms()),
