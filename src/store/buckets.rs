@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use sha2::{Digest as _, Sha256};
 
 use crate::limits::BUCKETS_COUNT;
-use crate::model::{Content, Digest, EntryId, Version};
+use crate::model::{Content, Digest, EntryId, Stamp, Version};
 
 /// The digests of all buckets.
 #[derive(Debug)]
@@ -29,6 +29,23 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct Delta {
     flips: Vec<Flip>,
+    noted: Noted,
+}
+
+/// What a commit moves besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Noted {
+    /// The last line that was added to the outbox.
+    pub(super) outbox_line: Option<i64>,
+    /// Up to where stamps are reserved from now on.
+    pub(super) reserved: Option<Stamp>,
+}
+
+/// How far a [`Delta`] has come.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    flips_count: usize,
+    noted: Noted,
 }
 
 #[derive(Debug)]
@@ -123,12 +140,22 @@ impl Delta {
         });
     }
 
-    pub(super) fn truncate(&mut self, mark: usize) {
-        self.flips.truncate(mark);
+    pub(super) fn note(&mut self) -> &mut Noted {
+        &mut self.noted
     }
 
-    pub(super) fn mark(&self) -> usize {
-        self.flips.len()
+    pub(super) fn noted(&self) -> Noted {
+        self.noted
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        Mark { flips_count: self.flips.len(), noted: self.noted }
+    }
+
+    /// Back to where it was then.
+    pub(super) fn truncate(&mut self, mark: Mark) {
+        self.flips.truncate(mark.flips_count);
+        self.noted = mark.noted;
     }
 }
 

@@ -378,3 +378,44 @@ fn commits_between_two_buckets_count_once() {
     while versions.add_up_next(&connection).expect("readable") {}
     assert_eq!((buckets.root(), buckets.entries_count()), found);
 }
+
+/// Whatever a transaction has noted goes with it: a line of the outbox that it did not add would be taken for
+/// one that peers have, and stamps that it did not reserve would be given twice.
+#[test]
+fn what_was_rolled_back_was_never_noted() {
+    let Node { store, directory } = Node::new();
+    drop(store);
+    let path = directory.path().join("c.db");
+    let mut connection = open::open(&path, &path, true).expect("it opens").connection;
+    let mut versions =
+        Versions::open(&mut connection, 1, Keeping::new(true).wall_clock, Arc::default(), Arc::default())
+            .expect("it opens");
+    let id = EntryId { key: "k".to_owned(), environment: None };
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("there");
+    let mut write = |end: &str| {
+        let mut delta = buckets::Delta::default();
+        connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
+        versions.record_own(&connection, &mut delta, &id, None).expect("noted");
+        connection.execute_batch(end).expect("ended");
+        let line = delta.noted().outbox_line;
+        if end == "COMMIT" {
+            versions.publish(&delta);
+            assert!(
+                number("SELECT max(stamp) FROM osc_versions")
+                    <= number("SELECT value FROM osc_meta WHERE name = 'clock'"),
+                "a later start gives later stamps"
+            );
+        }
+        (line, versions.last_sequence())
+    };
+    assert_eq!(write("ROLLBACK"), (Some(1), 0));
+    assert_eq!(write("COMMIT"), (Some(1), 1));
+    assert_eq!(write("ROLLBACK"), (Some(2), 1));
+    assert_eq!(write("COMMIT"), (Some(2), 2));
+    let mut delta = buckets::Delta::default();
+    let mark = delta.mark();
+    versions.record_own(&connection, &mut delta, &id, None).expect("noted");
+    assert!(delta.noted().outbox_line.is_some());
+    delta.truncate(mark);
+    assert_eq!(delta.noted().outbox_line, None, "a savepoint");
+}

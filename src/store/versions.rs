@@ -91,12 +91,17 @@ impl Versions {
         self.node
     }
 
+    #[cfg(test)]
     pub(super) fn last_sequence(&self) -> i64 {
         self.last_sequence
     }
 
-    pub(super) fn publish(&self, delta: &Delta) {
+    /// After a commit, what it has changed. What is rolled back is never told.
+    pub(super) fn publish(&mut self, delta: &Delta) {
         self.buckets.apply(delta);
+        let noted = delta.noted();
+        self.last_sequence = noted.outbox_line.unwrap_or(self.last_sequence);
+        self.reserved = noted.reserved.unwrap_or(self.reserved);
     }
 
     /// Adds up one more bucket, if there is one; false if not. All of them at once would keep a large store
@@ -123,12 +128,12 @@ impl Versions {
         let before = known(connection, id)?;
         let seen = before.as_ref().map_or(Stamp::default(), |known| known.version.stamp);
         let version = Version { stamp: self.clock.stamp((self.wall_clock)(), seen), node: self.node };
-        self.reserve(connection, version.stamp)?;
+        self.reserve(connection, delta, version.stamp)?;
         record(connection, delta, before.as_ref(), id, version, content)?;
         connection
             .prepare_cached(r#"INSERT INTO osc_outbox ("key", environment) VALUES (?1, ?2)"#)?
             .execute((&id.key, id.environment.as_deref().unwrap_or_default()))?;
-        self.last_sequence = connection.last_insert_rowid();
+        delta.note().outbox_line = Some(connection.last_insert_rowid());
         Ok(())
     }
 
@@ -261,11 +266,12 @@ impl Versions {
         Ok(())
     }
 
-    fn reserve(&mut self, connection: &Connection, stamp: Stamp) -> rusqlite::Result<()> {
-        if stamp > self.reserved {
+    fn reserve(&self, connection: &Connection, delta: &mut Delta, stamp: Stamp) -> rusqlite::Result<()> {
+        if stamp > delta.noted().reserved.unwrap_or(self.reserved) {
             let ahead = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
-            self.reserved = Stamp::from_milliseconds(stamp.milliseconds().saturating_add(ahead));
-            schema::set_meta(connection, "clock", self.reserved.to_database())?;
+            let reserved = Stamp::from_milliseconds(stamp.milliseconds().saturating_add(ahead));
+            schema::set_meta(connection, "clock", reserved.to_database())?;
+            delta.note().reserved = Some(reserved);
         }
         Ok(())
     }

@@ -161,7 +161,15 @@ impl Writer {
         let thread = thread::Builder::new().name("osc-writer".into()).spawn(move || {
             // The WAL is empty unless a checkpoint at the start was impossible; then its cycle goes on.
             let cycle_begun = fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0);
-            Worker { start, wal, wal_bytes_max: WAL_BYTES_MAX, cycle_begun, data_version: 0 }.run(&queue);
+            Worker {
+                start,
+                wal,
+                wal_bytes_max: WAL_BYTES_MAX,
+                cycle_begun,
+                data_version: 0,
+                owes_adoption: true,
+            }
+            .run(&queue);
         })?;
         Ok((Self { jobs }, thread))
     }
@@ -248,6 +256,8 @@ struct Worker {
     /// The WAL already says on which checkpoint cycle it builds.
     cycle_begun: bool,
     data_version: i64,
+    /// Changes by another program are still to be noted as own ones.
+    owes_adoption: bool,
 }
 
 /// What a transaction leaves to be done after its commit.
@@ -334,7 +344,6 @@ impl Worker {
         &mut self,
         run: impl FnOnce(&mut Batch<'_>) -> Result<Vec<Outcome>, Error>,
     ) -> Result<Vec<Outcome>, Error> {
-        let line_before = self.start.versions.as_ref().map(Versions::last_sequence);
         let Applied { outcomes, effects, delta } = match self.apply(run) {
             Ok(applied) => applied,
             Err(error) => {
@@ -357,11 +366,11 @@ impl Worker {
         cache.reopen(keys());
         committed?;
         self.cycle_begun = true;
-        if let Some(versions) = &self.start.versions {
+        if let Some(versions) = &mut self.start.versions {
             versions.publish(&delta);
-            if line_before != Some(versions.last_sequence()) {
-                (self.start.on_outbox)(versions.last_sequence());
-            }
+        }
+        if let Some(line) = delta.noted().outbox_line {
+            (self.start.on_outbox)(line);
         }
         Ok(outcomes)
     }
@@ -437,12 +446,17 @@ impl Worker {
             self.data_version = version;
             self.start.cache.clear();
             self.start.pages.clear();
+            self.owes_adoption = true;
+        }
+        if self.owes_adoption {
             self.adopt_foreign();
         }
     }
 
+    /// Tried again with the next look when it fails.
     fn adopt_foreign(&mut self) {
         if self.start.versions.is_none() {
+            self.owes_adoption = false;
             return;
         }
         let adopted = self.transact(|batch| {
@@ -451,8 +465,9 @@ impl Worker {
             }
             Ok(Vec::new())
         });
-        if let Err(error) = adopted {
-            tracing::warn!(%error, "changes by another program are not replicated yet");
+        match adopted {
+            Ok(_) => self.owes_adoption = false,
+            Err(error) => tracing::warn!(%error, "changes by another program are not replicated yet"),
         }
     }
 
