@@ -24,6 +24,8 @@ use crate::limits;
 
 /// A read of the database, and where its result goes.
 struct Read {
+    /// Others may be told together with it.
+    is_short: bool,
     inbox: Option<Arc<Shared>>,
     /// Nothing comes of it when nobody waits for it.
     perform: Box<dyn FnOnce() -> Option<Delivery> + Send>,
@@ -113,15 +115,36 @@ impl Pool {
     }
 
     /// Queues a read of the database, or something that blocks as shortly, and returns where its
-    /// result will be: `Canceled` if it panicked. It comes through the [`super::Inbox`] of this
-    /// thread, if there is one. It is skipped when nobody waits for the result any more; what is
-    /// still queued at the end is done.
+    /// result will be: `Canceled` if it panicked. It is skipped when nobody waits for the result any
+    /// more; what is still queued at the end is done.
     ///
     /// # Errors
     /// [`Busy`]; the job is dropped.
     pub fn submit<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<oneshot::Receiver<T>, Busy> {
+        self.queue(job, None, false)
+    }
+
+    /// As [`Self::submit`], for what takes some microseconds and comes in crowds: the result may wait for
+    /// those of others for up to [`limits::READS_GATHERED`], and comes through the [`super::Inbox`] of
+    /// this thread, if there is one.
+    ///
+    /// # Errors
+    /// [`Busy`]; the job is dropped.
+    pub fn submit_short<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<oneshot::Receiver<T>, Busy> {
+        self.queue(job, Shared::of_this_thread(), true)
+    }
+
+    fn queue<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+        inbox: Option<Arc<Shared>>,
+        is_short: bool,
     ) -> Result<oneshot::Receiver<T>, Busy> {
         let (sender, receiver) = oneshot::channel();
         let perform = move || -> Option<Delivery> {
@@ -132,7 +155,7 @@ impl Pool {
             // It comes back when the caller left meanwhile: nobody is there to tell.
             Some(Box::new(move || drop(sender.send(result))))
         };
-        let read = Read { inbox: Shared::of_this_thread(), perform: Box::new(perform) };
+        let read = Read { is_short, inbox, perform: Box::new(perform) };
         self.reads.try_send(read).map_err(|_| Busy)?;
         Ok(receiver)
     }
@@ -165,11 +188,14 @@ fn drain(queue: &Receiver<Read>) {
     let mut outbox = Outbox::default();
     for first in queue {
         let began = Instant::now();
-        perform(first, &mut outbox);
-        while began.elapsed() < limits::READS_GATHERED
-            && let Ok(next) = queue.try_recv()
-        {
-            perform(next, &mut outbox);
+        let mut next = Some(first);
+        while let Some(read) = next {
+            if !read.is_short {
+                outbox.send();
+            }
+            perform(read, &mut outbox);
+            let is_over = began.elapsed() >= limits::READS_GATHERED;
+            next = if is_over { None } else { queue.try_recv().ok() };
         }
         outbox.send();
     }
@@ -305,6 +331,20 @@ mod tests {
         assert_eq!(block_on(pool.submit(|| 7).expect("there is room")), Ok(7));
         drop(release);
         assert!(queued.into_iter().all(|waiter| block_on(waiter).is_ok()));
+        pool.stop();
+    }
+
+    #[test]
+    fn results_do_not_wait_for_a_job_that_may_be_long() {
+        let pool = pool(4);
+        let release = occupy_reader(&pool);
+        let short = pool.submit_short(|| 7).expect("there is room");
+        let (release_long, released) = mpsc::channel::<()>();
+        let long = pool.submit(move || released.recv().ok()).expect("there is room");
+        drop(release);
+        assert_eq!(block_on(short), Ok(7), "while the other runs");
+        drop(release_long);
+        assert!(block_on(long).is_ok());
         pool.stop();
     }
 

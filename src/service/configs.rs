@@ -276,7 +276,7 @@ impl Service {
             (Arc::clone(&self.store), key.to_owned(), environment.map(str::to_owned));
         let job = move || store.exact(&key, environment.as_deref());
         self.pool
-            .submit(job)
+            .submit_short(job)
             .map_err(|_| Error::Busy)?
             .await
             .map_err(|_| Error::Unavailable)?
@@ -290,7 +290,7 @@ impl Service {
         let (store, key) = (Arc::clone(&self.store), key.to_owned());
         let job = move || store.group(&key);
         self.pool
-            .submit(job)
+            .submit_short(job)
             .map_err(|_| Error::Busy)?
             .await
             .map_err(|_| Error::Unavailable)?
