@@ -11,17 +11,21 @@ pub(super) fn client_address(proxies: &Proxies, peer: IpAddr, head: &HeadView<'_
     if !proxies.contain(peer) {
         return peer;
     }
-    let told: Vec<Option<IpAddr>> = match head.fields("forwarded").next() {
-        Some(_) => head
-            .fields("forwarded")
-            .flat_map(|value| value.split(|&byte| byte == b','))
-            .map(forwarded)
-            .collect(),
-        None => {
-            let values = head.fields("x-forwarded-for");
-            values.flat_map(|value| value.split(|&byte| byte == b',')).map(address).collect()
-        }
+    let by_field = |name: &'static str, read: fn(&[u8]) -> Option<IpAddr>| {
+        head.fields(name).next()?;
+        let elements = head.fields(name).flat_map(|value| value.split(|&byte| byte == b','));
+        Some(nearest(proxies, peer, elements.map(read).collect()))
     };
+    match (by_field("forwarded", forwarded), by_field("x-forwarded-for", address)) {
+        (Some(told), None) | (None, Some(told)) => told,
+        // A proxy writes one of the two, and passes the other one on as the client has sent it.
+        (Some(one), Some(other)) if one != other => peer,
+        (Some(told), Some(_)) => told,
+        (None, None) => peer,
+    }
+}
+
+fn nearest(proxies: &Proxies, peer: IpAddr, told: Vec<Option<IpAddr>>) -> IpAddr {
     let mut nearest = peer;
     // Each proxy adds whom it has its request from; the one before our own is the last that can be believed.
     for told in told.into_iter().rev() {

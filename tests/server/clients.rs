@@ -79,6 +79,18 @@ fn a_named_proxy_is_believed_and_nobody_else() {
         fields
     };
     assert!(count(&trusting(), &in_two_fields) > 10);
+    // A proxy writes one of the two, and lets the client's other one pass.
+    let both = |forwarded: String, others: String| {
+        let mut fields = field("Forwarded", forwarded);
+        fields.extend(field("X-Forwarded-For", others));
+        fields
+    };
+    let forged = |number: usize| both(format!("for=198.51.100.{number}"), "203.0.113.1".to_owned());
+    assert!(count(&trusting(), &forged) > 10);
+    let forged_others = |number: usize| both("for=203.0.113.1".to_owned(), format!("198.51.100.{number}"));
+    assert!(count(&trusting(), &forged_others) > 10);
+    let agreed = |number: usize| both(format!("for=198.51.100.{number}"), format!("198.51.100.{number}"));
+    assert_eq!(count(&trusting(), &agreed), 0);
     let nonsense = |number: usize| field("X-Forwarded-For", format!("198.51.100.{number}, unknown"));
     assert!(count(&trusting(), &nonsense) > 10);
     let neighbours = |number: usize| field("X-Forwarded-For", format!("2001:db8::{number:x}"));
