@@ -29,10 +29,12 @@ struct Current {
 /// What the files looked like.
 #[derive(Clone)]
 struct Watch {
-    /// When they were read last, whether they could be used or not.
+    /// When they were read last and could be used.
     read: Stamp,
     /// When they were looked at last.
     seen: Stamp,
+    /// What was wrong then, and has been said.
+    faults: Option<Faults>,
 }
 
 impl Certificates {
@@ -44,7 +46,7 @@ impl Certificates {
         // Before they are read: what is written meanwhile is seen as a change.
         let stamp = files.stamp();
         let loaded = Arc::new(Loaded::read(&files)?);
-        let watch = Mutex::new(Watch { read: stamp.clone(), seen: stamp });
+        let watch = Mutex::new(Watch { read: stamp.clone(), seen: stamp, faults: None });
         Ok(Self(Arc::new(Shared { current: ArcSwap::from_pointee(Current { files, loaded }), watch })))
     }
 
@@ -81,19 +83,6 @@ impl Certificates {
         self.0.current.load().loaded.expires
     }
 
-    /// Reads all files again. From then on new connections have what they hold, and open ones go on as they are.
-    /// Says whether anything has changed.
-    ///
-    /// # Errors
-    /// When they cannot be used; then what was in use stays in use.
-    fn reload(&self) -> Result<bool, Faults> {
-        let files = self.files();
-        let stamp = files.stamp();
-        *self.watch() = Watch { read: stamp.clone(), seen: stamp };
-        let loaded = Loaded::read(&files)?;
-        Ok(self.put(files, Arc::new(loaded)))
-    }
-
     /// Takes over what `newer` has read, and where that came from. Says whether the certificates are others.
     pub fn take_over(&self, newer: &Self) -> bool {
         *self.watch() = newer.watch().clone();
@@ -111,21 +100,35 @@ impl Certificates {
     }
 
     /// Reads all files again if they have changed and are at rest: a certificate and its key are not replaced in
-    /// the same moment, so what has changed since the last call is left for the next one.
+    /// the same moment, so what has changed since the last call is left for the next one. From then on new
+    /// connections have what they hold, and open ones go on as they are. Says whether the certificates are others.
     ///
     /// # Errors
-    /// When the changed files cannot be used, said once for each change; then what was in use stays in use.
+    /// When they cannot be used; then what was in use stays in use, and the next call tries again: a certificate
+    /// may not be valid yet, or the descriptors be short. What is wrong is said once.
     pub fn reload_if_changed(&self) -> Result<bool, Faults> {
-        let stamp = self.0.current.load().files.stamp();
+        let files = self.files();
+        let stamp = files.stamp();
         {
             let mut watch = self.watch();
-            let is_at_rest = watch.seen == stamp;
-            watch.seen = stamp.clone();
-            if !is_at_rest || watch.read == stamp {
+            if watch.seen != stamp {
+                (watch.seen, watch.faults) = (stamp, None);
+                return Ok(false);
+            }
+            if watch.read == stamp {
                 return Ok(false);
             }
         }
-        self.reload()
+        match Loaded::read(&files) {
+            Ok(loaded) => {
+                *self.watch() = Watch { read: stamp.clone(), seen: stamp, faults: None };
+                Ok(self.put(files, Arc::new(loaded)))
+            }
+            Err(faults) => {
+                let said = self.watch().faults.replace(faults.clone());
+                if said.as_ref() == Some(&faults) { Ok(false) } else { Err(faults) }
+            }
+        }
     }
 
     fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {

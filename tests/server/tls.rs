@@ -199,7 +199,8 @@ fn what_is_no_tls_is_told_so() {
         for junk in [&b"\0\0\0\0"[..], b"ssh", b"\x16\x03\x01\xff\xff\xff", b"\x16GET / HTTP/1.1\r\n\r\n"] {
             let mut client = secure.server.connect();
             client.write(junk);
-            client.stream.shutdown(Shutdown::Write).expect("closed");
+            // The server may have closed before.
+            client.stream.shutdown(Shutdown::Write).ok();
             let rest = client.rest();
             // Nothing, or an alert.
             assert!(rest.is_empty() || (rest[0] == 21 && rest.len() == 7), "{junk:?}: {rest:?}");
