@@ -34,7 +34,7 @@ use crate::store::{Adopted, Store};
 #[derive(Debug)]
 pub struct Service {
     store: Arc<Store>,
-    keys: KeyCache,
+    keys: Arc<KeyCache>,
     pool: Arc<Pool>,
     cluster: Option<Arc<ClusterView>>,
     federation: Option<Federation>,
@@ -53,7 +53,7 @@ impl Service {
     ) -> Self {
         Self {
             store,
-            keys,
+            keys: Arc::new(keys),
             pool,
             cluster,
             federation: None,

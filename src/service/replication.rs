@@ -335,12 +335,16 @@ impl Service {
     /// # Errors
     /// When the file cannot be written.
     pub async fn yield_salt_to(&self, other: Vec<u8>) -> Result<bool, Error> {
-        let yielded = self.on_store(move |store| store.salt().yield_to(&other)).await?;
-        if yielded {
-            // Keys derived with the old salt must not be used any more.
-            self.keys.clear();
-        }
-        Ok(yielded)
+        let keys = Arc::clone(&self.keys);
+        self.on_store(move |store| {
+            let yielded = store.salt().yield_to(&other)?;
+            if yielded {
+                // Keys derived with the old salt must not be used any more, whoever waits for this.
+                keys.clear();
+            }
+            Ok(yielded)
+        })
+        .await
     }
 
     /// Runs something that may block and is not one of many on the pool.

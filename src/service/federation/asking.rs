@@ -98,9 +98,11 @@ impl Federation {
         (federation, receiver)
     }
 
-    /// What another executor has to take care of from now on. Questions that the one before did not get to have
-    /// no answer.
+    /// What another executor has to take care of from now on, with other peers perhaps. Questions that the one
+    /// before did not get to have no answer.
     pub fn renew(&self) -> Errands {
+        // They name peers by their place in the settings.
+        self.locations.clear();
         let (errands, receiver) = mpsc::unbounded();
         self.errands.store(Arc::new(errands));
         receiver

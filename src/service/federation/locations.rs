@@ -47,6 +47,11 @@ impl Locations {
         slot.store(value, Ordering::Relaxed);
     }
 
+    /// Nothing is remembered any more.
+    pub(super) fn clear(&self) {
+        self.slots.iter().for_each(|slot| slot.store(0, Ordering::Relaxed));
+    }
+
     pub(super) fn forget(&self, key: &str, environment: Option<&str>) {
         if self.get(key, environment).is_some() {
             self.slot(key, environment).0.store(0, Ordering::Relaxed);
@@ -73,6 +78,10 @@ mod tests {
         locations.set("k", None, there(0, false));
         locations.set("k", Some("e"), there(127, true));
         assert_eq!(locations.get("k", None), Some(there(0, false)));
+        let cleared = Locations::default();
+        cleared.set("k", None, there(0, false));
+        cleared.clear();
+        assert_eq!(cleared.get("k", None), None);
         assert_eq!(locations.get("k", Some("e")), Some(there(127, true)));
         locations.set("k", None, there(5, true));
         assert_eq!(locations.get("k", None), Some(there(5, true)));
