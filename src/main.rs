@@ -1,6 +1,7 @@
 //! The command line: what to do, and the exit code.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -40,8 +41,9 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command.unwrap_or(Command::Serve) {
-        Command::Serve => with_settings(serve),
-        Command::CheckConfig => with_settings(|config, _| check_config(config)),
+        Command::Serve => with_settings(|config| config.log_file.as_deref(), serve),
+        // It leaves everything as it is.
+        Command::CheckConfig => with_settings(|_| None, |config, _| check_config(config)),
         Command::Healthcheck { ready, timeout } => healthcheck(
             if ready { Question::IsReady } else { Question::Serves },
             Duration::from_secs(timeout),
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn with_settings(act: fn(&Config, Log) -> ExitCode) -> ExitCode {
+fn with_settings(log_file: fn(&Config) -> Option<&Path>, act: fn(&Config, Log) -> ExitCode) -> ExitCode {
     let (config, warnings) = match config::load() {
         Ok(loaded) => loaded,
         Err(faults) => {
@@ -57,7 +59,7 @@ fn with_settings(act: fn(&Config, Log) -> ExitCode) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let log = match Log::start(config.log_level, config.log_format, config.log_file.as_deref()) {
+    let log = match Log::start(config.log_level, config.log_format, log_file(&config)) {
         Ok(log) => log,
         Err(error) => {
             complain(&error.to_string());

@@ -6,6 +6,7 @@ mod counters;
 mod executors;
 mod exposition;
 mod log;
+mod log_file;
 mod process;
 
 pub use counters::{Counter, Durations, Gauge, Histogram};

@@ -327,6 +327,14 @@ fn lines_that_nobody_takes_are_dropped_and_counted() {
 }
 
 #[test]
+fn checking_the_settings_leaves_everything_as_it_is() {
+    let launch = Launch::new().set("OSC_LOG_FILE", "logs/osc.log").set("OSC_DATABASE_PATH", "data/c.db");
+    let output = launch.command().arg("check-config").output().expect("it can be started");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(fs::read_dir(launch.directory.path()).expect("readable").count(), 0);
+}
+
+#[test]
 fn a_log_that_cannot_be_written_is_a_refusal() {
     let launch = Launch::new();
     let refused = launch.set("OSC_LOG_FILE", "/proc/nowhere/osc.log").try_start();
