@@ -64,9 +64,6 @@ pub enum Warning {
     /// A certificate is there but nobody gets to see it.
     #[error("OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: are set but not used, because OSC_HTTPS_ENABLED is not true")]
     CertificateUnused,
-    /// A line of `.env`, counted from 1, has no effect.
-    #[error(".env: the statement that starts in line {0} could not be read and has no effect")]
-    DotenvLine(usize),
     /// A variable that looks like one of ours, such as one with a spelling mistake.
     #[error("{0}: this version knows no such variable, so it has no effect")]
     Unknown(String),

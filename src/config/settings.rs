@@ -69,8 +69,10 @@ pub(super) fn read(
         Some(Ok(file)) => file,
         Some(Err(fault)) => return Err(Faults::from(fault)),
     };
-    warnings.extend(file.unread_lines.into_iter().map(Warning::DotenvLine));
     let mut variables = Variables::new(environment, file.values);
+    for line in file.unread_lines {
+        variables.fault(".env", format!("the statement that starts in line {line} cannot be read"));
+    }
 
     let port = port(&mut variables);
     let has_tls = variables.switch("OSC_HTTPS_ENABLED");

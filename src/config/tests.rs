@@ -425,10 +425,9 @@ fn every_warning() {
                 ("OSC_PORT", "tcp://10.0.0.7:9000"),
                 ("PATH", "/bin")
             ],
-            &format!("\nOSC_HOTS='1' {CANARY}\nOSC_PROT=1\nOTHER=1\n")
+            "\nOSC_PROT=1\nOTHER=1\n"
         ),
         [
-            ".env: the statement that starts in line 2 could not be read and has no effect",
             "OSC_API_KEY: is set but not used, because OSC_API_KEY_REQUIRED is not true",
             "OSC_PROT: this version knows no such variable, so it has no effect",
         ]
@@ -438,5 +437,17 @@ fn every_warning() {
     assert_eq!(
         warnings(&[("OSC_SSL_KEYFILE", "key.pem"), ("OSC_SSL_KEYFILE_PASSWORD", CANARY)], ""),
         [unused]
+    );
+}
+
+/// A statement that is passed over may be the one that demands an API key.
+#[test]
+fn what_cannot_be_read_in_the_file_is_a_fault() {
+    let file = format!("\nOSC_HOTS='1' {CANARY}\nOSC_HOST_PORT=x\nOSC_API_KEY_REQUIRED=\"true\n");
+    assert_eq!(
+        read(&[], &file).expect_err("it has faults").to_string(),
+        ".env: the statement that starts in line 2 cannot be read\n\
+         .env: the statement that starts in line 4 cannot be read\n\
+         OSC_HOST_PORT: \"x\" is not a port (allowed: 1 to 65535)"
     );
 }

@@ -47,9 +47,11 @@ pub(super) fn apply(
     api_keys: &ApiKeys,
 ) -> Option<Vec<PeerAddress>> {
     log.set_level(after.log_level);
-    api_keys.replace(after.api_keys.clone());
-    if after.api_keys.is_empty() && !before.api_keys.is_empty() {
-        tracing::warn!("from now on no API key is required");
+    // A file that is gone for a moment, say, must not open the server to everybody.
+    if after.api_keys.is_empty() && api_keys.are_required() {
+        tracing::warn!("an API key stays required until the next start, and the keys are those from before");
+    } else {
+        api_keys.replace(after.api_keys.clone());
     }
     // Whether there is TLS does not change, and then neither does what follows from it.
     let has_same_scheme =

@@ -91,3 +91,28 @@ fn the_log_level_changes_and_others_wait_for_the_next_start() {
         number > 20 && !has_told(&path)
     });
 }
+
+/// Whatever happens to the file: a server that demands a key does not stop to while it runs.
+#[test]
+fn an_api_key_stays_required() {
+    let launch = Launch::new();
+    let whole = "OSC_API_KEY_REQUIRED=true\nOSC_API_KEY=a-key\n";
+    write(launch.directory.path(), ".env", whole);
+    let server = launch.start();
+    assert_eq!((status(&server, "a-key"), status(&server, "b-key")), (200, 403));
+    write(server.directory.path(), ".env", &whole.replace("=true", "=\"true"));
+    server.signal("HUP");
+    eventually("it is a fault", || {
+        server.log().contains("the statement that starts in line 1 cannot be read")
+    });
+    assert_eq!((status(&server, "a-key"), status(&server, "b-key")), (200, 403));
+    fs::remove_file(server.directory.path().join(".env")).expect("removed");
+    for round in 1..=2 {
+        reload(&server, round);
+        assert!(server.log().contains("an API key stays required"));
+        assert_eq!((status(&server, "a-key"), status(&server, "b-key")), (200, 403));
+    }
+    write(server.directory.path(), ".env", &whole.replace("a-key", "b-key"));
+    reload(&server, 3);
+    assert_eq!((status(&server, "a-key"), status(&server, "b-key")), (403, 200));
+}
