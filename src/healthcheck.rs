@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::config::{self, Config, Faults, Host};
-use crate::http1::{Call, ClientConnection, ClientFailure, ClientStep, Method};
+use crate::http1::{Call, ClientConnection, ClientFailure, ClientStep, Method, PROXY_LOCAL};
 use crate::tls;
 
 /// Both answers are some dozen bytes.
@@ -81,7 +81,10 @@ fn ask_at_leisure(question: Question) -> Result<(), Failure> {
         Question::Serves => "/cluster/health",
         Question::IsReady => "/ready",
     };
-    let stream = connect(&config)?;
+    let mut stream = connect(&config)?;
+    if config.clients.has_proxy_protocol {
+        stream.write_all(&PROXY_LOCAL)?;
+    }
     let secured = config.certificates.to_self();
     let (status, body) = match secured {
         Some(secured) => exchange(tls::over(stream, secured)?, target)?,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use futures_lite::FutureExt;
+use futures_lite::{AsyncWriteExt, FutureExt};
 
 use super::Error;
 use super::engine::{self, Engine};
@@ -14,6 +14,7 @@ use super::peer_stream::PeerStream;
 use super::shutdown::Stop;
 use crate::cluster::{Network, run};
 use crate::config::{ClusterConfig, Config, PeerAddress};
+use crate::http1::PROXY_LOCAL;
 use crate::limits::DEADLINE_TICK;
 use crate::model::ApiKeys;
 use crate::service::Service;
@@ -34,6 +35,7 @@ struct Parts<E> {
     api_keys: ApiKeys,
     certificates: Certificates,
     node_id: String,
+    has_proxy_protocol: bool,
     config: ClusterConfig,
 }
 
@@ -56,6 +58,7 @@ impl<E: Engine> ClusterThread<E> {
             api_keys: api_keys.clone(),
             certificates: config.certificates.clone(),
             node_id: config.node_id.clone(),
+            has_proxy_protocol: config.clients.has_proxy_protocol,
             config: cluster,
         };
         let stop = Stop::default();
@@ -101,11 +104,12 @@ impl<E: Engine> Parts<E> {
     fn spawn(self, stop: Stop, errands: Option<Errands>) -> Result<JoinHandle<io::Result<()>>, Error> {
         // Not pinned: it has little to do, and shares its core with whichever shard has the least.
         engine::start(self.engine, "osc-cluster".to_owned(), None, move || async move {
-            let Self { engine, service, api_keys, certificates, node_id, config } = self;
+            let Self { engine, service, api_keys, certificates, node_id, has_proxy_protocol, config } = self;
             let network = EngineNetwork {
                 engine,
                 service: Arc::clone(&service),
                 certificates,
+                has_proxy_protocol,
                 started: Instant::now(),
             };
             let stopped = async {
@@ -124,6 +128,8 @@ struct EngineNetwork<E> {
     engine: E,
     service: Arc<Service>,
     certificates: Certificates,
+    /// The other nodes expect it, as this one does.
+    has_proxy_protocol: bool,
     started: Instant,
 }
 
@@ -131,7 +137,10 @@ impl<E: Engine> Network for EngineNetwork<E> {
     type Stream = PeerStream<E::Stream>;
 
     async fn connect(&self, address: &PeerAddress) -> io::Result<Self::Stream> {
-        let stream = self.connect_in_plain(address).await?;
+        let mut stream = self.connect_in_plain(address).await?;
+        if self.has_proxy_protocol {
+            stream.write_all(&PROXY_LOCAL).await?;
+        }
         if !address.has_tls() {
             return Ok(PeerStream::Plain(stream));
         }

@@ -136,3 +136,23 @@ fn settings_and_arguments_that_name_no_server() {
         assert!(!output.expect("it can be started").status.success(), "{timeout}");
     }
 }
+
+/// Nobody stands between the server and those who ask it directly.
+#[test]
+fn a_server_that_expects_the_proxy_protocol_is_told_that_there_is_no_proxy() {
+    let proxied = || Launch::new().set("OSC_PROXY_PROTOCOL", "true");
+    let server = proxied().start();
+    let launch = proxied().set("OSC_HOST_PORT", &server.address.port().to_string());
+    for arguments in [&["healthcheck"][..], &["healthcheck", "--ready"]] {
+        let output = launch.command().args(arguments).output().expect("it can be started");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    // Nor between nodes.
+    let peer = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = peer.local_addr().expect("bound").to_string();
+    let _node = proxied().set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_NODES", &address).start();
+    let mut said = [0; 20];
+    peer.accept().expect("it calls").0.read_exact(&mut said).expect("it speaks");
+    assert_eq!(&said, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET ");
+}
