@@ -34,7 +34,7 @@ use crate::store::{Adopted, Store};
 #[derive(Debug)]
 pub struct Service {
     store: Arc<Store>,
-    keys: Arc<KeyCache>,
+    keys: KeyCache,
     pool: Arc<Pool>,
     cluster: Option<Arc<ClusterView>>,
     federation: Option<Federation>,
@@ -53,7 +53,7 @@ impl Service {
     ) -> Self {
         Self {
             store,
-            keys: Arc::new(keys),
+            keys,
             pool,
             cluster,
             federation: None,

@@ -335,7 +335,7 @@ impl Service {
     /// # Errors
     /// When the file cannot be written.
     pub async fn yield_salt_to(&self, other: Vec<u8>) -> Result<bool, Error> {
-        let keys = Arc::clone(&self.keys);
+        let keys = self.keys.clone();
         self.on_store(move |store| {
             let yielded = store.salt().yield_to(&other)?;
             if yielded {
