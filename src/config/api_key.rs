@@ -21,9 +21,9 @@ pub(super) fn read(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>) -
     let text = variables.secret("OSC_API_KEY");
     let file = variables.text("OSC_API_KEY_FILE");
     if !is_required {
-        if text.is_some() || file.is_some() {
-            warnings.push(Warning::ApiKeyUnused);
-        }
+        let names = [("OSC_API_KEY", text.is_some()), ("OSC_API_KEY_FILE", file.is_some())];
+        let unused = names.into_iter().filter(|(_, is_set)| *is_set);
+        warnings.extend(unused.map(|(name, _)| Warning::ApiKeyUnused(name)));
         return Vec::new();
     }
     let mut keys = Vec::new();

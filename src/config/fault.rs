@@ -59,8 +59,8 @@ pub enum Warning {
     #[error("OSC_HOST: listening on {0}, beyond this machine, without a required API key")]
     OpenToOthers(String),
     /// A key is there but nobody asks for it.
-    #[error("OSC_API_KEY: is set but not used, because OSC_API_KEY_REQUIRED is not true")]
-    ApiKeyUnused,
+    #[error("{0}: is set but not used, because OSC_API_KEY_REQUIRED is not true")]
+    ApiKeyUnused(&'static str),
     /// A certificate is there but nobody gets to see it.
     #[error("OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: are set but not used, because OSC_HTTPS_ENABLED is not true")]
     CertificateUnused,

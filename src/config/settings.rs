@@ -99,6 +99,9 @@ pub(super) fn read(
         log_file: variables.text("OSC_LOG_FILE").map(PathBuf::from),
     };
     check_paths_differ(&mut variables, &config);
+    if config.has_private_metrics && config.api_keys.is_empty() {
+        warnings.push(Warning::ApiKeyUnused("OSC_METRICS_AUTH"));
+    }
 
     if config.api_keys.is_empty() && !config.host.is_loopback() {
         warnings.push(Warning::OpenToOthers(config.host.to_string()));

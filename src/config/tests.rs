@@ -432,6 +432,11 @@ fn every_warning() {
             "OSC_PROT: this version knows no such variable, so it has no effect",
         ]
     );
+    assert_eq!(
+        warnings(&[("OSC_API_KEY_FILE", "keys"), ("OSC_METRICS_AUTH", "true")], ""),
+        ["OSC_API_KEY_FILE", "OSC_METRICS_AUTH"]
+            .map(|name| format!("{name}: is set but not used, because OSC_API_KEY_REQUIRED is not true"))
+    );
     let unused =
         "OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: are set but not used, because OSC_HTTPS_ENABLED is not true";
     assert_eq!(
