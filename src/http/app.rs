@@ -41,6 +41,8 @@ pub struct Settings {
     pub rates: RateLimits,
     /// What the executors run on.
     pub engine: &'static str,
+    /// Connections that there may be at a time.
+    pub connections_max: usize,
     /// What the executors count.
     pub executors: Arc<Executors>,
 }
@@ -58,6 +60,7 @@ impl Default for Settings {
             proxies: Proxies::default(),
             rates: RateLimits::default(),
             engine: "uring",
+            connections_max: crate::limits::CONNECTIONS_COUNT_MAX,
             executors: Arc::new(Executors::new(&ENDPOINTS)),
         }
     }

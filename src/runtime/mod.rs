@@ -6,6 +6,7 @@
 //! the main thread, which waits.
 
 mod cluster;
+mod descriptors;
 mod engine;
 mod greeting;
 mod listener;
@@ -144,6 +145,8 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
     let service = Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool), view);
     let service = Arc::new(service.federated(federation));
     let api_keys = ApiKeys::new(config.api_keys.clone());
+    let peers = config.cluster.as_ref().map_or(0, |cluster| cluster.peers.len());
+    let connections_max = descriptors::connections_max(plan.cores.len(), peers);
     let settings = Settings {
         api_keys: api_keys.clone(),
         user_key_bytes_min: config.user_key_bytes_min,
@@ -154,6 +157,7 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         proxies: config.clients.proxies.clone(),
         rates: RateLimits::new(&config.clients),
         engine: kind.name(),
+        connections_max,
         ..Settings::default()
     };
     let executors = Arc::clone(&settings.executors);
@@ -162,6 +166,7 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         app: Arc::new(App::new(Arc::clone(&service), settings)),
         stop: stop.clone(),
         connections: Arc::default(),
+        connections_max,
         executors,
         per_address: config.clients.connections_per_address.map(PerAddress::new),
         has_proxy_protocol: config.clients.has_proxy_protocol,

@@ -20,7 +20,7 @@ use super::per_address::PerAddress;
 use super::shutdown::Stop;
 use crate::crypto::Inbox;
 use crate::http::{App, Client, Local, read_proxy_header, serve, too_many_connections};
-use crate::limits::{CONNECTIONS_COUNT_MAX, DEADLINE_TICK, DRAIN_DEADLINE};
+use crate::limits::{DEADLINE_TICK, DRAIN_DEADLINE};
 use crate::telemetry::Executors;
 use crate::tls::{Certificates, ServerConfig};
 
@@ -33,6 +33,7 @@ pub(super) struct Shared {
     pub(super) app: Arc<App>,
     pub(super) stop: Stop,
     pub(super) connections: Arc<AtomicUsize>,
+    pub(super) connections_max: usize,
     pub(super) executors: Arc<Executors>,
     pub(super) per_address: Option<PerAddress>,
     pub(super) has_proxy_protocol: bool,
@@ -234,7 +235,7 @@ impl<E> Slot<E> {
     fn take(shard: &Rc<Shard<E>>) -> Self {
         let others = shard.shared.connections.fetch_add(1, Ordering::Relaxed);
         shard.open.set(shard.open.get() + 1);
-        Self { shard: Rc::clone(shard), is_one_too_many: others >= CONNECTIONS_COUNT_MAX }
+        Self { shard: Rc::clone(shard), is_one_too_many: others >= shard.shared.connections_max }
     }
 }
 

@@ -196,6 +196,34 @@ fn a_server_that_starts_only_half_ends_with_the_reason() {
     assert!(refused.log.contains("executor") && refused.log.contains("did not start"), "{}", refused.log);
 }
 
+/// However many connections there are, something is left to open files with.
+#[test]
+fn connections_leave_descriptors_for_the_database() {
+    let launch = Launch::new().set("OSC_WORKERS", "1");
+    let inner = launch.command();
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -n 128 && exec \"$0\""])
+        .arg(inner.get_program())
+        .current_dir(launch.directory.path());
+    limited.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    let server = Server::spawn(&mut limited, Arc::clone(&launch.directory))
+        .unwrap_or_else(|refused| panic!("{}: {}", refused.status, refused.log));
+    assert!(server.log().contains("allows fewer connections than"), "{}", server.log());
+    let mut first = server.connect();
+    assert_eq!(first.send("GET", "/health", &[], None).status, 200);
+    let mut others: Vec<_> = (0..100).map(|_| server.connect()).collect();
+    let last = others.last_mut().expect("there are some").receive(false);
+    assert_eq!(last.status, 503);
+    let user = [("X-User-Key", USER_KEY)];
+    let body = br#"{"key":"k","value":1}"#;
+    assert_eq!(first.send("POST", "/configs", &user, Some(body)).status, 201);
+    for target in ["/configs/k", "/configs", "/health", "/metrics"] {
+        assert_eq!(first.send("GET", target, &user, None).status, 200, "{target}");
+    }
+    assert_eq!(first.send("DELETE", "/configs/k", &user, None).status, 200);
+}
+
 #[test]
 fn more_executors_than_cores_serve_together() {
     let server = Launch::new().set("OSC_WORKERS", "7").start();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{health, system};
 use crate::http::answer::Answer;
 use crate::http::app::Settings;
-use crate::limits::{CONNECTIONS_COUNT_MAX, WRITES_QUEUED_MAX};
+use crate::limits::WRITES_QUEUED_MAX;
 use crate::service::{Member, Service};
 use crate::telemetry::{
     Exposition, METHODS, METRICS_CONTENT_TYPE, ProcessNumbers, Requests, dropped_lines_count,
@@ -86,7 +86,7 @@ fn requests(settings: &Settings, exposition: &mut Exposition) {
     }
     exposition
         .gauge("osc_connections_limit", "Connections that may be open, on all executors together.")
-        .with_count(&[], CONNECTIONS_COUNT_MAX as u64);
+        .with_count(&[], settings.connections_max as u64);
 }
 
 fn cluster(service: &Service, exposition: &mut Exposition) {
