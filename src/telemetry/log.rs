@@ -60,6 +60,11 @@ impl Log {
         if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
             DROPPED.set(dropped).ok();
         }
+        if let Some(path) = file
+            && path.symlink_metadata().is_ok_and(|found| !found.is_symlink())
+        {
+            tracing::warn!("{} is left as it is, and is no link to the log of today", path.display());
+        }
         Ok(Self { _writer: guard, filter: handle })
     }
 

@@ -327,6 +327,24 @@ fn lines_that_nobody_takes_are_dropped_and_counted() {
 }
 
 #[test]
+fn a_file_that_is_no_link_stays_and_is_told_of() {
+    let launch = Launch::new().set("OSC_LOG_FILE", "app.log");
+    let directory = std::sync::Arc::clone(&launch.directory);
+    fs::write(directory.path().join("app.log"), "old").expect("written");
+    let mut child = launch.command().stderr(std::process::Stdio::null()).spawn().expect("it starts");
+    let of_the_day = || {
+        let entries = fs::read_dir(directory.path()).expect("readable").flatten();
+        let mut found = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("app.log."));
+        found.next().and_then(|entry| fs::read_to_string(entry.path()).ok()).unwrap_or_default()
+    };
+    eventually("it listens", || of_the_day().contains("listening"));
+    assert!(of_the_day().contains("app.log is left as it is"), "{}", of_the_day());
+    terminate(&child);
+    assert!(child.wait().expect("it ends").success());
+    assert_eq!(fs::read_to_string(directory.path().join("app.log")).expect("there"), "old");
+}
+
+#[test]
 fn checking_the_settings_leaves_everything_as_it_is() {
     let launch = Launch::new().set("OSC_LOG_FILE", "logs/osc.log").set("OSC_DATABASE_PATH", "data/c.db");
     let output = launch.command().arg("check-config").output().expect("it can be started");
