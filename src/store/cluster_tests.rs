@@ -419,3 +419,24 @@ fn what_was_rolled_back_was_never_noted() {
     delta.truncate(mark);
     assert_eq!(delta.noted().outbox_line, None, "a savepoint");
 }
+
+/// An operator's change that could not be noted at once is noted later.
+#[test]
+fn a_foreign_change_is_adopted_when_the_database_is_free_again() {
+    let node = Node::new();
+    node.create("own", b"1");
+    let before = node.store.buckets().root();
+    let other = rusqlite::Connection::open(node.directory.path().join("c.db")).expect("it opens");
+    other
+        .execute_batch("UPDATE configurations SET category = 'repaired'; BEGIN IMMEDIATE")
+        .expect("an operator has the database");
+    // The writer looks each second, and gives up after the time for a busy database.
+    std::thread::sleep(BUSY_TIMEOUT + Duration::from_secs(2));
+    assert_eq!(node.store.buckets().root(), before);
+    other.execute_batch("ROLLBACK").expect("free again");
+    let began = std::time::Instant::now();
+    while node.store.buckets().root() == before {
+        assert!(began.elapsed() < Duration::from_secs(10), "it was not adopted");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -167,7 +167,7 @@ impl Writer {
                 wal_bytes_max: WAL_BYTES_MAX,
                 cycle_begun,
                 data_version: 0,
-                owes_adoption: true,
+                adoption_due: None,
             }
             .run(&queue);
         })?;
@@ -256,8 +256,8 @@ struct Worker {
     /// The WAL already says on which checkpoint cycle it builds.
     cycle_begun: bool,
     data_version: i64,
-    /// Changes by another program are still to be noted as own ones.
-    owes_adoption: bool,
+    /// When changes by another program are to be noted as own ones, if there may be any.
+    adoption_due: Option<Instant>,
 }
 
 /// What a transaction leaves to be done after its commit.
@@ -446,17 +446,17 @@ impl Worker {
             self.data_version = version;
             self.start.cache.clear();
             self.start.pages.clear();
-            self.owes_adoption = true;
+            self.adoption_due = Some(Instant::now());
         }
-        if self.owes_adoption {
+        if self.adoption_due.is_some_and(|due| due <= Instant::now()) {
             self.adopt_foreign();
         }
     }
 
-    /// Tried again with the next look when it fails.
+    /// Tried again a while later when it fails.
     fn adopt_foreign(&mut self) {
         if self.start.versions.is_none() {
-            self.owes_adoption = false;
+            self.adoption_due = None;
             return;
         }
         let adopted = self.transact(|batch| {
@@ -466,8 +466,11 @@ impl Worker {
             Ok(Vec::new())
         });
         match adopted {
-            Ok(_) => self.owes_adoption = false,
-            Err(error) => tracing::warn!(%error, "changes by another program are not replicated yet"),
+            Ok(_) => self.adoption_due = None,
+            Err(error) => {
+                self.adoption_due = Some(Instant::now() + IDLE_CHECK);
+                tracing::warn!(%error, "changes by another program are not replicated yet");
+            }
         }
     }
 
