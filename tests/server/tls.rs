@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::certificates::{Authority, Issued, TlsClient, over_tls, put};
 use crate::support::{Client, Launch, PATIENCE, Server, USER_KEY, eventually, request};
@@ -327,6 +327,15 @@ fn certificates_are_replaced_while_connections_are_open() {
             std::os::unix::fs::symlink(format!("v2/{name}"), directory.join(name)).expect("linked");
         }
         eventually("the last one is shown", || secure.certificate() == *last.der());
+        goes_on();
+
+        // What cannot be used yet is taken when it can: nobody changes the files again.
+        let begins = SystemTime::now() + Duration::from_secs(12);
+        let early = secure.authority.issue_with(|parameters| parameters.not_before = begins.into());
+        early.write(&directory.join("v2"));
+        eventually("it is told", || secure.server.log().contains("valid only from"));
+        assert_eq!(secure.certificate(), *last.der());
+        eventually("its time has come", || secure.certificate() == *early.der());
         goes_on();
     });
 }
