@@ -16,6 +16,7 @@ struct Channel {
     capacity: usize,
     has_ended: bool,
     has_no_reader: bool,
+    never_closes: bool,
     wakers: Vec<Waker>,
 }
 
@@ -41,6 +42,11 @@ impl Writer {
     /// Whether nobody will read what is written.
     pub(crate) fn has_no_reader(&self) -> bool {
         self.0.borrow().has_no_reader
+    }
+
+    /// Closing is never done from now on, as when the other end takes nothing.
+    pub(crate) fn never_close(&self) {
+        self.0.borrow_mut().never_closes = true;
     }
 }
 
@@ -97,6 +103,9 @@ impl AsyncWrite for Writer {
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut channel = self.0.borrow_mut();
+        if channel.never_closes {
+            return Poll::Pending;
+        }
         channel.has_ended = true;
         channel.changed();
         Poll::Ready(Ok(()))

@@ -179,17 +179,23 @@ fn a_port_in_use_is_refused() {
     assert!(refused.log.contains("cannot listen on"), "{}", refused.log);
 }
 
-#[test]
-fn a_server_that_starts_only_half_ends_with_the_reason() {
-    let launch = Launch::new().set("OSC_WORKERS", "8");
+/// A server that may have so many files open.
+fn with_descriptors(launch: &Launch, count: usize) -> Command {
     let inner = launch.command();
     let mut limited = Command::new("sh");
-    // Enough descriptors for the files and listeners, too few for the rings of eight executors.
     limited
-        .args(["-c", "ulimit -n 40 && exec \"$0\""])
+        .args(["-c", &format!("ulimit -n {count} && exec \"$0\"")])
         .arg(inner.get_program())
         .current_dir(launch.directory.path());
     limited.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    limited
+}
+
+#[test]
+fn a_server_that_starts_only_half_ends_with_the_reason() {
+    let launch = Launch::new().set("OSC_WORKERS", "8");
+    // Enough descriptors for the files and listeners, too few for the rings of eight executors.
+    let mut limited = with_descriptors(&launch, 40);
     let refused =
         Server::spawn(&mut limited, Arc::clone(&launch.directory)).err().expect("it must not start");
     assert!(!refused.status.success());
@@ -200,13 +206,7 @@ fn a_server_that_starts_only_half_ends_with_the_reason() {
 #[test]
 fn connections_leave_descriptors_for_the_database() {
     let launch = Launch::new().set("OSC_WORKERS", "1");
-    let inner = launch.command();
-    let mut limited = Command::new("sh");
-    limited
-        .args(["-c", "ulimit -n 128 && exec \"$0\""])
-        .arg(inner.get_program())
-        .current_dir(launch.directory.path());
-    limited.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    let mut limited = with_descriptors(&launch, 128);
     let server = Server::spawn(&mut limited, Arc::clone(&launch.directory))
         .unwrap_or_else(|refused| panic!("{}: {}", refused.status, refused.log));
     assert!(server.log().contains("allows fewer connections than"), "{}", server.log());
