@@ -15,6 +15,11 @@ CHECKOUT = dockerfile.CHECKOUT
 DEPLOY = CHECKOUT / "deploy"
 BINARY = CHECKOUT / "target/release/opensecureconf"
 API_KEY = "an-api-key-that-only-this-check-has"
+CLUSTER_SECRET = "a-cluster-secret-that-only-this-check-has"
+# Beside the image's port, on a node of a cluster.
+CLUSTER_PORT = 9001
+# For probes; beside the other two.
+ADMIN_PORT = 9002
 
 faults = []
 
@@ -35,6 +40,9 @@ def check_nodes(name, environments, addresses):
     for environment in environments:
         listed = [item.strip() for item in environment["OSC_CLUSTER_NODES"].split(",")]
         expect(listed == addresses, f"{name}: OSC_CLUSTER_NODES is {listed}, the nodes are {addresses}")
+        expect(environment.get("OSC_CLUSTER_SECRET") == CLUSTER_SECRET, f"{name}: a node has no cluster secret")
+        listen = environment.get("OSC_CLUSTER_LISTEN", "")
+        expect(listen.endswith(f":{CLUSTER_PORT}"), f"{name}: OSC_CLUSTER_LISTEN is \"{listen}\"")
     names = {environment["OSC_CLUSTER_NODE_ID"] for environment in environments}
     expect(len(names) == len(environments), f"{name}: two nodes have the same name")
     modes = {environment["OSC_CLUSTER_MODE"] for environment in environments}
@@ -54,7 +62,8 @@ def check_config(name, environments):
         if done.returncode != 0:
             # All nodes would say the same.
             return expect(False, f"{name}: check-config ends with {done.returncode}: {done.stderr.strip()}")
-        expect(API_KEY not in done.stdout + done.stderr, f"{name}: check-config shows a secret")
+        shown = done.stdout + done.stderr
+        expect(API_KEY not in shown and CLUSTER_SECRET not in shown, f"{name}: check-config shows a secret")
     print(f"{name}: check-config accepts the environment of {len(environments)} nodes")
     return True
 
@@ -68,7 +77,7 @@ def free_ports(count):
 
 
 def request(port, path, body=None):
-    """(status, body); the status is None when nobody answers."""
+    """(status, body) as a client gets them; the status is None when nobody answers."""
     headers = {"X-API-Key": API_KEY, "X-User-Key": "a-user-key", "Content-Type": "application/json"}
     try:
         with urllib.request.urlopen(

@@ -5,13 +5,15 @@ import tempfile
 
 import kubernetes_validate
 
-from checking import API_KEY, check_nodes, expect
+from checking import ADMIN_PORT, API_KEY, CLUSTER_PORT, CLUSTER_SECRET, check_nodes, expect
 from confinement import PROFILE
 
 # 1.27 brought unhealthyPodEvictionPolicy as a field that is on by default.
 KUBERNETES_VERSIONS = ("1.27", "1.37")
 # Definitions that others bring along; there is no schema of them here.
 WITHOUT_SCHEMA = {"ServiceMonitor"}
+# What stands in a Secret, and in no file.
+SECRETS = {"OSC_API_KEY": API_KEY, "OSC_CLUSTER_SECRET": CLUSTER_SECRET}
 RUNTIME_DEFAULT = {"type": "RuntimeDefault"}
 OWN_PROFILE = {"type": "Localhost", "localhostProfile": PROFILE.name}
 
@@ -42,11 +44,24 @@ def check_objects(name, objects, image, confine, seccomp=RUNTIME_DEFAULT):
     expect(container["image"] == pod["initContainers"][0]["image"], f"{name}: there are two images")
     check_salt(name, pod["initContainers"][0]["command"], image, confine)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    expect(list(ports.values()) == [image.port], f"{name}: the container's port is not the image's")
+    is_cluster = spec["replicas"] > 1
+    wanted = {"http": image.port, "admin": ADMIN_PORT} | ({"cluster": CLUSTER_PORT} if is_cluster else {})
+    expect(ports == wanted, f"{name}: the container's ports are {ports}, not {wanted}")
     for service, found in services.items():
         expect(found["selector"].items() <= labels.items(), f"{name}: {service} selects other pods")
-        for port in found["ports"]:
-            expect(port["targetPort"] in ports, f"{name}: {service} goes to a port that no container has")
+        # Only the nodes' own Service leads to the cluster port.
+        target = "cluster" if is_cluster and service == spec["serviceName"] else "http"
+        # And to the port for monitoring, which asks each node by itself.
+        allowed = [[target], [target, "admin"]] if service == spec["serviceName"] else [[target]]
+        targets = [port["targetPort"] for port in found["ports"]]
+        expect(targets in allowed, f"{name}: {service} goes to {targets}, not to {target}")
+    for monitor in of_kind("ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        found = [service for service in of_kind("Service") if wanted <= service["metadata"]["labels"].items()]
+        names = [port["name"] for service in found for port in service["spec"]["ports"]]
+        asked = [(each["port"], each.get("scheme", "http")) for each in monitor["spec"]["endpoints"]]
+        expect(len(found) == 1 and asked == [("admin", "http")] and "admin" in names,
+               f"{name}: the ServiceMonitor asks {asked} of {len(found)} Services with {names}")
     budgets = of_kind("PodDisruptionBudget")
     expect(len(budgets) == (spec["replicas"] > 1), f"{name}: {spec['replicas']} nodes have {len(budgets)} budgets")
     for selector in (spec["selector"], *(budget["spec"]["selector"] for budget in budgets)):
@@ -68,32 +83,52 @@ def check_objects(name, objects, image, confine, seccomp=RUNTIME_DEFAULT):
         expect({"requests", "limits"} <= set(each["resources"]), f"{name}: {each['name']} has no resources")
     mounts = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
     expect(mounts == [image.volume], f"{name}: the volume is not where the image has its data")
-    for policy in of_kind("NetworkPolicy"):
-        check_policy(name, policy["spec"], labels)
+    policies = of_kind("NetworkPolicy")
+    expect(policies or not is_cluster, f"{name}: no policy protects the cluster port")
+    # They add up, so each of them must be right.
+    for policy in policies:
+        check_policy(name, policy["spec"], labels, is_cluster)
 
     # check_running asks these paths.
     paths = {"startupProbe": "/cluster/health", "livenessProbe": "/cluster/health", "readinessProbe": "/ready"}
     for probe, path in paths.items():
         asked = container[probe]["httpGet"]
         expect(asked["path"] == path, f"{name}: {probe} asks {asked['path']}")
-        expect(asked["port"] in ports, f"{name}: {probe} asks a port that is not there")
+        is_plain = asked["port"] == "admin" and asked.get("scheme", "HTTP") == "HTTP"
+        expect(is_plain, f"{name}: {probe} does not ask the admin port without TLS")
 
     pods = [f"{stateful['metadata']['name']}-{number}" for number in range(spec["replicas"])]
     environments = [image.environment | pod_environment(name, container["env"], pod) for pod in pods]
-    if len(pods) > 1:
-        check_nodes(name, environments, [f"{pod}.{spec['serviceName']}:{image.port}" for pod in pods])
+    for environment in environments:
+        listen = environment.get("OSC_ADMIN_LISTEN")
+        expect(listen == f"0.0.0.0:{ADMIN_PORT}", f"{name}: OSC_ADMIN_LISTEN is {listen}")
+    if is_cluster:
+        check_nodes(name, environments, [f"{pod}.{spec['serviceName']}:{CLUSTER_PORT}" for pod in pods])
     return environments
 
 
-def check_policy(name, policy, labels):
-    """The nodes reach each other on their port, and name servers."""
-    expect(policy["podSelector"]["matchLabels"].items() <= labels.items(), f"{name}: the policy is for other pods")
+def check_policy(name, policy, labels, is_cluster):
+    """The nodes, and nothing else, reach the cluster port of each other; clients reach the other ports alone."""
+    nodes = policy["podSelector"]
+    expect(nodes["matchLabels"].items() <= labels.items(), f"{name}: the policy is for other pods")
+    between_nodes = [{"port": "cluster"}]
     for direction, side in (("ingress", "from"), ("egress", "to")):
-        rule = policy[direction][0]
-        selected = rule[side][0]["podSelector"]["matchLabels"]
-        expect(selected.items() <= labels.items(), f"{name}: {direction} from node to node is forbidden")
-        expect(rule["ports"] == [{"port": "http"}], f"{name}: {direction} is on another port")
-    expect({port["port"] for port in policy["egress"][1]["ports"]} == {53}, f"{name}: names cannot be resolved")
+        if direction.capitalize() not in policy["policyTypes"]:
+            expect(direction == "egress", f"{name}: the policy lets everything in")
+            continue
+        rules = list(policy[direction])
+        if is_cluster:
+            rule = {side: [{"podSelector": nodes}], "ports": between_nodes}
+            expect(rules.pop(0) == rule, f"{name}: {direction} from node to node is not {rule}")
+        if direction == "ingress":
+            for rule in rules:
+                # A rule without a source, or with an empty list of them, is for all there are.
+                ports = [port["port"] for port in rule["ports"]]
+                expect(ports in (["http"], ["http", "admin"]), f"{name}: clients reach {ports}")
+                expect(rule.get("from") != [], f"{name}: a list of no clients lets everybody in")
+        else:
+            found = [port["port"] for rule in rules for port in rule["ports"]]
+            expect(found == [53, 53], f"{name}: egress is on {found}, or names cannot be resolved")
 
 
 def check_salt(name, command, image, confine):
@@ -120,11 +155,11 @@ def pod_environment(name, variables, pod):
     for variable in variables:
         source = variable.get("valueFrom", {})
         if "secretKeyRef" in source:
-            environment[variable["name"]] = API_KEY
+            environment[variable["name"]] = SECRETS.get(variable["name"], "another-secret")
         elif source:
             expect(source == {"fieldRef": {"fieldPath": "metadata.name"}}, f"{name}: this check does not know {source}")
             environment[variable["name"]] = pod
         else:
-            expect(variable["name"] != "OSC_API_KEY", f"{name}: a secret stands in the file")
+            expect(variable["name"] not in SECRETS, f"{name}: a secret stands in the file")
             environment[variable["name"]] = variable["value"]
     return environment

@@ -18,7 +18,7 @@ fn derivation(criterion: &mut Criterion) {
             while !one.is_done() {
                 advance([&mut one, &mut other]);
             }
-            [one.into_key(), other.into_key()]
+            [one.key(), other.key()]
         });
     });
     group.bench_function("pbkdf2_crate", |bencher| {

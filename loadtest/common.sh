@@ -118,6 +118,7 @@ start() {
     cd "$directory/$name"
     for variable in $(compgen -v OSC_ || true); do unset "$variable"; done
     OSC_HOST=127.0.0.1 OSC_HOST_PORT=$port OSC_WORKERS=$workers OSC_LOG_LEVEL=WARNING OSC_CLUSTER_NODE_ID=$name \
+      OSC_FAILED_KEYS_PER_ADDRESS=0 \
       exec "$@" "$server"
   ) >"$directory/$name.log" 2>&1 &
   started=$!

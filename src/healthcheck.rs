@@ -1,6 +1,6 @@
 //! Asks a running server how it is, as a container engine does whose image has no curl.
 //!
-//! Which server: the one that the same settings describe. Asking is one thread's work, which is given up
+//! Which server: the one that the same settings describe, by its admin listener if it has one. Asking is one thread's work, which is given up
 //! when the time is over: no part of it, the resolving of a name above all, needs a time limit of its own.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::config::{self, Config, Faults, Host};
+use crate::config::{self, Faults, Host};
 use crate::http1::{Call, ClientConnection, ClientFailure, ClientStep, Method, PROXY_LOCAL};
 use crate::tls;
 
@@ -33,7 +33,7 @@ pub enum Failure {
     #[error("these settings cannot be used:\n{0}")]
     Settings(#[from] Faults),
     /// Only the server knows which port it got.
-    #[error("OSC_HOST_PORT is 0, so it is not known where the server listens")]
+    #[error("the port is set to 0, so it is not known where the server listens")]
     AnyPort,
     /// Nobody accepts a connection.
     #[error("nobody listens on {address}: {source}")]
@@ -46,6 +46,12 @@ pub enum Failure {
     /// The connection broke.
     #[error("the connection brings no answer: {0}")]
     Broken(#[from] io::Error),
+    /// The server requires client certificates, and its own is not one.
+    #[error(
+        "the server does not accept its own certificate as that of a client ({0}): set OSC_ADMIN_LISTEN, which serves \
+         probes without TLS"
+    )]
+    CertificateRefused(#[source] io::Error),
     /// Something listens that does not answer as a server does.
     #[error("the connection brings no answer: {0}")]
     NotHttp(#[from] ClientFailure),
@@ -75,29 +81,41 @@ pub fn ask(question: Question, timeout: Duration) -> Result<(), Failure> {
 }
 
 fn ask_at_leisure(question: Question) -> Result<(), Failure> {
-    // What the settings are warned about is in the log of the server.
-    let (config, _warnings) = config::load()?;
     let target = match question {
         Question::Serves => "/cluster/health",
         Question::IsReady => "/ready",
     };
-    let mut stream = connect(&config)?;
+    if let Some(admin) = config::load_admin()? {
+        return verdict(target, exchange(connect(&admin)?, target)?);
+    }
+    // What the settings are warned about is in the log of the server.
+    let (config, _warnings) = config::load()?;
+    let mut stream = connect(&config.host)?;
     if config.clients.has_proxy_protocol {
         stream.write_all(&PROXY_LOCAL)?;
     }
     let secured = config.certificates.to_self();
-    let (status, body) = match secured {
-        Some(secured) => exchange(tls::over(stream, secured)?, target)?,
+    let answer = match secured {
+        Some(secured) => exchange(tls::over(stream, secured)?, target).map_err(|failure| match failure {
+            Failure::Broken(error) if tls::Distrust::of(&error) == Some(tls::Distrust::OfThisNode) => {
+                Failure::CertificateRefused(error)
+            }
+            other => other,
+        })?,
         None => exchange(stream, target)?,
     };
+    verdict(target, answer)
+}
+
+fn verdict(target: &'static str, (status, body): (u16, Vec<u8>)) -> Result<(), Failure> {
     if status == 200 { Ok(()) } else { Err(Failure::No { target, status, body: shown(&body) }) }
 }
 
-fn connect(config: &Config) -> Result<TcpStream, Failure> {
-    if config.port == 0 {
+fn connect(host: &Host) -> Result<TcpStream, Failure> {
+    let addresses = addresses(host);
+    if addresses.iter().all(|address| address.port() == 0) {
         return Err(Failure::AnyPort);
     }
-    let addresses = addresses(&config.host);
     TcpStream::connect(&addresses[..])
         .map_err(|source| Failure::Unreachable { address: addresses[0], source })
 }

@@ -14,10 +14,13 @@ use futures_lite::future::{block_on, yield_now, zip};
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
 use opensecureconf::http::{
-    Admission, Answer, App, Application, Client, ENDPOINTS, Exchange, Local, Outcome, Settings, serve,
+    Admission, Answer, App, Application, ByteBudget, Client, ENDPOINTS, Exchange, Local, Outcome, Settings,
+    serve,
 };
 use opensecureconf::http1::HeadView;
-use opensecureconf::limits::BODIES_BYTES_MAX_PER_SHARD;
+use opensecureconf::limits::{
+    ANSWERS_BYTES_MAX, BODIES_BYTES_MAX_PER_SHARD, PIECE_BYTES, PIECE_COPIES, TRANSFER_BYTES_MIN,
+};
 use opensecureconf::service::Service;
 use opensecureconf::store::{Options, Store};
 use opensecureconf::telemetry::Executors;
@@ -51,7 +54,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 /// What an executor has.
 fn local() -> Local {
-    Local::new(Executors::new(&ENDPOINTS).add())
+    Local::new(Executors::new(&ENDPOINTS).add(), ByteBudget::new(ANSWERS_BYTES_MAX))
 }
 
 /// Sends everything and gives back all that comes until the server ends its side.
@@ -291,43 +294,37 @@ fn the_pieces_do_not_matter() {
 }
 
 #[test]
-fn a_client_that_goes_away_ends_its_handler() {
-    for keeps_reading in [false, true] {
-        let application = Scripted::default();
-        let (server, client) = pipe(1024);
-        let local = local();
-        run(zip(serve(server, &application, &local, Client::default()), async {
-            let End { reader, mut writer } = client;
-            writer.write_all(get("/never").as_bytes()).await.expect("there is room");
-            while application.handlers_running.get() == 0 {
-                yield_now().await;
-            }
-            drop(writer);
-            if keeps_reading {
-                let mut reader = reader;
-                let mut received = Vec::new();
-                reader.read_to_end(&mut received).await.expect("a pipe has no faults");
-                assert!(received.is_empty());
-            }
-        }));
-        assert_eq!((application.handlers_running.get(), application.handled.get()), (0, 0));
-    }
+fn a_connection_that_fails_ends_its_handler() {
+    let application = Scripted::default();
+    let (server, client) = pipe(1024);
+    let local = local();
+    run(zip(serve(server, &application, &local, Client::default()), async {
+        let End { reader: _reader, mut writer } = client;
+        writer.write_all(get("/never").as_bytes()).await.expect("there is room");
+        while application.handlers_running.get() == 0 {
+            yield_now().await;
+        }
+        writer.reset();
+    }));
+    assert_eq!((application.handlers_running.get(), application.handled.get()), (0, 0));
 }
 
-/// A client that sends its requests, says that they were all, and reads, gets what needs no waiting.
+/// A client that sends its requests, says that they were all, and reads, gets all answers.
 #[test]
 fn the_end_of_input_is_not_the_end_of_output() {
     let (server, client) = pipe(4096);
     let local = local();
     let End { mut reader, mut writer } = client;
     let ((), received) = run(zip(serve(server, &Scripted::default(), &local, Client::default()), async {
-        writer.write_all(get("/a").repeat(3).as_bytes()).await.expect("there is room");
+        // The second one takes a while.
+        let requests = ["/a", "/a/5", "/a"].map(get).concat();
+        writer.write_all(requests.as_bytes()).await.expect("there is room");
         writer.close().await.expect("a pipe has no faults");
         let mut received = String::new();
         reader.read_to_string(&mut received).await.expect("a pipe has no faults");
         received
     }));
-    assert_eq!(summary(&received), ["200 /a"; 3]);
+    assert_eq!(summary(&received), ["200 /a", "200 /a/5", "200 /a"]);
 }
 
 // --- time ------------------------------------------------------------------------------------
@@ -378,10 +375,10 @@ fn deadlines_end_connections() {
     let late = r#"408 {"detail":"The request body took too long"} close"#;
     let post = "POST / HTTP/1.1\r\nHost: x\r\n";
     check_deadline(&format!("{post}Content-Length: 9\r\n\r\n"), 10_000, &[late]);
-    // Each KiB earns a second.
-    let body = "x".repeat(2048);
-    check_deadline(&format!("{post}Content-Length: 4096\r\n\r\n{body}"), 12_000, &[late]);
-    check_deadline(&format!("{post}Transfer-Encoding: chunked\r\n\r\n800\r\n{body}"), 12_000, &[late]);
+    // What has arrived earns no time, however much it is.
+    let body = "x".repeat(0x8000);
+    check_deadline(&format!("{post}Content-Length: 65536\r\n\r\n{body}"), 10_000, &[late]);
+    check_deadline(&format!("{post}Transfer-Encoding: chunked\r\n\r\n8000\r\n{body}"), 10_000, &[late]);
 }
 
 /// A handler may take as long as it likes: only the client has deadlines.
@@ -404,8 +401,8 @@ fn no_deadline_hurries_a_handler() {
     assert_eq!(summary(&received), ["200 /released close"]);
 }
 
-#[test]
-fn a_client_that_takes_nothing_is_dropped() {
+/// Takes so many bytes of a large answer after five seconds; the connection ends at the deadline and not before.
+fn check_stall(taken_count: usize, deadline_ms: u64) {
     let application = Scripted::default();
     let (server, client) = pipe(100);
     let local = local();
@@ -417,19 +414,27 @@ fn a_client_that_takes_nothing_is_dropped() {
     };
     let End { mut reader, mut writer } = client;
     run(zip(serving, async {
-        writer.write_all(get("/a").repeat(3).as_bytes()).await.expect("there is room");
+        let head = "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n";
+        writer.write_all((head.to_owned() + &"x".repeat(50_000)).as_bytes()).await.expect("the server reads");
         settle().await;
         local.clock.tick_at(5_000);
-        // It takes a little: that is progress, and the time begins anew.
-        reader.read_exact(&mut [0; 10]).await.expect("an answer has begun");
+        reader.read_exact(&mut vec![0; taken_count]).await.expect("an answer has begun");
         settle().await;
-        local.clock.tick_at(14_999);
+        local.clock.tick_at(deadline_ms - 1);
         settle().await;
         assert!(!is_over.get());
-        local.clock.tick_at(15_000);
+        local.clock.tick_at(deadline_ms);
         settle().await;
         assert!(is_over.get(), "the pipe is gone, although the client still holds it");
     }));
+}
+
+#[test]
+fn a_client_that_takes_too_little_is_dropped() {
+    check_stall(0, 10_000);
+    // A little now and then is no progress.
+    check_stall(1000, 10_000);
+    check_stall(TRANSFER_BYTES_MIN, 15_000);
 }
 
 /// After its last answer the server reads on for a moment, but only for a moment.
@@ -561,6 +566,49 @@ fn a_refused_body_gives_its_bytes_back_at_once() {
     }));
 }
 
+/// Bodies that stall hold their bytes only as long as no other body needs the room.
+#[test]
+fn stalled_bodies_give_way_to_others() {
+    const MIB: usize = 1024 * 1024;
+    let post = |sent: usize| {
+        let head = format!("POST /holds HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 4 * MIB);
+        head + &"x".repeat(sent)
+    };
+    let enough = BODIES_BYTES_MAX_PER_SHARD / (4 * MIB);
+    let application = Scripted::default();
+    let local = local();
+    local.clock.tick_at(0);
+    let (mut servings, mut clients) = (Vec::new(), Vec::new());
+    for _ in 0..enough + 1 {
+        let (server, client) = pipe(64 * 1024);
+        servings.push(Box::pin(serve(server, &application, &local, Client::default())));
+        clients.push(client);
+    }
+    run(zip(join(servings), async {
+        let (stalled, honest) = clients.split_at_mut(enough);
+        for (number, client) in stalled.iter_mut().enumerate() {
+            client.write_all(post(4 * MIB - 1).as_bytes()).await.expect("the server reads");
+            settle().await;
+            // The first one has stalled for longest.
+            local.clock.tick_at(u64::try_from(number).expect("a few") + 1);
+        }
+        local.clock.tick_at(5000);
+        honest[0].write_all(post(4 * MIB).as_bytes()).await.expect("the server reads");
+        let answer = receive(&mut honest[0].reader).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let mut received = String::new();
+        stalled[0].read_to_string(&mut received).await.expect("a pipe has no faults");
+        assert!(received.starts_with("HTTP/1.1 503 ") && received.contains("\r\nretry-after: 1\r\n"));
+        // One had to give way, and no more.
+        for client in &mut stalled[1..] {
+            client.write_all(b"x").await.expect("the server reads");
+            let answer = receive(&mut client.reader).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        drop(clients);
+    }));
+}
+
 /// Runs all of them to their ends.
 async fn join<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) {
     poll_fn(|context| {
@@ -664,8 +712,8 @@ fn what_needs_a_derivation_and_what_does_not() {
         (create("k", "the-first-user-key"), "201", 1),
         (read("k", "the-first-user-key"), "200", 1),
         (create("k", "the-first-user-key"), "400", 1),
-        (create("k", "the-second-user-key"), "400", 1),
-        // A wrong key costs one, and its second request none.
+        // A name that is taken is reported after the derivation, and the key is known from then on.
+        (create("k", "the-second-user-key"), "400", 2),
         (read("k", "the-second-user-key"), "401", 2),
         (read("k", "the-second-user-key"), "401", 2),
         (read("nowhere", "the-third-user-key"), "404", 2),
@@ -675,6 +723,82 @@ fn what_needs_a_derivation_and_what_does_not() {
         assert!(answer.starts_with(status), "{request}: {answer}");
         assert_eq!(stack.derivations(), derivations, "{request}");
     }
+}
+
+impl Stack {
+    /// With so little memory for answers.
+    fn with_answers(bytes_max: usize) -> Self {
+        let local = Local::new(Executors::new(&ENDPOINTS).add(), ByteBudget::new(bytes_max));
+        Self { local, ..Self::new() }
+    }
+}
+
+fn create_large(key: &str, length: usize) -> String {
+    let body = format!(r#"{{"key":"{key}","value":"{}"}}"#, "x".repeat(length));
+    format!(
+        "POST /configs HTTP/1.1\r\nHost: x\r\nX-User-Key: one-user-key\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Refused before it is done, not after: the answer to a large write is large.
+#[test]
+fn a_write_whose_answer_has_no_room_is_not_made() {
+    let stack = Stack::with_answers(PIECE_BYTES);
+    let answer = stack.send(create_large("large", 100_000));
+    assert_eq!(answer, r#"503 {"detail":"Too many requests at a time, try again in a moment"} close"#);
+    assert!(stack.send(read("large", "one-user-key")).starts_with("404 "));
+    // Small ones need no room.
+    assert!(stack.send(create_large("small", 1000)).starts_with("201 "));
+    assert!(stack.send(read("small", "one-user-key")).starts_with("200 "));
+}
+
+/// Each of two clients that do not read holds a piece of the value that both read, and there is room for no third.
+#[test]
+fn a_stalled_answer_gives_way_to_another() {
+    const LENGTH: usize = 500_000;
+    let stack = Stack::with_answers(2 * PIECE_COPIES * PIECE_BYTES + LENGTH + 10_000);
+    assert!(stack.send(create_large("large", LENGTH)).starts_with("201 "));
+    // From now on it is in memory, so nothing below waits for another thread.
+    assert!(stack.send(read("large", "one-user-key")).starts_with("200 "));
+    stack.local.clock.tick_at(0);
+    let (mut servings, mut clients) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let (server, client) = pipe(64 * 1024);
+        servings.push(Box::pin(serve(server, &stack.app, &stack.local, Client::default())));
+        clients.push(client);
+    }
+    run(zip(join(servings), async {
+        let (stalled, others) = clients.split_at_mut(2);
+        for (client, now_ms) in stalled.iter_mut().zip([1, 2]) {
+            client.write_all(read("large", "one-user-key").as_bytes()).await.expect("the server reads");
+            settle().await;
+            stack.local.clock.tick_at(now_ms);
+        }
+        let answer_of = async |client: &mut End| {
+            client.write_all(read("large", "one-user-key").as_bytes()).await.expect("the server reads");
+            let mut received = String::new();
+            client.reader.read_to_string(&mut received).await.expect("a pipe has no faults");
+            received
+        };
+        stack.local.clock.tick_at(1000);
+        let refused = answer_of(&mut others[0]).await;
+        assert!(
+            refused.starts_with("HTTP/1.1 503 ") && refused.contains("\r\nretry-after: 1\r\n"),
+            "{refused}"
+        );
+        stack.local.clock.tick_at(2001);
+        let answer = answer_of(&mut others[1]).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.len() > LENGTH);
+        // The first one has stalled for longest; what it had is gone, and it can tell by the length.
+        let mut cut = String::new();
+        stalled[0].reader.read_to_string(&mut cut).await.expect("a pipe has no faults");
+        assert!(cut.starts_with("HTTP/1.1 200 ") && cut.len() < LENGTH);
+        let mut whole = String::new();
+        stalled[1].reader.read_to_string(&mut whole).await.expect("a pipe has no faults");
+        assert!(whole.len() > LENGTH);
+        drop(clients);
+    }));
 }
 
 /// What a stream still holds may never leave it.

@@ -5,7 +5,7 @@
 //! `OSC_TEST_SEED` runs one seed again, `OSC_TEST_SIMULATION_SEEDS` says how many are run. A run depends
 //! on its seed alone: the clocks that versions are made from are simulated, too.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use opensecureconf::cluster::{
     difference,
 };
 use opensecureconf::limits::{BUCKETS_COUNT, ENTRY_CACHE_BYTES_MIN};
-use opensecureconf::model::{Change, Ciphertext, Digest, EntryId, NodeNumber, Stamp};
+use opensecureconf::model::{Change, Ciphertext, Digest, EntryId, Known, NodeNumber, Stamp};
 use opensecureconf::store::{
     Filter, Keeping, Options, OwnerTag, PeerNote, Store, VersionsPage, Write, WriteError,
 };
@@ -26,8 +26,9 @@ use opensecureconf::store::{
 const NODES_COUNT: usize = 3;
 const KEYS_COUNT: u64 = 8;
 const SEEDS_COUNT: u64 = 1000;
-/// When all of it happens, in milliseconds since 1970.
-const EPOCH_MS: u64 = 1 << 40;
+/// When all of it happens, in milliseconds since 1970: in the year 2200, because rows carry real times, which must
+/// not be ahead of simulated clocks.
+const EPOCH_MS: u64 = 7_258_118_400_000;
 const SYNC_INTERVAL_MS: u64 = 30_000;
 /// As the driver has them.
 const HEALTH_TIMEOUT_MS: u64 = 5_000;
@@ -77,7 +78,10 @@ enum Request {
 /// What the target answered.
 enum Reply {
     Introduction(Introduction),
-    Applied,
+    /// Whether some were refused.
+    Applied {
+        has_refused: bool,
+    },
     /// Empty when the digests are equal.
     Digests(Vec<Digest>),
     Versions(VersionsPage),
@@ -141,6 +145,7 @@ struct Node {
     outbox_last: Arc<AtomicI64>,
     /// By the index of the node they are about; the own one is never asked.
     peers: Vec<PeerTask>,
+    clock_offset_ms: Arc<AtomicI64>,
 }
 
 impl Node {
@@ -161,14 +166,17 @@ impl Node {
     }
 
     /// Takes changes of a peer; nothing that a node holds may ever be replaced by something older.
-    fn apply(&self, changes: Vec<Change>) {
+    /// Says whether some were refused.
+    fn apply(&self, changes: Vec<Change>) -> bool {
         let ids: Vec<EntryId> = changes.iter().map(|change| change.id.clone()).collect();
         let before = self.versions_of(&ids);
-        block_on(self.store().apply(changes).expect("room")).expect("answered").expect("applied");
+        let applied =
+            block_on(self.store().apply(changes).expect("room")).expect("answered").expect("applied");
         let after = self.versions_of(&ids);
         for (id, version) in before {
             assert!(after.get(&id) >= Some(&version), "{id:?} went back");
         }
+        !applied.ahead.is_empty()
     }
 
     fn versions_of(&self, ids: &[EntryId]) -> BTreeMap<EntryId, opensecureconf::model::Version> {
@@ -196,6 +204,9 @@ struct Simulation {
     heals_at_ms: u64,
     /// Differences of clocks that no node has had yet.
     clock_offsets: Vec<i64>,
+    skew: Skew,
+    /// Pushes of which a part was refused.
+    refused_count: u64,
     /// The latest of all changes that were ever made, by entry.
     latest: BTreeMap<EntryId, Change>,
     writes_count: u64,
@@ -205,11 +216,38 @@ struct Simulation {
     trace: VecDeque<String>,
 }
 
+/// How wrong clocks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skew {
+    /// By two minutes each way: no version is refused.
+    Small,
+    /// By an hour each way, until everything works again.
+    Large,
+}
+
+impl Skew {
+    fn step_ms(self) -> i64 {
+        match self {
+            Self::Small => 4_000,
+            Self::Large => 120_000,
+        }
+    }
+
+    /// From when everything works again until all nodes must be equal.
+    fn convergence_ms(self) -> u64 {
+        match self {
+            Self::Small => CONVERGENCE_MS,
+            // The clocks that are right have to reach the versions of those that were not.
+            Self::Large => CONVERGENCE_MS + 60 * 60 * 1000,
+        }
+    }
+}
+
 impl Simulation {
-    fn new(seed: u64, root: &Path) -> Self {
+    fn new(seed: u64, root: &Path, skew: Skew) -> Self {
         let mut random = Random(seed);
         let heals_at_ms = 60_000 + random.below(240_000);
-        let minutes: Vec<i64> = (-30..=30).map(|minute| minute * 60_000).collect();
+        let clock_offsets: Vec<i64> = (-30..=30).map(|step| step * skew.step_ms()).collect();
         let mut simulation = Self {
             now_ms: 0,
             clock: Arc::new(AtomicU64::new(EPOCH_MS)),
@@ -219,7 +257,9 @@ impl Simulation {
             is_cut: Default::default(),
             loss_percent: random.below(30),
             heals_at_ms,
-            clock_offsets: minutes,
+            clock_offsets,
+            skew,
+            refused_count: 0,
             latest: BTreeMap::new(),
             writes_count: 0,
             busy_at_ms: 0,
@@ -229,7 +269,11 @@ impl Simulation {
         };
         for index in 0..NODES_COUNT {
             let directory = tempfile::tempdir_in(root).expect("a temporary directory");
-            std::fs::write(directory.path().join("c.salt"), [7; 64]).expect("writable");
+            std::fs::write(
+                directory.path().join("c.salt"),
+                std::array::from_fn::<u8, 64, _>(|at| at.to_le_bytes()[0]),
+            )
+            .expect("writable");
             simulation.nodes.push(Node {
                 store: None,
                 directory,
@@ -237,6 +281,7 @@ impl Simulation {
                 number: NodeNumber::default(),
                 outbox_last: Arc::default(),
                 peers: Vec::new(),
+                clock_offset_ms: Arc::default(),
             });
             // Nodes start together or minutes apart.
             let delay_ms = if simulation.random.percent(50) { 0 } else { simulation.random.below(30_000) };
@@ -314,7 +359,12 @@ impl Simulation {
     fn start(&mut self, index: usize) {
         // A clock that was set meanwhile, forward or back.
         let choice = self.random.index(self.clock_offsets.len());
-        let clock_offset_ms = self.clock_offsets.swap_remove(choice);
+        let clock_offset_ms = match self.is_healed() && self.skew == Skew::Large {
+            true => 0,
+            false => self.clock_offsets.swap_remove(choice),
+        };
+        self.nodes[index].clock_offset_ms.store(clock_offset_ms, Ordering::SeqCst);
+        let offset = Arc::clone(&self.nodes[index].clock_offset_ms);
         self.note(format!("{index} starts, clock off by {clock_offset_ms}"));
         let outbox_last = Arc::new(AtomicI64::new(0));
         let grown = Arc::clone(&outbox_last);
@@ -322,10 +372,12 @@ impl Simulation {
         let directory = self.nodes[index].directory.path();
         let options = Options {
             cache_bytes_max: ENTRY_CACHE_BYTES_MIN,
+            accepted_salt: None,
+            readers_count: 1,
             versions: Keeping {
                 is_clustered: true,
-                wall_clock: Box::new(move || {
-                    clock.load(Ordering::SeqCst).saturating_add_signed(clock_offset_ms)
+                wall_clock: Arc::new(move || {
+                    clock.load(Ordering::SeqCst).saturating_add_signed(offset.load(Ordering::SeqCst))
                 }),
                 // Equal stamps are decided by it, and a seed must always run the same.
                 node_bits: Some(4 * (u64::try_from(index).expect("few nodes") + 1)),
@@ -373,6 +425,9 @@ impl Simulation {
         if self.is_healed() {
             self.is_cut = Default::default();
             self.loss_percent = 0;
+            if self.skew == Skew::Large {
+                self.nodes.iter().for_each(|node| node.clock_offset_ms.store(0, Ordering::SeqCst));
+            }
             self.note("everything works again".to_owned());
             return;
         }
@@ -436,6 +491,8 @@ impl Simulation {
         let line = format!("{index} {write:?}");
         match block_on(store.write(write, OWNER).expect("room")).expect("answered") {
             Ok(_) | Err(WriteError::AlreadyExists) => {}
+            // Its version is of a clock that was far ahead.
+            Err(WriteError::Ahead { .. }) if self.skew == Skew::Large => {}
             Err(error) => panic!("what was just read has not changed: {error}"),
         }
         for change in store.outbox(before).expect("readable").changes {
@@ -500,6 +557,10 @@ impl Simulation {
                 (Notice::Acknowledged(sequence), Some(peer)) => {
                     self.nodes[index].note(PeerNote::Acknowledged { peer, sequence });
                 }
+                (Notice::Refused { last: sequence, .. }, Some(peer)) => {
+                    self.refused_count += 1;
+                    self.nodes[index].note(PeerNote::Acknowledged { peer, sequence });
+                }
                 (Notice::Synced { begun: stamp, forgotten }, Some(peer)) => {
                     self.nodes[index].note(PeerNote::Synced { peer, stamp, forgotten });
                 }
@@ -529,7 +590,7 @@ impl Simulation {
             Action::CheckHealth => (Request::Health, Pending::Health),
             Action::Push { after } => {
                 let page = store.outbox(after).expect("readable");
-                let pushed = Pushed { sequence: page.sequence, more: page.more };
+                let pushed = Pushed { sequence: page.sequence, more: page.more, has_refused: false };
                 if page.changes.is_empty() {
                     return self.tell(index, peer, Event::Pushed(Ok(pushed)));
                 }
@@ -582,10 +643,7 @@ impl Simulation {
             // Its port is closed.
             (None, _) => Err(Failure::Unreachable),
             (Some(_), Request::Health) => Ok(Reply::Introduction(node.introduction())),
-            (Some(_), Request::Apply(changes)) => {
-                node.apply(changes);
-                Ok(Reply::Applied)
-            }
+            (Some(_), Request::Apply(changes)) => Ok(Reply::Applied { has_refused: node.apply(changes) }),
             (Some(store), Request::Digests(theirs)) => Ok(Reply::Digests(match theirs == digest_of(store) {
                 true => Vec::new(),
                 false => store.buckets().all().expect("a small store"),
@@ -609,8 +667,10 @@ impl Simulation {
         match (pending, answer) {
             (pending, Err(failure)) => pending.failed(failure),
             (Pending::Health, Ok(Reply::Introduction(introduction))) => Event::Health(Ok(introduction)),
-            (Pending::Push(pushed), Ok(Reply::Applied)) => Event::Pushed(Ok(pushed)),
-            (Pending::Send(count), Ok(Reply::Applied)) => Event::Sent(Ok(count)),
+            (Pending::Push(pushed), Ok(Reply::Applied { has_refused })) => {
+                Event::Pushed(Ok(Pushed { has_refused, ..pushed }))
+            }
+            (Pending::Send(count), Ok(Reply::Applied { .. })) => Event::Sent(Ok(count)),
             (Pending::Digests { begun, line }, Ok(Reply::Digests(theirs))) => {
                 let own = store.buckets().all().expect("a small store");
                 let pairs = own.iter().zip(&theirs).enumerate();
@@ -620,7 +680,12 @@ impl Simulation {
             (Pending::Versions(buckets), Ok(Reply::Versions(theirs))) => {
                 let VersionsPage { known, buckets_count } = theirs;
                 let own = store.versions(&buckets[..buckets_count], usize::MAX).expect("readable");
-                Event::Versions(Ok(Difference { buckets_count, ..difference(own.known, known) }))
+                let is_ahead = |known: &&Known| store.ahead_ms(known.version).is_some();
+                let ahead: BTreeSet<EntryId> =
+                    known.iter().filter(is_ahead).map(|known| known.id.clone()).collect();
+                let mut difference = Difference { buckets_count, ..difference(own.known, known) };
+                difference.fetch.retain(|id| !ahead.contains(id));
+                Event::Versions(Ok(difference))
             }
             (Pending::Fetch(ids), Ok(Reply::Entries(changes))) => {
                 let count = dealt_with(&ids, changes.last().map(|change| &change.id));
@@ -672,10 +737,11 @@ impl Simulation {
 
     fn run(&mut self) {
         let heals_at_ms = self.heals_at_ms;
-        self.run_until(heals_at_ms + CONVERGENCE_MS);
+        let converged_at_ms = heals_at_ms + self.skew.convergence_ms();
+        self.run_until(converged_at_ms);
         self.check_contents();
         let settled_ms = self.busy_at_ms;
-        self.run_until(heals_at_ms + CONVERGENCE_MS + QUIET_MS);
+        self.run_until(converged_at_ms + QUIET_MS);
         assert_eq!(self.busy_at_ms, settled_ms, "nodes that are equal keep quiet");
         self.check_contents();
     }
@@ -689,9 +755,10 @@ fn brief(action: &Action) -> String {
 }
 
 /// What went wrong with a seed, with what happened before.
-fn failure_of(seed: u64, root: &Path) -> Option<String> {
-    let mut simulation = Simulation::new(seed, root);
+fn failure_of(seed: u64, root: &Path, skew: Skew, refused_count: &AtomicU64) -> Option<String> {
+    let mut simulation = Simulation::new(seed, root, skew);
     let outcome = catch_unwind(AssertUnwindSafe(|| simulation.run()));
+    refused_count.fetch_add(simulation.refused_count, Ordering::Relaxed);
     let panic = outcome.err()?;
     let text = panic.downcast_ref::<String>().cloned();
     let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -716,7 +783,7 @@ fn a_seed_always_runs_the_same() {
     let root = directory();
     for seed in 0..5 {
         let run = || {
-            let mut simulation = Simulation::new(seed, root.path());
+            let mut simulation = Simulation::new(seed, root.path(), Skew::Small);
             simulation.run();
             let Simulation { latest, random, scheduled_count, busy_at_ms, .. } = simulation;
             let sealed = |change: Change| change.content.map(|content| content.ciphertext);
@@ -729,10 +796,22 @@ fn a_seed_always_runs_the_same() {
 
 #[test]
 fn nodes_agree_whatever_the_network_does() {
+    assert_eq!(simulate(Skew::Small, 1), 0, "nothing is refused as long as clocks are about right");
+}
+
+/// What is ahead of a node's clock is refused, and there once the clocks are right and have reached it.
+#[test]
+fn nodes_agree_once_wrong_clocks_are_right_again() {
+    assert!(simulate(Skew::Large, 5) > 0, "nothing was refused");
+}
+
+/// Runs one of so many seeds; returns how often something was refused.
+fn simulate(skew: Skew, one_of: u64) -> u64 {
     let root = directory();
+    let refused_count = AtomicU64::new(0);
     let seeds = match number_from_environment("OSC_TEST_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number_from_environment("OSC_TEST_SIMULATION_SEEDS").unwrap_or(SEEDS_COUNT),
+        None => 0..number_from_environment("OSC_TEST_SIMULATION_SEEDS").unwrap_or(SEEDS_COUNT) / one_of,
     };
     let next = AtomicU64::new(seeds.start);
     let threads_count = thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -745,7 +824,7 @@ fn nodes_agree_whatever_the_network_does() {
                         if seed >= seeds.end {
                             return None;
                         }
-                        if let Some(failure) = failure_of(seed, root.path()) {
+                        if let Some(failure) = failure_of(seed, root.path(), skew, &refused_count) {
                             // The others need not go on either.
                             next.store(seeds.end, Ordering::Relaxed);
                             return Some(failure);
@@ -757,6 +836,7 @@ fn nodes_agree_whatever_the_network_does() {
         workers.into_iter().filter_map(|worker| worker.join().expect("it catches panics")).collect()
     });
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    refused_count.into_inner()
 }
 
 /// Small stores are added up when they are opened.

@@ -79,9 +79,9 @@ impl Connection {
         let pool = Arc::new(Pool::start(config, 8, 8).expect("threads can be started"));
         let service = Arc::new(Service::new(store, KeyCache::new(), pool, None));
         let settings = Settings::default();
-        let executors = Arc::clone(&settings.executors);
+        let (executors, answers) = (Arc::clone(&settings.executors), Arc::clone(&settings.answers));
         let app = Rc::new(App::new(service, settings));
-        let local = Rc::new(Local::new(executors.add()));
+        let local = Rc::new(Local::new(executors.add(), answers));
         let (wire, serving) = connect(&app, &local);
         let left = REQUESTS_COUNT_MAX_PER_CONNECTION;
         Self { app, wire, serving, left, local, _directory: Rc::new(directory) }

@@ -12,6 +12,8 @@ pub enum Candidate {
     Myself,
     /// It does not answer, or has not been asked yet.
     Silent,
+    /// It says that it is a node, and the two do not recognise each other as nodes of one cluster.
+    Stranger,
     /// It has told of itself.
     Known(Introduction),
 }
@@ -37,7 +39,7 @@ pub fn decide(own: &Introduction, peers: &[Candidate], waited_ms: u64) -> Decisi
     let known = || {
         peers.iter().enumerate().filter_map(|(index, peer)| match peer {
             Candidate::Known(introduction) => Some((index, introduction)),
-            Candidate::Myself | Candidate::Silent => None,
+            Candidate::Myself | Candidate::Silent | Candidate::Stranger => None,
         })
     };
     // One that has sealed something cannot yield; of others the smaller one stays, on every node alike.
@@ -49,7 +51,10 @@ pub fn decide(own: &Introduction, peers: &[Candidate], waited_ms: u64) -> Decisi
         (None, None) => {
             let all_answer = !peers.contains(&Candidate::Silent);
             let is_first = known().all(|(_, peer)| own.rank() < peer.rank());
-            match is_first && (all_answer || waited_ms >= PATIENCE_MS) {
+            // A node with the wrong secret must not make a salt of its own; most others are strangers to it.
+            let strangers_count = peers.iter().filter(|peer| **peer == Candidate::Stranger).count();
+            let is_odd = strangers_count > 1 + known().count();
+            match is_first && !is_odd && (all_answer || waited_ms >= PATIENCE_MS) {
                 true => Decision::Make,
                 false => Decision::Wait,
             }
@@ -93,6 +98,9 @@ mod tests {
             (vec![known("c", 2, None, false), silent.clone()], 9_999, Decision::Wait),
             (vec![known("c", 2, None, false), silent.clone()], 10_000, Decision::Make),
             (vec![silent.clone(), silent], 10_000, Decision::Make),
+            (vec![Candidate::Stranger], 0, Decision::Make),
+            (vec![Candidate::Stranger, known("c", 2, None, false)], 0, Decision::Make),
+            (vec![Candidate::Stranger, Candidate::Stranger], 60_000, Decision::Wait),
         ] {
             assert_eq!(decide(&own, &peers, waited_ms), expected, "{peers:?} {waited_ms}");
         }

@@ -1,92 +1,174 @@
 //! Carries the questions of requests to the peers, several at a time, and the answers back.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_lite::StreamExt;
+use futures_channel::oneshot;
+use futures_lite::{Stream, StreamExt};
+use futures_util::stream::FuturesUnordered;
 
 use super::peer::{Event, Failure};
+use super::remarks::Remark;
 use super::transport::{Request, Transport};
-use super::{Context, Network};
+use super::{Context, KnownPeer, Network, PeerTask};
 use crate::http1::Method;
 use crate::limits::QUESTIONS_COUNT_MAX_PER_PEER;
+use crate::service::PeerId;
 use crate::service::federation::{Ask, Errand, Errands};
 
 /// An answer for which nobody waits any more is taken in for so long, so that its connection can be kept.
 const UNWANTED_GRACE: Duration = Duration::from_millis(100);
 
 /// The connections to one peer, and what waits for one.
-struct Lines<N: Network> {
-    idle: Vec<Transport<N>>,
+#[derive(Default)]
+struct Lines {
+    /// The next question of each idle line. Its connection may be over by now.
+    idle: Vec<oneshot::Sender<Ask>>,
     busy_count: usize,
     waiting: VecDeque<Ask>,
 }
 
-/// Takes errands until nobody can give any more.
+type AllLines = Rc<RefCell<BTreeMap<PeerId, Lines>>>;
+type Tasks = FuturesUnordered<Pin<Box<dyn Future<Output = ()>>>>;
+
+/// Work for requests of clients: what is asked of each peer, and alarms. Questions to a peer that leaves the list are
+/// dropped, and with them where their answers would go: to those who wait, the peer does not answer.
+#[derive(Default)]
+struct Work {
+    asking: BTreeMap<PeerId, Tasks>,
+    alarms: Tasks,
+    list_number: u64,
+}
+
+/// Takes errands until none can come.
 pub(super) async fn run<N: Network>(context: Rc<Context<N>>, mut errands: Errands) {
-    let lines = (0..context.peers.borrow().len()).map(|_| Lines {
-        idle: Vec::new(),
-        busy_count: 0,
-        waiting: VecDeque::new(),
-    });
-    let lines: Rc<RefCell<Vec<Lines<N>>>> = Rc::new(RefCell::new(lines.collect()));
-    while let Some(errand) = errands.next().await {
+    let mut work = Work::default();
+    let lines = AllLines::default();
+    while let Some(errand) = next(&context, &lines, &mut errands, &mut work).await {
         match errand {
             Errand::Alarm { after, ring } => {
                 let network = Rc::clone(&context.network);
-                context.network.spawn(async move {
+                work.alarms.push(Box::pin(async move {
                     network.sleep(after).await;
                     // Nobody may wait for it any more.
                     ring.send(()).ok();
-                });
+                }));
+            }
+            Errand::NoteMalformed(id) => {
+                let Some(peer) = context.peer(id) else { continue };
+                context.remark(&peer, Remark::Malformed);
+                context.publish();
+                if let Some(own) = lines.borrow_mut().get_mut(&id) {
+                    // Each ends its connection with that.
+                    own.idle.clear();
+                }
             }
             Errand::Ask(ask) => {
-                let peer = ask.peer;
+                // A question to a peer that has left the list meanwhile has no answer.
+                let Some(peer) = context.peer(ask.peer) else { continue };
                 let mut of_all = lines.borrow_mut();
-                // A question from before the peers were others.
-                let Some(own) = of_all.get_mut(peer) else { continue };
+                let own = of_all.entry(ask.peer).or_default();
                 if own.busy_count >= QUESTIONS_COUNT_MAX_PER_PEER {
                     own.waiting.push_back(ask);
                     continue;
                 }
                 own.busy_count += 1;
-                drop(of_all);
-                context.network.spawn(serve(Rc::clone(&context), Rc::clone(&lines), ask));
+                let Some(ask) = own.hand_to_idle(ask) else { continue };
+                let tasks = work.asking.entry(ask.peer).or_default();
+                tasks.push(Box::pin(serve(Rc::clone(&context), Rc::clone(&lines), peer, ask)));
             }
         }
     }
 }
 
-/// One line to a peer: this question, and then those that wait for a line.
-async fn serve<N: Network>(context: Rc<Context<N>>, lines: Rc<RefCell<Vec<Lines<N>>>>, first: Ask) {
-    let peer = first.peer;
-    let idle = lines.borrow_mut()[peer].idle.pop();
-    let mut transport = idle.unwrap_or_else(|| {
-        let address = context.peers.borrow()[peer].address.clone();
-        Transport::new(address, context.api_keys.clone())
-    });
-    let mut next = Some(first);
-    while let Some(ask) = next {
-        answer(&context, &mut transport, ask).await;
-        next = lines.borrow_mut()[peer].waiting.pop_front();
+impl Lines {
+    /// Gives a question to an idle line; back if there is none.
+    fn hand_to_idle(&mut self, mut ask: Ask) -> Option<Ask> {
+        while let Some(idle) = self.idle.pop() {
+            match idle.send(ask) {
+                Ok(()) => return None,
+                Err(back) => ask = back,
+            }
+        }
+        Some(ask)
     }
-    let own = &mut lines.borrow_mut()[peer];
-    own.busy_count -= 1;
-    own.idle.push(transport);
 }
 
-async fn answer<N: Network>(context: &Context<N>, transport: &mut Transport<N>, ask: Ask) {
-    let Ask { peer, target, body, deadline, answer: mut wanted, .. } = ask;
+/// The next errand; the work goes on meanwhile.
+async fn next<N: Network>(
+    context: &Context<N>,
+    lines: &AllLines,
+    errands: &mut Errands,
+    work: &mut Work,
+) -> Option<Errand> {
+    poll_fn(|cx| {
+        if std::mem::replace(&mut work.list_number, context.list_number.get()) != context.list_number.get() {
+            work.asking.retain(|id, _| context.peer(*id).is_some());
+            lines.borrow_mut().retain(|id, _| context.peer(*id).is_some());
+        }
+        for tasks in work.asking.values_mut().chain([&mut work.alarms]) {
+            while let Poll::Ready(Some(())) = Pin::new(&mut *tasks).poll_next(cx) {}
+        }
+        errands.poll_next(cx)
+    })
+    .await
+}
+
+/// One line to a peer: this question, those that wait for a line, and those that come as long as its connection is
+/// there.
+async fn serve<N: Network>(context: Rc<Context<N>>, lines: AllLines, peer: KnownPeer, first: Ask) {
+    let id = first.peer;
+    let mut transport = Transport::new(peer.borrow().address.clone(), Arc::clone(&context.auth), None);
+    let mut next = Some(first);
+    while let Some(ask) = next {
+        answer(&context, &mut transport, &peer, ask).await;
+        let idle = {
+            let mut lines = lines.borrow_mut();
+            let Some(own) = lines.get_mut(&id) else { return };
+            next = own.waiting.pop_front();
+            if next.is_some() {
+                continue;
+            }
+            own.busy_count -= 1;
+            let (sender, receiver) = oneshot::channel();
+            own.idle.push(sender);
+            receiver
+        };
+        next = next_of_idle(&mut transport, idle).await;
+    }
+}
+
+/// The next question to an idle line; `None` once its connection is over.
+async fn next_of_idle<N: Network>(
+    transport: &mut Transport<N>,
+    mut idle: oneshot::Receiver<Ask>,
+) -> Option<Ask> {
+    poll_fn(|cx| match Pin::new(&mut idle).poll(cx) {
+        Poll::Ready(ask) => Poll::Ready(ask.ok()),
+        Poll::Pending if !transport.is_kept() => Poll::Ready(None),
+        Poll::Pending => transport.poll_over(cx).map(|()| None),
+    })
+    .await
+}
+
+async fn answer<N: Network>(
+    context: &Context<N>,
+    transport: &mut Transport<N>,
+    peer: &RefCell<PeerTask>,
+    ask: Ask,
+) {
+    let Ask { target, body, deadline, answer: mut wanted, .. } = ask;
     let left = deadline.saturating_duration_since(Instant::now());
     if wanted.is_canceled() || left.is_zero() {
         return;
     }
-    let request = Request { method: Method::Post, target, body: &body, timeout: left, wanted: &[] };
+    let request = Request { method: Method::Post, target, body: &body, timeout: left };
     let outcome = {
         let mut call = pin!(transport.call(&*context.network, &request));
         let mut grace = None;
@@ -105,13 +187,13 @@ async fn answer<N: Network>(context: &Context<N>, transport: &mut Transport<N>, 
         .await
     };
     match outcome {
-        Some(Ok(reply)) => {
+        Some(Ok(body)) => {
             // Nobody may wait for it any more.
-            wanted.send(reply.body).ok();
+            wanted.send(body).ok();
         }
         Some(Err(failure)) => {
             tracing::debug!(%failure, target, "a peer has not answered a question");
-            if matches!(failure, Failure::Unreachable | Failure::Distrust(_)) {
+            if matches!(failure, Failure::Unreachable | Failure::Identity(_) | Failure::Distrust(_)) {
                 context.tell_unanswered(peer);
             }
         }
@@ -122,10 +204,9 @@ async fn answer<N: Network>(context: &Context<N>, transport: &mut Transport<N>, 
 
 impl<N: Network> Context<N> {
     /// The next questions should not wait for a peer in vain as well.
-    fn tell_unanswered(&self, peer: usize) {
+    fn tell_unanswered(&self, peer: &RefCell<PeerTask>) {
         let own = self.introduction();
-        let mut peers = self.peers.borrow_mut();
-        let known = &mut peers[peer];
+        let mut known = peer.borrow_mut();
         known.machine.step(self.network.now_ms(), Event::Unanswered, &own);
         if let Some(waker) = known.waker.take() {
             waker.wake();

@@ -9,45 +9,51 @@ mod bootstrap;
 mod difference;
 mod federate;
 mod peer;
+mod readiness;
+mod remarks;
+mod replicate;
 mod transport;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, Ref, RefCell};
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use futures_channel::mpsc;
+use futures_lite::Stream;
+
 pub use bootstrap::{Candidate, Decision, PATIENCE_MS, decide};
 pub use difference::{dealt_with, difference};
 pub use peer::{
-    Action, Comparison, Difference, Event, Failure, HEALTH_INTERVAL_MS, Introduction, Notice, Peer, Pushed,
-    Refusal, State,
+    Action, Comparison, Difference, Event, Failure, HEALTH_INTERVAL_MS, IdentityError, Introduction, Notice,
+    Peer, Pushed, Refusal, State,
 };
+pub use readiness::obstacle;
 pub use transport::Network;
 
-use self::transport::{Request, Transport};
+use self::remarks::{Remark, Remarks};
+use self::transport::{HEALTH_TIMEOUT, Request, Transport};
 use crate::config::{ClusterConfig, PeerAddress};
 use crate::http1::Method;
-use crate::limits::{CHANGES_PER_MESSAGE_MAX, TOMBSTONE_GRACE};
-use crate::model::{ApiKeys, Digest, EntryId, NodeNumber, Stamp, Timestamp};
-use crate::service::exchange::{
-    API_KEY_HEADER, ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER,
-    SALT_HEADER, decode_changes, decode_digests, decode_horizon, decode_versions, encode_buckets,
-    encode_changes, encode_digest, encode_ids,
-};
+use crate::limits::TOMBSTONE_GRACE;
+use crate::model::{Digest, NodeNumber, Stamp, Timestamp};
 use crate::service::federation::Errands;
-use crate::service::{ClusterView, Error, Member, Service};
-use crate::store::{PeerNote, root_of};
+use crate::service::{ClusterView, Error, Member, NodeAuth, PeerId, Service};
+use crate::store::{PeerNote, Yielded};
 
-/// How long a health check may take.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long any other request to a peer may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests of clients wait for the salt.
 const SALT_PATIENCE: Duration = Duration::from_secs(12);
+/// How long requests of clients wait for the first comparison of a new node; somewhat longer than for a peer that does
+/// not answer.
+const JOIN_PATIENCE: Duration = Duration::from_millis(2500);
+/// How long after the start of a new node requests wait for a peer that does not answer. `/ready` waits for longer.
+const CONTACT_PATIENCE_MS: u64 = 2000;
 /// How long a write waits for its acknowledgements by peers.
 const ACKS_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the salt is looked at while there is none.
@@ -61,64 +67,80 @@ struct Context<N> {
     service: Arc<Service>,
     view: Arc<ClusterView>,
     node_id: String,
-    api_keys: ApiKeys,
-    peers: RefCell<Vec<PeerTask>>,
+    auth: Arc<NodeAuth>,
+    /// At the start it had never held the same as a peer.
+    is_new: bool,
+    /// In the order of the configuration.
+    peers: RefCell<Vec<KnownPeer>>,
+    /// Raised with each new list of peers.
+    list_number: Cell<u64>,
+    ids: Cell<u32>,
+    sync_interval_ms: u64,
+    /// How long a remark about a peer is shown after it was made last: nodes compare meanwhile.
+    remarks_patience: Duration,
 }
+
+/// Shared by the task of the peer and by the list.
+type KnownPeer = Rc<RefCell<PeerTask>>;
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Lists of peers, each of which replaces the one before.
+pub type PeerLists = mpsc::UnboundedReceiver<Vec<PeerAddress>>;
 
 /// A peer, and what only this file needs to know of it.
 struct PeerTask {
+    /// Stays the same as long as the peer is in the list.
+    id: PeerId,
     address: PeerAddress,
     machine: Peer,
     introduction: Option<Introduction>,
     synced_at_ms: Option<u64>,
     /// Of everything that it holds, as it told last.
     digest: Option<Digest>,
+    /// What is wrong with it besides.
+    remarks: Remarks,
     /// Wakes the task that does what the machine says, when another one has told the machine something.
     waker: Option<Waker>,
 }
 
-/// Runs until the returned future is dropped.
+/// Runs until the returned future is dropped. A new list of peers leaves those that stay as they are.
 pub async fn run<N: Network>(
     network: N,
     service: Arc<Service>,
     config: ClusterConfig,
     node_id: String,
-    api_keys: ApiKeys,
+    auth: Arc<NodeAuth>,
     errands: Option<Errands>,
+    mut lists: PeerLists,
 ) {
     let Some(view) = service.cluster().cloned() else { return };
-    let network = Rc::new(network);
-    let now_ms = network.now_ms();
-    let sync_interval_ms = u64::try_from(config.sync_interval.as_millis()).unwrap_or(u64::MAX);
-    let mut seed = view.instance;
-    let peers = config.peers.iter().map(|address| {
-        seed = seed.rotate_left(7).wrapping_add(1);
-        PeerTask {
-            address: address.clone(),
-            machine: match service.is_federated() {
-                true => Peer::federated(now_ms, sync_interval_ms, seed),
-                false => Peer::new(now_ms, sync_interval_ms, seed),
-            },
-            introduction: None,
-            synced_at_ms: None,
-            digest: None,
-            waker: None,
-        }
+    let is_new = !service.is_federated() && service.horizon().synced == Stamp::default();
+    let context = Rc::new(Context {
+        network: Rc::new(network),
+        service,
+        view,
+        node_id,
+        auth,
+        is_new,
+        peers: RefCell::default(),
+        list_number: Cell::default(),
+        ids: Cell::default(),
+        sync_interval_ms: u64::try_from(config.sync_interval.as_millis()).unwrap_or(u64::MAX),
+        remarks_patience: config.sync_interval.saturating_mul(2).saturating_add(REQUEST_TIMEOUT),
     });
-    let peers = peers.collect();
-    let context = Rc::new(Context { network, service, view, node_id, api_keys, peers: RefCell::new(peers) });
-    context.publish();
-    let mut tasks: Vec<std::pin::Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
-    for index in 0..config.peers.len() {
-        tasks.push(Box::pin(Rc::clone(&context).attend(index)));
-    }
-    tasks.push(Box::pin(Rc::clone(&context).agree_on_salt()));
+    let mut peer_tasks = BTreeMap::new();
+    context.set_peers(&config.peers, &mut peer_tasks);
+    let mut tasks: Vec<Task> = vec![Box::pin(Rc::clone(&context).agree_on_salt())];
     match errands {
         Some(errands) => tasks.push(Box::pin(federate::run(Rc::clone(&context), errands))),
         None => tasks.push(Box::pin(Rc::clone(&context).collect_tombstones())),
     }
     poll_fn(|cx| {
-        for task in &mut tasks {
+        while let Poll::Ready(Some(peers)) = Pin::new(&mut lists).poll_next(cx) {
+            context.set_peers(&peers, &mut peer_tasks);
+            tracing::info!(peers = peers.len(), "peer list changed");
+        }
+        for task in peer_tasks.values_mut().chain(&mut tasks) {
             // None of them ends.
             let _ = task.as_mut().poll(cx);
         }
@@ -128,99 +150,148 @@ pub async fn run<N: Network>(
 }
 
 impl<N: Network> Context<N> {
+    /// Takes a list of peers. A peer that stays keeps its connection and everything that is known of it; the tasks of
+    /// one that goes are dropped.
+    fn set_peers(self: &Rc<Self>, addresses: &[PeerAddress], tasks: &mut BTreeMap<PeerId, Task>) {
+        let before = self.peers.take();
+        let list = addresses.iter().map(|address| {
+            let stays = before.iter().find(|peer| peer.borrow().address == *address);
+            stays.cloned().unwrap_or_else(|| self.add_peer(address, tasks))
+        });
+        let list: Vec<KnownPeer> = list.collect();
+        let ids: Vec<PeerId> = list.iter().map(|peer| peer.borrow().id).collect();
+        tasks.retain(|id, _| ids.contains(id));
+        self.view.acknowledgements().keep(&ids);
+        self.peers.replace(list);
+        self.list_number.set(self.list_number.get() + 1);
+        self.publish();
+        if let Some(federation) = self.service.federation() {
+            federation.peers_changed();
+        }
+    }
+
+    fn add_peer(self: &Rc<Self>, address: &PeerAddress, tasks: &mut BTreeMap<PeerId, Task>) -> KnownPeer {
+        let number = self.ids.get();
+        self.ids.set(number.wrapping_add(1));
+        let id = PeerId::new(number);
+        let (now_ms, interval_ms) = (self.network.now_ms(), self.sync_interval_ms);
+        let seed = self.view.instance.rotate_left(7 * (number % 9 + 1)).wrapping_add(u64::from(number) + 1);
+        let peer = Rc::new(RefCell::new(PeerTask {
+            id,
+            address: address.clone(),
+            machine: match self.service.is_federated() {
+                true => Peer::federated(now_ms, interval_ms, seed),
+                false => Peer::new(now_ms, interval_ms, seed),
+            },
+            introduction: None,
+            synced_at_ms: None,
+            digest: None,
+            remarks: Remarks::default(),
+            waker: None,
+        }));
+        tasks.insert(id, Box::pin(Rc::clone(self).attend(Rc::clone(&peer))));
+        peer
+    }
+
+    /// A peer that is still in the list.
+    fn peer(&self, id: PeerId) -> Option<KnownPeer> {
+        self.peers.borrow().iter().find(|peer| peer.borrow().id == id).cloned()
+    }
+
     /// Does what the machine of one peer says, one thing at a time.
-    async fn attend(self: Rc<Self>, index: usize) {
-        let address = self.peers.borrow()[index].address.clone();
-        let mut transport = Transport::new(address, self.api_keys.clone());
+    async fn attend(self: Rc<Self>, peer: KnownPeer) {
+        let address = peer.borrow().address.clone();
+        let mut transport = Transport::new(address, Arc::clone(&self.auth), None);
         loop {
-            self.look_up_cursor(index).await;
+            self.look_up_cursor(&peer).await;
             let told = self.view.outbox().value();
-            self.tell(index, Event::OutboxGrew(told)).await;
-            let action = self.peers.borrow()[index].machine.next(self.network.now_ms());
+            self.tell(&peer, Event::OutboxGrew(told)).await;
+            let action = peer.borrow().machine.next(self.network.now_ms());
             let event = match action {
                 Action::Wait { until_ms } => {
-                    self.wait(index, until_ms, told).await;
+                    self.wait(&peer, &mut transport, until_ms, told).await;
                     continue;
                 }
-                Action::CheckHealth => Event::Health(self.check_health(&mut transport).await),
-                Action::Push { after } => Event::Pushed(self.push(&mut transport, after).await),
+                Action::CheckHealth => Event::Health(transport.introduce(&*self.network).await),
+                Action::Push { after } => Event::Pushed(self.push(&mut transport, &peer, after).await),
                 Action::CompareDigests => {
                     let began = Instant::now();
-                    let digests = self.compare_digests(&mut transport, index).await;
+                    let digests = self.compare_digests(&mut transport, &peer).await;
                     self.view.note_comparison(began.elapsed());
                     Event::Digests(digests)
                 }
                 Action::CompareVersions(buckets) => {
-                    Event::Versions(self.compare_versions(&mut transport, buckets).await)
+                    Event::Versions(self.compare_versions(&mut transport, &peer, buckets).await)
                 }
-                Action::Fetch(ids) => Event::Fetched(self.fetch(&mut transport, &ids).await),
-                Action::Send(ids) => Event::Sent(self.send(&mut transport, ids).await),
+                Action::Fetch(ids) => Event::Fetched(self.fetch(&mut transport, &peer, &ids).await),
+                Action::Send(ids) => Event::Sent(self.send(&mut transport, &peer, ids).await),
             };
-            self.tell(index, event).await;
+            if event.failure() == Some(Failure::Malformed) {
+                // Its name may lead to another host by now.
+                transport.close();
+                self.remark(&peer, Remark::Malformed);
+            }
+            self.tell(&peer, event).await;
         }
     }
 
     /// Until a time has come, or the outbox has grown beyond what the machine was told of: what came in
     /// between would otherwise wait for the next health check.
-    async fn wait(&self, index: usize, until_ms: u64, told: i64) {
+    async fn wait(&self, peer: &RefCell<PeerTask>, transport: &mut Transport<N>, until_ms: u64, told: i64) {
         let now_ms = self.network.now_ms();
         let mut sleep = pin!(self.network.sleep(Duration::from_millis(until_ms.saturating_sub(now_ms))));
         poll_fn(|cx| {
-            let peer = &mut self.peers.borrow_mut()[index];
+            let mut peer = peer.borrow_mut();
             let has_more = !matches!(peer.machine.next(self.network.now_ms()), Action::Wait { .. });
             if has_more || self.view.outbox().poll_above(told, cx).is_ready() {
                 return Poll::Ready(());
             }
             peer.waker = Some(cx.waker().clone());
+            // Polled again only when it was ready: then there is no connection any more.
+            let _ = transport.poll_over(cx);
             sleep.as_mut().poll(cx)
         })
         .await;
     }
 
-    async fn tell(&self, index: usize, event: Event) {
+    async fn tell(&self, known: &RefCell<PeerTask>, event: Event) {
         let own = self.introduction();
         if let Event::Health(Ok(introduction)) = &event {
-            self.peers.borrow_mut()[index].introduction = Some(introduction.clone());
+            known.borrow_mut().introduction = Some(introduction.clone());
         }
-        let (notices, peer) = {
-            let mut peers = self.peers.borrow_mut();
-            let known = &mut peers[index];
+        let (id, notices, peer) = {
+            let mut known = known.borrow_mut();
             let notices = known.machine.step(self.network.now_ms(), event, &own);
-            (notices, known.machine.node())
+            (known.id, notices, known.machine.node())
         };
         for notice in notices {
             match (notice, peer) {
-                (Notice::StateChanged, _) => self.log_state(index),
+                (Notice::StateChanged, _) => log_state(&known.borrow()),
                 (Notice::Acknowledged(sequence), Some(peer)) => {
-                    self.view.acknowledgements().note(index, sequence);
+                    self.view.acknowledgements().note(id, sequence);
                     self.note(PeerNote::Acknowledged { peer, sequence }).await;
                 }
+                (Notice::Refused { after, last }, Some(peer)) => {
+                    self.view.acknowledgements().note_refused(id, after, last);
+                    self.note(PeerNote::Acknowledged { peer, sequence: last }).await;
+                }
                 (Notice::Synced { begun: stamp, forgotten }, Some(peer)) => {
-                    self.peers.borrow_mut()[index].synced_at_ms = Some(self.network.now_ms());
+                    self.view.acknowledgements().note_equal(id);
+                    self.view.clocks().forget(peer);
+                    known.borrow_mut().remarks = Remarks::default();
+                    known.borrow_mut().synced_at_ms = Some(self.network.now_ms());
                     self.note(PeerNote::Synced { peer, stamp, forgotten }).await;
                 }
-                (Notice::Acknowledged(_) | Notice::Synced { .. }, None) => {}
+                (Notice::Acknowledged(_) | Notice::Refused { .. } | Notice::Synced { .. }, None) => {}
             }
         }
+        self.look_at_joining();
         self.publish();
     }
 
     async fn note(&self, note: PeerNote) {
         if let Err(error) = self.service.note(note).await {
             tracing::debug!(%error, "not noted of a peer; it will be learnt again");
-        }
-    }
-
-    fn log_state(&self, index: usize) {
-        let peers = self.peers.borrow();
-        let peer = &peers[index];
-        let address = &peer.address;
-        match peer.machine.state() {
-            State::Unknown => {}
-            State::Healthy => tracing::info!(%address, "peer is healthy"),
-            State::Down => tracing::warn!(%address, "peer does not answer"),
-            State::Myself => tracing::info!(%address, "this name in OSC_CLUSTER_NODES is the node itself"),
-            State::Refused(reason) => tracing::error!(%address, %reason, "no replication with this peer"),
         }
     }
 
@@ -241,8 +312,13 @@ impl<N: Network> Context<N> {
     fn publish(&self) {
         let now_ms = self.network.now_ms();
         let ago = |then: Option<u64>| then.map(|then| now_ms.saturating_sub(then));
-        let peers = self.peers.borrow();
-        let members = peers.iter().map(|peer| {
+        let patience = self.remarks_patience;
+        let list = self.peers.borrow();
+        let peers: Vec<Ref<'_, PeerTask>> = list.iter().map(|peer| peer.borrow()).collect();
+        let votes: Vec<_> =
+            peers.iter().map(|peer| (peer.machine.state(), peer.introduction.as_ref())).collect();
+        let obstacle = obstacle(&self.introduction(), &votes);
+        let members = peers.iter().enumerate().map(|(index, peer)| {
             let (state, refusal) = match peer.machine.state() {
                 State::Unknown => ("unknown", None),
                 State::Healthy => ("healthy", None),
@@ -250,15 +326,19 @@ impl<N: Network> Context<N> {
                 State::Myself => ("self", None),
                 State::Refused(refusal) => ("refused", Some(refusal)),
             };
-            let reason = refusal.map(ToString::to_string);
-            let is_in_the_way = refusal.is_some_and(|refusal| refusal.is_in_the_way());
+            let remark = || {
+                let theirs = peer.machine.node().and_then(|node| self.view.clocks().ahead_ms(node, patience));
+                peer.remarks.text(now_ms, patience, theirs)
+            };
+            let reason = refusal.map(ToString::to_string).or_else(remark);
             Member {
+                id: peer.id,
                 address: peer.address.to_string(),
                 node: peer.machine.node(),
                 state,
                 may_answer: peer.machine.may_answer(now_ms),
                 reason,
-                is_in_the_way,
+                is_in_the_way: obstacle == Some(index),
                 last_contact_ms: ago(peer.machine.last_contact_ms()),
                 lag_ms: peer.machine.lag_ms(now_ms),
                 outbox_length: peer.machine.outbox_length(),
@@ -270,11 +350,11 @@ impl<N: Network> Context<N> {
     }
 
     /// Where the changes for a peer go on, once it is known which node it is.
-    async fn look_up_cursor(&self, index: usize) {
+    async fn look_up_cursor(&self, known: &RefCell<PeerTask>) {
         let node = {
-            let peers = self.peers.borrow();
-            match peers[index].machine.needs_cursor() {
-                true => peers[index].machine.node(),
+            let machine = &known.borrow().machine;
+            match machine.needs_cursor() {
+                true => machine.node(),
                 false => None,
             }
         };
@@ -287,7 +367,7 @@ impl<N: Network> Context<N> {
         };
         match found.await {
             Ok(cursor) => {
-                self.peers.borrow_mut()[index].machine.set_cursor(self.network.now_ms(), cursor);
+                known.borrow_mut().machine.set_cursor(self.network.now_ms(), cursor);
                 // From now on the outbox keeps what this peer lacks, too.
                 self.note(PeerNote::Acknowledged { peer: node, sequence: cursor }).await;
             }
@@ -298,133 +378,30 @@ impl<N: Network> Context<N> {
         }
     }
 
-    async fn check_health(&self, transport: &mut Transport<N>) -> Result<Introduction, Failure> {
-        let request = Request {
-            method: Method::Get,
-            target: "/cluster/health",
-            body: b"",
-            timeout: HEALTH_TIMEOUT,
-            wanted: &[
-                INSTANCE_HEADER,
-                NODE_HEADER,
-                MODE_HEADER,
-                SALT_HEADER,
-                ENTRIES_HEADER,
-                HORIZON_HEADER,
-                API_KEY_HEADER,
-            ],
-        };
-        let reply = transport.call(&self.network, &request).await?;
-        let headers: HashMap<&str, String> = reply.headers.into_iter().collect();
-        // Health needs no API key, so a wrong one is told apart.
-        if headers.contains_key(API_KEY_HEADER) {
-            return Err(Failure::ApiKey);
-        }
-        let hexadecimal = |name: &str| u64::from_str_radix(headers.get(name)?, 16).ok();
-        let body: serde_json::Value = serde_json::from_slice(&reply.body).map_err(|_| Failure::Refused)?;
-        Ok(Introduction {
-            name: body["node_id"].as_str().unwrap_or_default().to_owned(),
-            instance: hexadecimal(INSTANCE_HEADER).ok_or(Failure::Refused)?,
-            node: headers.get(NODE_HEADER).and_then(|text| text.parse().ok()),
-            is_federated: headers.get(MODE_HEADER).is_some_and(|text| text == FEDERATED),
-            salt: hexadecimal(SALT_HEADER),
-            has_entries: headers.get(ENTRIES_HEADER).is_some_and(|text| text == "true"),
-            horizon: headers
-                .get(HORIZON_HEADER)
-                .and_then(|text| decode_horizon(text))
-                .ok_or(Failure::Refused)?,
-        })
-    }
-
-    async fn post(
-        &self,
-        transport: &mut Transport<N>,
-        target: &str,
-        body: &[u8],
-    ) -> Result<Vec<u8>, Failure> {
-        let request = Request { method: Method::Post, target, body, timeout: REQUEST_TIMEOUT, wanted: &[] };
-        Ok(transport.call(&self.network, &request).await?.body)
-    }
-
-    async fn push(&self, transport: &mut Transport<N>, after: i64) -> Result<Pushed, Failure> {
-        let page = self.service.outbox(after).await.map_err(own_failure)?;
-        if !page.changes.is_empty() {
-            let body = encode_changes(self.salt()?, &page.changes);
-            self.post(transport, "/cluster/changes", &body).await?;
-        }
-        Ok(Pushed { sequence: page.sequence, more: page.more })
-    }
-
-    async fn compare_digests(
-        &self,
-        transport: &mut Transport<N>,
-        index: usize,
-    ) -> Result<Comparison, Failure> {
-        let begun = Stamp::from_milliseconds(Timestamp::now().as_milliseconds());
-        // Before the digest is taken, which therefore covers it.
-        let line = self.view.outbox().value();
-        let root = self.service.root_digest().ok_or(Failure::Refused)?;
-        let theirs = self.post(transport, "/cluster/digests", encode_digest(root).as_bytes()).await?;
-        let told = |digest| self.peers.borrow_mut()[index].digest = Some(digest);
-        if theirs.is_empty() {
-            told(root);
-            return Ok(Comparison { buckets: Vec::new(), begun, line });
-        }
-        let theirs = decode_digests(&theirs).map_err(|_| Failure::Refused)?;
-        told(root_of(&theirs));
-        let own = self.service.bucket_digests().map_err(own_failure)?;
-        let differing = own.iter().zip(&theirs).enumerate().filter(|(_, (own, theirs))| own != theirs);
-        Ok(Comparison { buckets: differing.map(|(bucket, _)| bucket).collect(), begun, line })
-    }
-
-    async fn compare_versions(
-        &self,
-        transport: &mut Transport<N>,
-        mut buckets: Vec<usize>,
-    ) -> Result<Difference, Failure> {
-        let theirs = self.post(transport, "/cluster/versions", &encode_buckets(&buckets)).await?;
-        let theirs = decode_versions(&theirs).map_err(|_| Failure::Refused)?;
-        let buckets_count = theirs.buckets_count.min(buckets.len());
-        buckets.truncate(buckets_count);
-        let own = self.service.versions(buckets, usize::MAX).await.map_err(own_failure)?;
-        Ok(Difference { buckets_count, ..difference(own.known, theirs.known) })
-    }
-
-    async fn fetch(&self, transport: &mut Transport<N>, ids: &[EntryId]) -> Result<usize, Failure> {
-        let reply = self.post(transport, "/cluster/entries", &encode_ids(ids)).await?;
-        let (salt, changes) = decode_changes(&reply).map_err(|_| Failure::Refused)?;
-        let dealt_with = dealt_with(ids, changes.last().map(|change| &change.id));
-        self.service.apply(salt, changes).await.map_err(own_failure)?;
-        Ok(dealt_with)
-    }
-
-    async fn send(&self, transport: &mut Transport<N>, ids: Vec<EntryId>) -> Result<usize, Failure> {
-        let changes = self.service.changes(ids.clone()).await.map_err(own_failure)?;
-        let dealt_with = dealt_with(&ids, changes.last().map(|change| &change.id));
-        for group in changes.chunks(CHANGES_PER_MESSAGE_MAX) {
-            let body = encode_changes(self.salt()?, group);
-            self.post(transport, "/cluster/changes", &body).await?;
-        }
-        Ok(dealt_with)
-    }
-
-    fn salt(&self) -> Result<u64, Failure> {
-        self.service.salt_in_use().0.ok_or(Failure::SaltDiffers)
-    }
-
-    /// Looks after the salt: until there is one, and as long as it may have to yield.
+    /// Looks after the salt: until there is one, and as long as it may have to yield. Ends the waiting of requests.
     async fn agree_on_salt(self: Rc<Self>) {
         let begun_ms = self.network.now_ms();
         loop {
-            self.view.give_up_on_salt(SALT_PATIENCE);
+            self.view.salt().give_up(SALT_PATIENCE);
+            self.view.joining().give_up(JOIN_PATIENCE);
+            self.look_at_joining();
             self.view.acknowledgements().give_up(ACKS_PATIENCE);
             let own = self.introduction();
             let candidates: Vec<Candidate> = self
                 .peers
                 .borrow()
                 .iter()
+                .map(|peer| peer.borrow())
                 .map(|peer| match (peer.machine.state(), &peer.introduction) {
                     (State::Myself, _) => Candidate::Myself,
+                    (
+                        State::Refused(
+                            Refusal::Identity(IdentityError::Unproven | IdentityError::OtherPort)
+                            | Refusal::Distrust(_),
+                        ),
+                        _,
+                    ) => Candidate::Silent,
+                    (State::Refused(Refusal::Identity(_)), _) => Candidate::Stranger,
                     (State::Healthy | State::Refused(_), Some(introduction)) => {
                         Candidate::Known(introduction.clone())
                     }
@@ -432,10 +409,10 @@ impl<N: Network> Context<N> {
                 })
                 .collect();
             match decide(&own, &candidates, self.network.now_ms().saturating_sub(begun_ms)) {
-                Decision::Keep => self.view.agree_on_salt(),
+                Decision::Keep => self.view.salt().open(),
                 Decision::Wait => {}
                 Decision::Make => match self.service.make_salt().await {
-                    Ok(()) => self.view.agree_on_salt(),
+                    Ok(()) => self.view.salt().open(),
                     Err(error) => tracing::error!(%error, "cannot make the salt"),
                 },
                 Decision::Take(index) => self.take_salt(index).await,
@@ -444,23 +421,46 @@ impl<N: Network> Context<N> {
         }
     }
 
+    /// A node that has never been in step with a peer is new: it waits for its peers before it serves.
+    fn look_at_joining(&self) {
+        if self.view.has_joined() {
+            return;
+        }
+        let now_ms = self.network.now_ms();
+        let peers = self.peers.borrow();
+        let is_any_awaited =
+            |patience_ms| peers.iter().any(|peer| peer.borrow().machine.is_awaited(now_ms, patience_ms));
+        if !self.is_new || !is_any_awaited(PATIENCE_MS) {
+            self.view.set_joined();
+        } else if is_any_awaited(CONTACT_PATIENCE_MS) {
+            // A peer that answers late is waited for all the same.
+            self.view.joining().close();
+        } else {
+            self.view.joining().open();
+        }
+    }
+
     async fn take_salt(&self, index: usize) {
-        let address = self.peers.borrow()[index].address.clone();
-        let mut transport = Transport::<N>::new(address.clone(), self.api_keys.clone());
-        let request = Request {
-            method: Method::Get,
-            target: "/cluster/salt",
-            body: b"",
-            timeout: HEALTH_TIMEOUT,
-            wanted: &[],
+        let (address, expected) = {
+            let Some(peer) = self.peers.borrow().get(index).cloned() else { return };
+            let peer = peer.borrow();
+            (peer.address.clone(), peer.introduction.as_ref().map(|peer| peer.instance))
         };
-        match transport.call(&self.network, &request).await {
-            Ok(reply) => match self.service.yield_salt_to(reply.body).await {
-                Ok(true) => {
+        let mut transport = Transport::<N>::new(address.clone(), Arc::clone(&self.auth), expected);
+        let request =
+            Request { method: Method::Get, target: "/cluster/salt", body: b"", timeout: HEALTH_TIMEOUT };
+        match transport.call(&*self.network, &request).await {
+            Ok(salt) => match self.service.yield_salt_to(salt).await {
+                Ok(Yielded::Taken) => {
                     tracing::info!(%address, "took over the salt of this peer");
-                    self.view.agree_on_salt();
+                    self.view.salt().open();
                 }
-                Ok(false) => {}
+                Ok(Yielded::Kept) => {}
+                Ok(Yielded::Refused(problem)) => {
+                    tracing::error!(%address, "the salt of this peer {problem}; its salt file is not taken over");
+                    // Not with each look at the salt.
+                    self.network.sleep(HEALTH_TIMEOUT).await;
+                }
                 Err(error) => tracing::error!(%error, "cannot write the salt"),
             },
             Err(error) => tracing::debug!(%address, %error, "cannot get the salt"),
@@ -483,15 +483,19 @@ impl<N: Network> Context<N> {
     /// The numbers of all peers, once all have told theirs.
     fn members(&self) -> Option<Vec<NodeNumber>> {
         let peers = self.peers.borrow();
-        let others = peers.iter().filter(|peer| *peer.machine.state() != State::Myself);
+        let others =
+            peers.iter().map(|peer| peer.borrow()).filter(|peer| *peer.machine.state() != State::Myself);
         others.map(|peer| peer.machine.node()).collect()
     }
 }
 
-fn own_failure(error: Error) -> Failure {
-    tracing::debug!(%error, "own store");
-    match error {
-        Error::SaltDiffers => Failure::SaltDiffers,
-        _ => Failure::Refused,
+fn log_state(peer: &PeerTask) {
+    let address = &peer.address;
+    match peer.machine.state() {
+        State::Unknown => {}
+        State::Healthy => tracing::info!(%address, "peer is healthy"),
+        State::Down => tracing::warn!(%address, "peer does not answer"),
+        State::Myself => tracing::info!(%address, "this name in OSC_CLUSTER_NODES is the node itself"),
+        State::Refused(reason) => tracing::error!(%address, %reason, "no replication with this peer"),
     }
 }

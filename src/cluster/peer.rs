@@ -4,10 +4,10 @@
 //! outcome, so that there is at most one request to a peer under way.
 
 mod refusal;
+mod waiting;
 
-use std::collections::VecDeque;
-
-pub use self::refusal::{Failure, Refusal};
+pub use self::refusal::{Failure, IdentityError, Refusal};
+use self::waiting::Waiting;
 use crate::model::{EntryId, Horizon, NodeNumber, Stamp};
 
 /// A healthy peer is asked for its health this often; one that is down as often as peers are compared, if
@@ -22,11 +22,10 @@ const BACKOFF_MS_MIN: u64 = 200;
 const BACKOFF_MS_MAX: u64 = 10_000;
 /// Clocks that differ by more may make a node look as if its data were too old.
 const CLOCKS_DIFFER_MS_MAX: u64 = 60 * 60 * 1000;
+/// How long a new node waits for a peer that answers and from which nothing comes.
+const PROGRESS_PATIENCE_MS: u64 = 60_000;
 /// Buckets whose versions are compared in one request.
 const BUCKETS_PER_REQUEST: usize = 64;
-/// How exactly it is known since when a change waits, and for how many such moments at a time.
-const WAITING_GRAIN_MS: u64 = 100;
-const WAITING_COUNT_MAX: usize = 1024;
 /// Entries that are fetched or sent in one request; their bytes bound it further.
 const ENTRIES_PER_REQUEST: usize = 256;
 
@@ -46,7 +45,7 @@ pub enum State {
 }
 
 /// What a node says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Introduction {
     /// Its configured name; several nodes may have the same.
     pub name: String,
@@ -110,6 +109,20 @@ pub enum Event {
     Sent(Result<usize, Failure>),
 }
 
+impl Event {
+    /// Why an action came to nothing, if it did.
+    pub fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::OutboxGrew(_) | Self::Unanswered => None,
+            Self::Health(result) => result.as_ref().err().copied(),
+            Self::Pushed(result) => result.as_ref().err().copied(),
+            Self::Digests(result) => result.as_ref().err().copied(),
+            Self::Versions(result) => result.as_ref().err().copied(),
+            Self::Fetched(result) | Self::Sent(result) => result.as_ref().err().copied(),
+        }
+    }
+}
+
 /// How far a push came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pushed {
@@ -117,6 +130,9 @@ pub struct Pushed {
     pub sequence: i64,
     /// There are lines after it.
     pub more: bool,
+    /// It has refused some of these changes, because they are ahead of its clock. They come again when the two
+    /// compare, so the others need not wait for them.
+    pub has_refused: bool,
 }
 
 /// How two nodes differ as a whole.
@@ -148,6 +164,13 @@ pub enum Notice {
     StateChanged,
     /// It has own changes up to this line.
     Acknowledged(i64),
+    /// It was sent own changes up to this line, and has refused some of them.
+    Refused {
+        /// The line after which these changes begin.
+        after: i64,
+        /// The last line.
+        last: i64,
+    },
     /// It holds the same as this node.
     Synced {
         /// Since when, by this node's clock.
@@ -170,6 +193,8 @@ pub struct Peer {
     sync_due_ms: u64,
     sync: Sync,
     is_second_look: bool,
+    has_compared: bool,
+    progress_ms: u64,
     /// The line of the outbox up to which it has the own changes, once that is known.
     cursor: Option<i64>,
     outbox_last: i64,
@@ -179,13 +204,6 @@ pub struct Peer {
     retry_at_ms: u64,
     last_contact_ms: Option<u64>,
     jitter: u64,
-}
-
-/// Since when lines of the outbox wait to be confirmed: up to which line, and since when, in a grain that
-/// bounds how many there are.
-#[derive(Debug, Default)]
-struct Waiting {
-    lines: VecDeque<(i64, u64)>,
 }
 
 /// How far a comparison of everything has come.
@@ -212,6 +230,8 @@ impl Peer {
             sync_due_ms: now_ms,
             sync: Sync::default(),
             is_second_look: false,
+            has_compared: false,
+            progress_ms: now_ms,
             cursor: None,
             outbox_last: 0,
             waiting: Waiting::default(),
@@ -269,6 +289,23 @@ impl Peer {
         Some(self.waiting.oldest_ms(cursor).map_or(0, |since_ms| now_ms.saturating_sub(since_ms)))
     }
 
+    /// Whether a new node waits for this peer before it says what is not there: until the first comparison has ended,
+    /// for a peer that does not answer until so long after the start, and for one that gives nothing for a minute.
+    pub fn is_awaited(&self, now_ms: u64, contact_patience_ms: u64) -> bool {
+        match self.state {
+            State::Myself => false,
+            _ if self.has_compared => false,
+            State::Healthy => now_ms < self.progress_ms + PROGRESS_PATIENCE_MS,
+            State::Unknown
+            | State::Down
+            | State::Refused(
+                Refusal::Identity(IdentityError::Unproven | IdentityError::OtherPort) | Refusal::Distrust(_),
+            ) => now_ms < self.started_ms + contact_patience_ms,
+            // Its entries do not come here.
+            State::Refused(_) => false,
+        }
+    }
+
     /// Where its changes go on; the driver looks it up when it knows which node this is.
     pub fn set_cursor(&mut self, now_ms: u64, cursor: i64) {
         self.cursor = Some(cursor);
@@ -323,11 +360,15 @@ impl Peer {
             Event::Health(Err(failure)) => self.health_failed(now_ms, failure),
             Event::Pushed(Ok(pushed)) => {
                 self.succeeded(now_ms);
-                self.confirmed(pushed.sequence);
+                let (after, last) = (self.cursor.unwrap_or_default(), pushed.sequence);
+                self.confirmed(last);
                 if !pushed.more {
-                    self.outbox_last = self.outbox_last.max(pushed.sequence);
+                    self.outbox_last = self.outbox_last.max(last);
                 }
-                notices.push(Notice::Acknowledged(pushed.sequence));
+                notices.push(match pushed.has_refused {
+                    true => Notice::Refused { after, last },
+                    false => Notice::Acknowledged(last),
+                });
             }
             Event::Digests(Ok(comparison)) => {
                 self.succeeded(now_ms);
@@ -339,6 +380,7 @@ impl Peer {
             }
             Event::Fetched(Ok(count)) => {
                 self.succeeded(now_ms);
+                self.progress_ms = now_ms;
                 self.sync.fetched(count);
             }
             Event::Sent(Ok(count)) => {
@@ -351,6 +393,7 @@ impl Peer {
             | Event::Fetched(Err(failure))
             | Event::Sent(Err(failure)) => self.failed(now_ms, failure),
         }
+        self.has_compared |= self.sync.has_fetched_all();
         if self.sync.is_through() {
             self.sync = Sync::default();
             // Once more, to see that nothing is left. What differs then, because it was changed meanwhile
@@ -397,6 +440,7 @@ impl Peer {
             self.waiting = Waiting::default();
             self.sync = Sync::default();
             self.is_second_look = false;
+            self.has_compared = false;
             self.sync_due_ms = now_ms;
         }
         let salts_differ = own.salt.is_some() && introduction.salt.is_some() && own.salt != introduction.salt;
@@ -410,6 +454,7 @@ impl Peer {
         }
         if self.state != State::Healthy {
             self.state = State::Healthy;
+            self.progress_ms = now_ms;
             self.failures = 0;
             self.retry_at_ms = now_ms;
             self.sync = Sync::default();
@@ -424,7 +469,7 @@ impl Peer {
         let interval_ms = if is_starting { FIRST_CONTACT_INTERVAL_MS } else { self.spread(down_ms) };
         self.health_due_ms = now_ms + interval_ms;
         self.state = match failure {
-            Failure::ApiKey => State::Refused(Refusal::ApiKey),
+            Failure::Identity(error) => State::Refused(Refusal::Identity(error)),
             Failure::Distrust(distrust) => State::Refused(Refusal::Distrust(distrust)),
             _ if self.state == State::Unknown => State::Unknown,
             _ => State::Down,
@@ -442,13 +487,17 @@ impl Peer {
         let backoff_ms_max = BACKOFF_MS_MAX.min(self.sync_interval_ms);
         let backoff_ms = (BACKOFF_MS_MIN << self.failures.min(10).saturating_sub(1)).min(backoff_ms_max);
         self.retry_at_ms = now_ms + self.spread(backoff_ms);
+        // Nothing comes of comparing with something that does not answer as a node does.
+        self.has_compared |= failure == Failure::Malformed;
         // A comparison starts anew; what it had applied stays applied.
         self.sync = Sync::default();
         match failure {
             // A health check finds out whether it was this connection alone.
-            Failure::Unreachable | Failure::Distrust(_) => self.health_due_ms = now_ms,
-            Failure::ApiKey => {
-                self.state = State::Refused(Refusal::ApiKey);
+            Failure::Unreachable | Failure::OtherNode | Failure::Malformed | Failure::Distrust(_) => {
+                self.health_due_ms = now_ms;
+            }
+            Failure::Identity(error) => {
+                self.state = State::Refused(Refusal::Identity(error));
                 self.health_due_ms = now_ms + self.spread(HEALTH_INTERVAL_MS);
             }
             Failure::SaltDiffers => self.health_due_ms = now_ms + FIRST_CONTACT_INTERVAL_MS,
@@ -464,6 +513,7 @@ impl Peer {
             return;
         }
         self.is_second_look = false;
+        self.has_compared = true;
         notices.push(Notice::Synced { begun, forgotten: self.forgotten });
         // What it holds it need not be sent, however it came to it.
         if self.cursor.is_some_and(|cursor| cursor < line) {
@@ -483,26 +533,6 @@ impl Peer {
         self.jitter ^= self.jitter >> 7;
         self.jitter ^= self.jitter << 17;
         milliseconds * (90 + self.jitter % 21) / 100
-    }
-}
-
-impl Waiting {
-    fn grew(&mut self, now_ms: u64, line: i64) {
-        let is_full = self.lines.len() >= WAITING_COUNT_MAX;
-        match self.lines.back_mut() {
-            Some((last, since_ms)) if is_full || now_ms < *since_ms + WAITING_GRAIN_MS => *last = line,
-            _ => self.lines.push_back((line, now_ms)),
-        }
-    }
-
-    fn confirmed(&mut self, line: i64) {
-        while self.lines.front().is_some_and(|(last, _)| *last <= line) {
-            self.lines.pop_front();
-        }
-    }
-
-    fn oldest_ms(&self, cursor: i64) -> Option<u64> {
-        self.lines.iter().find(|(last, _)| *last > cursor).map(|(_, since_ms)| *since_ms)
     }
 }
 
@@ -535,6 +565,11 @@ impl Sync {
 
     fn sent(&mut self, count: usize) {
         self.send.drain(..count.min(self.send.len()));
+    }
+
+    /// Everything of the peer that differed is here.
+    fn has_fetched_all(&self) -> bool {
+        self.is_under_way && self.buckets.is_empty() && self.fetch.is_empty()
     }
 
     /// Everything that differed has been exchanged, and something had.

@@ -2,16 +2,19 @@
 //!
 //! No message here says anything about what the variable or the file holds.
 
-use std::fs;
 use std::path::Path;
 
 use super::fault::Warning;
+use super::secret_file;
 use super::variables::{Variables, shown};
-use crate::limits::{API_KEY_FILE_BYTES_MAX, API_KEYS_COUNT_MAX};
 use crate::model::ApiKey;
 
 /// What the original uses when the variable is not set: known to everybody, so no key at all.
 const PLACEHOLDER: &str = "your-super-secret-api-key-here";
+/// Shorter keys are refused.
+const BYTES_MIN: usize = 8;
+/// Shorter keys are warned about: 16 hexadecimal digits are 64 random bits.
+const BYTES_WITHOUT_WARNING: usize = 16;
 
 /// All keys that are taken: that of `OSC_API_KEY` first, then those of `OSC_API_KEY_FILE`. None of them if none is
 /// required.
@@ -29,12 +32,22 @@ pub(super) fn read(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>) -
     let mut keys = Vec::new();
     match text.as_deref().map(|text| (text, problem(text))) {
         Some((_, Some(problem))) => variables.fault("OSC_API_KEY", problem),
-        Some((text, None)) => keys.push(ApiKey::new(text)),
+        Some((text, None)) => {
+            if is_short(text) {
+                warnings.push(Warning::ApiKeyShort("OSC_API_KEY"));
+            }
+            keys.push(ApiKey::new(text));
+        }
         None => {}
     }
     if let Some(path) = &file {
-        match from_file(Path::new(path)) {
-            Ok(more) => keys.extend(more),
+        match secret_file::read(Path::new(path), "key", problem) {
+            Ok(more) => {
+                if more.iter().any(|text| is_short(text)) {
+                    warnings.push(Warning::ApiKeyShort("OSC_API_KEY_FILE"));
+                }
+                keys.extend(more.iter().map(|text| ApiKey::new(text)));
+            }
             Err(problem) => variables.fault("OSC_API_KEY_FILE", format!("{} {problem}", shown(path))),
         }
     }
@@ -42,30 +55,6 @@ pub(super) fn read(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>) -
         variables.fault("OSC_API_KEY", "is empty, but OSC_API_KEY_REQUIRED is true");
     }
     keys
-}
-
-/// A key on each line; empty lines, and those that begin with `#`, are none.
-fn from_file(path: &Path) -> Result<Vec<ApiKey>, String> {
-    let size = fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?.len();
-    if size > API_KEY_FILE_BYTES_MAX {
-        return Err(format!("is no file of keys: it is longer than {API_KEY_FILE_BYTES_MAX} bytes"));
-    }
-    let text = fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
-    let mut keys = Vec::new();
-    for (index, line) in text.lines().map(str::trim).enumerate() {
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        if let Some(problem) = problem(line) {
-            return Err(format!("has a line, {}, that {problem}", index + 1));
-        }
-        keys.push(ApiKey::new(line));
-    }
-    match keys.len() {
-        0 => Err("holds no key".to_owned()),
-        1..=API_KEYS_COUNT_MAX => Ok(keys),
-        _ => Err(format!("holds more than {API_KEYS_COUNT_MAX} keys")),
-    }
 }
 
 fn problem(text: &str) -> Option<&'static str> {
@@ -79,7 +68,15 @@ fn problem(text: &str) -> Option<&'static str> {
         // The original compares with a header read as Latin-1, other servers read UTF-8, and each
         // client encodes in its own way: such a key works for some and not for others.
         Some("holds characters beyond ASCII, which clients send in different ways")
+    } else if text.len() < BYTES_MIN {
+        Some("is shorter than 8 characters, so it can be guessed")
+    } else if text.bytes().all(|byte| text.starts_with(char::from(byte))) {
+        Some("is one character over and over, so it can be guessed")
     } else {
         None
     }
+}
+
+fn is_short(text: &str) -> bool {
+    text.len() < BYTES_WITHOUT_WARNING
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::host::{address, is_name};
+use super::fault::Warning;
+use super::host::{Host, Resolve, address, is_name};
 use super::variables::{Variables, shown};
 
 /// Peers in `OSC_CLUSTER_NODES`.
@@ -17,6 +18,9 @@ const PORT_DEFAULT: u16 = 9000;
 pub struct ClusterConfig {
     /// `OSC_CLUSTER_NODES`. May name this node itself, under whatever name.
     pub peers: Vec<PeerAddress>,
+    /// `OSC_CLUSTER_LISTEN`: the dedicated listener for peers, port included; without one, peers connect to the
+    /// client port.
+    pub listen: Option<Host>,
     /// `OSC_CLUSTER_SYNC_INTERVAL`.
     pub sync_interval: Duration,
     /// `OSC_CLUSTER_WRITE_ACKS`.
@@ -123,8 +127,17 @@ enum Mode {
 }
 
 /// `None` when this node stands alone; the other variables have no effect then.
-pub(super) fn read(variables: &mut Variables<'_>, has_tls: bool) -> Option<ClusterConfig> {
+pub(super) fn read(
+    variables: &mut Variables<'_>,
+    warnings: &mut Vec<Warning>,
+    has_tls: bool,
+    resolve: Resolve<'_>,
+) -> Option<ClusterConfig> {
+    let listen = variables.word("OSC_CLUSTER_LISTEN");
     if !variables.switch("OSC_CLUSTER_ENABLED") {
+        if listen.is_some() {
+            warnings.push(Warning::ClusterUnused("OSC_CLUSTER_LISTEN"));
+        }
         return None;
     }
     let modes = [("replica", Mode::Replica), ("federated", Mode::Federated)];
@@ -145,11 +158,18 @@ pub(super) fn read(variables: &mut Variables<'_>, has_tls: bool) -> Option<Clust
     }
     Some(ClusterConfig {
         peers: peers(variables, has_tls),
+        listen: listen.and_then(|text| listener(variables, &text, resolve)),
         sync_interval: Duration::from_secs(seconds.unwrap_or(SYNC_INTERVAL_DEFAULT_SECONDS)),
         write_acks,
         federation,
         clock_offset_ms: offset.unwrap_or(0),
     })
+}
+
+fn listener(variables: &mut Variables<'_>, text: &str, resolve: Resolve<'_>) -> Option<Host> {
+    Host::parse_with_port(text, resolve)
+        .map_err(|error| variables.host_fault("OSC_CLUSTER_LISTEN", text, &error))
+        .ok()
 }
 
 fn federation(variables: &mut Variables<'_>) -> FederationConfig {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
+use super::variables::integer;
+
 const NAME_BYTES_MAX: usize = 253;
 
 /// Finds the addresses of a name; an argument, so that tests need no name server.
@@ -25,6 +27,8 @@ pub(super) enum HostError {
     Port,
     #[error("cannot be resolved: {0}")]
     Unresolved(String),
+    #[error("has no port (allowed: host:port, [v6]:port)")]
+    NoPort,
 }
 
 impl Host {
@@ -37,6 +41,17 @@ impl Host {
         Ok(Self { text: text.to_owned(), addresses })
     }
 
+    /// Reads `host:port` or `[v6]:port`.
+    pub(super) fn parse_with_port(text: &str, resolve: Resolve<'_>) -> Result<Self, HostError> {
+        let (host, port) = match text.rsplit_once(':') {
+            // Without brackets the last part of an IPv6 address would be taken for the port.
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port),
+            _ => return Err(HostError::NoPort),
+        };
+        let port = integer(port).ok_or(HostError::NoPort)?;
+        Ok(Self { text: text.to_owned(), ..Self::parse(host, port, resolve)? })
+    }
+
     pub(super) fn loopback(port: u16) -> Self {
         let address = IpAddr::from(Ipv4Addr::LOCALHOST);
         Self { text: address.to_string(), addresses: vec![SocketAddr::new(address, port)] }
@@ -45,6 +60,21 @@ impl Host {
     /// Where to listen, port included. `[::]` is meant for both families.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Whether both would listen on the same address and port. A port of zero is never the same.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let covers = |one: &SocketAddr, other: &SocketAddr| {
+            let is_dual_stack = one.is_ipv6() && one.ip().is_unspecified();
+            let covers_all =
+                one.ip().is_unspecified() && (is_dual_stack || other.ip().to_canonical().is_ipv4());
+            covers_all || one.ip().to_canonical() == other.ip().to_canonical()
+        };
+        self.addresses.iter().any(|one| {
+            other.addresses.iter().any(|other| {
+                one.port() != 0 && one.port() == other.port() && (covers(one, other) || covers(other, one))
+            })
+        })
     }
 
     /// Whether only this machine can reach the server.
@@ -152,6 +182,50 @@ mod tests {
             assert_eq!(found, expected, "{text}");
             assert_eq!(host.is_loopback(), is_loopback, "{text}");
             assert_eq!(host.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn an_address_with_its_port() {
+        for (text, expected) in [
+            ("127.0.0.1:9001", Ok("127.0.0.1:9001")),
+            ("0.0.0.0:0", Ok("0.0.0.0:0")),
+            ("[::]:9001", Ok("[::]:9001")),
+            ("localhost:9001", Ok("127.0.0.1:9001")),
+            ("conf.example.org:9001", Ok("192.0.2.1:9001")),
+            ("127.0.0.1", Err(HostError::NoPort)),
+            ("::1", Err(HostError::NoPort)),
+            ("[::1]", Err(HostError::NoPort)),
+            ("127.0.0.1:port", Err(HostError::NoPort)),
+            ("127.0.0.1:65536", Err(HostError::NoPort)),
+            ("127.0.0.1:+1", Err(HostError::NoPort)),
+            (":9001", Err(HostError::Syntax)),
+            ("http://a:9001", Err(HostError::NoPort)),
+        ] {
+            let host = Host::parse_with_port(text, &resolve_example);
+            let found = host.map(|host| (host.to_string(), host.addresses()[0].to_string()));
+            assert_eq!(found, expected.map(|first| (text.to_owned(), first.to_owned())), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_overlap() {
+        for (one, other, expected) in [
+            ("127.0.0.1:1", "127.0.0.1:1", true),
+            ("127.0.0.1:1", "127.0.0.1:2", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("127.0.0.1:1", "127.0.0.2:1", false),
+            ("0.0.0.0:1", "127.0.0.1:1", true),
+            ("0.0.0.0:1", "[::1]:1", false),
+            ("[::]:1", "127.0.0.1:1", true),
+            ("[::]:1", "0.0.0.0:1", true),
+            ("[::ffff:127.0.0.1]:1", "127.0.0.1:1", true),
+            ("conf.example.org:1", "192.0.2.1:1", true),
+        ] {
+            let [one_host, other_host] =
+                [one, other].map(|text| Host::parse_with_port(text, &resolve_example).expect(text));
+            assert_eq!(one_host.overlaps(&other_host), expected, "{one} {other}");
+            assert_eq!(other_host.overlaps(&one_host), expected, "{other} {one}");
         }
     }
 

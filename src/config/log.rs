@@ -35,6 +35,12 @@ impl fmt::Display for LogLevel {
     }
 }
 
+/// Whether a terminal may get colours: not with `NO_COLOR`, and not with `TERM=dumb`.
+pub fn allows_color() -> bool {
+    let is_set = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !is_set && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// How an event is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

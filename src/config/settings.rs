@@ -9,33 +9,50 @@ use super::engine::EngineChoice;
 use super::fault::{Fault, Faults, Warning};
 use super::host::{Host, Resolve};
 use super::log::{LogFormat, LogLevel};
+use super::user_key;
 use super::variables::{Variables, integer, shown};
-use super::{Config, api_key, clients, cluster, dotenv, kubernetes, origins, tls};
+use super::{
+    Config, allowed_hosts, api_key, clients, cluster, cluster_secret, dotenv, effect, kubernetes, origins,
+    tls,
+};
+
+/// The database in the working directory.
+pub(super) const DATABASE_NAME: &str = "configurations.db";
+/// The salt file in the working directory.
+pub(super) const SALT_NAME: &str = "encryption.salt";
 
 /// Every variable with a meaning, here or in the original.
-pub(super) const KNOWN: [&str; 35] = [
+pub(super) const KNOWN: &[&str] = &[
     "OSC_HOST",
     "OSC_HOST_PORT",
+    "OSC_ADMIN_LISTEN",
     "OSC_WORKERS",
     "OSC_ENGINE",
     "OSC_DATABASE_PATH",
     "OSC_SALT_FILE_PATH",
+    "OSC_ACCEPT_SALT",
     "OSC_MIN_USER_KEY_LENGTH",
     "OSC_API_KEY_REQUIRED",
     "OSC_API_KEY",
     "OSC_API_KEY_FILE",
     "OSC_PUBLIC_ROOT",
     "OSC_METRICS_AUTH",
+    "OSC_ALLOWED_HOSTS",
     "CORS_ORIGINS",
     "OSC_RATE_LIMIT_PER_ADDRESS",
     "OSC_RATE_LIMIT_PER_API_KEY",
+    "OSC_FAILED_KEYS_PER_ADDRESS",
     "OSC_CONNECTIONS_PER_ADDRESS",
     "OSC_TRUSTED_PROXIES",
+    "OSC_FORWARDED_HEADER",
     "OSC_PROXY_PROTOCOL",
     "OSC_CLUSTER_ENABLED",
     "OSC_CLUSTER_MODE",
     "OSC_CLUSTER_NODE_ID",
     "OSC_CLUSTER_NODES",
+    "OSC_CLUSTER_LISTEN",
+    "OSC_CLUSTER_SECRET",
+    "OSC_CLUSTER_SECRET_FILE",
     "OSC_CLUSTER_SYNC_INTERVAL",
     "OSC_CLUSTER_WRITE_ACKS",
     "OSC_FEDERATED_TIMEOUT_MS",
@@ -49,6 +66,7 @@ pub(super) const KNOWN: [&str; 35] = [
     "OSC_LOG_LEVEL",
     "OSC_LOG_FORMAT",
     "OSC_LOG_FILE",
+    "OSC_ENV_FILE",
 ];
 
 const WORKERS_COUNT_MAX: usize = 1024;
@@ -76,19 +94,26 @@ pub(super) fn read(
 
     let port = port(&mut variables);
     let has_tls = variables.switch("OSC_HTTPS_ENABLED");
-    let cluster = cluster::read(&mut variables, has_tls);
-    let config = Config {
+    let cluster = cluster::read(&mut variables, &mut warnings, has_tls, resolve);
+    let api_keys = api_key::read(&mut variables, &mut warnings);
+    let has_api_key = !api_keys.is_empty();
+    let cluster_secrets = cluster_secret::read(&mut variables, &mut warnings, cluster.is_some(), has_api_key);
+    let mut config = Config {
         host: host(&mut variables, port, resolve),
         port,
+        admin: admin(&mut variables, resolve),
         workers: workers(&mut variables),
         engine: variables.choice("OSC_ENGINE", &EngineChoice::NAMES).unwrap_or(EngineChoice::Auto),
-        database_path: path(&mut variables, "OSC_DATABASE_PATH", "configurations.db"),
-        salt_file_path: path(&mut variables, "OSC_SALT_FILE_PATH", "encryption.salt"),
+        database_path: path(&mut variables, "OSC_DATABASE_PATH", DATABASE_NAME),
+        salt_file_path: path(&mut variables, "OSC_SALT_FILE_PATH", SALT_NAME),
+        accepted_salt: accepted_salt(&mut variables),
         user_key_bytes_min: user_key_bytes_min(&mut variables),
-        api_keys: api_key::read(&mut variables, &mut warnings),
+        api_keys,
         node_id: node_id(&mut variables, port),
         certificates: tls::read(&mut variables, &mut warnings, has_tls, cluster.as_ref()),
         cluster,
+        cluster_secrets,
+        allowed_hosts: None,
         origins: origins::read(&mut variables),
         has_public_root: variables.switch("OSC_PUBLIC_ROOT"),
         has_private_metrics: variables.switch("OSC_METRICS_AUTH"),
@@ -97,8 +122,11 @@ pub(super) fn read(
         log_level: variables.choice("OSC_LOG_LEVEL", &LogLevel::NAMES).unwrap_or(LogLevel::Info),
         log_format: variables.choice("OSC_LOG_FORMAT", &LogFormat::NAMES).unwrap_or(LogFormat::Console),
         log_file: variables.text("OSC_LOG_FILE").map(PathBuf::from),
+        env_file: variables.text("OSC_ENV_FILE").map(PathBuf::from),
     };
+    config.allowed_hosts = allowed_hosts::read(&mut variables, &config);
     check_paths_differ(&mut variables, &config);
+    check_listeners_differ(&mut variables, &config);
     if config.has_private_metrics && config.api_keys.is_empty() {
         warnings.push(Warning::ApiKeyUnused("OSC_METRICS_AUTH"));
     }
@@ -106,6 +134,9 @@ pub(super) fn read(
     if config.api_keys.is_empty() && !config.host.is_loopback() {
         warnings.push(Warning::OpenToOthers(config.host.to_string()));
     }
+    warnings.extend(effect::quoted(&variables));
+    warnings.extend(effect::unused(&variables, &config));
+    warnings.extend(effect::elsewhere(&variables, &config));
     warnings.extend(unknown(&variables));
     if variables.faults.is_empty() { Ok((config, warnings)) } else { Err(in_order(variables.faults)) }
 }
@@ -114,7 +145,7 @@ fn host(variables: &mut Variables<'_>, port: u16, resolve: Resolve<'_>) -> Host 
     let text = variables.word("OSC_HOST");
     let text = text.as_deref().unwrap_or("127.0.0.1");
     Host::parse(text, port, resolve).unwrap_or_else(|error| {
-        variables.fault("OSC_HOST", format!("{} {error}", shown(text)));
+        variables.host_fault("OSC_HOST", text, &error);
         Host::loopback(port)
     })
 }
@@ -134,6 +165,26 @@ fn port(variables: &mut Variables<'_>) -> u16 {
     PORT_DEFAULT
 }
 
+fn admin(variables: &mut Variables<'_>, resolve: Resolve<'_>) -> Option<Host> {
+    let word = variables.word("OSC_ADMIN_LISTEN")?;
+    let parsed = match integer::<u16>(&word) {
+        Some(port) => Host::parse_with_port(&format!("127.0.0.1:{port}"), resolve),
+        None => Host::parse_with_port(&word, resolve),
+    };
+    parsed.map_err(|error| variables.host_fault("OSC_ADMIN_LISTEN", &word, &error)).ok()
+}
+
+/// Reads the admin listener and no other setting.
+pub(super) fn read_admin(
+    environment: &BTreeMap<String, OsString>,
+    dotenv: Option<&[u8]>,
+) -> Result<Option<Host>, Faults> {
+    let file = dotenv.map(|bytes| dotenv::parse(bytes, environment)).transpose()?.unwrap_or_default();
+    let mut variables = Variables::new(environment, file.values);
+    let host = admin(&mut variables, &super::host::resolve);
+    if variables.faults.is_empty() { Ok(host) } else { Err(Faults::new(variables.faults)) }
+}
+
 fn workers(variables: &mut Variables<'_>) -> Option<NonZeroUsize> {
     variables
         .number("OSC_WORKERS", "a number of workers", &(1..=WORKERS_COUNT_MAX))
@@ -144,6 +195,30 @@ fn user_key_bytes_min(variables: &mut Variables<'_>) -> usize {
     variables
         .number("OSC_MIN_USER_KEY_LENGTH", "a length", &(1..=USER_KEY_BYTES_MIN_MAX))
         .unwrap_or(USER_KEY_BYTES_MIN_DEFAULT)
+}
+
+fn accepted_salt(variables: &mut Variables<'_>) -> Option<[u8; 32]> {
+    let word = variables.word("OSC_ACCEPT_SALT")?;
+    let digest = sha256_of(&word);
+    if digest.is_none() {
+        let message =
+            "is not the SHA-256 of a file (allowed: 64 hexadecimal digits, as sha256sum prints them)";
+        variables.fault("OSC_ACCEPT_SALT", message);
+    }
+    digest
+}
+
+fn sha256_of(word: &str) -> Option<[u8; 32]> {
+    let (pairs, rest) = word.as_bytes().as_chunks::<2>();
+    let mut digest = [0; 32];
+    if pairs.len() != digest.len() || !rest.is_empty() {
+        return None;
+    }
+    for (byte, pair) in digest.iter_mut().zip(pairs) {
+        let [high, low] = pair.map(|digit| char::from(digit).to_digit(16));
+        *byte = u8::try_from(high? << 4 | low?).ok()?;
+    }
+    Some(digest)
 }
 
 fn node_id(variables: &mut Variables<'_>, port: u16) -> String {
@@ -174,6 +249,24 @@ fn check_paths_differ(variables: &mut Variables<'_>, config: &Config) {
     }
 }
 
+fn check_listeners_differ(variables: &mut Variables<'_>, config: &Config) {
+    let listen = config.cluster.as_ref().and_then(|cluster| cluster.listen.as_ref());
+    if let Some(admin) = &config.admin {
+        for (other, settings) in
+            [(Some(&config.host), "OSC_HOST and OSC_HOST_PORT"), (listen, "OSC_CLUSTER_LISTEN")]
+        {
+            if other.is_some_and(|other| admin.overlaps(other)) {
+                let message = format!("{} is also {settings}", shown(&admin.to_string()));
+                variables.fault("OSC_ADMIN_LISTEN", message);
+            }
+        }
+    }
+    if let Some(listen) = listen.filter(|listen| listen.overlaps(&config.host)) {
+        let message = format!("{} is also OSC_HOST and OSC_HOST_PORT", shown(&listen.to_string()));
+        variables.fault("OSC_CLUSTER_LISTEN", message);
+    }
+}
+
 fn is_same_file(one: &Path, other: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let spelled_the_same = match (std::path::absolute(one), std::path::absolute(other)) {
@@ -189,6 +282,7 @@ fn unknown(variables: &Variables<'_>) -> Vec<Warning> {
     variables
         .all()
         .filter(|(name, _)| name.starts_with("OSC_") && !KNOWN.contains(name))
+        .filter(|(name, _)| !user_key::NAMES.contains(name))
         // Hooks for tests: no setting of an operator's.
         .filter(|(name, _)| !name.starts_with("OSC_TEST_"))
         .filter(|(name, value)| !kubernetes::is_service_link(name, value))

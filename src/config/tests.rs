@@ -36,10 +36,12 @@ fn warnings(environment: &[(&str, &str)], dotenv: &str) -> Vec<String> {
 
 const DEFAULTS: &str = "OSC_HOST=127.0.0.1
 OSC_HOST_PORT=9000
+OSC_ADMIN_LISTEN=(none)
 OSC_WORKERS=(one per usable core)
 OSC_ENGINE=auto
 OSC_DATABASE_PATH=configurations.db
 OSC_SALT_FILE_PATH=encryption.salt
+OSC_ACCEPT_SALT=(none)
 OSC_MIN_USER_KEY_LENGTH=8
 OSC_API_KEY_REQUIRED=false
 OSC_API_KEY=(not required)
@@ -48,13 +50,17 @@ OSC_CLUSTER_NODE_ID=node-9000
 OSC_LOG_LEVEL=INFO
 OSC_LOG_FORMAT=console
 OSC_LOG_FILE=(standard error)
+OSC_ENV_FILE=(.env)
 OSC_PUBLIC_ROOT=false
 OSC_METRICS_AUTH=false
 OSC_RATE_LIMIT_PER_ADDRESS=(no limit)
 OSC_RATE_LIMIT_PER_API_KEY=(no limit)
-OSC_CONNECTIONS_PER_ADDRESS=(no limit)
+OSC_FAILED_KEYS_PER_ADDRESS=30
+OSC_CONNECTIONS_PER_ADDRESS=(three quarters of all)
 OSC_TRUSTED_PROXIES=(none)
+OSC_FORWARDED_HEADER=x-forwarded-for
 OSC_PROXY_PROTOCOL=false
+OSC_ALLOWED_HOSTS=(those of this machine)
 CORS_ORIGINS=(none)
 OSC_HTTPS_ENABLED=false
 ";
@@ -98,15 +104,24 @@ fn empty_variables_are_unset() {
 #[test]
 fn every_setting() {
     let (config, warnings) = read(
-        &[("OSC_HOST", "[::]"), ("OSC_HOST_PORT", "9321"), ("OSC_WORKERS", "3"), ("OSC_LOG_LEVEL", "warn")],
+        &[
+            ("OSC_HOST", "[::]"),
+            ("OSC_HOST_PORT", "9321"),
+            ("OSC_WORKERS", "3"),
+            ("OSC_LOG_LEVEL", "warn"),
+            ("OSC_ADMIN_LISTEN", "9002"),
+        ],
         &format!(
             "OSC_HOST=ignored..\nOSC_DATABASE_PATH=/data/a b.db\nOSC_SALT_FILE_PATH='/data/salt'\n\
+             OSC_ACCEPT_SALT=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410FF61F20015AD\n\
              OSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=True\nOSC_API_KEY=\"{CANARY}\"\n\
              OSC_CLUSTER_MODE=nonsense\nOSC_CLUSTER_NODES=a:1,b:2\nOSC_CLUSTER_SYNC_INTERVAL=never\n\
              OSC_CLUSTER_NODE_ID=${{HERE}}n1\nOSC_LOG_FORMAT=JSON\nOSC_LOG_FILE=log\n\
              OSC_ENGINE=Epoll\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
-             OSC_RATE_LIMIT_PER_ADDRESS=5\nOSC_RATE_LIMIT_PER_API_KEY=6\nOSC_CONNECTIONS_PER_ADDRESS=7\n\
+             OSC_RATE_LIMIT_PER_ADDRESS=5\nOSC_RATE_LIMIT_PER_API_KEY=6\n\
+             OSC_FAILED_KEYS_PER_ADDRESS=0\nOSC_CONNECTIONS_PER_ADDRESS=7\n\
              OSC_TRUSTED_PROXIES=10.0.0.0/8,::1\nOSC_PROXY_PROTOCOL=true\n\
+             OSC_FORWARDED_HEADER=Forwarded\nOSC_ALLOWED_HOSTS=conf.example.org, *.lan:9000\n\
              CORS_ORIGINS=\"https://a.example.org, HTTP://B:81\"\n"
         ),
     )
@@ -115,16 +130,19 @@ fn every_setting() {
     assert_eq!(config.host.addresses(), [std::net::SocketAddr::from(([0_u16; 8], 9321))]);
     assert_eq!(
         config.summary(),
-        "OSC_HOST=[::]\nOSC_HOST_PORT=9321\nOSC_WORKERS=3\nOSC_ENGINE=epoll\nOSC_DATABASE_PATH=/data/a b.db\n\
-         OSC_SALT_FILE_PATH=/data/salt\nOSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=true\n\
+        "OSC_HOST=[::]\nOSC_HOST_PORT=9321\nOSC_ADMIN_LISTEN=127.0.0.1:9002\nOSC_WORKERS=3\nOSC_ENGINE=epoll\nOSC_DATABASE_PATH=/data/a b.db\n\
+         OSC_SALT_FILE_PATH=/data/salt\nOSC_ACCEPT_SALT=(set)\nOSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=true\n\
          OSC_API_KEY=(set)\nOSC_CLUSTER_ENABLED=false\nOSC_CLUSTER_NODE_ID=n1\nOSC_LOG_LEVEL=WARNING\n\
-         OSC_LOG_FORMAT=json\nOSC_LOG_FILE=log\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
-         OSC_RATE_LIMIT_PER_ADDRESS=5\nOSC_RATE_LIMIT_PER_API_KEY=6\nOSC_CONNECTIONS_PER_ADDRESS=7\n\
-         OSC_TRUSTED_PROXIES=10.0.0.0/8,::1/128\nOSC_PROXY_PROTOCOL=true\n\
+         OSC_LOG_FORMAT=json\nOSC_LOG_FILE=log\nOSC_ENV_FILE=(.env)\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
+         OSC_RATE_LIMIT_PER_ADDRESS=5\nOSC_RATE_LIMIT_PER_API_KEY=6\n\
+         OSC_FAILED_KEYS_PER_ADDRESS=(no limit)\nOSC_CONNECTIONS_PER_ADDRESS=7\n\
+         OSC_TRUSTED_PROXIES=10.0.0.0/8,::1/128\nOSC_FORWARDED_HEADER=forwarded\nOSC_PROXY_PROTOCOL=true\n\
+         OSC_ALLOWED_HOSTS=conf.example.org,*.lan:9000\n\
          CORS_ORIGINS=https://a.example.org,http://b:81\n\
          OSC_HTTPS_ENABLED=false\n"
     );
-    assert_eq!(warnings, []);
+    let cluster = "OSC_CLUSTER_ENABLED is not true";
+    assert_eq!(warnings, [Warning::NoEffect { names: "OSC_CLUSTER_NODES".to_owned(), reason: cluster }]);
 }
 
 #[test]
@@ -142,6 +160,62 @@ fn origins() {
     for text in ["https://a/", "a.example.org", "https://", "https://a b", "https://*.a", "*,https://a"] {
         assert!(faults(&[("CORS_ORIGINS", text)]).contains("is no origin"), "{text}");
     }
+}
+
+/// Only browsers of this machine can be led to a server that is bound to loopback, and only without an API key can they
+/// use it.
+#[test]
+fn hosts_are_restricted_where_a_rebound_name_could_be_used() {
+    let allowed = |environment: &[(&str, &str)]| {
+        config(environment).allowed_hosts.map_or("*".to_owned(), |hosts| hosts.to_string())
+    };
+    let keyed = [("OSC_API_KEY_REQUIRED", "true"), ("OSC_API_KEY", CANARY)];
+    let clustered = [("OSC_CLUSTER_ENABLED", "true"), ("OSC_CLUSTER_NODES", "node2.example,[::1]:9001")];
+    let own = "(those of this machine)";
+    assert_eq!(allowed(&[]), own);
+    assert_eq!(allowed(&[("OSC_HOST", "LOCALHOST")]), own);
+    assert_eq!(allowed(&clustered), format!("{own},node2.example,[::1]"));
+    for open in [&[("OSC_HOST", "0.0.0.0")][..], &keyed, &[("OSC_ALLOWED_HOSTS", " * ")]] {
+        assert_eq!(allowed(open), "*", "{open:?}");
+    }
+    let listening = [&clustered[..], &[("OSC_CLUSTER_LISTEN", "0.0.0.0:9001")]].concat();
+    assert_eq!(allowed(&listening), "*");
+    let named = [&keyed[..], &clustered, &[("OSC_ALLOWED_HOSTS", "conf.example")]].concat();
+    assert_eq!(allowed(&named), "conf.example,node2.example,[::1]");
+    for text in ["*,a", "http://a", "a b", "a:port"] {
+        assert!(faults(&[("OSC_ALLOWED_HOSTS", text)]).contains("is no host (allowed: *"), "{text}");
+    }
+}
+
+#[test]
+fn proxies() {
+    let proxies = |list: &str| config(&[("OSC_TRUSTED_PROXIES", list)]).clients.proxies;
+    for (list, trusted, others) in [
+        ("::ffff:127.0.0.1", &["127.0.0.1", "::ffff:127.0.0.1"][..], &["127.0.0.2", "::1"][..]),
+        ("::ffff:10.0.0.0/104", &["10.255.0.1", "::ffff:10.0.0.1"], &["11.0.0.1"]),
+        ("::ffff:0.0.0.0/96", &["192.0.2.1"], &["::1"]),
+        (
+            "10.0.0.0/8,2001:db8::/32",
+            &["10.0.0.1", "::ffff:10.0.0.1", "2001:db8::1"],
+            &["11.0.0.1", "2001:db9::"],
+        ),
+    ] {
+        let proxies = proxies(list);
+        for (addresses, expected) in [(trusted, true), (others, false)] {
+            for address in addresses {
+                assert_eq!(
+                    proxies.contain(address.parse().expect("an address")),
+                    expected,
+                    "{list} {address}"
+                );
+            }
+        }
+    }
+    assert_eq!(
+        faults(&[("OSC_PROXY_PROTOCOL", "true")]),
+        "OSC_TRUSTED_PROXIES: is empty, but OSC_PROXY_PROTOCOL is true: name the addresses or networks of the proxies"
+    );
+    assert!(faults(&[("OSC_FORWARDED_HEADER", "via")]).contains("allowed: x-forwarded-for, forwarded"));
 }
 
 #[test]
@@ -239,6 +313,11 @@ fn every_fault() {
             "OSC_SALT_FILE_PATH: \"./configurations.db\" is also OSC_DATABASE_PATH",
         ),
         (
+            "OSC_ACCEPT_SALT",
+            &"0".repeat(63),
+            "OSC_ACCEPT_SALT: is not the SHA-256 of a file (allowed: 64 hexadecimal digits, as sha256sum prints them)",
+        ),
+        (
             "OSC_API_KEY_REQUIRED",
             "Yes",
             "OSC_API_KEY_REQUIRED: \"Yes\" is not clear: the original took it as false \
@@ -280,6 +359,9 @@ fn every_fault_of_the_api_key() {
         ("your-super-secret-api-key-here", "is the documented example, which is no secret"),
         (&with_space, "has white space at its start or end, which is not part of a header value"),
         (&with_line, "holds a control character, which no client can send in a header"),
+        ("a", "is shorter than 8 characters, so it can be guessed"),
+        ("1234567", "is shorter than 8 characters, so it can be guessed"),
+        ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "is one character over and over, so it can be guessed"),
         (&with_letter, "holds characters beyond ASCII, which clients send in different ways"),
     ] {
         let environment = [("OSC_API_KEY_REQUIRED", "true"), ("OSC_API_KEY", value)];
@@ -295,19 +377,20 @@ fn api_keys_in_a_file() {
     let path_text = path.to_str().expect("UTF-8");
     let environment = [("OSC_API_KEY_REQUIRED", "true"), ("OSC_API_KEY_FILE", path_text)];
     for (text, expected) in [
-        ("# old\n first \n\nsecond\n", Ok(2)),
-        ("only", Ok(1)),
+        ("# old\n the-first \n\nthe-second\n", Ok(2)),
+        ("only-one", Ok(1)),
         ("", Err("holds no key")),
         ("# nothing\n", Err("holds no key")),
         (
-            "good\nb\u{e4}d",
+            "long-enough\nb\u{e4}d",
             Err("has a line, 2, that holds characters beyond ASCII, which clients send in different ways"),
         ),
         (
             "your-super-secret-api-key-here",
             Err("has a line, 1, that is the documented example, which is no secret"),
         ),
-        (&"k\n".repeat(65), Err("holds more than 64 keys")),
+        ("long-enough\nshort", Err("has a line, 2, that is shorter than 8 characters, so it can be guessed")),
+        (&"long-enough\n".repeat(65), Err("holds more than 64 keys")),
     ] {
         std::fs::write(&path, text).expect("written");
         match expected {
@@ -317,9 +400,17 @@ fn api_keys_in_a_file() {
             }
         }
     }
-    std::fs::write(&path, "more").expect("written");
-    let both = config(&[environment[0], environment[1], ("OSC_API_KEY", "first")]).api_keys;
-    assert!(both.len() == 2 && both[0].matches(b"first") && both[1].matches(b"more"));
+    std::fs::write(&path, "one-more").expect("written");
+    let both = config(&[environment[0], environment[1], ("OSC_API_KEY", "the-first")]).api_keys;
+    assert!(both.len() == 2 && both[0].matches(b"the-first") && both[1].matches(b"one-more"));
+    let short = |name: &str| {
+        format!(
+            "{name}: holds an API key shorter than 16 characters; `openssl rand -hex 32` makes a good one"
+        )
+    };
+    std::fs::write(&path, "# long enough\n0123456789abcdef\n123456789abcdef\n").expect("written");
+    let found = warnings(&[environment[0], environment[1], ("OSC_API_KEY", "the-first")], "");
+    assert_eq!(found, [short("OSC_API_KEY"), short("OSC_API_KEY_FILE")]);
     std::fs::remove_file(&path).expect("removed");
     assert!(faults(&environment).contains("cannot be read: No such file"), "{}", faults(&environment));
 }
@@ -352,6 +443,24 @@ fn values_that_are_no_text_are_faults() {
     environment.retain(|name, _| name == "OTHER");
     let faults = from_sources(&environment, Some(b"OSC_HOST=${OTHER}")).expect_err("a fault");
     assert_eq!(faults.to_string(), "OSC_HOST: is not UTF-8");
+}
+
+#[test]
+fn the_listener_for_peers() {
+    let clustered =
+        |listen| [("OSC_CLUSTER_ENABLED", "true"), ("OSC_HOST", "::"), ("OSC_CLUSTER_LISTEN", listen)];
+    let summary = config(&clustered("127.0.0.1:9001")).summary();
+    assert!(summary.contains("OSC_CLUSTER_LISTEN=127.0.0.1:9001\n"), "{summary}");
+    for (listen, fault) in [
+        ("127.0.0.1", "\"127.0.0.1\" has no port (allowed: host:port, [v6]:port)"),
+        ("127.0.0.1:9000", "\"127.0.0.1:9000\" is also OSC_HOST and OSC_HOST_PORT"),
+    ] {
+        assert_eq!(faults(&clustered(listen)), format!("OSC_CLUSTER_LISTEN: {fault}"));
+    }
+    assert_eq!(
+        warnings(&[("OSC_CLUSTER_LISTEN", "127.0.0.1:9001")], ""),
+        ["OSC_CLUSTER_LISTEN: is set but not used, because OSC_CLUSTER_ENABLED is not true"]
+    );
 }
 
 #[test]
@@ -441,7 +550,18 @@ fn every_warning() {
         "OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: are set but not used, because OSC_HTTPS_ENABLED is not true";
     assert_eq!(
         warnings(&[("OSC_SSL_KEYFILE", "key.pem"), ("OSC_SSL_KEYFILE_PASSWORD", CANARY)], ""),
-        [unused]
+        [unused, "OSC_SSL_KEYFILE_PASSWORD: set but not used, because OSC_HTTPS_ENABLED is not true"]
+    );
+    let public = "OSC_PUBLIC_ROOT: set but not used, because OSC_API_KEY_REQUIRED is not true";
+    assert_eq!(warnings(&[("OSC_PUBLIC_ROOT", "true")], ""), [public]);
+    let file = "OSC_ENV_FILE: set but not used, because it counts only in the environment of the process";
+    assert_eq!(warnings(&[], "OSC_ENV_FILE=other\n"), [file]);
+    assert_eq!(
+        warnings(&[("OSC_CLUSTER_NODE_ID", "'n1'")], ""),
+        [
+            "OSC_CLUSTER_NODE_ID: the value begins and ends with a quote, which is part of the value (env files of \
+          container engines keep quotes)"
+        ]
     );
 }
 

@@ -24,9 +24,19 @@ pub(super) fn read(
     let clients = variables.text("OSC_SSL_CA_CERTS").map(PathBuf::from);
     let peers = variables.text("OSC_CLUSTER_CA_CERTS").map(PathBuf::from);
     let has_peers = cluster.is_some_and(|cluster| cluster.peers.iter().any(super::PeerAddress::has_tls));
+    let nodes = peers.clone().filter(|_| is_enabled && cluster.is_some());
     let roots = peers.or_else(|| clients.clone()).map_or(Roots::System, Roots::File);
-    let files = Files { own, clients: clients.filter(|_| is_enabled), peers: has_peers.then_some(roots) };
-    Certificates::load(files).unwrap_or_else(|faults| {
+    let files = Files {
+        own,
+        clients: clients.filter(|_| is_enabled),
+        nodes,
+        peers: has_peers.then_some(roots),
+        has_cluster_port: cluster.is_some_and(|cluster| cluster.listen.is_some()),
+    };
+    let loaded = Certificates::load(files).inspect(|certificates| {
+        warnings.extend(certificates.not_yet_valid().map(|faults| Warning::NotYetValid(faults.to_string())));
+    });
+    loaded.unwrap_or_else(|faults| {
         for fault in faults.0 {
             variables.fault(fault.role.variable(), fault.to_string());
         }

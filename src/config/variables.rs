@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use super::fault::Fault;
+use super::host::HostError;
 
 /// Longest part of a value that a fault shows.
 const SHOWN_CHARS_MAX: usize = 80;
@@ -33,8 +34,29 @@ impl<'a> Variables<'a> {
             .map(|(name, value)| (name.as_str(), value.as_os_str()))
     }
 
+    /// Whether the value in effect is neither absent nor empty, nor this default.
+    pub(super) fn is_set_to_other_than(&self, variable: &str, default: &str) -> bool {
+        let value = self.environment.get(variable).or_else(|| self.dotenv.get(variable));
+        value.is_some_and(|value| !value.is_empty() && !value.eq_ignore_ascii_case(default))
+    }
+
+    /// Whether the settings file sets it.
+    pub(super) fn is_in_file(&self, variable: &str) -> bool {
+        self.dotenv.contains_key(variable)
+    }
+
+    /// Whether the settings file decides it.
+    pub(super) fn is_from_file(&self, variable: &str) -> bool {
+        self.is_in_file(variable) && !self.environment.contains_key(variable)
+    }
+
     pub(super) fn fault(&mut self, variable: &'static str, message: impl Into<String>) {
-        self.faults.push(Fault { variable, message: message.into() });
+        self.faults.push(Fault::new(variable, message));
+    }
+
+    pub(super) fn host_fault(&mut self, variable: &'static str, text: &str, error: &HostError) {
+        let is_passing = matches!(error, HostError::Unresolved(_));
+        self.faults.push(Fault { is_passing, ..Fault::new(variable, format!("{} {error}", shown(text))) });
     }
 
     /// The value as it is; `None` when it is unset, empty, or no text at all, which is a fault.

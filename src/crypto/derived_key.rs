@@ -52,7 +52,8 @@ impl DerivedKey {
         }
     }
 
-    pub(super) fn is_proven(&self) -> bool {
+    /// Whether this key has opened anything.
+    pub fn is_proven(&self) -> bool {
         self.proven.load(Relaxed)
     }
 

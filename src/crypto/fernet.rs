@@ -5,17 +5,19 @@
 //! machine whose clock is ahead must stay readable, as it is for Python's `cryptography` when no
 //! time to live is asked for.
 
+use std::ops::Range;
+
 use aes::{Aes128Dec, Aes128Enc};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use cbc::cipher::array::Array;
 use cbc::cipher::{BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, KeyInit};
 use subtle::ConstantTimeEq;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::kdf::RawKey;
 use super::mac::MacKey;
-use crate::model::Plaintext;
+use crate::model::{Plaintext, wipe_stack};
 
 const VERSION: u8 = 0x80;
 const BLOCK_BYTES: usize = 16;
@@ -99,8 +101,8 @@ impl FernetKey {
         let start = out.len();
         out.extend_from_slice(parts.ciphertext);
         let message = &mut out[start..];
-        let blocks = Array::cast_slice_from_core_mut(message.as_chunks_mut::<BLOCK_BYTES>().0);
-        cbc::Decryptor::inner_iv_init(&self.decrypt, parts.iv.into()).decrypt_blocks(blocks);
+        self.decrypt(parts.iv, message);
+        wipe_cipher_stack(message.len());
         match unpadded_len(message) {
             Some(len) => {
                 out.truncate(start + len);
@@ -112,6 +114,40 @@ impl FernetKey {
                 Err(OpenError::BadPadding)
             }
         }
+    }
+
+    /// Proves that the bytes of a token are authentic, without opening more than their last block.
+    /// Gives the length of the message for [`Self::open_range`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn message_len(&self, raw: &[u8]) -> Result<usize, OpenError> {
+        let parts = Parts::of(raw)?;
+        if !self.is_authentic(&parts) {
+            return Err(OpenError::WrongKey);
+        }
+        let before = parts.ciphertext.len() - BLOCK_BYTES;
+        let mut last = Zeroizing::new(Vec::with_capacity(BLOCK_BYTES));
+        self.open_range(raw, before..parts.ciphertext.len(), &mut last);
+        unpadded_len(&last).map(|len| before + len).ok_or(OpenError::BadPadding)
+    }
+
+    /// Appends a part of the message to `out`, whose owner wipes it: CBC needs no more for a block than the one
+    /// before it. The range begins at a block and lies within the message, and [`Self::message_len`] has proven the
+    /// token before: nothing is checked here.
+    pub fn open_range(&self, raw: &[u8], range: Range<usize>, out: &mut Vec<u8>) {
+        debug_assert!(range.start.is_multiple_of(BLOCK_BYTES), "a block is opened as a whole");
+        let start = out.len();
+        let first = HEAD_BYTES + range.start;
+        let last = HEAD_BYTES + range.end.next_multiple_of(BLOCK_BYTES);
+        let iv: [u8; BLOCK_BYTES] = raw[first - BLOCK_BYTES..first].try_into().expect("as long as a block");
+        out.extend_from_slice(&raw[first..last]);
+        self.decrypt(&iv, &mut out[start..]);
+        wipe_cipher_stack(last - first);
+        // What follows in the last block is the rest of the message, or its padding.
+        let end = start + range.len();
+        out[end..].zeroize();
+        out.truncate(end);
     }
 
     /// Whether the bytes of a token were sealed with this key, without opening it.
@@ -131,12 +167,24 @@ impl FernetKey {
         raw.extend_from_slice(&iv);
         raw.extend_from_slice(plaintext);
         raw.resize(mac_start, padding_byte);
-        let blocks = raw[HEAD_BYTES..].as_chunks_mut::<BLOCK_BYTES>().0;
-        cbc::Encryptor::inner_iv_init(&self.encrypt, &iv.into())
-            .encrypt_blocks(Array::cast_slice_from_core_mut(blocks));
+        self.encrypt(&iv, &mut raw[HEAD_BYTES..]);
+        wipe_cipher_stack(plaintext.len());
         let mac = self.mac_key.mac(&raw);
         raw.extend_from_slice(&mac);
         raw
+    }
+
+    /// Not inlined, nor is [`Self::encrypt`], so that what they leave on the stack lies below the caller.
+    #[inline(never)]
+    fn decrypt(&self, iv: &[u8; BLOCK_BYTES], message: &mut [u8]) {
+        let blocks = Array::cast_slice_from_core_mut(message.as_chunks_mut::<BLOCK_BYTES>().0);
+        cbc::Decryptor::inner_iv_init(&self.decrypt, iv.into()).decrypt_blocks(blocks);
+    }
+
+    #[inline(never)]
+    fn encrypt(&self, iv: &[u8; BLOCK_BYTES], message: &mut [u8]) {
+        let blocks = Array::cast_slice_from_core_mut(message.as_chunks_mut::<BLOCK_BYTES>().0);
+        cbc::Encryptor::inner_iv_init(&self.encrypt, iv.into()).encrypt_blocks(blocks);
     }
 
     fn is_authentic(&self, parts: &Parts<'_>) -> bool {
@@ -158,6 +206,21 @@ pub fn decode(token: &[u8]) -> Result<Vec<u8>, OpenError> {
 /// The text of a token.
 pub fn encode(raw: &[u8]) -> String {
     URL_SAFE.encode(raw)
+}
+
+/// How deep AES goes below its caller, for a few blocks and for 64 side by side, with room to spare: 1.2 and 4 KiB were
+/// measured, and up to 8 KiB without optimisation.
+const SHORT_STACK_BYTES: usize = if cfg!(debug_assertions) { 8 * 1024 } else { 2 * 1024 };
+const LONG_STACK_BYTES: usize = if cfg!(debug_assertions) { 16 * 1024 } else { 8 * 1024 };
+
+/// Wipes what AES left on the stack.
+#[inline]
+fn wipe_cipher_stack(message_bytes: usize) {
+    if message_bytes < 64 * BLOCK_BYTES {
+        wipe_stack::<SHORT_STACK_BYTES>();
+    } else {
+        wipe_stack::<LONG_STACK_BYTES>();
+    }
 }
 
 /// The bytes of a token whose version and length are right.
@@ -221,6 +284,8 @@ mod tests {
         let mut out = b"before".to_vec();
         let appended = decode(token.as_bytes()).and_then(|raw| key.open_raw(&raw, &mut out));
         assert_eq!(whole.as_ref().err(), appended.as_ref().err());
+        let len = decode(token.as_bytes()).and_then(|raw| key.message_len(&raw));
+        assert_eq!(len, whole.as_ref().map(|plaintext| plaintext.expose().len()).map_err(|error| *error));
         assert_eq!(out[..6], *b"before");
         assert_eq!(out[6..], *whole.as_ref().map_or(&b""[..], Plaintext::expose));
         whole.map(|plaintext| plaintext.expose().to_vec())
@@ -344,6 +409,23 @@ mod tests {
         }
 
         #[test]
+        fn pieces_are_the_whole(
+            plaintext in prop::collection::vec(any::<u8>(), 0..3000),
+            blocks_per_piece in 1_usize..40,
+        ) {
+            let key = spec_key();
+            let raw = key.seal_raw(&plaintext, 0);
+            let len = key.message_len(&raw).expect("it was sealed with this key");
+            prop_assert_eq!(len, plaintext.len());
+            let mut whole = b"before".to_vec();
+            let piece = blocks_per_piece * BLOCK_BYTES;
+            for start in (0..len).step_by(piece) {
+                key.open_range(&raw, start..len.min(start + piece), &mut whole);
+            }
+            prop_assert_eq!(&whole[6..], &plaintext[..]);
+        }
+
+        #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let key = spec_key();
             prop_assert!(key.open(&bytes).is_err());
@@ -352,6 +434,7 @@ mod tests {
                 *first = VERSION;
             }
             prop_assert!(key.open_raw(&version, &mut Vec::new()).is_err());
+            prop_assert!(key.message_len(&version).is_err());
         }
     }
 }

@@ -61,7 +61,7 @@ pub fn derive(password: &[u8], salt: &[u8]) -> RawKey {
     while !derivation.is_done() {
         advance([&mut derivation]);
     }
-    derivation.into_key()
+    derivation.key()
 }
 
 /// A derivation on its way; wiped when dropped.
@@ -97,10 +97,10 @@ impl Derivation {
     ///
     /// # Panics
     /// Before all rounds are done.
-    pub fn into_key(self) -> RawKey {
+    pub fn key(&self) -> RawKey {
         assert!(self.is_done(), "a key takes all rounds");
         let mut raw_key = RawKey([0; 32]);
-        for (bytes, word) in raw_key.0.as_chunks_mut().0.iter_mut().zip(*self.sum) {
+        for (bytes, word) in raw_key.0.as_chunks_mut().0.iter_mut().zip(self.sum.iter()) {
             *bytes = word.to_be_bytes();
         }
         raw_key
@@ -145,7 +145,7 @@ mod tests {
         while !derivation.is_done() {
             advance([&mut derivation]);
         }
-        derivation.into_key()
+        derivation.key()
     }
 
     fn check(password: &[u8], salt: &[u8], rounds: u32, expected: &str) {
@@ -236,7 +236,7 @@ mod tests {
                     advance([&mut derivation]);
                 }
                 let expected = of_the_crate(&passwords[n], &salts[n], rounds[n]);
-                let raw_key = derivation.into_key();
+                let raw_key = derivation.key();
                 prop_assert_eq!(raw_key.expose(), &expected);
             }
         }

@@ -69,6 +69,11 @@ impl KeyCache {
         Self { shared: Arc::new(shared) }
     }
 
+    /// Identifies the user key with these header bytes within this process.
+    pub fn id_of(&self, user_key: &[u8]) -> [u8; 32] {
+        self.shared.id_key.mac(user_key)
+    }
+
     /// The key of the user key with these header bytes if it is there; nobody is asked to derive it.
     pub fn cached(&self, user_key: &[u8], now_seconds: u64) -> Option<Arc<DerivedKey>> {
         let id = self.shared.id_key.mac(user_key);
@@ -239,7 +244,7 @@ mod tests {
         while !derivation.is_done() {
             advance([&mut derivation]);
         }
-        ticket.complete(&salt(), &derivation.into_key());
+        ticket.complete(&salt(), &derivation.key());
     }
 
     fn is_cached(cache: &KeyCache, text: &str, now_seconds: u64) -> bool {

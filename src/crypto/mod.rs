@@ -25,6 +25,8 @@ pub use key_slots::Waiter;
 mod key_cache;
 pub use key_cache::{Counts, KeyCache, Lookup, Ticket};
 
+mod fair_queue;
+
 mod deriving;
 
 mod inbox;

@@ -3,7 +3,7 @@
 //!
 //! One rayon pool whose threads each drain one of two bounded queues for as long as the pool lives,
 //! so that a flood of derivations never stands before a read. A full queue is an answer
-//! ([`Busy`]), never a wait.
+//! ([`Busy`]), never a wait. Derivations are shared fairly between requesters.
 
 use std::fmt;
 use std::io;
@@ -21,6 +21,7 @@ use super::inbox::{Delivery, Outbox, Shared};
 use super::kdf::Salt;
 use super::key_cache::Ticket;
 use crate::limits;
+use crate::model::Requester;
 
 /// A read of the database, and where its result goes.
 struct Read {
@@ -52,16 +53,16 @@ pub struct StartError(#[from] rayon::ThreadPoolBuildError);
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let queued = [self.derivations.len(), self.reads.len()];
+        let (derivations, reads) = self.queued_counts();
+        let queued = [derivations, reads];
         f.debug_struct("Pool").field("queued", &queued).finish_non_exhaustive()
     }
 }
 
 /// The pool. Dropped without [`Pool::stop`], its threads end by themselves and nobody waits for them.
 pub struct Pool {
-    derivations: Sender<deriving::Job>,
+    derivations: deriving::Handle,
     reads: Sender<Read>,
-    derive_queue: Arc<deriving::Queue>,
     threads: ThreadPool,
     thread_handles: Vec<JoinHandle<()>>,
 }
@@ -78,9 +79,8 @@ impl Pool {
     ) -> Result<Self, StartError> {
         let derive_threads = config.derive_threads.max(1);
         let read_threads = config.read_threads.max(1);
-        let (derivations, derive_queue) = bounded(derive_queue_max);
+        let derivations = deriving::Handle::new(derive_queue_max);
         let (reads, read_queue) = bounded(read_queue_max);
-        let derive_queue = Arc::new(deriving::Queue::new(derive_queue));
         let mut thread_handles = Vec::new();
         let threads = ThreadPoolBuilder::new()
             .num_threads(derive_threads + read_threads)
@@ -93,7 +93,7 @@ impl Pool {
             })
             .build()?;
         threads.spawn_broadcast({
-            let derive_queue = Arc::clone(&derive_queue);
+            let derive_queue = derivations.queue();
             move |context| {
                 if context.index() < derive_threads {
                     derive_queue.work();
@@ -102,16 +102,16 @@ impl Pool {
                 }
             }
         });
-        Ok(Self { derivations, reads, derive_queue, threads, thread_handles })
+        Ok(Self { derivations, reads, threads, thread_handles })
     }
 
     /// Queues a derivation, which hands out its result itself; what is still queued at the end is
-    /// dropped.
+    /// dropped, and so is a job that another requester's displaces from a full queue.
     ///
     /// # Errors
     /// [`Busy`]; the ticket is dropped.
-    pub fn derive(&self, ticket: Ticket, salt: Salt) -> Result<(), Busy> {
-        self.derivations.try_send(deriving::Job { ticket, salt }).map_err(|_| Busy)
+    pub fn derive(&self, ticket: Ticket, salt: Salt, requester: Requester) -> Result<(), Busy> {
+        self.derivations.push(requester, deriving::Job { ticket, salt })
     }
 
     /// Queues a read of the database, or something that blocks as shortly, and returns where its
@@ -162,19 +162,17 @@ impl Pool {
 
     /// Derivations that wait for a thread, and reads that do.
     pub fn queued_counts(&self) -> (usize, usize) {
-        (self.derivations.len(), self.reads.len())
+        (self.derivations.len_and_max().0, self.reads.len())
     }
 
     /// As many derivations may wait, and as many reads.
     pub fn queues_max(&self) -> (usize, usize) {
-        let bounded = "both queues are bounded";
-        (self.derivations.capacity().expect(bounded), self.reads.capacity().expect(bounded))
+        (self.derivations.len_and_max().1, self.reads.capacity().expect("the queue is bounded"))
     }
 
     /// Closes the queues, lets the threads finish and waits for them.
     pub fn stop(self) {
-        let Self { derivations, reads, derive_queue, threads, thread_handles } = self;
-        derive_queue.stop();
+        let Self { derivations, reads, threads, thread_handles } = self;
         drop((derivations, reads, threads));
         for handle in thread_handles {
             // A job can't end its thread, and what rayon itself panics with has been printed.
@@ -279,7 +277,7 @@ mod tests {
         let (ticket, mut waiter) = start(&KeyCache::new(), text);
         let waker = Arc::new(Then(Mutex::new(Some(then)))).into();
         assert!(Pin::new(&mut waiter).poll(&mut Context::from_waker(&waker)).is_pending());
-        pool.derive(ticket, salt()).expect("there is room");
+        pool.derive(ticket, salt(), Requester::default()).expect("there is room");
         waiter
     }
 
@@ -322,15 +320,45 @@ mod tests {
         let (release, _occupies) = occupy_deriver(&pool);
         let queued = ["one", "two"].map(|text| {
             let (ticket, waiter) = start(&cache, text);
-            pool.derive(ticket, salt()).expect("there is room");
+            pool.derive(ticket, salt(), Requester::default()).expect("there is room");
             waiter
         });
         let (ticket, refused) = start(&cache, "three");
-        assert_eq!(pool.derive(ticket, salt()), Err(Busy));
+        assert_eq!(pool.derive(ticket, salt(), Requester::default()), Err(Busy));
         assert!(block_on(refused).is_err());
         assert_eq!(block_on(pool.submit(|| 7).expect("there is room")), Ok(7));
         drop(release);
         assert!(queued.into_iter().all(|waiter| block_on(waiter).is_ok()));
+        pool.stop();
+    }
+
+    #[test]
+    fn another_requester_displaces_the_newest_job_of_a_flood_and_goes_before_the_rest() {
+        let (pool, cache) = (pool(4), KeyCache::new());
+        let (release, _occupies) = occupy_deriver(&pool);
+        let flood = Requester { network: None, api_key: Some(7) };
+        let derive = |text: &str, requester| {
+            let (ticket, waiter) = start(&cache, text);
+            (pool.derive(ticket, salt(), requester), waiter)
+        };
+        let mut flooding: Vec<Waiter> = Vec::new();
+        for text in ["1", "2", "3", "4"] {
+            let (queued, waiter) = derive(text, flood);
+            assert_eq!(queued, Ok(()));
+            flooding.push(waiter);
+        }
+        assert_eq!(derive("5", flood).0, Err(Busy));
+        let (queued, honest) = derive("honest", Requester::default());
+        assert_eq!(queued, Ok(()));
+        let displaced = flooding.pop().expect("there are four");
+        assert!(block_on(displaced).is_err());
+        // A cancelled job gives its place away before any job is displaced.
+        drop(flooding.pop());
+        let (queued, also_honest) = derive("also honest", Requester::default());
+        assert_eq!((queued, pool.queued_counts().0), (Ok(()), 4));
+        drop(release);
+        assert!(block_on(honest).is_ok() && block_on(also_honest).is_ok());
+        assert!(flooding.into_iter().all(|waiter| block_on(waiter).is_ok()));
         pool.stop();
     }
 
@@ -380,11 +408,11 @@ mod tests {
         let (release_deriver, _occupies) = occupy_deriver(&pool);
         let release_reader = occupy_reader(&pool);
         let (ticket, derivation) = start(&cache, "queued");
-        pool.derive(ticket, salt()).expect("there is room");
+        pool.derive(ticket, salt(), Requester::default()).expect("there is room");
         let read = pool.submit(|| 2).expect("there is room");
-        let derive_queue = Arc::clone(&pool.derive_queue);
+        let derive_queue = pool.derivations.queue();
         let stopper = thread::spawn(move || pool.stop());
-        while !derive_queue.is_stopping() {
+        while !derive_queue.is_closed() {
             thread::yield_now();
         }
         drop((release_deriver, release_reader));

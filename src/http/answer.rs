@@ -1,7 +1,9 @@
 //! Answers before they are encoded.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
+use super::content::Content;
 use crate::model::SecretBytes;
 use crate::service::EntryList;
 
@@ -19,6 +21,8 @@ pub struct Answer {
     pub headers: Vec<(&'static str, Cow<'static, str>)>,
     /// The body.
     pub body: SecretBytes,
+    /// For how long it is held back: it is about a key that failed.
+    pub delay: Duration,
 }
 
 /// What a handler gives back.
@@ -26,9 +30,8 @@ pub struct Answer {
 pub enum Outcome {
     /// Everything at once.
     Complete(Answer),
-    /// A head, and a body that is part of the program: it is sent piece by piece, so that slow readers of a
-    /// large one cost no memory.
-    Static(Answer, &'static [u8]),
+    /// A head, and a large body that is sent piece by piece, so that slow readers cost little memory.
+    Large(Answer, Content),
     /// A list that did not fit one page: it is sent as it is read.
     List(Box<ListStream>),
 }
@@ -47,7 +50,18 @@ pub struct ListStream {
 impl Answer {
     /// A JSON answer.
     pub fn json(status: u16, body: impl Into<SecretBytes>) -> Self {
-        Self { status, content_type: Some(JSON), headers: Vec::new(), body: body.into() }
+        Self {
+            status,
+            content_type: Some(JSON),
+            headers: Vec::new(),
+            body: body.into(),
+            delay: Duration::ZERO,
+        }
+    }
+
+    /// Holds it back.
+    pub fn delayed(self, delay: Duration) -> Self {
+        Self { delay, ..self }
     }
 
     /// Adds a header field.

@@ -1,34 +1,42 @@
 //! The application: admits a request by its head, then hands it to its handler.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::answer::{Answer, Outcome};
 use super::body::Fault;
+use super::budget::ByteBudget;
 use super::client_address::client_address;
 use super::connection::{Admission, Application};
 use super::cors;
 use super::error::{self, Refusal};
 use super::handlers::{cluster, configs, documentation, federation, health, metrics, peers, system};
 use super::rate_limits::RateLimits;
-use super::route::{ENDPOINTS, Miss, Route};
-use super::traffic::Exchange;
-use crate::config::{Origins, Proxies};
-use crate::http1::HeadView;
-use crate::model::{ApiKeys, UserKey};
-use crate::service::Service;
-use crate::telemetry::Executors;
+use super::route::{Audience, ENDPOINTS, Miss, Route};
+use super::traffic::{Client, Exchange};
+use crate::config::{AllowedHosts, Origins, Proxies};
+use crate::http1::{HeadView, Method};
+use crate::model::{ApiKeys, Requester, UserKey};
+use crate::service::node_auth::{Barrier, CHALLENGE_HEADER, Challenge, SharedKey, TOKEN_HEADER};
+use crate::service::{CredentialKind, NodeAuth, Service};
+use crate::telemetry::{Executors, Gauge};
 
 /// What the handlers need to know of the configuration.
 #[derive(Debug)]
 pub struct Settings {
     /// The API keys, when one is required.
     pub api_keys: ApiKeys,
+    /// Credentials of nodes.
+    pub node_auth: Arc<NodeAuth>,
     /// Shortest user key, in bytes.
     pub user_key_bytes_min: usize,
     /// This node's name.
     pub node_id: String,
+    /// The values of `Host` that are answered; any if `None`.
+    pub allowed_hosts: Option<AllowedHosts>,
     /// Sites whose pages may use the server.
     pub origins: Option<Origins>,
     /// Whether `GET /` needs no API key.
@@ -43,8 +51,12 @@ pub struct Settings {
     pub engine: &'static str,
     /// Connections that there may be at a time.
     pub connections_max: usize,
+    /// Answers that wait for their clients.
+    pub answers: Arc<ByteBudget>,
     /// What the executors count.
     pub executors: Arc<Executors>,
+    /// When the certificate of the listeners expires, in seconds since 1970; 0 without TLS.
+    pub certificate_expiry: Arc<Gauge>,
 }
 
 impl Default for Settings {
@@ -52,8 +64,10 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             api_keys: ApiKeys::default(),
+            node_auth: Arc::new(NodeAuth::new(&[], &ApiKeys::default())),
             user_key_bytes_min: 8,
             node_id: String::new(),
+            allowed_hosts: None,
             origins: None,
             has_public_root: false,
             has_private_metrics: false,
@@ -61,6 +75,8 @@ impl Default for Settings {
             rates: RateLimits::default(),
             engine: "uring",
             connections_max: crate::limits::CONNECTIONS_COUNT_MAX,
+            answers: ByteBudget::new(crate::limits::ANSWERS_BYTES_MAX),
+            certificate_expiry: Arc::default(),
             executors: Arc::new(Executors::new(&ENDPOINTS)),
         }
     }
@@ -79,10 +95,31 @@ pub struct Request {
     pub(super) route: Route<'static>,
     /// There exactly when the route needs one.
     pub(super) user_key: Option<UserKey>,
+    pub(super) requester: Requester,
     pub(super) query: Option<Vec<u8>>,
     pub(super) content_type: Option<Vec<u8>>,
-    /// Whether the API key would do, for a route that needs none.
-    pub(super) api_key_is_right: bool,
+    /// Who asks, for a health check.
+    pub(super) prober: Prober,
+}
+
+/// Sender of a health check.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Prober {
+    /// It has the credentials of a node.
+    pub(super) is_node: bool,
+    pub(super) handshake: Handshake,
+}
+
+/// How far a health check may go on to authenticate two nodes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Handshake {
+    /// It does not ask for that.
+    #[default]
+    NotWanted,
+    /// It asks for a proof that covers this.
+    Challenged(Challenge),
+    /// No further.
+    Barred(Barrier),
 }
 
 impl App {
@@ -105,13 +142,128 @@ impl App {
         }
     }
 
+    /// Probes often send an address as `Host`. Their responses, and redirects, show a page of another site nothing.
+    fn is_for_this_host(&self, head: &HeadView<'_>, route: &Result<Route<'_>, Miss>) -> bool {
+        let Some(allowed) = &self.settings.allowed_hosts else { return true };
+        allowed.allow(head.host().unwrap_or_default())
+            || matches!(
+                route,
+                Ok(Route::Health | Route::Ready | Route::ClusterHealth) | Err(Miss::Redirect(_))
+            )
+    }
+
     /// The number of the key that was sent; `None` if none is required.
-    fn check_api_key(&self, sent: Option<&[u8]>) -> Result<Option<usize>, Refusal> {
+    fn check_api_key(&self, sent: Option<&[u8]>, client: Option<IpAddr>) -> Result<Option<usize>, Refusal> {
         if !self.settings.api_keys.are_required() {
             return Ok(None);
         }
         let sent = sent.filter(|sent| !sent.is_empty()).ok_or(Refusal::ApiKeyMissing)?;
-        self.settings.api_keys.find(sent).map(Some).ok_or(Refusal::ApiKeyWrong)
+        let checked = match self.settings.api_keys.find(sent) {
+            Some(number) => {
+                let accepted = self.service.credential_accepted(CredentialKind::ApiKey, number, client);
+                accepted.map(|()| Ok(Some(number)))
+            }
+            None => {
+                let failed = self.service.credential_failed(CredentialKind::ApiKey, client);
+                failed.map(|delay| Err(Refusal::ApiKeyWrong { delay }))
+            }
+        };
+        checked.unwrap_or_else(|wait| Err(Refusal::TooManyFailures { wait }))
+    }
+
+    /// Whether the request has the credentials of a node.
+    fn check_node(
+        &self,
+        head: &HeadView<'_>,
+        is_required: bool,
+        client: Option<IpAddr>,
+    ) -> Result<bool, Refusal> {
+        let auth = &self.settings.node_auth;
+        if let Some(token) = head.fields(TOKEN_HEADER).next() {
+            // After too many failures the response stays what it is for a wrong one, not a 429: the peer shows
+            // its operator what is wrong, and learns nothing about further guesses.
+            let delay = match auth.accepts(token) {
+                true => match self.service.credential_accepted(CredentialKind::Node, 0, client) {
+                    Ok(()) => return Ok(true),
+                    Err(_wait) => Duration::ZERO,
+                },
+                false => self.service.credential_failed(CredentialKind::Node, client).unwrap_or_default(),
+            };
+            return Err(match auth.shared() {
+                SharedKey::Secret => Refusal::ClusterSecretWrong { delay },
+                SharedKey::ApiKey | SharedKey::Nothing => Refusal::ApiKeyWrong { delay },
+            });
+        }
+        if !is_required {
+            return Ok(false);
+        }
+        if auth.shared() == SharedKey::Secret {
+            return Err(Refusal::ClusterSecretMissing);
+        }
+        // Without a secret the API key serves, as in the original; several of them are those of clients.
+        match self.check_api_key(head.api_key(), client)? {
+            Some(_) if !self.settings.api_keys.is_own(head.api_key().unwrap_or_default()) => {
+                Err(Refusal::ApiKeyOfClients)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Finds out whether a node sends the request, which is refused without the credentials if they are required.
+    fn identify(
+        &self,
+        head: &HeadView<'_>,
+        exchange: &Exchange,
+        is_required: bool,
+    ) -> Result<Prober, Answer> {
+        let challenge = head.fields(CHALLENGE_HEADER).next().and_then(Challenge::parse);
+        let is_peer = challenge.is_some() || head.fields(TOKEN_HEADER).next().is_some();
+        let barred = |barrier| {
+            let handshake = if is_peer { Handshake::Barred(barrier) } else { Handshake::NotWanted };
+            Ok(Prober { is_node: false, handshake })
+        };
+        if matches!(exchange.audience, Audience::Clients | Audience::Admin) {
+            if !is_required {
+                return barred(Barrier::OtherPort);
+            }
+            // The salt, which in the original clients may read and write.
+            if exchange.lacks_node_certificate || self.settings.node_auth.shared() == SharedKey::Secret {
+                return Err(Miss::NotFound.into());
+            }
+        }
+        if exchange.lacks_node_certificate {
+            if is_required || is_peer {
+                self.note_refused_node(exchange);
+            }
+            return match is_required {
+                true => Err((&Refusal::NodeCertificateMissing).into()),
+                false => barred(Barrier::Certificate),
+            };
+        }
+        let is_node = self.check_node(head, is_required, exchange.client).map_err(|refusal| {
+            self.note_refused_node(exchange);
+            Answer::from(&refusal)
+        })?;
+        Ok(Prober { is_node, handshake: challenge.map_or(Handshake::NotWanted, Handshake::Challenged) })
+    }
+
+    /// Logs and counts a TLS handshake that failed at a listener for peers.
+    pub fn note_refused_handshake(&self, client: &Client, error: &std::io::Error) {
+        if let Some(count) = self.settings.node_auth.note_refusal() {
+            let address = client.address.map(tracing::field::display);
+            tracing::warn!(address, %error, count, "TLS handshake with a peer failed");
+        }
+    }
+
+    /// Logs and counts, on a node of a cluster.
+    fn note_refused_node(&self, exchange: &Exchange) {
+        if self.service.cluster().is_some()
+            && let Some(count) = self.settings.node_auth.note_refusal()
+        {
+            let address = exchange.client.map(tracing::field::display);
+            let endpoint = ENDPOINTS[exchange.endpoint];
+            tracing::warn!(address, endpoint, count, "node credentials refused");
+        }
     }
 
     fn user_key<'a>(&self, sent: Option<&'a [u8]>) -> Result<&'a [u8], Answer> {
@@ -127,7 +279,7 @@ impl App {
 impl Application for App {
     type Request = Request;
 
-    /// In this order: the path, the method, the API key, the user key, the coding of the body. The body
+    /// In this order: the host, the origin, the path, the method, the API key, the user key, the coding of the body. The body
     /// itself is not read before all of them are right.
     fn admit(
         &self,
@@ -136,7 +288,7 @@ impl Application for App {
         body: &mut Vec<u8>,
     ) -> Result<Admission<Request>, Answer> {
         if let Some(origins) = &self.settings.origins {
-            exchange.allowed_origin = cors::allowed_origin(origins, head);
+            exchange.allowed_origin = head.origin().and_then(|origin| cors::allowed_origin(origins, origin));
             if let Some(answer) = cors::preflight(head, exchange.allowed_origin.as_deref()) {
                 return Err(answer);
             }
@@ -146,20 +298,39 @@ impl Application for App {
         {
             exchange.client = Some(client_address(&self.settings.proxies, peer, head));
         }
-        let route = Route::find(head.method(), head.path());
-        exchange.endpoint = route.as_ref().map_or(0, Route::endpoint);
+        let route = Route::find_for(exchange.audience, head.method(), head.path());
+        exchange.endpoint = match &route {
+            Ok((_, endpoint)) | Err(Miss::MethodNotAllowed { endpoint, .. }) => *endpoint,
+            Err(_) => 0,
+        };
+        let route = route.map(|(route, _)| route);
+        if head.method() == Method::Options
+            && let Some(answer) = options(head.path(), &route)
+        {
+            return Err(answer);
+        }
         if route.as_ref().map_or(true, Route::counts_for_limits) {
             let checked = self.settings.rates.check_address(exchange.client);
             checked.map_err(|wait| Answer::from(&Refusal::TooManyRequests { wait }))?;
+        }
+        if !self.is_for_this_host(head, &route) {
+            return Err(error::host_not_allowed());
+        }
+        if cors::is_foreign_write(head, exchange.allowed_origin.is_some()) {
+            return Err(error::origin_not_allowed());
         }
         let route = route.map_err(|miss| match miss {
             Miss::Redirect(path) => error::redirect(&path, head.query()),
             other => other.into(),
         })?;
-        let api_key = self.check_api_key(head.api_key());
-        let api_key_is_right = api_key.is_ok();
-        if self.needs_api_key(&route) {
-            let number = api_key.map_err(|refusal| Answer::from(&refusal))?;
+        let (mut prober, mut api_key_number) = (Prober::default(), None);
+        if route.needs_node() || matches!(route, Route::ClusterHealth) {
+            prober = self.identify(head, exchange, route.needs_node())?;
+        } else if self.needs_api_key(&route) {
+            let number = self
+                .check_api_key(head.api_key(), exchange.client)
+                .map_err(|refusal| Answer::from(&refusal))?;
+            api_key_number = number;
             if let Some(number) = number.filter(|_| route.counts_for_limits()) {
                 let checked = self.settings.rates.check_api_key(number);
                 checked.map_err(|wait| Answer::from(&Refusal::TooManyRequests { wait }))?;
@@ -169,6 +340,10 @@ impl Application for App {
             true => Some(self.user_key(head.user_key())?),
             false => None,
         };
+        let is_read = matches!(head.method(), Method::Get | Method::Head);
+        if user_key.is_some() && (head.has_if_match() || (head.has_if_none_match() && !is_read)) {
+            return Err((&Refusal::Conditional).into());
+        }
         if let (Route::ReadConfig(key), Some(user_key)) = (&route, user_key)
             && configs::read_at_hand(&self.service, user_key, key, head.query(), body).is_some()
         {
@@ -176,44 +351,54 @@ impl Application for App {
         }
         let body_bytes_max = route.body_bytes_max();
         let takes_body = body_bytes_max.is_some();
+        if takes_body && head.has_content_range() {
+            return Err((&Refusal::PartialContent).into());
+        }
         if takes_body && !head.content_encoding().is_none_or(is_identity) {
             return Err((&Refusal::ContentCoded).into());
         }
         let query = head.query().map(<[u8]>::to_vec);
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
         let (route, user_key) = (route.into_owned(), user_key.map(UserKey::from_header));
-        let request = Request { route, user_key, query, content_type, api_key_is_right };
+        let requester = Requester::new(exchange.client, api_key_number);
+        let request = Request { route, user_key, requester, query, content_type, prober };
         Ok(Admission::Admitted { request, body_bytes_max })
     }
 
+    fn allowed_origin(&self, origin: &[u8]) -> Option<String> {
+        cors::allowed_origin(self.settings.origins.as_ref()?, origin)
+    }
+
     async fn handle(&self, request: Request, body: Zeroizing<Vec<u8>>) -> Outcome {
-        let Request { route, user_key, query, content_type, api_key_is_right } = request;
+        let Request { route, user_key, requester, query, content_type, prober } = request;
         let query = query.as_deref();
-        let caller = configs::Caller { service: &self.service, user_key: user_key.as_ref(), query };
+        let caller =
+            configs::Caller { service: &self.service, user_key: user_key.as_ref(), requester, query };
         let answered = match route {
             Route::Root => Ok(system::root(&self.settings, &self.service).into()),
             Route::Ready => Ok(system::ready(&self.service).into()),
             Route::Health => Ok(health::health(&self.settings, &self.service).into()),
             Route::Metrics => Ok(metrics::metrics(&self.settings, &self.service).await.into()),
             Route::ClusterStatus => Ok(cluster::status(&self.settings, &self.service).into()),
-            Route::ClusterHealth => {
-                Ok(cluster::health(&self.settings, &self.service, api_key_is_right).into())
-            }
+            Route::ClusterHealth => Ok(cluster::health(&self.settings, &self.service, prober).into()),
             Route::ClusterMembers => Ok(cluster::members(&self.settings, &self.service).into()),
-            Route::PeerChanges => peers::changes(&self.service, &body).await.map(Outcome::from),
+            Route::PeerChanges => peers::changes(&self.service, body).await.map(Outcome::from),
             Route::PeerDigests => peers::digests(&self.service, &body).map(Outcome::from),
-            Route::PeerVersions => peers::versions(&self.service, &body).await.map(Outcome::from),
-            Route::PeerEntries => peers::entries(&self.service, &body).await.map(Outcome::from),
-            Route::PeerFind => federation::find(&self.service, &body).await.map(Outcome::from),
-            Route::PeerPage => federation::page(&self.service, &body).await.map(Outcome::from),
-            Route::PeerWrite => federation::write(&self.service, &body).await.map(Outcome::from),
+            Route::PeerVersions => peers::versions(&self.service, body).await.map(Outcome::from),
+            Route::PeerEntries => peers::entries(&self.service, body).await.map(Outcome::from),
+            Route::PeerFind => federation::find(&self.service, body).await.map(Outcome::from),
+            Route::PeerPage => federation::page(&self.service, body).await.map(Outcome::from),
+            Route::PeerWrite => federation::write(&self.service, body).await.map(Outcome::from),
             Route::Duplicates => {
                 federation::duplicates(&self.settings, &self.service, query).await.map(Outcome::from)
             }
             Route::OpenApi => Ok(documentation::openapi()),
             Route::Page(file) => Ok(documentation::file(file)),
             Route::ReadSalt => cluster::read_salt(&self.service).await.map(Outcome::from),
-            Route::AdoptSalt => cluster::adopt_salt(&self.service, &body).await.map(Outcome::from),
+            Route::AdoptSalt => {
+                let content_type = content_type.as_deref();
+                cluster::adopt_salt(&self.service, &body, content_type).await.map(Outcome::from)
+            }
             Route::CreateConfig => configs::create(&caller, &body, content_type.as_deref()).await,
             Route::ReadConfig(key) => configs::read(&caller, &key).await,
             Route::UpdateConfig(key) => configs::update(&caller, &key, &body, content_type.as_deref()).await,
@@ -222,6 +407,15 @@ impl Application for App {
             Route::ClusterConfigs => configs::list(&caller, true).await,
         };
         answered.unwrap_or_else(Outcome::Complete)
+    }
+}
+
+/// The methods of a path that exists, or of the server. Load balancers ask by it whether the server is there.
+fn options(path: &[u8], route: &Result<Route<'_>, Miss>) -> Option<Answer> {
+    match route {
+        Err(Miss::MethodNotAllowed { allow, .. }) => Some(error::options(allow)),
+        _ if path == b"*" => Some(error::options(cors::METHODS)),
+        _ => None,
     }
 }
 

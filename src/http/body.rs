@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 
+use zeroize::Zeroize;
+
 use super::answer::Answer;
 use super::error::detail;
 use super::json::write_string;
-use crate::limits::{CATEGORY_CHARS_MAX, ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX};
+use crate::limits::{CATEGORY_CHARS_MAX, ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, FAULT_INPUT_CHARS_MAX};
 use crate::model::entry::LengthError;
 use crate::model::json::{self, Kind, Reason};
-use crate::model::{Category, EntryKey, Environment, Plaintext};
+use crate::model::{Category, EntryKey, Environment, Plaintext, SecretBytes};
 use crate::service::{NewEntry, Update};
 
 /// One entry of a 422 answer.
@@ -18,7 +20,7 @@ pub(super) struct Fault {
     /// JSON text of the `loc` array.
     location: String,
     message: Cow<'static, str>,
-    /// JSON text of what was found there.
+    /// JSON text of what was found there, as far as it may be shown: never a value.
     input: Vec<u8>,
     /// JSON text of `ctx`.
     context: Option<String>,
@@ -78,7 +80,7 @@ impl Fault {
     /// A query parameter that is not what it should be; `allowed` completes "Input should be ".
     pub(super) fn parameter(kind: &'static str, name: &str, allowed: &str, found: &str) -> Self {
         let mut input = Vec::new();
-        write_string(found, &mut input);
+        write_string(if is_short(found) { found } else { "" }, &mut input);
         Self::new(kind, &format!(r#"["query","{name}"]"#), format!("Input should be {allowed}"), &input)
     }
 
@@ -144,28 +146,51 @@ fn read(body: &[u8], content_type: Option<&[u8]>) -> Result<Plaintext, BodyError
         return Err(body_fault(Fault::missing(r#"["body"]"#, b"null")));
     }
     if !content_type.is_none_or(is_json) {
-        let text = std::str::from_utf8(body).map_err(|_| BodyError::NotUtf8)?;
-        let mut input = Vec::new();
-        write_string(text, &mut input);
-        return Err(body_fault(no_object(&input)));
+        std::str::from_utf8(body).map_err(|_| BodyError::NotUtf8)?;
+        return Err(body_fault(no_object(Kind::String)));
     }
     let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
-    let mut canonical = Vec::with_capacity(body.len());
-    let kind = match json::canonicalize(body, &mut canonical) {
+    let mut canonical = SecretBytes::default();
+    let kind = match json::canonicalize(body, canonical.with_room(body.len())) {
         Ok(kind) => kind,
         Err(error) if error.reason == Reason::NotUtf8 => return Err(BodyError::NotUtf8),
         Err(error) => return Err(body_fault(invalid_json(&error))),
     };
     match kind {
-        Kind::Object => Ok(Plaintext::new(canonical)),
+        Kind::Object => Ok(canonical.into()),
         Kind::Null => Err(body_fault(Fault::missing(r#"["body"]"#, b"null"))),
-        _ => Err(body_fault(no_object(&canonical))),
+        other => Err(body_fault(no_object(other))),
     }
 }
 
-fn no_object(input: &[u8]) -> Fault {
+fn no_object(found: Kind) -> Fault {
     let message = "Input should be a valid dictionary or object to extract fields from";
-    Fault::new("model_attributes_type", r#"["body"]"#, message, input)
+    Fault::new("model_attributes_type", r#"["body"]"#, message, emptied(found))
+}
+
+/// Shows the kind of a JSON text without its content.
+fn emptied(kind: Kind) -> &'static [u8] {
+    match kind {
+        Kind::Object => b"{}",
+        Kind::Array => b"[]",
+        Kind::String => b"\"\"",
+        Kind::Number | Kind::True | Kind::False | Kind::Null => b"null",
+    }
+}
+
+/// Shows the text of a field that should be a name. A structure, or a text that is longer than any name, may be a
+/// value in the wrong field, and answers end up in the logs of clients.
+fn shown(found: &[u8]) -> &[u8] {
+    match json::kind(found) {
+        Kind::Object => emptied(Kind::Object),
+        Kind::Array => emptied(Kind::Array),
+        _ if std::str::from_utf8(found).is_ok_and(is_short) => found,
+        kind => emptied(kind),
+    }
+}
+
+fn is_short(text: &str) -> bool {
+    text.len() <= FAULT_INPUT_CHARS_MAX || text.chars().count() <= FAULT_INPUT_CHARS_MAX
 }
 
 fn invalid_json(error: &json::SyntaxError) -> Fault {
@@ -191,7 +216,6 @@ fn is_json(content_type: &[u8]) -> bool {
 
 /// The fields of a body, and what is wrong with them, in the order of the model.
 struct Fields<'a> {
-    body: &'a [u8],
     key: Option<&'a [u8]>,
     value: Option<&'a [u8]>,
     category: Option<&'a [u8]>,
@@ -201,10 +225,9 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn new(body: &'a Plaintext) -> Self {
-        let body = body.expose();
         let mut fields =
-            Self { body, key: None, value: None, category: None, environment: None, faults: Vec::new() };
-        for (name, text) in json::members(body) {
+            Self { key: None, value: None, category: None, environment: None, faults: Vec::new() };
+        for (name, text) in json::members(body.expose()) {
             match &*name {
                 "key" => fields.key = Some(text),
                 "value" => fields.value = Some(text),
@@ -218,7 +241,7 @@ impl<'a> Fields<'a> {
 
     fn key(&mut self) -> Option<EntryKey> {
         let Some(found) = self.key else {
-            self.faults.push(Fault::missing(r#"["body","key"]"#, self.body));
+            self.faults.push(Fault::missing(r#"["body","key"]"#, emptied(Kind::Object)));
             return None;
         };
         self.text("key", found, ENTRY_KEY_CHARS_MAX, EntryKey::parse)
@@ -226,9 +249,9 @@ impl<'a> Fields<'a> {
 
     fn value(&mut self) -> Option<Plaintext> {
         match self.value {
-            None => self.faults.push(Fault::missing(r#"["body","value"]"#, self.body)),
+            None => self.faults.push(Fault::missing(r#"["body","value"]"#, emptied(Kind::Object))),
             Some(b"null") => {
-                let message = "Input should be a valid dictionary";
+                let message = "Input should be any JSON value but null";
                 self.faults.push(Fault::new("dict_type", r#"["body","value"]"#, message, b"null"));
             }
             Some(value) => return Some(Plaintext::new(value.to_vec())),
@@ -254,22 +277,29 @@ impl<'a> Fields<'a> {
         parse: impl FnOnce(&str) -> Result<T, LengthError>,
     ) -> Option<T> {
         let location = format!(r#"["body","{name}"]"#);
-        let Some(text) = json::string(found) else {
+        let Some(mut text) = json::string(found) else {
             let message = "Input should be a valid string";
-            self.faults.push(Fault::new("string_type", &location, message, found));
+            self.faults.push(Fault::new("string_type", &location, message, shown(found)));
             return None;
         };
-        let error = match parse(&text) {
+        let parsed = parse(&text);
+        if let Cow::Owned(text) = &mut text {
+            text.zeroize();
+        }
+        let error = match parsed {
             Ok(parsed) => return Some(parsed),
             Err(error) => error,
         };
         let mut fault = match error {
-            LengthError::TooShort => {
-                Fault::new("string_too_short", &location, "String should have at least 1 character", found)
-            }
+            LengthError::TooShort => Fault::new(
+                "string_too_short",
+                &location,
+                "String should have at least 1 character",
+                shown(found),
+            ),
             LengthError::TooLong(_) => {
                 let message = format!("String should have at most {chars_max} characters");
-                Fault::new("string_too_long", &location, message, found)
+                Fault::new("string_too_long", &location, message, shown(found))
             }
         };
         fault.context = Some(match error {

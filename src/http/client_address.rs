@@ -1,35 +1,37 @@
-//! Who the client is, when proxies stand between: `Forwarded` (RFC 7239) or `X-Forwarded-For`, believed only as far
-//! as the proxies in the settings have written them.
+//! Who the client is, when proxies stand between: `X-Forwarded-For` or `Forwarded` (RFC 7239), whichever the settings name,
+//! believed only as far as the proxies in the settings have written it.
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::Proxies;
+use crate::config::{ForwardedHeader, Proxies};
 use crate::http1::HeadView;
 
-/// The nearest address that is no proxy of ours. `peer` is at the other end of the connection.
+/// Proxies in a row that are believed; a longer chain ends at the farthest one of these.
+const HOPS_MAX: usize = 32;
+
+/// The nearest address that is no proxy of ours; where an element is no address, the last one before it, so that a client
+/// cannot choose by sending nonsense. `peer` is at the other end of the connection.
 pub(super) fn client_address(proxies: &Proxies, peer: IpAddr, head: &HeadView<'_>) -> IpAddr {
     if !proxies.contain(peer) {
         return peer;
     }
-    let by_field = |name: &'static str, read: fn(&[u8]) -> Option<IpAddr>| {
-        head.fields(name).next()?;
-        let elements = head.fields(name).flat_map(|value| value.split(|&byte| byte == b','));
-        Some(nearest(proxies, peer, elements.map(read).collect()))
+    let name = match proxies.header() {
+        ForwardedHeader::XForwardedFor => "x-forwarded-for",
+        ForwardedHeader::Forwarded => "forwarded",
     };
-    match (by_field("forwarded", forwarded), by_field("x-forwarded-for", address)) {
-        (Some(told), None) | (None, Some(told)) => told,
-        // A proxy writes one of the two, and passes the other one on as the client has sent it.
-        (Some(one), Some(other)) if one != other => peer,
-        (Some(told), Some(_)) => told,
-        (None, None) => peer,
+    let read = |element| match proxies.header() {
+        ForwardedHeader::XForwardedFor => address(element),
+        ForwardedHeader::Forwarded => forwarded(element),
+    };
+    // Each proxy adds at the end the address that it has its request from.
+    let (mut last, mut count) = ([&b""[..]; HOPS_MAX], 0);
+    for element in head.fields(name).flat_map(|value| value.split(|&byte| byte == b',')) {
+        last[count % HOPS_MAX] = element;
+        count += 1;
     }
-}
-
-fn nearest(proxies: &Proxies, peer: IpAddr, told: Vec<Option<IpAddr>>) -> IpAddr {
     let mut nearest = peer;
-    // Each proxy adds whom it has its request from; the one before our own is the last that can be believed.
-    for told in told.into_iter().rev() {
-        let Some(told) = told else { break };
+    for hop in (0..count).rev().take(HOPS_MAX) {
+        let Some(told) = read(last[hop % HOPS_MAX]) else { break };
         nearest = told;
         if !proxies.contain(nearest) {
             break;

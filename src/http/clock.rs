@@ -152,6 +152,14 @@ impl Alarm {
         self.due_ms.get().is_some_and(|due_ms| due_ms <= now_ms)
     }
 
+    /// Passes at once, and wakes who waits.
+    pub(super) fn ring(&self) {
+        self.due_ms.set(Some(0));
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
     /// Remembers whom to wake.
     pub fn register(&self, waker: &Waker) {
         let mut slot = self.waker.borrow_mut();

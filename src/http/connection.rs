@@ -1,8 +1,10 @@
 //! Drives one connection: moves bytes between a stream and the sans-IO core, and requests between
 //! the core and the application. Runs on any futures stream: glommio's, a pipe in a test.
 
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io;
+use std::mem;
+use std::net::IpAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -13,14 +15,15 @@ use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
 use zeroize::Zeroizing;
 
 use super::answer::{Answer, ListStream, Outcome};
+use super::budget::{Held, Share};
 use super::clock::Alarm;
+use super::content::Content;
 use super::error;
 use super::handlers::configs::{list_field_names, list_fields};
 use super::local::Local;
-use super::memory::BodyShare;
 use super::traffic::{Client, Exchange};
-use crate::http1::{self, Connection, HeadView, Step};
-use crate::limits::{OUTBOX_BYTES_MAX, WRITE_STALL};
+use crate::http1::{self, Connection, HeadView, Rejection, Step};
+use crate::limits::{LARGE_VALUE_BYTES, PIECE_BYTES, PIECE_COPIES, WRITE_STALL};
 use crate::model::SecretBytes;
 
 /// What answers requests.
@@ -40,7 +43,12 @@ pub trait Application {
         body: &mut Vec<u8>,
     ) -> Result<Admission<Self::Request>, Answer>;
 
-    /// Answers a request. Dropped when the client goes away before it is done.
+    /// The origin that an answer allows, for a page of this one; `None` where no page may see it.
+    fn allowed_origin(&self, _origin: &[u8]) -> Option<String> {
+        None
+    }
+
+    /// Answers a request. Dropped when the connection fails before it is done.
     fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>) -> impl Future<Output = Outcome>;
 }
 
@@ -84,7 +92,11 @@ struct Driver<'a, S, A> {
     client: Client,
     /// Of the request that is not answered yet.
     exchange: Option<Exchange>,
-    bodies: BodyShare<'a>,
+    bodies: Share<'a>,
+    answers: Share<'a>,
+    /// What the answer that is being sent takes of the budget; its row counts only while its client is waited for.
+    answer_held: Held,
+    is_stalled: bool,
     told_to_close: bool,
     /// Until others have their turn.
     steps_left: u32,
@@ -96,15 +108,19 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Application,
 {
+    let alarm = local.clock.alarm();
     let mut driver = Driver {
         stream,
         application,
         local,
-        alarm: local.clock.alarm(),
+        bodies: Share::new(&local.bodies, Rc::clone(&alarm)),
+        answers: Share::new(&local.answers, Rc::clone(&alarm)),
+        answer_held: Held::default(),
+        is_stalled: false,
+        alarm,
         connection: Connection::new(local.clock.now_ms()),
         client,
         exchange: None,
-        bodies: BodyShare::new(&local.memory),
         told_to_close: false,
         steps_left: STEPS_PER_TURN,
     };
@@ -134,17 +150,24 @@ where
                     Ok(Admission::Admitted { request, body_bytes_max: None }) => {
                         self.answer(request, Zeroizing::default()).await?;
                     }
-                    Err(answer) => self.respond(&answer),
+                    Err(answer) if answer.delay.is_zero() => self.respond(&answer),
+                    Err(answer) => Box::pin(self.respond_delayed(answer)).await?,
                 },
                 Step::Body => {
                     let request = admitted.take().expect("a body is only read after its head was admitted");
                     let body = self.connection.take_body();
+                    self.bodies.hold_anyway(body.capacity().into(), self.client_address());
+                    self.bodies.stall(None);
                     self.answer(request, body).await?;
-                    self.bodies.hold(0);
+                    self.release_body();
                 }
-                Step::Reject(rejection) => self.respond_and_close(&Answer::from(rejection)),
+                Step::Reject(rejection) => self.reject(rejection),
                 Step::Read => self.read().await?,
-                Step::Linger => return self.linger().await,
+                Step::Linger => {
+                    // What is refused while its body arrives keeps no user key.
+                    drop(admitted);
+                    return self.linger().await;
+                }
                 Step::Close => return self.flush().await,
             }
             if self.connection.output_is_full() {
@@ -174,7 +197,7 @@ where
     /// Sends the answer along, if it is at hand.
     fn admit(&mut self) -> Result<Admission<A::Request>, Answer> {
         let (application, connection) = (self.application, &mut self.connection);
-        let Local { clock, memory, traffic } = self.local;
+        let Local { clock, memory, traffic, .. } = self.local;
         memory.with_answer(|body| {
             let head = connection.head();
             let mut exchange = traffic.begin(&head, &self.client);
@@ -204,19 +227,51 @@ where
     /// that a connection that waits for a request is small.
     async fn answer(&mut self, request: A::Request, body: Zeroizing<Vec<u8>>) -> Result<(), Gone> {
         let application = self.application;
+        // The answer to a large body is large as well, and once a write is made it must be given.
+        let is_promised = body.len() > LARGE_VALUE_BYTES;
+        if is_promised && !self.reserve(body.len()) {
+            self.respond(&error::overloaded());
+            return Ok(());
+        }
         let handling = Box::pin(AssertUnwindSafe(application.handle(request, body)).catch_unwind());
         let outcome = self.while_connected(handling).await?;
         self.heed_closing();
         match outcome {
+            Ok(Outcome::Complete(answer)) if !answer.delay.is_zero() => {
+                Box::pin(self.respond_delayed(answer)).await?;
+            }
+            Ok(Outcome::Complete(mut answer)) if answer.body.len() > LARGE_VALUE_BYTES => {
+                let content = Content::default().with_bytes(mem::take(&mut answer.body));
+                Box::pin(self.send_large(&answer, content, is_promised)).await?;
+            }
             Ok(Outcome::Complete(answer)) => self.respond(&answer),
-            Ok(Outcome::Static(head, body)) => self.stream_static(&head, body).await?,
+            Ok(Outcome::Large(head, content)) => {
+                Box::pin(self.send_large(&head, content, is_promised)).await?;
+            }
             Ok(Outcome::List(list)) => Box::pin(self.stream_list(*list)).await?,
             Err(_) => self.respond(&error::internal()),
         }
+        self.hold_answer(Held::default());
         Ok(())
     }
 
-    /// Runs `work`, and drops it if the client goes away meanwhile: nobody waits for its result then.
+    /// Takes room for an answer of so many bytes, and for the pieces in which it is sent. False if there is none.
+    fn reserve(&mut self, bytes: usize) -> bool {
+        let bytes = bytes + PIECE_COPIES * PIECE_BYTES;
+        let has_room = self.answers.hold(bytes, self.client_address(), self.now_ms());
+        self.answer_held = if has_room { bytes.into() } else { Held::default() };
+        has_room
+    }
+
+    /// Takes room for memory that is there already.
+    fn hold_answer(&mut self, held: Held) {
+        self.answer_held = held;
+        let own = Held { shared: None, ..held };
+        self.answers.hold_anyway(own, self.client_address());
+    }
+
+    /// Runs `work`, and drops it if the connection fails meanwhile. The end of input is no failure: many clients end
+    /// their side after their last request, and wait for the answer.
     async fn while_connected<F: Future>(&mut self, work: F) -> Result<F::Output, Gone> {
         let mut work = pin!(work);
         poll_fn(|context| {
@@ -224,6 +279,9 @@ where
                 return Poll::Ready(Ok(output));
             }
             loop {
+                if self.connection.saw_eof() {
+                    return Poll::Pending;
+                }
                 let space = self.connection.read_space();
                 if space.is_empty() {
                     return Poll::Pending;
@@ -232,7 +290,8 @@ where
                     Poll::Ready(Ok(count)) if count > 0 => {
                         self.connection.received(count, self.now_ms());
                     }
-                    Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Err(Gone)),
+                    Poll::Ready(Ok(_)) => self.connection.received_eof(),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Gone)),
                     Poll::Pending => return Poll::Pending,
                 }
             }
@@ -240,11 +299,32 @@ where
         .await
     }
 
-    async fn stream_static(&mut self, head: &Answer, body: &'static [u8]) -> Result<(), Gone> {
-        self.encode(head, |connection, head, now_ms| connection.begin_stream(head, &[], now_ms));
-        for piece in body.chunks(OUTBOX_BYTES_MAX) {
-            self.send_chunk(piece);
-            self.flush().await?;
+    /// Sends a body piece by piece. Where there is no room for it, another answer is given, unless this one is
+    /// promised.
+    async fn send_large(
+        &mut self,
+        head: &Answer,
+        mut content: Content,
+        is_promised: bool,
+    ) -> Result<(), Gone> {
+        let held = content.held();
+        if !is_promised && !self.reserve(held.bytes) {
+            self.respond(&error::overloaded());
+            return Ok(());
+        }
+        self.hold_answer(Held { bytes: held.bytes + PIECE_COPIES * PIECE_BYTES, ..held });
+        let length = content.remaining();
+        self.encode(head, |connection, head, now_ms| connection.begin_body(head, length, now_ms));
+        loop {
+            let count = content.next_len(PIECE_BYTES);
+            let now_ms = self.now_ms();
+            if count == 0 || !self.connection.stream_with(count, now_ms, |out| content.write_next(count, out))
+            {
+                break;
+            }
+            if self.connection.output().len() >= PIECE_BYTES {
+                self.flush().await?;
+            }
         }
         self.connection.end_stream(&[], self.now_ms());
         self.note(head.status);
@@ -252,10 +332,14 @@ where
     }
 
     async fn stream_list(&mut self, mut list: ListStream) -> Result<(), Gone> {
+        if !self.reserve(list.first.capacity()) {
+            self.respond(&error::overloaded());
+            return Ok(());
+        }
         let head = Answer::json(200, Vec::new());
         let trailer_names = list_field_names(&list.rest);
         self.encode(&head, |connection, head, now_ms| connection.begin_stream(head, &trailer_names, now_ms));
-        self.send_chunk(&list.first);
+        self.send_chunks(&list.first).await?;
         let mut is_first = list.first.len() == 1;
         list.first = SecretBytes::default();
         loop {
@@ -265,7 +349,8 @@ where
                 Ok(Ok(Some(page))) => {
                     list.hidden_count += page.hidden_count;
                     let comma = usize::from(is_first && !page.bytes.is_empty());
-                    self.send_chunk(&page.bytes[comma..]);
+                    self.hold_answer((page.bytes.capacity() + PIECE_COPIES * PIECE_BYTES).into());
+                    self.send_chunks(&page.bytes[comma..]).await?;
                     is_first &= page.bytes.is_empty();
                 }
                 Ok(Ok(None)) => break,
@@ -281,11 +366,10 @@ where
             }
         }
         self.send_chunk(b"]");
-        let hidden = list.hidden_count.to_string();
-        let fields: smallvec::SmallVec<[(&str, String); 2]> = list_fields(&list.rest).collect();
-        let mut trailers: smallvec::SmallVec<[(&str, &str); 3]> =
-            smallvec::smallvec![(super::ENTRIES_HIDDEN, &*hidden)];
-        trailers.extend(fields.iter().map(|(name, value)| (*name, value.as_str())));
+        let fields: smallvec::SmallVec<[(&str, String); 3]> =
+            list_fields(&list.rest, list.hidden_count).collect();
+        let trailers: smallvec::SmallVec<[(&str, &str); 3]> =
+            fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
         self.connection.end_stream(&trailers, self.now_ms());
         self.note(head.status);
         Ok(())
@@ -295,9 +379,41 @@ where
         self.connection.stream_chunk(bytes, self.now_ms());
     }
 
+    async fn send_chunks(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+        for piece in bytes.chunks(PIECE_BYTES) {
+            self.send_chunk(piece);
+            if self.connection.output().len() >= PIECE_BYTES {
+                self.flush().await?;
+            }
+        }
+        Ok(())
+    }
+
     fn respond(&mut self, answer: &Answer) {
         self.encode(answer, Connection::respond);
         self.note(answer.status);
+    }
+
+    /// Holds an answer back, in a place of its own like everything that takes a while.
+    async fn respond_delayed(&mut self, answer: Answer) -> Result<(), Gone> {
+        let local = self.local;
+        // It ends with the timeout, or earlier when the server stops.
+        let held_back = local.clock.in_time(answer.delay, pending::<io::Result<()>>());
+        self.while_connected(held_back).await?.ok();
+        self.heed_closing();
+        self.respond(&answer);
+        Ok(())
+    }
+
+    /// Pages may see why a head was refused, too.
+    fn reject(&mut self, rejection: Rejection) {
+        if self.exchange.is_none() {
+            let mut exchange = self.local.traffic.begin_refusal(&self.client);
+            let origin = self.connection.refused_origin();
+            exchange.allowed_origin = origin.and_then(|origin| self.application.allowed_origin(origin));
+            self.exchange = Some(exchange);
+        }
+        self.respond_and_close(&Answer::from(rejection));
     }
 
     fn respond_and_close(&mut self, answer: &Answer) {
@@ -329,19 +445,42 @@ where
     }
 
     async fn read(&mut self) -> Result<(), Gone> {
+        if !self.hold_body() {
+            self.respond_and_close(&error::overloaded());
+            return Ok(());
+        }
         self.flush().await?;
         match self.wait().await {
             Event::Arrived(count) => {
                 self.connection.received(count, self.now_ms());
-                if !self.bodies.hold(self.connection.buffered_body_bytes()) {
-                    self.respond_and_close(&error::overloaded());
-                }
             }
             Event::Ended => self.connection.received_eof(),
             Event::Expired => self.connection.expire(self.now_ms()),
             Event::Closing => {}
         }
+        if self.bodies.is_evicted() {
+            self.respond_and_close(&error::overloaded());
+        }
         Ok(())
+    }
+
+    /// Counts what has arrived of a body; false when there is no room for it.
+    fn hold_body(&mut self) -> bool {
+        let bytes = self.connection.buffered_body_bytes();
+        if bytes != self.bodies.bytes() && !self.bodies.hold(bytes, self.client_address(), self.now_ms()) {
+            return false;
+        }
+        self.bodies.stall(Some(self.connection.body_since_ms()));
+        true
+    }
+
+    fn release_body(&mut self) {
+        self.bodies.hold_anyway(Held::default(), None);
+    }
+
+    /// The client, as far as a proxy has named it.
+    fn client_address(&self) -> Option<IpAddr> {
+        self.exchange.as_ref().and_then(|exchange| exchange.client).or(self.client.address)
     }
 
     async fn wait(&mut self) -> Event {
@@ -375,6 +514,7 @@ where
             let written: io::Result<usize> = poll_fn(|context| {
                 match Pin::new(&mut self.stream).poll_write(context, self.connection.output()) {
                     Poll::Pending => {
+                        self.note_stall();
                         self.expired(context).map(|()| Err(io::Error::from(io::ErrorKind::TimedOut)))
                     }
                     ready => ready,
@@ -385,15 +525,32 @@ where
                 Ok(count) if count > 0 => self.connection.wrote(count, self.now_ms()),
                 _ => return Err(Gone),
             }
+            if self.answers.is_evicted() {
+                return Err(Gone);
+            }
+        }
+        if mem::take(&mut self.is_stalled) {
+            self.answers.stall(None);
+            self.hold_answer(self.answer_held);
         }
         Ok(())
+    }
+
+    /// Counts what waits for a client that does not take it. What is taken at once is never counted.
+    fn note_stall(&mut self) {
+        if !mem::replace(&mut self.is_stalled, true) {
+            let buffers = PIECE_COPIES * self.connection.output_capacity();
+            let held = Held { bytes: self.answer_held.bytes.max(buffers), ..self.answer_held };
+            self.answers.hold_anyway(held, self.client_address());
+        }
+        self.answers.stall(Some(self.connection.output_since_ms()));
     }
 
     /// Ends the sending direction and reads over what still comes: closing with unread bytes would
     /// reset the connection, and the client might never see the answer (RFC 9112, 9.6).
     async fn linger(&mut self) -> Result<(), Gone> {
         // The body is gone already: others may have its share meanwhile.
-        self.bodies.hold(0);
+        self.release_body();
         self.flush().await?;
         // What the stream still holds may wait for a client that takes nothing.
         self.local.clock.in_time(WRITE_STALL, self.stream.close()).await.map_err(|_| Gone)?;

@@ -20,28 +20,67 @@ fn later(status: u16, text: &str) -> Answer {
     detail(status, text).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
+/// RFC 6585, 4. Rounded up: a client that comes too early is refused again.
+fn too_many(text: &str, wait: Duration) -> Answer {
+    detail(429, text).with_header("retry-after", (wait.as_secs() + 1).to_string())
+}
+
 /// Why a request got no further than its head.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     ApiKeyMissing,
-    ApiKeyWrong,
-    UserKeyTooShort { bytes_min: usize },
+    ApiKeyWrong {
+        delay: Duration,
+    },
+    /// Of a client, for an endpoint that takes only the one of the nodes.
+    ApiKeyOfClients,
+    ClusterSecretMissing,
+    ClusterSecretWrong {
+        delay: Duration,
+    },
+    NodeCertificateMissing,
+    UserKeyTooShort {
+        bytes_min: usize,
+    },
     ContentCoded,
-    TooManyRequests { wait: Duration },
+    /// It depends on an entity tag or a time, and entries have none.
+    Conditional,
+    /// A part of a body, which would replace the whole (RFC 9110, 14.5).
+    PartialContent,
+    TooManyRequests {
+        wait: Duration,
+    },
+    TooManyFailures {
+        wait: Duration,
+    },
 }
 
 impl From<&Refusal> for Answer {
     fn from(refusal: &Refusal) -> Self {
         match refusal {
             Refusal::ApiKeyMissing => detail(403, "API key required but missing. Provide X-API-Key header."),
-            Refusal::ApiKeyWrong => detail(403, "Invalid API key"),
+            Refusal::ApiKeyWrong { delay } => detail(403, "Invalid API key").delayed(*delay),
+            Refusal::ApiKeyOfClients => {
+                detail(403, "This endpoint is for nodes and takes only the first API key of the server")
+            }
+            Refusal::ClusterSecretMissing => {
+                detail(403, "This endpoint is for nodes that have the cluster secret")
+            }
+            Refusal::ClusterSecretWrong { delay } => detail(403, "Invalid cluster secret").delayed(*delay),
+            Refusal::NodeCertificateMissing => {
+                detail(403, "Node certificate required (issued by a CA in OSC_CLUSTER_CA_CERTS)")
+            }
             Refusal::UserKeyTooShort { bytes_min } => detail(
                 401,
                 &format!("x-user-key header missing or too short (minimum {bytes_min} characters)"),
             ),
-            // RFC 6585, 4. Rounded up: a client that comes too early is refused again.
-            Refusal::TooManyRequests { wait } => detail(429, "Too many requests, try again later")
-                .with_header("retry-after", (wait.as_secs() + 1).to_string()),
+            Refusal::TooManyRequests { wait } => too_many("Too many requests, try again later", *wait),
+            Refusal::TooManyFailures { wait } => too_many("Too many failed keys, try again later", *wait),
+            Refusal::Conditional => detail(
+                412,
+                "If-Match, If-None-Match and If-Unmodified-Since are not supported: no entry matches",
+            ),
+            Refusal::PartialContent => detail(400, "Content-Range is not supported: the body is the whole"),
             // RFC 9110, 15.5.16: tell what would be accepted.
             Refusal::ContentCoded => {
                 detail(415, "Content-Encoding is not supported").with_header("accept-encoding", "identity")
@@ -54,9 +93,27 @@ impl From<Miss> for Answer {
     fn from(miss: Miss) -> Self {
         match miss {
             Miss::NotFound => detail(404, "Not Found"),
-            Miss::MethodNotAllowed(allow) => detail(405, "Method Not Allowed").with_header("allow", allow),
+            Miss::MethodNotAllowed { allow, .. } => {
+                detail(405, "Method Not Allowed").with_header("allow", allow)
+            }
             Miss::Redirect(location) => redirect(&location, None),
         }
+    }
+}
+
+/// `OPTIONS` of a path, or of the server (RFC 9110, 9.3.7).
+pub(super) fn options(allow: &'static str) -> Answer {
+    no_content().with_header("allow", format!("{allow}, OPTIONS"))
+}
+
+/// Nothing but header fields.
+pub(super) fn no_content() -> Answer {
+    Answer {
+        status: 204,
+        content_type: None,
+        headers: Vec::new(),
+        body: Vec::new().into(),
+        delay: Duration::ZERO,
     }
 }
 
@@ -64,7 +121,7 @@ impl From<Miss> for Answer {
 /// right behind any proxy.
 pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Answer {
     let location = match query {
-        Some(query) => format!("{path}?{}", super::route::header_text(query)),
+        Some(query) => format!("{path}?{}", super::key_path::header_text(query)),
         None => path.to_owned(),
     };
     Answer {
@@ -72,6 +129,7 @@ pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Answer {
         content_type: None,
         headers: vec![("location", location.into())],
         body: Vec::new().into(),
+        delay: Duration::ZERO,
     }
 }
 
@@ -79,7 +137,7 @@ impl From<service::Error> for Answer {
     fn from(error: service::Error) -> Self {
         use service::Error;
         match error {
-            Error::AlreadyExists { key, environment } => detail(
+            Error::AlreadyExists { key, environment, is_foreign: _ } => detail(
                 400,
                 &format!("Configuration with key '{key}' already exists{}", place(environment.as_deref())),
             ),
@@ -108,11 +166,17 @@ impl From<service::Error> for Answer {
             Error::WrongUserKey { key } => {
                 detail(401, &format!("x-user-key does not open configuration '{key}'"))
             }
+            Error::TooManyFailures { wait } => (&Refusal::TooManyFailures { wait }).into(),
+            Error::Delayed { delay, error } => Self::from(*error).delayed(delay),
             Error::Unreadable { key, what } => {
                 detail(422, &format!("The stored value of configuration '{key}' is unreadable: {what}"))
             }
             Error::Busy => later(503, "The server is busy, try again in a moment"),
-            Error::DiskFull => detail(507, "No space is left to store this; reading goes on"),
+            Error::DiskFull => later(507, "No space is left to store this; reading goes on"),
+            Error::Displaced => later(
+                503,
+                "A file of the server was removed or replaced, or overwritten, so nothing is written to it; /health says which",
+            ),
             Error::Unavailable => later(503, "The server cannot do this at the moment, try again later"),
             Error::NotReplicated { reached, wanted } => later(
                 503,
@@ -121,7 +185,18 @@ impl From<service::Error> for Answer {
                      nodes have confirmed it so far"
                 ),
             ),
+            Error::VersionAhead { key, minutes } => later(
+                503,
+                &format!(
+                    "The stored version of configuration '{key}' is {minutes} min ahead of this node's clock, and no \
+                     other node would take a change of it; set the clock right, or stop the node and run \
+                     `opensecureconf repair --versions`"
+                ),
+            ),
             Error::SaltDiffers => detail(409, "The salt of this node differs"),
+            Error::NotJoined => {
+                later(503, "This node is new and has not compared its entries with its peers yet")
+            }
             Error::NoSalt => later(503, "The nodes of the cluster have not agreed on a salt yet"),
             Error::Store(_) => internal(),
         }
@@ -148,6 +223,16 @@ pub(super) fn not_ready(reason: &str) -> Answer {
 /// A page of a site that is not in `CORS_ORIGINS`.
 pub(super) fn origin_not_allowed() -> Answer {
     detail(403, "Origin not allowed")
+}
+
+/// A `Host` that is not in `OSC_ALLOWED_HOSTS` (RFC 9110, 15.5.20).
+pub(super) fn host_not_allowed() -> Answer {
+    detail(421, "Host not allowed, add it to OSC_ALLOWED_HOSTS")
+}
+
+/// A salt in the body of a form.
+pub(super) fn salt_in_a_form() -> Answer {
+    detail(415, "A salt is sent as application/octet-stream")
 }
 
 /// `GET /health` of a node that should be restarted, or looked at.

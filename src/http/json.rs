@@ -61,6 +61,17 @@ pub(super) fn write_entry_with(
     let start = out.len();
     // Enough in almost every case; growing would leave a copy of the value behind.
     out.reserve(value_bytes_max + 6 * row.names_bytes() + FIXED_BYTES_MAX);
+    write_before(row, shape, out);
+    if write_value(out).is_none() {
+        out.truncate(start);
+        return None;
+    }
+    write_after(row, shape, out);
+    Some(())
+}
+
+/// Appends an entry up to its value.
+pub(super) fn write_before(row: &Row, shape: Shape, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"id\":");
     out.extend_from_slice(itoa::Buffer::new().format(row.id).as_bytes());
     out.extend_from_slice(b",\"key\":");
@@ -72,10 +83,10 @@ pub(super) fn write_entry_with(
         write_optional(row.environment.as_deref(), out);
     }
     out.extend_from_slice(b",\"value\":");
-    if write_value(out).is_none() {
-        out.truncate(start);
-        return None;
-    }
+}
+
+/// Appends what follows its value.
+pub(super) fn write_after(row: &Row, shape: Shape, out: &mut Vec<u8>) {
     if shape == Shape::Full {
         for (name, time) in
             [(&b",\"created_at\":"[..], row.created_at), (b",\"updated_at\":", row.updated_at)]
@@ -85,5 +96,4 @@ pub(super) fn write_entry_with(
         }
     }
     out.push(b'}');
-    Some(())
 }

@@ -3,9 +3,11 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::budget::{ByteBudget, Holders};
 use super::clock::Clock;
 use super::memory::Memory;
 use super::traffic::Traffic;
+use crate::limits::BODIES_BYTES_MAX_PER_SHARD;
 use crate::telemetry::ExecutorCounts;
 
 /// Not shared between threads.
@@ -13,18 +15,30 @@ pub struct Local {
     /// The time.
     pub clock: Rc<Clock>,
     pub(super) memory: Memory,
+    /// Request bodies that arrive here.
+    pub(super) bodies: Holders,
+    /// Answers that wait for their clients.
+    pub(super) answers: Holders,
     pub(super) traffic: Traffic,
 }
 
 impl Local {
-    /// For an executor that counts here.
-    pub fn new(counts: Arc<ExecutorCounts>) -> Self {
-        Self { clock: Clock::new(), memory: Memory::default(), traffic: Traffic::new(counts) }
+    /// For an executor that counts here, and shares the budget of answers with the others.
+    pub fn new(counts: Arc<ExecutorCounts>, answers: Arc<ByteBudget>) -> Self {
+        Self {
+            clock: Clock::new(),
+            memory: Memory::default(),
+            bodies: Holders::new(ByteBudget::new(BODIES_BYTES_MAX_PER_SHARD)),
+            answers: Holders::new(answers),
+            traffic: Traffic::new(counts),
+        }
     }
 
     /// To be called some times a second.
     pub fn tick(&self, connections: usize) {
         self.clock.tick();
+        self.bodies.tick(self.clock.now_ms());
+        self.answers.tick(self.clock.now_ms());
         self.traffic.tick(self.clock.now_ms(), connections);
     }
 }

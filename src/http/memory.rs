@@ -1,5 +1,4 @@
-//! Memory that the connections of one shard share: buffers, which a connection has only while it needs them,
-//! and the bound on request bodies.
+//! Buffers that the connections of one shard share: a connection has them only while it needs them.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -7,7 +6,7 @@ use std::fmt;
 use zeroize::Zeroize;
 
 use crate::http1::Connection;
-use crate::limits::{BODIES_BYTES_MAX_PER_SHARD, SPARE_BUFFERS_COUNT_MAX};
+use crate::limits::SPARE_BUFFERS_COUNT_MAX;
 
 /// A larger buffer is not kept.
 const ANSWER_BYTES_KEPT_MAX: usize = 64 * 1024;
@@ -15,7 +14,6 @@ const ANSWER_BYTES_KEPT_MAX: usize = 64 * 1024;
 /// What one shard has of it. Not shared between threads.
 #[derive(Default)]
 pub(super) struct Memory {
-    bodies_bytes: Cell<usize>,
     answer: Cell<Vec<u8>>,
     inputs: RefCell<Vec<Box<[u8]>>>,
     outputs: RefCell<Vec<Vec<u8>>>,
@@ -57,36 +55,6 @@ impl Memory {
 
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory").field("bodies_bytes", &self.bodies_bytes.get()).finish_non_exhaustive()
-    }
-}
-
-/// What one connection holds of the memory for bodies.
-pub(super) struct BodyShare<'a> {
-    memory: &'a Memory,
-    held: usize,
-}
-
-impl<'a> BodyShare<'a> {
-    /// Nothing yet.
-    pub(super) fn new(memory: &'a Memory) -> Self {
-        Self { memory, held: 0 }
-    }
-
-    /// Changes what is held; false when the shard holds too much now.
-    pub(super) fn hold(&mut self, bytes: usize) -> bool {
-        if bytes == self.held {
-            return true;
-        }
-        let total = self.memory.bodies_bytes.get() - self.held + bytes;
-        self.memory.bodies_bytes.set(total);
-        self.held = bytes;
-        total <= BODIES_BYTES_MAX_PER_SHARD
-    }
-}
-
-impl Drop for BodyShare<'_> {
-    fn drop(&mut self) {
-        self.hold(0);
+        f.debug_struct("Memory").finish_non_exhaustive()
     }
 }

@@ -6,13 +6,16 @@
 mod answer;
 mod app;
 mod body;
+mod budget;
 mod client_address;
 mod clock;
 mod connection;
+mod content;
 mod cors;
 mod error;
 mod handlers;
 mod json;
+mod key_path;
 mod local;
 mod memory;
 mod openapi;
@@ -26,13 +29,15 @@ mod traffic;
 
 pub use answer::{Answer, ListStream, Outcome};
 pub use app::{App, Request, Settings};
+pub use budget::ByteBudget;
 pub use clock::{Alarm, Clock};
 pub use connection::{Admission, Application, serve};
+pub use content::Content;
 pub use local::Local;
 pub use pages::File;
 pub use proxy_protocol::read_proxy_header;
 pub use rate_limits::RateLimits;
-pub use route::{ENDPOINTS, KeyPath, Miss, Route};
+pub use route::{Audience, ENDPOINTS, KeyPath, Miss, Route};
 pub use traffic::{Client, Exchange};
 
 /// How many entries of a list the caller's key does not open: a header, or a trailer when the list

@@ -9,16 +9,23 @@ use ppp::v2;
 
 use super::clock::Clock;
 use super::traffic::Client;
+use crate::config::Proxies;
 use crate::limits::{HEAD_DEADLINE, PROXY_HEADER_BYTES_MAX};
 
 /// The signature, the version, the command, the family, and the length of the rest.
 const FIXED_BYTES: usize = 16;
 
-/// Reads the header, and nothing after it. `client` is the proxy itself.
+/// Reads the header, and nothing after it. `client` is the sender, of which a client's address is believed if it is one
+/// of the proxies. Any sender may say that the connection is its own.
 ///
 /// # Errors
-/// When there is no such header, or it does not come in time.
-pub async fn read_proxy_header<S>(stream: &mut S, clock: &Clock, client: Client) -> io::Result<Client>
+/// When there is no such header, it does not come in time, or (`PermissionDenied`) its sender is not believed.
+pub async fn read_proxy_header<S>(
+    stream: &mut S,
+    clock: &Clock,
+    client: Client,
+    proxies: &Proxies,
+) -> io::Result<Client>
 where
     S: AsyncRead + Unpin,
 {
@@ -42,5 +49,8 @@ where
         // A health check of the proxy itself, or something that is on no network.
         _ => client.address,
     };
-    Ok(Client { address: address.map(|address| address.to_canonical()) })
+    if header.command == v2::Command::Proxy && !client.address.is_some_and(|sender| proxies.contain(sender)) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(Client { address: address.map(|address| address.to_canonical()), ..client })
 }

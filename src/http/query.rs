@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::route::percent_decode;
+use super::key_path::percent_decode;
 
 /// The value of a parameter; of several the last one counts. `+` is a space; bytes that are no UTF-8
 /// become U+FFFD.

@@ -1,12 +1,13 @@
 //! How many requests a second one client may make.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use crate::config::ClientLimits;
+use crate::model::requester::network;
 
 /// Shared by all executors. Each limit allows one second's worth at once.
 #[derive(Debug, Default)]
@@ -57,12 +58,4 @@ fn check<K: std::hash::Hash + Eq + Clone>(
     key: &K,
 ) -> Result<(), Duration> {
     limiter.check_key(key).map_err(|early| early.wait_time_from(DefaultClock::default().now()))
-}
-
-/// One client of IPv6 has a whole /64 to choose addresses from.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-    }
 }

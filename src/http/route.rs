@@ -1,7 +1,7 @@
 //! From method and path to a route: pure, and the index of the API.
 
-use std::borrow::Cow;
-
+pub use super::key_path::KeyPath;
+use super::key_path::{header_text, percent_decode};
 use super::pages::{self, File};
 use crate::http1::Method;
 use crate::limits::{BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
@@ -61,15 +61,18 @@ pub enum Route<'a> {
     Page(&'static File),
 }
 
-/// The entry key in a path: everything after `/configs/`, percent-decoded once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyPath<'a> {
-    /// The decoded text; bytes that are no UTF-8 are shown as U+FFFD.
-    pub text: Cow<'a, str>,
-    /// The decoded bytes are UTF-8; otherwise no entry can have this key.
-    pub is_text: bool,
-    /// Where to go if no entry has this key: the path ends in a `/` that was not encoded.
-    pub without_slash: Option<String>,
+/// The requesters that a listener serves, which decides its endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Audience {
+    /// Clients and peers: there is one listener for both.
+    #[default]
+    Everyone,
+    /// Clients: peers have a dedicated listener.
+    Clients,
+    /// Peers.
+    Peers,
+    /// Probes and monitoring, on the admin listener.
+    Admin,
 }
 
 /// Why a path leads to no route.
@@ -77,8 +80,13 @@ pub struct KeyPath<'a> {
 pub enum Miss {
     /// No such path.
     NotFound,
-    /// The path takes other methods: these.
-    MethodNotAllowed(&'static str),
+    /// The path takes other methods.
+    MethodNotAllowed {
+        /// These.
+        allow: &'static str,
+        /// The place of the path in [`ENDPOINTS`].
+        endpoint: usize,
+    },
     /// The path exists without its last slash; this is its location, relative to the origin.
     Redirect(String),
 }
@@ -108,7 +116,7 @@ enum Resource<'a> {
 }
 
 /// The templates of all paths, which are labels in logs and metrics; the first one is for paths that lead nowhere.
-pub const ENDPOINTS: [&str; 22] = [
+pub const ENDPOINTS: [&str; 23] = [
     "unmatched",
     "/",
     "/configs",
@@ -131,105 +139,65 @@ pub const ENDPOINTS: [&str; 22] = [
     "/metrics",
     "/openapi.json",
     "/docs",
+    "/redoc",
 ];
 
 impl<'a> Route<'a> {
-    /// The place of its path in [`ENDPOINTS`].
-    pub fn endpoint(&self) -> usize {
-        match self {
-            Self::Root => 1,
-            Self::CreateConfig | Self::ListConfigs => 2,
-            Self::ReadConfig(_) | Self::UpdateConfig(_) | Self::DeleteConfig(_) => 3,
-            Self::ClusterStatus => 4,
-            Self::ClusterHealth => 5,
-            Self::ClusterConfigs => 6,
-            Self::ReadSalt | Self::AdoptSalt => 7,
-            Self::PeerChanges => 8,
-            Self::PeerDigests => 9,
-            Self::PeerVersions => 10,
-            Self::PeerEntries => 11,
-            Self::PeerFind => 12,
-            Self::PeerPage => 13,
-            Self::PeerWrite => 14,
-            Self::Duplicates => 15,
-            Self::Ready => 16,
-            Self::ClusterMembers => 17,
-            Self::Health => 18,
-            Self::Metrics => 19,
-            Self::OpenApi => 20,
-            Self::Page(_) => 21,
-        }
-    }
-
     /// Finds the route of a request. HEAD goes where GET goes.
     ///
     /// # Errors
     /// With what to answer instead, when there is none.
     pub fn find(method: Method, path: &'a [u8]) -> Result<Self, Miss> {
-        let Some(resource) = Resource::find(path) else {
+        Self::find_for(Audience::Everyone, method, path).map(|(route, _)| route)
+    }
+
+    /// Finds the route of a request on a listener for `audience`, and the place of its path in [`ENDPOINTS`].
+    ///
+    /// # Errors
+    /// As [`Self::find`]. The endpoints that are not for it do not exist.
+    pub fn find_for(audience: Audience, method: Method, path: &'a [u8]) -> Result<(Self, usize), Miss> {
+        let find = |path| Resource::find(path).filter(|resource| resource.is_for(audience));
+        let Some(resource) = find(path) else {
             // The only paths with a slash behind them that can reach this are those of fixed resources.
             if let Some(shorter) = path.strip_suffix(b"/")
                 && shorter != b"/"
-                && Resource::find(shorter).is_some()
+                && find(shorter).is_some()
             {
                 return Err(Miss::Redirect(header_text(shorter)));
             }
             return Err(Miss::NotFound);
         };
+        let (endpoint, allow) = (resource.endpoint(), resource.allow());
         let method = if method == Method::Head { Method::Get } else { method };
-        match (resource, method) {
-            (Resource::Root, Method::Get) => Ok(Self::Root),
-            (Resource::Configs, Method::Get) => Ok(Self::ListConfigs),
-            (Resource::Configs, Method::Post) => Ok(Self::CreateConfig),
-            (Resource::Config(key), Method::Get) => Ok(Self::ReadConfig(key)),
-            (Resource::Config(key), Method::Put) => Ok(Self::UpdateConfig(key)),
-            (Resource::Config(key), Method::Delete) => Ok(Self::DeleteConfig(key)),
-            (Resource::ClusterStatus, Method::Get) => Ok(Self::ClusterStatus),
-            (Resource::ClusterHealth, Method::Get) => Ok(Self::ClusterHealth),
-            (Resource::ClusterConfigs, Method::Get) => Ok(Self::ClusterConfigs),
-            (Resource::ClusterSalt, Method::Get) => Ok(Self::ReadSalt),
-            (Resource::ClusterSalt, Method::Post) => Ok(Self::AdoptSalt),
-            (Resource::PeerChanges, Method::Post) => Ok(Self::PeerChanges),
-            (Resource::PeerDigests, Method::Post) => Ok(Self::PeerDigests),
-            (Resource::PeerVersions, Method::Post) => Ok(Self::PeerVersions),
-            (Resource::PeerEntries, Method::Post) => Ok(Self::PeerEntries),
-            (Resource::PeerFind, Method::Post) => Ok(Self::PeerFind),
-            (Resource::PeerPage, Method::Post) => Ok(Self::PeerPage),
-            (Resource::PeerWrite, Method::Post) => Ok(Self::PeerWrite),
-            (Resource::Duplicates, Method::Get) => Ok(Self::Duplicates),
-            (Resource::Ready, Method::Get) => Ok(Self::Ready),
-            (Resource::ClusterMembers, Method::Get) => Ok(Self::ClusterMembers),
-            (Resource::Health, Method::Get) => Ok(Self::Health),
-            (Resource::Metrics, Method::Get) => Ok(Self::Metrics),
-            (Resource::OpenApi, Method::Get) => Ok(Self::OpenApi),
-            (Resource::Page(file), Method::Get) => Ok(Self::Page(file)),
-            (
-                Resource::PeerChanges
-                | Resource::PeerDigests
-                | Resource::PeerVersions
-                | Resource::PeerEntries
-                | Resource::PeerFind
-                | Resource::PeerPage
-                | Resource::PeerWrite,
-                _,
-            ) => Err(Miss::MethodNotAllowed("POST")),
-            (Resource::Configs | Resource::ClusterSalt, _) => Err(Miss::MethodNotAllowed("GET, HEAD, POST")),
-            (Resource::Config(_), _) => Err(Miss::MethodNotAllowed("GET, HEAD, PUT, DELETE")),
-            (
-                Resource::Root
-                | Resource::ClusterStatus
-                | Resource::ClusterHealth
-                | Resource::ClusterConfigs
-                | Resource::Duplicates
-                | Resource::Ready
-                | Resource::ClusterMembers
-                | Resource::Health
-                | Resource::Metrics
-                | Resource::OpenApi
-                | Resource::Page(_),
-                _,
-            ) => Err(Miss::MethodNotAllowed("GET, HEAD")),
-        }
+        let route = match (resource, method) {
+            (Resource::Root, Method::Get) => Self::Root,
+            (Resource::Configs, Method::Get) => Self::ListConfigs,
+            (Resource::Configs, Method::Post) => Self::CreateConfig,
+            (Resource::Config(key), Method::Get) => Self::ReadConfig(key),
+            (Resource::Config(key), Method::Put) => Self::UpdateConfig(key),
+            (Resource::Config(key), Method::Delete) => Self::DeleteConfig(key),
+            (Resource::ClusterStatus, Method::Get) => Self::ClusterStatus,
+            (Resource::ClusterHealth, Method::Get) => Self::ClusterHealth,
+            (Resource::ClusterConfigs, Method::Get) => Self::ClusterConfigs,
+            (Resource::ClusterSalt, Method::Get) => Self::ReadSalt,
+            (Resource::ClusterSalt, Method::Post) => Self::AdoptSalt,
+            (Resource::PeerChanges, Method::Post) => Self::PeerChanges,
+            (Resource::PeerDigests, Method::Post) => Self::PeerDigests,
+            (Resource::PeerVersions, Method::Post) => Self::PeerVersions,
+            (Resource::PeerEntries, Method::Post) => Self::PeerEntries,
+            (Resource::PeerFind, Method::Post) => Self::PeerFind,
+            (Resource::PeerPage, Method::Post) => Self::PeerPage,
+            (Resource::PeerWrite, Method::Post) => Self::PeerWrite,
+            (Resource::Duplicates, Method::Get) => Self::Duplicates,
+            (Resource::Ready, Method::Get) => Self::Ready,
+            (Resource::ClusterMembers, Method::Get) => Self::ClusterMembers,
+            (Resource::Health, Method::Get) => Self::Health,
+            (Resource::Metrics, Method::Get) => Self::Metrics,
+            (Resource::OpenApi, Method::Get) => Self::OpenApi,
+            (Resource::Page(file), Method::Get) => Self::Page(file),
+            _ => return Err(Miss::MethodNotAllowed { allow, endpoint }),
+        };
+        Ok((route, endpoint))
     }
 
     /// The same, for longer than the path is there.
@@ -268,6 +236,11 @@ impl<'a> Route<'a> {
         !matches!(self, Self::ClusterHealth | Self::Ready | Self::Health | Self::OpenApi | Self::Page(_))
     }
 
+    /// Whether the request must carry the credentials of a node, if there are any.
+    pub fn needs_node(&self) -> bool {
+        self.is_between_nodes() || matches!(self, Self::ReadSalt | Self::AdoptSalt)
+    }
+
     /// Whether only nodes of a cluster send such requests, to each other.
     fn is_between_nodes(&self) -> bool {
         matches!(
@@ -286,8 +259,7 @@ impl<'a> Route<'a> {
     /// nodes say to each other.
     pub fn counts_for_limits(&self) -> bool {
         let watches = matches!(self, Self::Health | Self::Ready | Self::Metrics | Self::ClusterHealth);
-        let is_of_nodes = self.is_between_nodes() || matches!(self, Self::ReadSalt | Self::AdoptSalt);
-        !watches && !is_of_nodes
+        !watches && !self.needs_node()
     }
 
     /// Whether the request must carry a user key.
@@ -331,6 +303,73 @@ impl<'a> Route<'a> {
 }
 
 impl<'a> Resource<'a> {
+    /// The place of its path in [`ENDPOINTS`].
+    fn endpoint(&self) -> usize {
+        match self {
+            Self::Root => 1,
+            Self::Configs => 2,
+            Self::Config(_) => 3,
+            Self::ClusterStatus => 4,
+            Self::ClusterHealth => 5,
+            Self::ClusterConfigs => 6,
+            Self::ClusterSalt => 7,
+            Self::PeerChanges => 8,
+            Self::PeerDigests => 9,
+            Self::PeerVersions => 10,
+            Self::PeerEntries => 11,
+            Self::PeerFind => 12,
+            Self::PeerPage => 13,
+            Self::PeerWrite => 14,
+            Self::Duplicates => 15,
+            Self::Ready => 16,
+            Self::ClusterMembers => 17,
+            Self::Health => 18,
+            Self::Metrics => 19,
+            Self::OpenApi => 20,
+            Self::Page(file) if file.path.starts_with("/redoc") => 22,
+            Self::Page(_) => 21,
+        }
+    }
+
+    /// The methods that it takes besides OPTIONS.
+    fn allow(&self) -> &'static str {
+        match self {
+            Self::Configs | Self::ClusterSalt => "GET, HEAD, POST",
+            Self::Config(_) => "GET, HEAD, PUT, DELETE",
+            _ if self.is_between_nodes() => "POST",
+            _ => "GET, HEAD",
+        }
+    }
+
+    /// Whether it exists on a listener for `audience`. What operators and load balancers ask of a node does on all, and
+    /// so does the salt, which the application decides on by the credentials that are in use.
+    fn is_for(&self, audience: Audience) -> bool {
+        match audience {
+            Audience::Everyone => true,
+            Audience::Clients => !self.is_between_nodes(),
+            Audience::Peers => {
+                self.is_between_nodes()
+                    || matches!(self, Self::ClusterSalt | Self::ClusterHealth | Self::Health | Self::Ready)
+            }
+            Audience::Admin => {
+                matches!(self, Self::ClusterHealth | Self::Health | Self::Ready | Self::Metrics)
+            }
+        }
+    }
+
+    fn is_between_nodes(&self) -> bool {
+        matches!(
+            self,
+            Self::PeerChanges
+                | Self::PeerDigests
+                | Self::PeerVersions
+                | Self::PeerEntries
+                | Self::PeerFind
+                | Self::PeerPage
+                | Self::PeerWrite
+        )
+    }
+
     /// Segments are split first and decoded one by one, so that `%2F` never makes a new segment.
     fn find(path: &'a [u8]) -> Option<Self> {
         let rest = path.strip_prefix(b"/")?;
@@ -368,61 +407,6 @@ impl<'a> Resource<'a> {
             _ => None,
         }
     }
-}
-
-impl<'a> KeyPath<'a> {
-    fn parse(raw: &'a [u8], path: &[u8]) -> Self {
-        let without_slash = path.strip_suffix(b"/").map(header_text);
-        let (text, is_text) = match percent_decode(raw) {
-            Cow::Borrowed(bytes) => (String::from_utf8_lossy(bytes), std::str::from_utf8(bytes).is_ok()),
-            Cow::Owned(bytes) => match String::from_utf8(bytes) {
-                Ok(text) => (Cow::Owned(text), true),
-                Err(error) => (Cow::Owned(String::from_utf8_lossy(error.as_bytes()).into_owned()), false),
-            },
-        };
-        Self { text, is_text, without_slash }
-    }
-
-    fn into_owned(self) -> KeyPath<'static> {
-        let Self { text, is_text, without_slash } = self;
-        KeyPath { text: Cow::Owned(text.into_owned()), is_text, without_slash }
-    }
-}
-
-/// Decodes `%XX`, once. A `%` without two hexadecimal digits stands for itself, as in the original.
-pub(super) fn percent_decode(raw: &[u8]) -> Cow<'_, [u8]> {
-    let Some(first) = memchr::memchr(b'%', raw) else { return Cow::Borrowed(raw) };
-    let mut decoded = Vec::with_capacity(raw.len());
-    decoded.extend_from_slice(&raw[..first]);
-    let mut rest = &raw[first..];
-    while let Some((&byte, after)) = rest.split_first() {
-        let hex = |at: usize| after.get(at).and_then(|&digit| char::from(digit).to_digit(16));
-        match (byte, hex(0), hex(1)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push(u8::try_from(high * 16 + low).expect("two hexadecimal digits fit a byte"));
-                rest = &after[2..];
-            }
-            _ => {
-                decoded.push(byte);
-                rest = after;
-            }
-        }
-    }
-    Cow::Owned(decoded)
-}
-
-/// A raw path or query for a `Location`: ASCII stays, everything else is encoded, so no byte can
-/// break out of the header.
-pub(super) fn header_text(path: &[u8]) -> String {
-    let mut text = String::with_capacity(path.len());
-    for &byte in path {
-        if byte.is_ascii_graphic() {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -473,12 +457,78 @@ mod tests {
             panic!("no route")
         };
         assert_eq!((&*encoded.text, encoded.without_slash), ("t/", None));
+        for path in [
+            "/configs/../cluster/salt/",
+            "/configs/a/../../cluster/salt/",
+            "/configs/x/../keep/",
+            "/configs/x/%2e%2E/keep/",
+            "/configs/.%2e/keep/",
+            "/configs/./keep/",
+            "/configs/x\\..\\keep/",
+            "/configs/keep/..//",
+            "/configs/../",
+        ] {
+            let Ok(Route::ReadConfig(dots)) = Route::find(Method::Get, path.as_bytes()) else {
+                panic!("{path}")
+            };
+            assert_eq!(dots.without_slash, None, "{path}");
+        }
+        for path in ["/configs/a.b/", "/configs/.../", "/configs/a%2F../", "/configs/..a/"] {
+            let Ok(Route::ReadConfig(key)) = Route::find(Method::Get, path.as_bytes()) else {
+                panic!("{path}")
+            };
+            assert_eq!(key.without_slash.as_deref(), path.strip_suffix('/'), "{path}");
+        }
         for (path, goal) in [("/configs/", "/configs"), ("/cluster/health/", "/cluster/health")] {
             for method in [Method::Get, Method::Post, Method::Head] {
                 assert_eq!(Route::find(method, path.as_bytes()), Err(Miss::Redirect(goal.to_owned())));
             }
         }
         assert_eq!(header_text("/configs/é\r\n".as_bytes()), "/configs/%C3%A9%0D%0A");
+    }
+
+    #[test]
+    fn each_listener_has_its_endpoints() {
+        let found = |audience, method, path: &str| Route::find_for(audience, method, path.as_bytes()).err();
+        for path in ["changes", "digests", "versions", "entries", "find", "page", "write"] {
+            let path = format!("/cluster/{path}");
+            for method in [Method::Post, Method::Get] {
+                let (clients, peers) =
+                    (found(Audience::Clients, method, &path), found(Audience::Peers, method, &path));
+                assert_eq!(clients, Some(Miss::NotFound), "{path}");
+                assert_ne!(peers, Some(Miss::NotFound), "{path}");
+            }
+            assert_eq!(found(Audience::Clients, Method::Get, &format!("{path}/")), Some(Miss::NotFound));
+        }
+        for path in [
+            "/",
+            "/configs",
+            "/configs/k",
+            "/cluster/status",
+            "/cluster/configs",
+            "/v1/cluster/members",
+            "/v1/federation/duplicates",
+            "/metrics",
+            "/openapi.json",
+            "/docs",
+            "/redoc",
+        ] {
+            assert_eq!(found(Audience::Clients, Method::Get, path), None, "{path}");
+            assert_eq!(found(Audience::Peers, Method::Get, path), Some(Miss::NotFound), "{path}");
+            assert_eq!(found(Audience::Peers, Method::Delete, path), Some(Miss::NotFound), "{path}");
+            let admin = found(Audience::Admin, Method::Get, path);
+            assert_eq!(admin, (path != "/metrics").then_some(Miss::NotFound), "{path}");
+        }
+        assert_eq!(found(Audience::Admin, Method::Get, "/cluster/salt"), Some(Miss::NotFound));
+        assert_eq!(found(Audience::Admin, Method::Post, "/cluster/changes"), Some(Miss::NotFound));
+        for path in ["/health", "/ready", "/cluster/health"] {
+            assert_eq!(found(Audience::Admin, Method::Get, path), None, "{path}");
+        }
+        for path in ["/health", "/ready", "/cluster/health", "/cluster/salt"] {
+            for audience in [Audience::Everyone, Audience::Clients, Audience::Peers] {
+                assert_eq!(found(audience, Method::Get, path), None, "{path} {audience:?}");
+            }
+        }
     }
 
     #[test]
@@ -493,8 +543,14 @@ mod tests {
             (Method::Post, "/configs/k", "GET, HEAD, PUT, DELETE"),
             (Method::Options, "/", "GET, HEAD"),
             (Method::Put, "/cluster/salt", "GET, HEAD, POST"),
+            (Method::Get, "/cluster/changes", "POST"),
         ] {
-            assert_eq!(Route::find(method, path.as_bytes()), Err(Miss::MethodNotAllowed(allow)), "{path}");
+            let Err(Miss::MethodNotAllowed { allow: found, endpoint }) = Route::find(method, path.as_bytes())
+            else {
+                panic!("{path}")
+            };
+            assert_eq!(found, allow, "{path}");
+            assert!(path.starts_with(ENDPOINTS[endpoint].split('{').next().expect("one part")), "{path}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::request_id::{RequestId, RequestIds};
-use super::route;
+use super::route::{self, Audience};
 use crate::http1::{HeadView, Method};
 use crate::limits::ACCESS_LINES_PER_SECOND;
 use crate::telemetry::{ExecutorCounts, METHODS};
@@ -21,11 +21,15 @@ pub(super) struct Traffic {
     second: Cell<u64>,
 }
 
-/// Who is at the other end of a connection.
+/// Who is at the other end of a connection, and by which listener it came.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
     /// Its address, unless it is not on a network.
     pub address: Option<IpAddr>,
+    /// The endpoints that the listener serves.
+    pub audience: Audience,
+    /// Nodes must present a certificate of a node, and it has presented none.
+    pub lacks_node_certificate: bool,
 }
 
 /// What is noted of one request, from its head to its answer.
@@ -39,6 +43,10 @@ pub struct Exchange {
     path: Option<String>,
     /// Its address, as far as is known.
     pub(super) client: Option<IpAddr>,
+    /// The endpoints that the listener serves.
+    pub(super) audience: Audience,
+    /// Nodes must present a certificate of a node, and it has presented none.
+    pub(super) lacks_node_certificate: bool,
     /// `None` for one that needs no waiting: looking at the clock would take longer than the request.
     began: Option<Instant>,
 }
@@ -81,8 +89,18 @@ impl Traffic {
 
     fn exchange(&self, method: Option<Method>, sent: Option<RequestId>, client: &Client) -> Exchange {
         let id = sent.unwrap_or_else(|| self.ids.borrow_mut().next());
-        let client = client.address;
-        Exchange { endpoint: 0, allowed_origin: None, method, id, path: None, client, began: None }
+        let &Client { address: client, audience, lacks_node_certificate } = client;
+        Exchange {
+            endpoint: 0,
+            allowed_origin: None,
+            method,
+            id,
+            path: None,
+            client,
+            audience,
+            lacks_node_certificate,
+            began: None,
+        }
     }
 
     /// An answer that was at hand has been given.

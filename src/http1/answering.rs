@@ -31,7 +31,10 @@ impl Connection {
         if self.is_over() {
             return;
         }
-        let framing = if self.is_head_request { BodyFraming::LengthOnly } else { BodyFraming::Length };
+        let framing = match self.is_head_request {
+            true => BodyFraming::LengthOnly(answer.body.len()),
+            false => BodyFraming::Length,
+        };
         let field = self.connection_field(persists);
         response::encode(&mut self.outbox, answer, framing, field, now_ms);
         self.conclude(persists, now_ms);
@@ -57,6 +60,34 @@ impl Connection {
         self.phase = Phase::Streaming(Stream { delivery, persists });
     }
 
+    /// Begins an answer with a body of `length` bytes, which [`Connection::stream_with`] writes; that of `answer` is
+    /// ignored.
+    pub fn begin_body(&mut self, answer: &Answer<'_>, length: usize, now_ms: u64) {
+        if self.is_over() {
+            return;
+        }
+        let persists = self.can_persist();
+        let field = self.connection_field(persists);
+        response::encode(&mut self.outbox, answer, BodyFraming::LengthOnly(length), field, now_ms);
+        let delivery = match self.is_head_request || response::is_bodiless(answer.status) {
+            true => Delivery::Nothing,
+            false => Delivery::Length(length),
+        };
+        self.phase = Phase::Streaming(Stream { delivery, persists });
+    }
+
+    /// Lets `write` append the next `count` bytes of a body to the output, which wipes them. False, and nothing is
+    /// written, when nobody takes a body.
+    pub fn stream_with(&mut self, count: usize, now_ms: u64, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let Phase::Streaming(Stream { delivery: Delivery::Length(left), .. }) = &mut self.phase else {
+            return false;
+        };
+        *left = left.checked_sub(count).expect("no more bytes than were announced");
+        self.outbox.reserve(count, now_ms);
+        self.outbox.put_with(count, write);
+        true
+    }
+
     /// Writes the next piece of a stream.
     pub fn stream_chunk(&mut self, bytes: &[u8], now_ms: u64) {
         let Phase::Streaming(stream) = &self.phase else { return };
@@ -66,15 +97,18 @@ impl Connection {
                 self.outbox.reserve(bytes.len(), now_ms);
                 self.outbox.put(bytes);
             }
-            Delivery::Nothing => {}
+            Delivery::Nothing | Delivery::Length(_) => {}
         }
     }
 
     /// Completes a stream. Trailers reach only clients that get chunks.
     pub fn end_stream(&mut self, trailers: &[(&str, &str)], now_ms: u64) {
         let Phase::Streaming(Stream { delivery, persists }) = self.phase else { return };
-        if delivery == Delivery::Chunks {
-            response::encode_end(&mut self.outbox, trailers, now_ms);
+        match delivery {
+            Delivery::Chunks => response::encode_end(&mut self.outbox, trailers, now_ms),
+            // The client knows by the length that something is missing.
+            Delivery::Length(left) if left > 0 => return self.close(),
+            Delivery::Length(_) | Delivery::Raw | Delivery::Nothing => {}
         }
         self.conclude(persists, now_ms);
     }
@@ -88,6 +122,16 @@ impl Connection {
     /// What waits to be written.
     pub fn output(&self) -> &[u8] {
         self.outbox.unwritten()
+    }
+
+    /// Memory that the output takes.
+    pub fn output_capacity(&self) -> usize {
+        self.outbox.capacity()
+    }
+
+    /// Since when the client has taken less than the minimum rate asks for in a window.
+    pub fn output_since_ms(&self) -> u64 {
+        self.outbox.pace().window_since_ms()
     }
 
     /// Tells that the first `count` bytes of the output were written.

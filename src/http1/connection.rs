@@ -11,6 +11,7 @@ use super::{
     inbox::Inbox,
     method::Method,
     outbox::Outbox,
+    pace::Pace,
     phase::{Phase, Progress, Step},
     rejection::Rejection,
     response,
@@ -23,6 +24,7 @@ pub struct Connection {
     pub(super) inbox: Inbox,
     pub(super) outbox: Outbox,
     pub(super) body: Zeroizing<Vec<u8>>,
+    pub(super) body_pace: Pace,
     pub(super) phase: Phase,
     /// When the patience with the client began, for the deadline of the phase.
     pub(super) since_ms: u64,
@@ -34,6 +36,7 @@ pub struct Connection {
     pub(super) requests_count: u32,
     pub(super) is_draining: bool,
     saw_eof: bool,
+    refused_origin: Option<Box<[u8]>>,
 }
 
 impl Connection {
@@ -43,6 +46,7 @@ impl Connection {
             inbox: Inbox::new(),
             outbox: Outbox::new(),
             body: Zeroizing::new(Vec::new()),
+            body_pace: Pace::new(now_ms),
             phase: Phase::Head,
             since_ms: now_ms,
             head: None,
@@ -52,6 +56,7 @@ impl Connection {
             requests_count: 0,
             is_draining: false,
             saw_eof: false,
+            refused_origin: None,
         }
     }
 
@@ -110,7 +115,7 @@ impl Connection {
             self.advance_head(now_ms);
         }
         if matches!(self.phase, Phase::Body(_)) {
-            self.advance_body();
+            self.advance_body(now_ms);
         }
         if self.saw_eof && matches!(self.phase, Phase::Head | Phase::Body(_) | Phase::Lingering) {
             self.close();
@@ -141,6 +146,11 @@ impl Connection {
         HeadView { head, bytes: self.inbox.held() }
     }
 
+    /// The first `Origin` of a head that was refused, as far as it has arrived.
+    pub fn refused_origin(&self) -> Option<&[u8]> {
+        self.refused_origin.as_deref()
+    }
+
     /// Decides to read the body, if it has at most this many bytes; [`Step::Body`] follows when it is
     /// complete, at once where there is none. Asks the client to send it when it waits for that.
     pub fn accept_body(&mut self, bytes_max: usize, now_ms: u64) {
@@ -149,7 +159,7 @@ impl Connection {
             return;
         };
         let expects_continue = head.expects_continue;
-        self.since_ms = now_ms;
+        self.body_pace = Pace::new(now_ms);
         self.phase = match head.framing {
             Framing::Empty => Phase::Answering,
             Framing::Chunked => Phase::Body(Progress::Chunked(Decoder::new(bytes_max))),
@@ -158,7 +168,7 @@ impl Connection {
                 _ => return self.refuse(Rejection::BodyTooLarge { bytes_max }),
             },
         };
-        self.advance_body();
+        self.advance_body(now_ms);
         if expects_continue && matches!(self.phase, Phase::Body(_)) {
             response::encode_continue(&mut self.outbox, now_ms);
         }
@@ -179,6 +189,11 @@ impl Connection {
         self.body.capacity()
     }
 
+    /// Since when the client has sent less of the body than the minimum rate asks for in a window.
+    pub fn body_since_ms(&self) -> u64 {
+        self.body_pace.window_since_ms()
+    }
+
     /// Whether no byte of a request has arrived and none of an answer waits.
     pub fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::Head) && self.inbox.unread().is_empty() && self.outbox.is_empty()
@@ -189,7 +204,7 @@ impl Connection {
             let unread = self.inbox.unread();
             if unread.is_empty() {
                 if self.is_draining {
-                    self.linger(now_ms);
+                    self.part(now_ms);
                 }
                 return;
             }
@@ -225,8 +240,9 @@ impl Connection {
         }
     }
 
-    fn advance_body(&mut self) {
+    fn advance_body(&mut self, now_ms: u64) {
         let Phase::Body(progress) = &mut self.phase else { return };
+        let bytes_before = self.body.len();
         let unread = self.inbox.unread();
         let is_done = match progress {
             Progress::Length { total, remaining } => {
@@ -245,6 +261,7 @@ impl Connection {
                 decoder.is_done()
             }
         };
+        self.body_pace.advance(self.body.len() - bytes_before, now_ms);
         if is_done {
             self.phase = Phase::Answering;
         }
@@ -255,6 +272,8 @@ impl Connection {
     pub(super) fn refuse(&mut self, rejection: Rejection) {
         if self.head.is_none() {
             self.is_head_request = self.inbox.unread().starts_with(b"HEAD ");
+            let origin = head::field_values(self.inbox.unread(), "origin").next();
+            self.refused_origin = origin.map(Into::into);
         }
         self.inbox.discard();
         self.body = Zeroizing::new(Vec::new());
@@ -266,6 +285,14 @@ impl Connection {
         self.inbox.discard();
         self.since_ms = now_ms;
         self.phase = Phase::Lingering;
+    }
+
+    /// Ends an idle connection. Lingering is for the client to read the last answer, for which it has had time since
+    /// then: many clients do not notice the end before they send again.
+    fn part(&mut self, now_ms: u64) {
+        let since_ms = if self.outbox.is_empty() { self.since_ms } else { now_ms };
+        self.linger(now_ms);
+        self.since_ms = since_ms;
     }
 
     pub(super) fn close(&mut self) {

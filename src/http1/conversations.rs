@@ -304,6 +304,16 @@ fn draining() {
     idle.close_after_answer();
     assert_eq!(step(&mut idle), Step::Linger);
 
+    // The patience for the last answer counts from that answer.
+    let mut answered = connection();
+    send(&mut answered, GET, 1000);
+    assert_eq!(answered.step(1000), Step::Head);
+    answered.respond(&ANSWER, 1000);
+    take_output(&mut answered, 1000);
+    answered.close_after_answer();
+    assert_eq!(answered.step(2500), Step::Linger);
+    assert_eq!(answered.deadline_ms(), Some(3000));
+
     let mut busy = connection();
     send(&mut busy, &format!("{GET}{GET}"), 0);
     assert_eq!(step(&mut busy), Step::Head);

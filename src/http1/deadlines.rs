@@ -10,12 +10,12 @@ impl Connection {
     /// A client that takes its answers too slowly comes before everything else.
     pub fn deadline_ms(&self) -> Option<u64> {
         if !self.outbox.is_empty() {
-            return Some(stall(self.outbox.progress_ms()));
+            return Some(self.outbox.pace().deadline_ms(limits::WRITE_STALL));
         }
         match self.phase {
             Phase::Head if self.inbox.unread().is_empty() => Some(idle(self.since_ms)),
             Phase::Head => Some(head(self.since_ms)),
-            Phase::Body(_) => Some(body(self.since_ms, self.body.len())),
+            Phase::Body(_) => Some(self.body_pace.deadline_ms(limits::BODY_DEADLINE)),
             Phase::Lingering => Some(linger(self.since_ms)),
             Phase::Deciding | Phase::Answering | Phase::Streaming(_) => None,
             Phase::Refused(_) | Phase::Closed => None,
@@ -53,18 +53,6 @@ fn head(since_ms: u64) -> u64 {
     after(since_ms, limits::HEAD_DEADLINE)
 }
 
-/// When a body must be complete; grows with what has arrived, so that size alone is no fault.
-fn body(since_ms: u64, bytes_count: usize) -> u64 {
-    let bytes_count = u64::try_from(bytes_count).unwrap_or(u64::MAX);
-    let earned_ms = bytes_count.saturating_mul(1000) / limits::BODY_BYTES_PER_SECOND_MIN;
-    after(since_ms, limits::BODY_DEADLINE).saturating_add(earned_ms)
-}
-
-/// When a client that takes no byte of an answer is dropped.
-fn stall(progress_ms: u64) -> u64 {
-    after(progress_ms, limits::WRITE_STALL)
-}
-
 /// When a closing connection stops to read and discard.
 fn linger(since_ms: u64) -> u64 {
     after(since_ms, limits::LINGER)
@@ -82,15 +70,7 @@ mod tests {
     fn deadlines_are_counted_from_their_start() {
         assert_eq!(idle(5), 60_005);
         assert_eq!(head(5), 10_005);
-        assert_eq!(stall(5), 10_005);
         assert_eq!(linger(5), 2_005);
         assert_eq!(linger(u64::MAX), u64::MAX);
-    }
-
-    #[test]
-    fn a_body_earns_a_second_for_each_kibibyte() {
-        assert_eq!(body(5, 0), 10_005);
-        assert_eq!(body(5, 512), 10_505);
-        assert_eq!(body(5, 1024 * 1024), 10_005 + 1_024_000);
     }
 }

@@ -35,6 +35,7 @@ pub(super) struct Head {
     pub(super) keeps_alive: bool,
     pub(super) expects_continue: bool,
     target: Span,
+    host: Option<Span>,
     path: Option<Span>,
     query: Option<Span>,
     user_key: Option<Span>,
@@ -43,6 +44,9 @@ pub(super) struct Head {
     content_encoding: Option<Span>,
     request_id: Option<Span>,
     origin: Option<Span>,
+    has_if_match: bool,
+    has_content_range: bool,
+    has_if_none_match: bool,
 }
 
 /// Parses a head that [`super::scan::HeadScan`] has found complete.
@@ -61,23 +65,31 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, Rejection> {
     let mut fields = Fields::default();
     let (mut user_key, mut api_key) = (None, None);
     let (mut content_type, mut content_encoding) = (None, None);
-    let (mut request_id, mut origin) = (None, None);
+    let (mut request_id, mut origin, mut host) = (None, None, None);
+    let (mut has_if_match, mut has_if_none_match, mut has_content_range) = (false, false, false);
     for field in &*request.headers {
         let name = field.name.as_bytes();
         let value = trim(field.value);
         // The length first: few names are as long as one of these and none needs a second look.
         match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => fields.host(value)?,
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                fields.host(value)?;
+                pick(&mut host, value, bytes);
+            }
             6 if name.eq_ignore_ascii_case(b"expect") => fields.expect(value),
             6 if name.eq_ignore_ascii_case(b"origin") => pick(&mut origin, value, bytes),
+            8 if name.eq_ignore_ascii_case(b"if-match") => has_if_match = true,
             9 if name.eq_ignore_ascii_case(b"x-api-key") => pick(&mut api_key, value, bytes),
             10 if name.eq_ignore_ascii_case(b"x-user-key") => pick(&mut user_key, value, bytes),
             10 if name.eq_ignore_ascii_case(b"connection") => fields.connection(value),
             12 if name.eq_ignore_ascii_case(b"content-type") => pick(&mut content_type, value, bytes),
             12 if name.eq_ignore_ascii_case(b"x-request-id") => pick(&mut request_id, value, bytes),
+            13 if name.eq_ignore_ascii_case(b"if-none-match") => has_if_none_match = true,
+            13 if name.eq_ignore_ascii_case(b"content-range") => has_content_range = true,
             14 if name.eq_ignore_ascii_case(b"content-length") => fields.content_length(value)?,
             16 if name.eq_ignore_ascii_case(b"content-encoding") => pick(&mut content_encoding, value, bytes),
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => fields.transfer_encoding(value)?,
+            19 if name.eq_ignore_ascii_case(b"if-unmodified-since") => has_if_match = true,
             _ => {}
         }
     }
@@ -92,6 +104,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, Rejection> {
         keeps_alive: fields.keeps_alive(is_http_11),
         expects_continue: fields.expects_continue(is_http_11)?,
         target: Span::of(target.as_bytes(), bytes),
+        host: parts.authority.map(|part| Span::of(part, bytes)).or(host),
         path: parts.path.map(|part| Span::of(part, bytes)),
         query: parts.query.map(|part| Span::of(part, bytes)),
         user_key,
@@ -100,6 +113,23 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, Rejection> {
         content_encoding,
         request_id,
         origin,
+        has_if_match,
+        has_content_range,
+        has_if_none_match,
+    })
+}
+
+/// The values of all fields of a name in a head that may be incomplete, in order.
+pub(super) fn field_values<'a>(
+    bytes: &'a [u8],
+    name: &'static str,
+) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    let lines = memchr::memmem::find_iter(bytes, b"\r\n").map(move |at| &bytes[at + 2..]);
+    lines.filter_map(move |line| {
+        let (found, rest) = line.split_at_checked(name.len())?;
+        let value = rest.strip_prefix(b":").filter(|_| found.eq_ignore_ascii_case(name.as_bytes()))?;
+        let end = memchr::memmem::find(value, b"\r\n").unwrap_or(value.len());
+        Some(trim(&value[..end]))
     })
 }
 
@@ -152,6 +182,12 @@ impl<'a> HeadView<'a> {
     /// The whole target as it came.
     pub fn target(&self) -> &'a [u8] {
         self.part(self.head.target)
+    }
+
+    /// The host that the request is for: that of a target in absolute form, or the `Host` field, which is empty or
+    /// missing in some requests.
+    pub fn host(&self) -> Option<&'a [u8]> {
+        self.optional(self.head.host)
     }
 
     /// The path, still percent-encoded. `*` for OPTIONS of the server, `host:port` for CONNECT, and
@@ -214,16 +250,24 @@ impl<'a> HeadView<'a> {
         self.optional(self.head.origin)
     }
 
+    /// Whether the body is said to be a part of something: `Content-Range`.
+    pub fn has_content_range(&self) -> bool {
+        self.head.has_content_range
+    }
+
+    /// Whether the request depends on what is stored: `If-Match`, `If-Unmodified-Since`.
+    pub fn has_if_match(&self) -> bool {
+        self.head.has_if_match
+    }
+
+    /// Whether the request depends on what is not stored: `If-None-Match`.
+    pub fn has_if_none_match(&self) -> bool {
+        self.head.has_if_none_match
+    }
+
     /// The values of all fields of a name, in order; searched for, so for those that are rarely wanted.
     pub fn fields(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let bytes = self.bytes;
-        let lines = memchr::memmem::find_iter(bytes, b"\r\n").map(move |at| &bytes[at + 2..]);
-        lines.filter_map(move |line| {
-            let (found, rest) = line.split_at_checked(name.len())?;
-            let value = rest.strip_prefix(b":").filter(|_| found.eq_ignore_ascii_case(name.as_bytes()))?;
-            let end = memchr::memmem::find(value, b"\r\n").unwrap_or(value.len());
-            Some(trim(&value[..end]))
-        })
+        field_values(self.bytes, name)
     }
 
     fn optional(&self, span: Option<Span>) -> Option<&'a [u8]> {
@@ -270,13 +314,26 @@ mod tests {
                 (0, 0)
             );
             assert_eq!((head.origin(), head.request_id()), (None, None));
+            assert_eq!(head.host(), Some(&b""[..]));
             assert!(head.is_http_11());
         });
         check("GET http://x HTTP/1.0\r\n\r\n", |head| {
             assert_eq!((head.path(), head.query(), head.user_key()), (&b"/"[..], None, None));
+            assert_eq!(head.host(), Some(&b"x"[..]));
             assert_eq!((head.has_body(), head.content_length()), (false, Some(0)));
             assert!(!head.is_http_11());
         });
+    }
+
+    #[test]
+    fn the_host_of_the_target_goes_before_the_field() {
+        for (text, expected) in [
+            ("GET / HTTP/1.1\r\nHost: a:1\r\n\r\n", Some("a:1")),
+            ("GET http://b:2/ HTTP/1.1\r\nHost: a:1\r\n\r\n", Some("b:2")),
+            ("GET / HTTP/1.0\r\n\r\n", None),
+        ] {
+            check(text, |head| assert_eq!(head.host(), expected.map(str::as_bytes), "{text}"));
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod head;
 mod inbox;
 mod method;
 mod outbox;
+mod pace;
 mod phase;
 mod proxy_header;
 mod rejection;

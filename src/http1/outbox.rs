@@ -2,6 +2,7 @@
 
 use zeroize::Zeroize;
 
+use super::pace::Pace;
 use crate::limits;
 
 /// Capacity that an empty outbox keeps, so that most answers allocate nothing.
@@ -11,13 +12,13 @@ const KEPT_BYTES: usize = 4 * limits::INBOX_BYTES;
 pub(super) struct Outbox {
     bytes: Vec<u8>,
     written_count: usize,
-    /// When the client last took a byte, or when the first byte for it was laid down.
-    progress_ms: u64,
+    /// From the first byte that was laid down.
+    pace: Pace,
 }
 
 impl Outbox {
     pub(super) fn new() -> Self {
-        Self { bytes: Vec::new(), written_count: 0, progress_ms: 0 }
+        Self { bytes: Vec::new(), written_count: 0, pace: Pace::new(0) }
     }
 
     /// Takes a buffer that [`Self::return_buffer`] gave, if there is none.
@@ -37,7 +38,7 @@ impl Outbox {
     /// of what it holds in freed memory.
     pub(super) fn reserve(&mut self, count: usize, now_ms: u64) {
         if self.is_empty() {
-            self.progress_ms = now_ms;
+            self.pace = Pace::new(now_ms);
         }
         let needed = self.bytes.len() + count;
         if needed > self.bytes.capacity() {
@@ -57,6 +58,14 @@ impl Outbox {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Appends `count` bytes that `write` appends.
+    pub(super) fn put_with(&mut self, count: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let end = self.bytes.len() + count;
+        debug_assert!(end <= self.bytes.capacity(), "reserve first");
+        write(&mut self.bytes);
+        assert_eq!(self.bytes.len(), end, "as many bytes as were announced");
+    }
+
     pub(super) fn unwritten(&self) -> &[u8] {
         &self.bytes[self.written_count..]
     }
@@ -65,8 +74,13 @@ impl Outbox {
         self.written_count == self.bytes.len()
     }
 
-    pub(super) fn progress_ms(&self) -> u64 {
-        self.progress_ms
+    /// Memory of the buffer.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    pub(super) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// Wipes the first `count` bytes, which the client has taken.
@@ -75,9 +89,7 @@ impl Outbox {
         assert!(end <= self.bytes.len(), "more bytes written than there were");
         self.bytes[self.written_count..end].zeroize();
         self.written_count = end;
-        if count > 0 {
-            self.progress_ms = now_ms;
-        }
+        self.pace.advance(count, now_ms);
         if self.is_empty() {
             self.discard();
         }
@@ -116,16 +128,16 @@ mod tests {
         outbox.reserve(5, 10);
         outbox.put(b"first");
         outbox.wrote(2, 20);
-        outbox.reserve(1000, 30);
-        outbox.put(&[b'x'; 1000]);
-        assert_eq!(outbox.progress_ms(), 20);
+        outbox.reserve(20_000, 30);
+        outbox.put(&[b'x'; 20_000]);
+        assert_eq!(outbox.pace().window_since_ms(), 10, "two bytes earn no time");
         assert!(outbox.unwritten().starts_with(b"rstxxx"));
-        outbox.wrote(0, 40);
-        assert_eq!(outbox.progress_ms(), 20);
-        outbox.wrote(1003, 50);
+        outbox.wrote(limits::TRANSFER_BYTES_MIN, 40);
+        assert_eq!(outbox.pace().window_since_ms(), 40);
+        outbox.wrote(20_003 - limits::TRANSFER_BYTES_MIN, 50);
         assert!(outbox.is_empty());
         outbox.reserve(1, 60);
-        assert_eq!(outbox.progress_ms(), 60);
+        assert_eq!(outbox.pace().window_since_ms(), 60);
     }
 
     #[test]

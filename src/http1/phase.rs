@@ -52,7 +52,10 @@ pub(super) struct Stream {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Delivery {
     Chunks,
+    /// Until the connection closes.
     Raw,
+    /// So many bytes more.
+    Length(usize),
     /// The answer has no body: its request was HEAD, or its status says so.
     Nothing,
 }

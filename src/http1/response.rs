@@ -23,8 +23,8 @@ pub struct Answer<'a> {
 pub(super) enum BodyFraming<'a> {
     /// `content-length`, and the body follows.
     Length,
-    /// `content-length`, but no body: the answer to HEAD.
-    LengthOnly,
+    /// `content-length` of so many bytes, but no body here: the answer to HEAD, or a body that follows in pieces.
+    LengthOnly(usize),
     /// Chunks; the names are those of the trailers.
     Chunked(&'a [&'a str]),
     /// Until the connection closes: a stream to a 1.0 client.
@@ -71,8 +71,11 @@ pub(super) fn encode(
     }
     match framing {
         _ if is_bodiless(answer.status) => {}
-        BodyFraming::Length | BodyFraming::LengthOnly => {
+        BodyFraming::Length => {
             put_field(outbox, "content-length", itoa::Buffer::new().format(answer.body.len()));
+        }
+        BodyFraming::LengthOnly(length) => {
+            put_field(outbox, "content-length", itoa::Buffer::new().format(length));
         }
         BodyFraming::Chunked(names) => {
             put_field(outbox, "transfer-encoding", "chunked");
@@ -254,7 +257,7 @@ mod tests {
         );
         check(
             answer(404),
-            LengthOnly,
+            LengthOnly(5),
             Close,
             "HTTP/1.1 404 Not Found\ndate: DATE\ncontent-type: text/plain\ncontent-length: 5\nx-a: b\n\
             allow: GET\nconnection: close\n\n",

@@ -2,9 +2,11 @@
 
 use super::{method::Method, rejection::Rejection};
 
-/// Path and query as parts of the target.
+/// The parts of a target.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Target<'a> {
+    /// Of the absolute form, where it goes before the `Host` field (RFC 9112 3.2.2).
+    pub(super) authority: Option<&'a [u8]>,
     /// `None` where an absolute form has no path, which means `/`.
     pub(super) path: Option<&'a [u8]>,
     pub(super) query: Option<&'a [u8]>,
@@ -21,11 +23,11 @@ pub(super) fn parse(method: Option<Method>, target: &[u8]) -> Result<Target<'_>,
     }
     if method == Some(Method::Connect) {
         let is_authority = !target.is_empty() && is_host(target);
-        return if is_authority { Ok(Target { path: Some(target), query: None }) } else { Err(MALFORMED) };
+        return if is_authority { Ok(Target::of_path(target)) } else { Err(MALFORMED) };
     }
     if target == b"*" {
         let is_allowed = method == Some(Method::Options);
-        return if is_allowed { Ok(Target { path: Some(target), query: None }) } else { Err(MALFORMED) };
+        return if is_allowed { Ok(Target::of_path(target)) } else { Err(MALFORMED) };
     }
     if target.first() == Some(&b'/') {
         return Ok(split_query(target));
@@ -37,7 +39,13 @@ pub(super) fn parse(method: Option<Method>, target: &[u8]) -> Result<Target<'_>,
     if authority.is_empty() || !is_host(authority) {
         return Err(MALFORMED);
     }
-    Ok(split_query(rest))
+    Ok(Target { authority: Some(authority), ..split_query(rest) })
+}
+
+impl<'a> Target<'a> {
+    fn of_path(path: &'a [u8]) -> Self {
+        Self { authority: None, path: Some(path), query: None }
+    }
 }
 
 /// A loose check of `uri-host [":" port]`: enough that it cannot be read as something else.
@@ -61,7 +69,7 @@ fn split_query(target: &[u8]) -> Target<'_> {
         Some(at) => (&target[..at], Some(&target[at + 1..])),
         None => (target, None),
     };
-    Target { path: (!path.is_empty()).then_some(path), query }
+    Target { authority: None, path: (!path.is_empty()).then_some(path), query }
 }
 
 #[cfg(test)]

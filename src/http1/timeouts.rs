@@ -59,14 +59,41 @@ fn deadlines_of_requests() {
 #[test]
 fn deadlines_of_bodies() {
     let mut connection = connection();
-    send(&mut connection, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 4096\r\n\r\n", 0);
+    send(&mut connection, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 4194304\r\n\r\n", 0);
     assert_eq!(step(&mut connection), Step::Head);
     connection.accept_body(limits::BODY_BYTES_MAX, 20_000);
     assert_eq!(connection.deadline_ms(), Some(30_000));
-    send(&mut connection, &"x".repeat(2048), 25_000);
-    check_expiry(&mut connection, 32_000, Step::Reject(Rejection::BodyTimeout));
-    connection.respond_and_close(&ANSWER, 32_000);
-    assert_eq!(take_output(&mut connection, 32_000), OK_CLOSE);
+    let mut send_at = |bytes_count: usize, now_ms| {
+        for piece in vec![b'x'; bytes_count].chunks(1000) {
+            send(&mut connection, std::str::from_utf8(piece).expect("letters"), now_ms);
+            assert_eq!(connection.step(now_ms), Step::Read);
+        }
+        connection.deadline_ms()
+    };
+    assert_eq!(send_at(limits::TRANSFER_BYTES_MIN - 1, 25_000), Some(30_000));
+    assert_eq!(send_at(1, 26_000), Some(36_000));
+    // What arrived before earns no time: neither a megabyte at once nor a byte now and then.
+    assert_eq!(send_at(1024 * 1024, 27_000), Some(37_000));
+    for now_ms in 28..37 {
+        assert_eq!(send_at(1, now_ms * 1000), Some(37_000));
+    }
+    check_expiry(&mut connection, 37_000, Step::Reject(Rejection::BodyTimeout));
+    connection.respond_and_close(&ANSWER, 37_000);
+    assert_eq!(take_output(&mut connection, 37_000), OK_CLOSE);
+}
+
+#[test]
+fn deadlines_of_chunked_bodies() {
+    let mut connection = connection();
+    send(&mut connection, "PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", 0);
+    assert_eq!(step(&mut connection), Step::Head);
+    connection.accept_body(limits::BODY_BYTES_MAX, 0);
+    // The framing around the bytes earns no time.
+    for now_ms in [1000, 2000, 9000] {
+        send(&mut connection, "1;a=b\r\nx\r\n", now_ms);
+        assert_eq!(connection.step(now_ms), Step::Read);
+    }
+    check_expiry(&mut connection, 10_000, Step::Reject(Rejection::BodyTimeout));
 }
 
 #[test]
@@ -78,7 +105,8 @@ fn deadlines_of_writing_and_lingering() {
     assert_eq!(stalled.deadline_ms(), Some(13_000));
     stalled.wrote(1, 5000);
     stalled.wrote(0, 6000);
-    check_expiry(&mut stalled, 15_000, Step::Close);
+    // One byte now and then is no progress.
+    check_expiry(&mut stalled, 13_000, Step::Close);
     assert!(stalled.output().is_empty());
     stalled.wrote(1, 15_000);
     stalled.respond(&ANSWER, 15_000);

@@ -31,11 +31,19 @@ impl EntryKey {
     /// # Errors
     /// When the text is empty or longer than 255 characters.
     pub fn parse(text: &str) -> Result<Self, LengthError> {
+        Self::check(text)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Whether [`Self::parse`] takes it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(text: &str) -> Result<(), LengthError> {
         if text.is_empty() {
             return Err(LengthError::TooShort);
         }
-        within(text, ENTRY_KEY_CHARS_MAX)?;
-        Ok(Self(text.to_owned()))
+        within(text, ENTRY_KEY_CHARS_MAX)
     }
 
     /// The key as text.
@@ -58,8 +66,16 @@ impl Category {
     /// # Errors
     /// When the text is longer than 100 characters.
     pub fn parse(text: &str) -> Result<Self, LengthError> {
-        within(text, CATEGORY_CHARS_MAX)?;
+        Self::check(text)?;
         Ok(Self(text.to_owned()))
+    }
+
+    /// Whether [`Self::parse`] takes it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(text: &str) -> Result<(), LengthError> {
+        within(text, CATEGORY_CHARS_MAX)
     }
 
     /// The category as text.
@@ -80,6 +96,17 @@ impl Environment {
     pub fn parse(text: &str) -> Result<Option<Self>, LengthError> {
         within(text, ENVIRONMENT_CHARS_MAX)?;
         Ok((!text.is_empty()).then(|| Self(text.to_owned())))
+    }
+
+    /// Whether it names an environment.
+    ///
+    /// # Errors
+    /// When the text is empty or longer than 100 characters.
+    pub fn check(text: &str) -> Result<(), LengthError> {
+        if text.is_empty() {
+            return Err(LengthError::TooShort);
+        }
+        within(text, ENVIRONMENT_CHARS_MAX)
     }
 
     /// The environment as text.

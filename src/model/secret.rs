@@ -1,6 +1,7 @@
 //! Secrets as types: no `Display`, a redacted `Debug`, wiped when dropped.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -76,6 +77,28 @@ impl ApiKey {
     }
 }
 
+/// Secret that the nodes of a cluster share.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct ClusterSecret(Vec<u8>);
+
+impl ClusterSecret {
+    /// Takes the configured text.
+    pub fn new(text: &str) -> Self {
+        Self(text.as_bytes().to_vec())
+    }
+
+    /// The secret itself, for the key of a MAC.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ClusterSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClusterSecret(redacted)")
+    }
+}
+
 /// The API keys that are valid now; clones are handles to the same ones. Several are, while clients move from an
 /// old one to a new one.
 #[derive(Clone, Default)]
@@ -105,9 +128,14 @@ impl ApiKeys {
             .fold(None, |found, (number, key)| key.matches(candidate).then_some(number).or(found))
     }
 
-    /// The one that this node itself presents to others.
+    /// The first one, which nodes of a cluster without a secret share.
     pub fn own(&self) -> Option<ApiKey> {
         self.0.load().first().cloned()
+    }
+
+    /// Whether `candidate` is the first one.
+    pub fn is_own(&self, candidate: &[u8]) -> bool {
+        self.0.load().first().is_some_and(|key| key.matches(candidate))
     }
 }
 
@@ -145,6 +173,12 @@ impl From<SecretBytes> for Plaintext {
     }
 }
 
+impl From<Plaintext> for SecretBytes {
+    fn from(plaintext: Plaintext) -> Self {
+        plaintext.0
+    }
+}
+
 impl fmt::Debug for Plaintext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Plaintext({} bytes, redacted)", self.0.len())
@@ -170,6 +204,11 @@ impl SecretBytes {
             *self = larger;
         }
         &mut self.0
+    }
+
+    /// Bytes that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
     }
 
     /// Wipes the bytes and keeps the room.
@@ -207,6 +246,15 @@ impl From<Vec<u8>> for SecretBytes {
     }
 }
 
+/// Wipes what functions that have returned left on the stack below the caller: ciphers and moved values leave copies
+/// there, which no owner can reach. `BYTES` is how deep they went.
+#[inline(never)]
+pub fn wipe_stack<const BYTES: usize>() {
+    let mut dead = [const { MaybeUninit::<u8>::uninit() }; BYTES];
+    // As a slice: an array is wiped byte by byte, which takes thirty times as long.
+    dead[..].zeroize();
+}
+
 impl fmt::Debug for SecretBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SecretBytes({} bytes, redacted)", self.0.len())
@@ -230,9 +278,10 @@ mod tests {
     #[test]
     fn debug_shows_nothing() {
         let secrets = format!(
-            "{:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?}",
             UserKey::from_header(b"canary"),
             ApiKey::new("canary"),
+            ClusterSecret::new("canary"),
             Plaintext::new(b"canary".to_vec())
         );
         assert!(!secrets.contains("canary") && !secrets.contains("99"), "{secrets}");
@@ -243,6 +292,7 @@ mod tests {
         let keys = ApiKeys::new(vec![ApiKey::new("one"), ApiKey::new("two")]);
         let others = keys.clone();
         assert_eq!((others.find(b"two"), others.find(b"three")), (Some(1), None));
+        assert!(others.is_own(b"one") && !others.is_own(b"two"));
         keys.replace(vec![ApiKey::new("three")]);
         assert_eq!((others.find(b"two"), others.find(b"three")), (None, Some(0)));
         assert!(others.own().is_some_and(|key| key.matches(b"three")));

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// The first microsecond of the year 10000.
+const YEAR_10000: i64 = 253_402_300_800_000_000;
+
 /// Microseconds since 1970, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(i64);
@@ -20,6 +23,17 @@ impl Timestamp {
     /// What [`Self::as_microseconds`] gave.
     pub fn from_microseconds(microseconds: i64) -> Self {
         Self(microseconds)
+    }
+
+    /// The same time so much later.
+    #[must_use]
+    pub fn later(self, by: std::time::Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// Whether a message between nodes may hold it: from 1970 to 9999, which all texts can show.
+    pub fn is_exchangeable(self) -> bool {
+        (0..YEAR_10000).contains(&self.0)
     }
 
     /// Whole milliseconds since 1970; 0 before it.

@@ -1,6 +1,10 @@
 //! Which of two writes is the later one: hybrid logical clocks and one total order.
 
 use std::fmt;
+use std::time::Duration;
+
+use super::Timestamp;
+use crate::limits::CLOCK_LEAD_MAX;
 
 /// A point of a hybrid logical clock: 48 bits of milliseconds since 1970, 16 bits of a counter.
 ///
@@ -42,6 +46,15 @@ impl Horizon {
     }
 }
 
+impl Horizon {
+    /// The same without what no clock that is about right can have told.
+    #[must_use]
+    pub fn at_most(self, latest: Timestamp) -> Self {
+        let latest = Stamp::from_milliseconds(latest.as_milliseconds());
+        Self { synced: self.synced.min(latest), forgotten: self.forgotten.min(latest) }
+    }
+}
+
 const COUNTER_BITS: u32 = 16;
 
 impl Stamp {
@@ -53,6 +66,12 @@ impl Stamp {
     /// Milliseconds since 1970.
     pub fn milliseconds(self) -> u64 {
         self.0 >> COUNTER_BITS
+    }
+
+    /// How many milliseconds it is ahead of a clock, if that is more than `bound`.
+    pub fn ahead_of(self, now_ms: u64, bound: Duration) -> Option<u64> {
+        let ahead_ms = self.milliseconds().saturating_sub(now_ms);
+        (u128::from(ahead_ms) > bound.as_millis()).then_some(ahead_ms)
     }
 
     /// The next one; the counter runs over into the milliseconds.
@@ -118,11 +137,15 @@ impl HybridClock {
     }
 
     /// A stamp for a write now, later than every stamp given out before and than `seen`: the version
-    /// that the write replaces. So a node whose clock is behind still overwrites what it has read,
-    /// and a stamp from far in the future is beaten by the next write of that entry, while no other
-    /// entry's stamps follow it there.
+    /// that the write replaces. So a node whose clock is behind still overwrites what it has read, while no
+    /// other entry's stamps follow it there.
+    ///
+    /// After a wall clock was set back by more than [`CLOCK_LEAD_MAX`] the clock goes back with it, because
+    /// other nodes would refuse the stamps of the time before. An entry's own stamps grow all the same.
     pub fn stamp(&mut self, now_milliseconds: u64, seen: Stamp) -> Stamp {
-        self.last = self.last.next().max(Stamp::from_milliseconds(now_milliseconds));
+        let was_set_back = self.last.ahead_of(now_milliseconds, CLOCK_LEAD_MAX).is_some();
+        let last = if was_set_back { Stamp::default() } else { self.last };
+        self.last = last.next().max(Stamp::from_milliseconds(now_milliseconds));
         if seen >= self.last { seen.next() } else { self.last }
     }
 
@@ -150,6 +173,11 @@ mod tests {
         assert_eq!(clock.stamp(1001, future), future.next());
         // Another entry is not drawn into the future.
         assert_eq!(clock.stamp(1002, Stamp::default()).milliseconds(), 1002);
+        // A clock that was an hour ahead and is right again.
+        let hour_ms = 60 * 60 * 1000;
+        let ahead = clock.stamp(1003 + hour_ms, Stamp::default());
+        assert_eq!(clock.stamp(1004, Stamp::default()).milliseconds(), 1004);
+        assert_eq!(clock.stamp(1005, ahead), ahead.next());
     }
 
     #[test]
@@ -170,7 +198,10 @@ mod tests {
             for (now, seen) in times {
                 let seen = Stamp::from_database(seen.cast_signed());
                 let stamp = clock.stamp(now, seen);
-                prop_assert!(stamp > seen && clock.last() > last && stamp >= clock.last());
+                let was_set_back = last.ahead_of(now, CLOCK_LEAD_MAX).is_some();
+                prop_assert!(stamp > seen && stamp >= clock.last());
+                prop_assert!(clock.last() > last || was_set_back);
+                prop_assert!(clock.last().ahead_of(now, CLOCK_LEAD_MAX + Duration::from_millis(1)).is_none());
                 last = clock.last();
                 clock = HybridClock::after(clock.last());
             }

@@ -3,9 +3,10 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use futures_channel::mpsc;
 use futures_lite::{AsyncWriteExt, FutureExt};
 
 use super::Error;
@@ -13,81 +14,72 @@ use super::engine::{self, Engine};
 use super::peer_stream::PeerStream;
 use super::shutdown::Stop;
 use crate::cluster::{Network, run};
-use crate::config::{ClusterConfig, Config, PeerAddress};
+use crate::config::{Config, PeerAddress};
 use crate::http1::PROXY_LOCAL;
 use crate::limits::DEADLINE_TICK;
-use crate::model::ApiKeys;
-use crate::service::Service;
-use crate::service::federation::{Errands, Federation};
+use crate::service::federation::Errands;
+use crate::service::{NodeAuth, Service};
 use crate::tls::{self, Certificates};
 
-/// The executor of a node that is one of several, and what the next one is made of when it is replaced.
-pub(super) struct ClusterThread<E> {
-    parts: Parts<E>,
+/// The executor of a node that is one of several.
+pub(super) struct ClusterThread {
+    peers: Vec<PeerAddress>,
+    lists: mpsc::UnboundedSender<Vec<PeerAddress>>,
     stop: Stop,
     thread: JoinHandle<io::Result<()>>,
 }
 
-#[derive(Clone)]
-struct Parts<E> {
-    engine: E,
-    service: Arc<Service>,
-    api_keys: ApiKeys,
-    certificates: Certificates,
-    node_id: String,
-    has_proxy_protocol: bool,
-    config: ClusterConfig,
-}
-
-impl<E: Engine> ClusterThread<E> {
+impl ClusterThread {
     /// Starts it, if this node is one of several.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub(super) fn start(
+    pub(super) fn start<E: Engine>(
         engine: E,
         config: &Config,
         service: &Arc<Service>,
-        api_keys: &ApiKeys,
+        auth: &Arc<NodeAuth>,
         errands: Option<Errands>,
     ) -> Result<Option<Self>, Error> {
         let Some(cluster) = config.cluster.clone() else { return Ok(None) };
-        let parts = Parts {
-            engine,
-            service: Arc::clone(service),
-            api_keys: api_keys.clone(),
-            certificates: config.certificates.clone(),
-            node_id: config.node_id.clone(),
-            has_proxy_protocol: config.clients.has_proxy_protocol,
-            config: cluster,
-        };
+        let peers = cluster.peers.clone();
+        let (service, auth, node_id) = (Arc::clone(service), Arc::clone(auth), config.node_id.clone());
+        let certificates = config.certificates.clone();
+        // A dedicated listener has no proxy before it.
+        let has_proxy_protocol = config.clients.has_proxy_protocol && cluster.listen.is_none();
+        let (lists, new_lists) = mpsc::unbounded();
         let stop = Stop::default();
-        let thread = parts.clone().spawn(stop.clone(), errands)?;
-        Ok(Some(Self { parts, stop, thread }))
+        let stop_of_thread = stop.clone();
+        // Not pinned: it has little to do, and shares its core with whichever shard has the least.
+        let thread = engine::start(engine, "osc-cluster".to_owned(), None, move || async move {
+            let service_of_network = Arc::clone(&service);
+            let started = Instant::now();
+            let network = EngineNetwork {
+                engine,
+                service: service_of_network,
+                certificates,
+                has_proxy_protocol,
+                started,
+            };
+            let stopped = async {
+                while !stop_of_thread.is_requested() {
+                    engine.sleep(DEADLINE_TICK).await;
+                }
+            };
+            run(network, service, cluster, node_id, auth, errands, new_lists).or(stopped).await;
+            Ok(())
+        })
+        .map_err(|error| Error::Part("the cluster's executor", error.to_string()))?;
+        Ok(Some(Self { peers, lists, stop, thread }))
     }
 
-    /// Goes on with other peers, if they are others. Questions that are under way have no answer.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
-    pub(super) fn set_peers(&mut self, peers: Vec<PeerAddress>) -> Result<(), Error> {
-        if self.parts.config.peers == peers {
-            return Ok(());
+    /// Goes on with another list of peers, if it is another one. Peers that stay are not disturbed.
+    pub(super) fn set_peers(&mut self, peers: Vec<PeerAddress>) {
+        if self.peers != peers {
+            self.peers.clone_from(&peers);
+            // The thread ends only with the server, or by a panic, which the end reports.
+            self.lists.unbounded_send(peers).ok();
         }
-        self.parts.config.peers = peers;
-        std::mem::take(&mut self.stop).request();
-        // The next one must not meet the peers of the one before.
-        while !self.thread.is_finished() {
-            thread::sleep(DEADLINE_TICK / 10);
-        }
-        let Parts { service, config, .. } = &self.parts;
-        if let Some(view) = service.cluster() {
-            view.set_peers(config);
-        }
-        let errands = service.federation().map(Federation::renew);
-        self.thread = self.parts.clone().spawn(self.stop.clone(), errands)?;
-        tracing::info!(peers = self.parts.config.peers.len(), "this node has other peers now");
-        Ok(())
     }
 
     /// Ends it.
@@ -97,30 +89,6 @@ impl<E: Engine> ClusterThread<E> {
     pub(super) fn end(self) -> io::Result<()> {
         self.stop.request();
         super::outcome(self.thread)
-    }
-}
-
-impl<E: Engine> Parts<E> {
-    fn spawn(self, stop: Stop, errands: Option<Errands>) -> Result<JoinHandle<io::Result<()>>, Error> {
-        // Not pinned: it has little to do, and shares its core with whichever shard has the least.
-        engine::start(self.engine, "osc-cluster".to_owned(), None, move || async move {
-            let Self { engine, service, api_keys, certificates, node_id, has_proxy_protocol, config } = self;
-            let network = EngineNetwork {
-                engine,
-                service: Arc::clone(&service),
-                certificates,
-                has_proxy_protocol,
-                started: Instant::now(),
-            };
-            let stopped = async {
-                while !stop.is_requested() {
-                    engine.sleep(DEADLINE_TICK).await;
-                }
-            };
-            run(network, service, config, node_id, api_keys, errands).or(stopped).await;
-            Ok(())
-        })
-        .map_err(|error| Error::Part("the cluster's executor", error.to_string()))
     }
 }
 
@@ -162,10 +130,6 @@ impl<E: Engine> Network for EngineNetwork<E> {
 
     async fn sleep(&self, duration: Duration) {
         self.engine.sleep(duration).await;
-    }
-
-    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.engine.spawn(task);
     }
 
     fn now_ms(&self) -> u64 {

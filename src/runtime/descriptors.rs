@@ -12,24 +12,56 @@ const PER_EXECUTOR: usize = 16;
 /// Questions, and what replication and health checks need.
 const PER_PEER: usize = QUESTIONS_COUNT_MAX_PER_PEER + 4;
 
-/// Connections that there may be at a time; says so when that is less than there may be anyway.
-pub(super) fn connections_max(executors: usize, peers: usize) -> usize {
-    let descriptors = getrlimit(Resource::Nofile).current;
-    let available = descriptors.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
-    let connections = connections_of(available, executors, peers);
-    if connections < CONNECTIONS_COUNT_MAX {
-        tracing::warn!(
-            connections,
-            descriptors = available,
-            "the limit of open files (ulimit -n, LimitNOFILE=) allows fewer connections than {CONNECTIONS_COUNT_MAX}"
-        );
-    }
-    connections
+/// Of [`OTHERS`] and [`PER_EXECUTOR`], without any reserve.
+const OTHERS_MIN: usize = 56;
+const PER_EXECUTOR_MIN: usize = 10;
+/// With fewer, clients are in each other's way.
+const CONNECTIONS_MIN: usize = 16;
+
+/// The limit of descriptors, and what needs some.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptors {
+    /// The limit.
+    pub(super) available: usize,
+    /// Executors that serve clients.
+    pub(super) executors: usize,
+    /// Peers of the cluster.
+    pub(super) peers: usize,
 }
 
-fn connections_of(available: usize, executors: usize, peers: usize) -> usize {
-    let kept = OTHERS + PER_EXECUTOR * executors + PER_PEER * peers;
-    available.saturating_sub(kept).max(available / 4).min(CONNECTIONS_COUNT_MAX)
+impl Descriptors {
+    /// With the limit of this process.
+    pub(super) fn new(executors: usize, peers: usize) -> Self {
+        let limit = getrlimit(Resource::Nofile).current;
+        let available = limit.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
+        Self { available, executors, peers }
+    }
+
+    /// Without so many the server would fail at something sooner or later.
+    pub(super) fn needed(self) -> usize {
+        OTHERS_MIN + PER_EXECUTOR_MIN * self.executors + self.peers + CONNECTIONS_MIN
+    }
+
+    /// Connections that there may be at a time; logs when that is less than there may be anyway.
+    pub(super) fn connections_max(self) -> usize {
+        let connections = self.connections();
+        if connections < CONNECTIONS_COUNT_MAX {
+            tracing::warn!(
+                connections,
+                descriptors = self.available,
+                "the limit of open files (ulimit -n, LimitNOFILE=) allows fewer connections than {CONNECTIONS_COUNT_MAX}"
+            );
+        }
+        connections
+    }
+
+    fn connections(self) -> usize {
+        let kept = OTHERS + PER_EXECUTOR * self.executors + PER_PEER * self.peers;
+        // Less of a reserve where the limit is low.
+        let spare = self.available.saturating_sub(self.needed() - CONNECTIONS_MIN);
+        let least = CONNECTIONS_MIN.max(self.available / 4).min(spare);
+        self.available.saturating_sub(kept).max(least).min(CONNECTIONS_COUNT_MAX)
+    }
 }
 
 #[cfg(test)]
@@ -43,13 +75,12 @@ mod tests {
             (20_000, 2, 0, CONNECTIONS_COUNT_MAX),
             (1024, 2, 0, 928),
             (1024, 2, 2, 856),
-            (64, 8, 0, 16),
+            (152, 8, 0, 16),
+            (1024, 64, 0, 256),
         ] {
-            assert_eq!(
-                connections_of(available, executors, peers),
-                expected,
-                "{available} {executors} {peers}"
-            );
+            let descriptors = Descriptors { available, executors, peers };
+            assert_eq!(descriptors.connections(), expected, "{descriptors:?}");
+            assert!(descriptors.needed() <= available, "{descriptors:?}");
         }
     }
 }

@@ -1,13 +1,12 @@
 //! The beginning of a connection with TLS: both sides agree, or the client is told why not.
 
 use std::io;
-use std::sync::Arc;
 
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::http::{Clock, plain_text_to_tls};
 use crate::limits::{HEAD_DEADLINE, LINGER};
-use crate::tls::{Refused, ServerConfig, Stream};
+use crate::tls::{Refused, ServerContext, Stream};
 
 /// Any connection. By the time that TLS takes, one more call is nothing; and what serves requests is compiled once
 /// for all of them.
@@ -24,30 +23,52 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// Why there is no TLS on a connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GreetError {
+    /// The two sides found no agreement, or one does not trust the other.
+    #[error(transparent)]
+    Failed(io::Error),
+    /// The client speaks another protocol.
+    #[error("not TLS: plain HTTP or another protocol")]
+    Plaintext,
+    /// It began, and did not go on.
+    #[error("no handshake within {} s", HEAD_DEADLINE.as_secs())]
+    Timeout,
+    /// The client closed the connection, as health checks of load balancers do.
+    #[error("the client has gone")]
+    Gone,
+}
+
 /// A connection with TLS, if the client agrees in time.
+///
+/// # Errors
+/// With the reason, when there is none.
 pub(super) async fn greet(
     socket: Box<dyn Socket>,
-    config: Arc<ServerConfig>,
+    context: &ServerContext,
     clock: &Clock,
-) -> Option<Stream<Box<dyn Socket>>> {
-    let accepting = async { Stream::accept(socket, config).await.map_err(|refused| Failure(Some(refused))) };
+) -> Result<Stream<Box<dyn Socket>>, GreetError> {
+    let accepting = async { Stream::accept(socket, context).await.map_err(|refused| Failure(Some(refused))) };
     match clock.in_time(HEAD_DEADLINE, accepting).await {
-        Ok(stream) => return Some(stream),
-        Err(Failure(None)) => tracing::debug!("a client did not begin TLS in time"),
-        Err(Failure(Some(Refused::Gone(error)))) => tracing::debug!(%error, "a client has gone before TLS"),
+        Ok(stream) => Ok(stream),
+        Err(Failure(None)) => Err(GreetError::Timeout),
+        Err(Failure(Some(Refused::Gone(error)))) => {
+            tracing::debug!(%error, "client closed the connection before the TLS handshake");
+            Err(GreetError::Gone)
+        }
         Err(Failure(Some(Refused::Failed(socket, error)))) => {
-            tracing::debug!(%error, "a client and TLS do not agree");
             part(socket, &[], clock).await;
+            Err(GreetError::Failed(error))
         }
         Err(Failure(Some(Refused::NoTls(socket, first)))) => {
-            tracing::debug!("a client without TLS");
             // Methods of HTTP begin so. What else may speak there would not understand the answer.
             if first.is_ascii_uppercase() {
                 part(socket, &plain_text_to_tls(), clock).await;
             }
+            Err(GreetError::Plaintext)
         }
     }
-    None
 }
 
 /// Says something, and reads over what still comes: closing with unread bytes would reset the connection, and the

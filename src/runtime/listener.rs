@@ -1,5 +1,6 @@
 //! One listening socket for each executor, all on one address; the kernel spreads the connections.
 
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{FromRawFd, IntoRawFd};
@@ -8,11 +9,34 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::limits::LISTEN_BACKLOG;
+use crate::limits::{LISTEN_BACKLOG, UNSENT_BYTES_MAX};
 
 /// How long an address may be in use, and how often it is tried.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
 const ADDRESS_INTERVAL: Duration = Duration::from_millis(10);
+
+/// An address that cannot be listened on.
+#[derive(Debug)]
+pub(super) struct BindError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, source } = self;
+        write!(f, "{address}: ")?;
+        match source.kind() {
+            io::ErrorKind::AddrInUse => f.write_str("another process listens on this port"),
+            io::ErrorKind::AddrNotAvailable => f.write_str("no interface of this machine has this address"),
+            io::ErrorKind::PermissionDenied if address.port() < 1024 => f.write_str(
+                "permission denied: ports below 1024 need CAP_NET_BIND_SERVICE, or a lower \
+                 net.ipv4.ip_unprivileged_port_start",
+            ),
+            _ => write!(f, "{source}"),
+        }
+    }
+}
 
 /// Sockets for `shards` executors on each address. With port 0 the first one chooses the port. A
 /// name such as `localhost` may stand for several addresses; those after the first may be of a
@@ -21,7 +45,7 @@ const ADDRESS_INTERVAL: Duration = Duration::from_millis(10);
 /// # Errors
 /// When the address cannot be used; also when another process listens there, which `SO_REUSEPORT`
 /// alone would not show if it has the same user: it would get half of the connections.
-pub(super) fn bind(addresses: &[SocketAddr], shards: usize) -> io::Result<Vec<Vec<TcpListener>>> {
+pub(super) fn bind(addresses: &[SocketAddr], shards: usize) -> Result<Vec<Vec<TcpListener>>, BindError> {
     let mut chosen = Vec::with_capacity(addresses.len());
     let mut port = None;
     for &address in addresses {
@@ -35,10 +59,11 @@ pub(super) fn bind(addresses: &[SocketAddr], shards: usize) -> io::Result<Vec<Ve
                 chosen.push(bound);
             }
             Err(error) if !chosen.is_empty() && is_absent_family(&error) => {}
-            Err(error) => return Err(error),
+            Err(source) => return Err(BindError { address, source }),
         }
     }
-    (0..shards).map(|_| chosen.iter().map(|&address| listen(address)).collect()).collect()
+    let listen = |&address| listen(address).map_err(|source| BindError { address, source });
+    (0..shards).map(|_| chosen.iter().map(listen).collect()).collect()
 }
 
 /// Without SO_REUSEPORT this fails if anybody listens there. It is closed again at once.
@@ -69,6 +94,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_port(true)?;
     // Small answers must not wait for the client's acknowledgement. Linux hands this down to connections.
     socket.set_tcp_nodelay(true)?;
+    // Otherwise the kernel takes up to 4 MiB for a client that does not read (tcp_wmem). Handed down as well.
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())

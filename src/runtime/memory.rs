@@ -3,20 +3,48 @@
 use std::fs;
 use std::path::Path;
 
-use crate::limits::{ENTRY_CACHE_BYTES_MAX, ENTRY_CACHE_BYTES_MIN, ENTRY_CACHE_MEMORY_PART};
+use rustix::process::{Resource, getrlimit};
+
+use crate::limits::{
+    ANSWERS_BYTES_MAX, ANSWERS_BYTES_MIN, ANSWERS_MEMORY_PART, ENTRY_CACHE_BYTES_MAX, ENTRY_CACHE_BYTES_MIN,
+    ENTRY_CACHE_MEMORY_PART,
+};
 
 /// A part of what may be used: the cache is for stores that do not fit it otherwise, not a reason to end
 /// for lack of memory.
 pub(super) fn entry_cache_bytes_max() -> usize {
-    let info = rustix::system::sysinfo();
-    let memory = info.totalram.saturating_mul(u64::from(info.mem_unit.max(1)));
-    let own_group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    part_of(memory.min(group_limit(Path::new("/sys/fs/cgroup"), &own_group)))
+    entry_cache_bytes_of(usable())
 }
 
-fn part_of(memory: u64) -> usize {
-    let part = usize::try_from(memory / ENTRY_CACHE_MEMORY_PART).unwrap_or(usize::MAX);
-    part.clamp(ENTRY_CACHE_BYTES_MIN, ENTRY_CACHE_BYTES_MAX)
+/// The budget for answers that wait for their clients.
+pub(super) fn answers_bytes_max() -> usize {
+    answers_bytes_of(usable())
+}
+
+fn entry_cache_bytes_of(memory: u64) -> usize {
+    part_of(memory, ENTRY_CACHE_MEMORY_PART).clamp(ENTRY_CACHE_BYTES_MIN, ENTRY_CACHE_BYTES_MAX)
+}
+
+fn answers_bytes_of(memory: u64) -> usize {
+    part_of(memory, ANSWERS_MEMORY_PART).clamp(ANSWERS_BYTES_MIN, ANSWERS_BYTES_MAX)
+}
+
+/// The limit of the control group, in bytes; the greatest number without one.
+pub(super) fn control_group() -> u64 {
+    let own_group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    group_limit(Path::new("/sys/fs/cgroup"), &own_group)
+}
+
+fn usable() -> u64 {
+    let info = rustix::system::sysinfo();
+    let memory = info.totalram.saturating_mul(u64::from(info.mem_unit.max(1)));
+    let limits =
+        [Resource::Data, Resource::As].into_iter().filter_map(|resource| getrlimit(resource).current);
+    limits.fold(memory.min(control_group()), u64::min)
+}
+
+fn part_of(memory: u64, part: u64) -> usize {
+    usize::try_from(memory / part).unwrap_or(usize::MAX)
 }
 
 /// The least limit of the control group and of those around it. In a container its own is at the root.
@@ -56,9 +84,11 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_takes_a_part_between_two_bounds() {
+    fn each_takes_a_part_between_two_bounds() {
         let mib = 1024 * 1024;
-        let parts = [128, 4096, 1 << 20].map(|memory| part_of(memory * mib) / 1024 / 1024);
-        assert_eq!(parts, [64, 512, 1024]);
+        for (memory, rows, answers) in [(64, 16, 32), (128, 16, 32), (2048, 256, 128), (1 << 20, 1024, 256)] {
+            assert_eq!(entry_cache_bytes_of(memory * mib), rows * 1024 * 1024);
+            assert_eq!(answers_bytes_of(memory * mib), answers * 1024 * 1024);
+        }
     }
 }

@@ -10,38 +10,50 @@ mod descriptors;
 mod engine;
 mod greeting;
 mod listener;
+pub mod maintenance;
 mod memory;
 mod peer_stream;
 mod per_address;
 mod placement;
+mod process_limits;
 mod reload;
+pub mod repair;
 mod ring;
 mod shard;
 mod shutdown;
+mod start_report;
+mod supervisor;
+mod terminal;
+mod wiping;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError as Timeout;
-use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use self::cluster::ClusterThread;
+use self::descriptors::Descriptors;
 use self::engine::{Engine, Epoll, Uring};
 pub use self::engine::{Kind as EngineKind, Obstacle};
 use self::per_address::PerAddress;
 use self::placement::Plan;
+pub use self::process_limits::{LimitError, deny_others, survive_file_size_limit};
 use self::shard::{Started, Starting};
 use self::shutdown::{Reason, Stop};
+use self::supervisor::Supervisor;
+pub use self::terminal::{PromptError, prompt_user_key};
+pub use self::wiping::WipingAllocator;
 use crate::config::Config;
 use crate::crypto::{KeyCache, Pool, PoolConfig};
-use crate::http::{App, RateLimits, Settings};
+use crate::http::{App, Audience, ByteBudget, RateLimits, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
 use crate::model::{ApiKeys, Timestamp};
-use crate::service::{ClusterView, Federation, Service, Signal};
+use crate::service::{ClusterView, Federation, Guard, NodeAuth, Service, Signal};
 use crate::store::{Keeping, OpenError, Options, Store};
 use crate::telemetry::Log;
 
@@ -56,12 +68,15 @@ pub enum Error {
     /// io_uring is not to be had.
     #[error(transparent)]
     Engine(#[from] Obstacle),
+    /// Limits of the process that are too low: all of them, with the settings that raise them.
+    #[error(transparent)]
+    Limits(#[from] LimitError),
     /// The data files.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// The address.
-    #[error("cannot listen on {0}: {1} (see OSC_HOST and OSC_HOST_PORT)")]
-    Listen(String, #[source] std::io::Error),
+    /// The addresses that cannot be listened on: all of them, with the cause and the settings.
+    #[error("{0}")]
+    Listen(String),
     /// A thread, a signal handler, the pool.
     #[error("cannot start {0}: {1}")]
     Part(&'static str, String),
@@ -86,7 +101,11 @@ type Shards = Vec<JoinHandle<io::Result<()>>>;
 /// When it cannot start, or has to end for another reason.
 pub fn run(config: &Config, log: &Log) -> Result<(), Error> {
     forbid_core_dumps();
-    raise_limits();
+    process_limits::raise();
+    let plan = Plan::new(config.workers);
+    let peers = config.cluster.as_ref().map(|cluster| cluster.peers.len());
+    let descriptors = Descriptors::new(plan.cores.len(), peers.unwrap_or_default());
+    process_limits::check(descriptors, plan.threads_count(peers.is_some()))?;
     let (engine, obstacle) = engine::choose(config.engine)?;
     if let Some(obstacle) = obstacle {
         tracing::warn!(
@@ -94,14 +113,16 @@ pub fn run(config: &Config, log: &Log) -> Result<(), Error> {
         );
     }
     match engine {
-        EngineKind::Uring => run_on(Uring { uses_ring: config.uses_ring }, engine, config, log),
-        EngineKind::Epoll => run_on(Epoll, engine, config, log),
+        EngineKind::Uring => {
+            run_on(Uring { uses_ring: config.uses_ring }, engine, &plan, descriptors, config, log)
+        }
+        EngineKind::Epoll => run_on(Epoll, engine, &plan, descriptors, config, log),
     }
 }
 
 /// The engine that the server would have here, and why, on one line.
 pub fn engine_in_effect(config: &Config) -> String {
-    raise_limits();
+    process_limits::raise();
     match engine::choose(config.engine) {
         Ok((engine, None)) => engine.name().to_owned(),
         Ok((engine, Some(obstacle))) => format!("{}, because {obstacle}", engine.name()),
@@ -109,7 +130,14 @@ pub fn engine_in_effect(config: &Config) -> String {
     }
 }
 
-fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) -> Result<(), Error> {
+fn run_on<E: Engine>(
+    engine: E,
+    kind: EngineKind,
+    plan: &Plan,
+    descriptors: Descriptors,
+    config: &Config,
+    log: &Log,
+) -> Result<(), Error> {
     let (reasons, why_end) = shutdown::reasons();
     shutdown::watch_signals(reasons.clone())
         .map_err(|error| Error::Part("the signal handler", error.to_string()))?;
@@ -119,11 +147,15 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
         from_store.send(Reason::Fatal(format!("the database failed: {error}{cause}"))).ok();
     });
+    // Before any file is changed: another server may have the address.
+    let listeners = bind(config, plan.cores.len())?;
     let instance = random_number();
     let outbox = Arc::new(Signal::default());
     let grown = Arc::clone(&outbox);
     let options = Options {
         cache_bytes_max: memory::entry_cache_bytes_max(),
+        accepted_salt: config.accepted_salt,
+        readers_count: plan.read_threads,
         versions: versions(config),
         on_fatal,
         on_outbox: Box::new(move |last| grown.raise(last)),
@@ -133,8 +165,7 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         tracing::info!(copy = %copy.display(), "the database was migrated, after it was copied");
     }
 
-    let plan = Plan::new(config.workers);
-    let pool = start_pool(&plan)?;
+    let pool = start_pool(plan)?;
     let keys = KeyCache::new();
     let view = config.cluster.as_ref().map(|cluster| Arc::new(ClusterView::new(instance, outbox, cluster)));
     let federation = config.cluster.as_ref().and_then(|cluster| cluster.federation.as_ref());
@@ -143,14 +174,18 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         .map(|(federation, view)| Federation::new(federation, Arc::clone(view)))
         .unzip();
     let service = Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool), view);
-    let service = Arc::new(service.federated(federation));
+    let guard = Guard::new(config.clients.failed_keys_per_address);
+    let service = Arc::new(service.federated(federation).guarded_by(guard));
     let api_keys = ApiKeys::new(config.api_keys.clone());
-    let peers = config.cluster.as_ref().map_or(0, |cluster| cluster.peers.len());
-    let connections_max = descriptors::connections_max(plan.cores.len(), peers);
+    let node_auth = Arc::new(NodeAuth::new(&config.cluster_secrets, &api_keys));
+    let connections_max = descriptors.connections_max();
+    let mut expiry = reload::ExpiryWatch::default();
     let settings = Settings {
         api_keys: api_keys.clone(),
+        node_auth: Arc::clone(&node_auth),
         user_key_bytes_min: config.user_key_bytes_min,
         node_id: config.node_id.clone(),
+        allowed_hosts: config.allowed_hosts.clone(),
         origins: config.origins.clone(),
         has_public_root: config.has_public_root,
         has_private_metrics: config.has_private_metrics,
@@ -158,9 +193,13 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         rates: RateLimits::new(&config.clients),
         engine: kind.name(),
         connections_max,
+        answers: ByteBudget::new(memory::answers_bytes_max()),
+        certificate_expiry: expiry.gauge(),
         ..Settings::default()
     };
     let executors = Arc::clone(&settings.executors);
+    let seen_executors = Arc::clone(&executors);
+    let answers = Arc::clone(&settings.answers);
     let stop = Stop::default();
     let shared = shard::Shared {
         app: Arc::new(App::new(Arc::clone(&service), settings)),
@@ -168,30 +207,51 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
         connections: Arc::default(),
         connections_max,
         executors,
-        per_address: config.clients.connections_per_address.map(PerAddress::new),
-        has_proxy_protocol: config.clients.has_proxy_protocol,
+        answers,
+        per_address: PerAddress::new(&config.clients, connections_max),
+        proxies_told_by_header: config.clients.has_proxy_protocol.then(|| config.clients.proxies.clone()),
         certificates: config.certificates.clone(),
     };
-    let (shards, addresses) = start_shards(engine, config, &plan, &shared)?;
-    let mut cluster = ClusterThread::start(engine, config, &service, &api_keys, errands)?;
+    let (shards, addresses) = start_shards(engine, listeners, plan, &shared)?;
+    let mut cluster = ClusterThread::start(engine, config, &service, &node_auth, errands)?;
     if let Some(expires) = config.certificates.expires() {
         tracing::info!(%expires, "serving over TLS only");
     }
-    for address in addresses {
-        tracing::info!(%address, executors = plan.cores.len(), engine = %kind.name(), "listening");
+    reload::warn_of_refusal(&config.certificates);
+    expiry.look(&config.certificates, jiff::Timestamp::now());
+    let port = addresses.first().map_or(config.port, |(address, _)| address.port());
+    for (address, audience) in addresses {
+        let serves = match audience {
+            Audience::Everyone => "clients and peers",
+            Audience::Clients => "clients",
+            Audience::Peers => "peers",
+            Audience::Admin => "probes and metrics",
+        };
+        tracing::info!(%address, serves, executors = plan.cores.len(), engine = %kind.name(), "listening");
     }
 
-    let mut swept = Instant::now();
+    start_report::log(config, kind, plan.cores.len(), port);
+    let status = start_report::status(config, kind, port);
+    let mut supervisor = Supervisor::new();
+    supervisor.ready(&status);
+    let tick = CERTIFICATES_INTERVAL.min(supervisor.interval() / 2);
+    let (mut swept, mut looked) = (Instant::now(), Instant::now());
     let reason = loop {
-        match why_end.recv_timeout(CERTIFICATES_INTERVAL) {
+        supervisor.sign_of_life(&seen_executors);
+        match why_end.recv_timeout(tick) {
             Ok(Reason::Reload) => {
-                let Some(new) = reload::read() else { continue };
-                let peers = reload::apply(config, &new, log, &api_keys);
-                if let (Some(cluster), Some(peers)) = (&mut cluster, peers)
-                    && let Err(error) = cluster.set_peers(peers)
-                {
-                    break Reason::Fatal(error.to_string());
+                supervisor.reloading();
+                let new = reload::read();
+                // A configuration that is refused leaves the server as ready as before.
+                let Some(new) = new else {
+                    supervisor.ready(&status);
+                    continue;
+                };
+                let peers = reload::apply(config, &new, log, &api_keys, &node_auth);
+                if let (Some(cluster), Some(peers)) = (&mut cluster, peers) {
+                    cluster.set_peers(peers);
                 }
+                supervisor.ready(&status);
             }
             Ok(reason) => break reason,
             Err(Timeout::Timeout) => {
@@ -199,11 +259,16 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
                     swept = Instant::now();
                     shared.app.sweep();
                 }
-                reload::look_at(&config.certificates);
+                if looked.elapsed() >= CERTIFICATES_INTERVAL {
+                    looked = Instant::now();
+                    reload::look_at(&config.certificates);
+                    expiry.look(&config.certificates, jiff::Timestamp::now());
+                }
             }
             Err(Timeout::Disconnected) => break Reason::Fatal("the signal handler has gone".into()),
         }
     };
+    supervisor.stopping();
     tracing::info!("stopping");
     stop.request();
     let failed = join(shards);
@@ -234,7 +299,7 @@ fn run_on<E: Engine>(engine: E, kind: EngineKind, config: &Config, log: &Log) ->
 fn versions(config: &Config) -> Keeping {
     let Some(cluster) = &config.cluster else { return Keeping::new(false) };
     let offset_ms = cluster.clock_offset_ms;
-    let wall_clock = Box::new(move || Timestamp::now().as_milliseconds().saturating_add_signed(offset_ms));
+    let wall_clock = Arc::new(move || Timestamp::now().as_milliseconds().saturating_add_signed(offset_ms));
     Keeping { wall_clock, ..Keeping::new(cluster.federation.is_none()) }
 }
 
@@ -252,17 +317,6 @@ fn forbid_core_dumps() {
     }
 }
 
-/// Many connections need many descriptors, and rings need locked memory: the soft limits go up to the hard ones.
-fn raise_limits() {
-    for resource in [Resource::Nofile, Resource::Memlock] {
-        let mut limit = getrlimit(resource);
-        limit.current = limit.maximum;
-        if let Err(error) = setrlimit(resource, limit) {
-            tracing::debug!(%error, ?resource, "a limit stays as it is");
-        }
-    }
-}
-
 fn start_pool(plan: &Plan) -> Result<Arc<Pool>, Error> {
     let config = PoolConfig { derive_threads: plan.derive_threads, read_threads: plan.read_threads };
     let derivations_max = DERIVATIONS_QUEUED_MAX_PER_THREAD * plan.derive_threads;
@@ -275,14 +329,14 @@ fn start_pool(plan: &Plan) -> Result<Arc<Pool>, Error> {
 /// whole one.
 fn start_shards<E: Engine>(
     engine: E,
-    config: &Config,
+    listeners: Vec<Vec<(TcpListener, Audience)>>,
     plan: &Plan,
     shared: &shard::Shared,
-) -> Result<(Shards, Vec<SocketAddr>), Error> {
-    let listeners = listener::bind(config.host.addresses(), plan.cores.len())
-        .map_err(|error| Error::Listen(config.host.to_string(), error))?;
+) -> Result<(Shards, Vec<(SocketAddr, Audience)>), Error> {
     let addresses = listeners.first().map_or_else(Vec::new, |listeners| {
-        listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+        let address =
+            |(listener, audience): &(TcpListener, _)| Some((listener.local_addr().ok()?, *audience));
+        listeners.iter().filter_map(address).collect()
     });
     let (reports, started) = mpsc::channel();
     let mut shards = Vec::with_capacity(plan.cores.len());
@@ -294,6 +348,30 @@ fn start_shards<E: Engine>(
         }
     }
     await_listening(shards, &started).map(|shards| (shards, addresses))
+}
+
+/// The listeners of each shard, those for clients first.
+fn bind(config: &Config, shards: usize) -> Result<Vec<Vec<(TcpListener, Audience)>>, Error> {
+    let listen = config.cluster.as_ref().and_then(|cluster| cluster.listen.as_ref());
+    let clients = if listen.is_some() { Audience::Clients } else { Audience::Everyone };
+    let wanted = [
+        (Some(&config.host), clients, "OSC_HOST and OSC_HOST_PORT"),
+        (listen, Audience::Peers, "OSC_CLUSTER_LISTEN"),
+        (config.admin.as_ref(), Audience::Admin, "OSC_ADMIN_LISTEN"),
+    ];
+    let (mut bound, mut faults): (Vec<Vec<_>>, _) = ((0..shards).map(|_| Vec::new()).collect(), Vec::new());
+    for (host, audience, settings) in wanted {
+        let Some(host) = host else { continue };
+        match listener::bind(host.addresses(), shards) {
+            Ok(listeners) => {
+                for (all, more) in bound.iter_mut().zip(listeners) {
+                    all.extend(more.into_iter().map(|listener| (listener, audience)));
+                }
+            }
+            Err(error) => faults.push(format!("cannot listen on {error} (see {settings})")),
+        }
+    }
+    if faults.is_empty() { Ok(bound) } else { Err(Error::Listen(faults.join("; "))) }
 }
 
 /// All shards, once all of them listen; otherwise the reason of the first one that does not.

@@ -25,6 +25,14 @@ impl Plan {
         Self::from_facts(workers, &allowed, usable)
     }
 
+    /// Threads of the whole process, the main one not counted; each executor of io_uring has another one for calls
+    /// that block.
+    pub(super) fn threads_count(&self, is_clustered: bool) -> usize {
+        let (log, signals, writer) = (1, 1, 1);
+        let executors = self.cores.len() + usize::from(is_clustered);
+        log + signals + writer + self.derive_threads + self.read_threads + 2 * executors
+    }
+
     fn from_facts(workers: Option<NonZeroUsize>, allowed: &[usize], usable: usize) -> Self {
         let executors = workers.map_or(usable, NonZeroUsize::get);
         // With a quota below the number of cores, or more executors than cores, the scheduler

@@ -1,19 +1,26 @@
 //! SIGHUP: reads the settings again, and takes over those that can change while the server runs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
 
 use crate::config::{self, Config, PeerAddress};
 use crate::model::ApiKeys;
-use crate::telemetry::Log;
+use crate::service::NodeAuth;
+use crate::service::node_auth::SharedKey;
+use crate::telemetry::{Gauge, Log};
 use crate::tls::Certificates;
 
 /// Settings that are taken over; all others wait for the next start.
-const TAKEN_OVER: [&str; 10] = [
+const TAKEN_OVER: &[&str] = &[
     "OSC_LOG_LEVEL",
     "OSC_API_KEY_REQUIRED",
     "OSC_API_KEY",
     "OSC_API_KEY_FILE",
     "OSC_CLUSTER_NODES",
+    "OSC_CLUSTER_SECRET",
+    "OSC_CLUSTER_SECRET_FILE",
     "OSC_CLUSTER_CA_CERTS",
     "OSC_SSL_CERTFILE",
     "OSC_SSL_KEYFILE",
@@ -45,6 +52,7 @@ pub(super) fn apply(
     after: &Config,
     log: &Log,
     api_keys: &ApiKeys,
+    node_auth: &NodeAuth,
 ) -> Option<Vec<PeerAddress>> {
     log.set_level(after.log_level);
     // A file that is gone for a moment, say, must not open the server to everybody.
@@ -53,11 +61,22 @@ pub(super) fn apply(
     } else {
         api_keys.replace(after.api_keys.clone());
     }
+    if after.cluster_secrets.is_empty() && node_auth.shared() == SharedKey::Secret {
+        tracing::warn!("a cluster secret stays required until the next start, and it is the one from before");
+    } else {
+        node_auth.replace(&after.cluster_secrets, api_keys);
+    }
     // Whether there is TLS does not change, and then neither does what follows from it.
     let has_same_scheme =
         before.certificates.files().own.is_some() == after.certificates.files().own.is_some();
-    if has_same_scheme && before.certificates.take_over(&after.certificates) {
-        tell_of(&before.certificates);
+    match after.certificates.not_yet_valid() {
+        Some(faults) if has_same_scheme => {
+            tracing::error!("certificates are not valid yet, keeping the previous ones: {faults}");
+        }
+        _ if has_same_scheme && before.certificates.take_over(&after.certificates) => {
+            tell_of(&before.certificates);
+        }
+        _ => {}
     }
     let peers = after.cluster.as_ref().filter(|_| has_same_scheme).map(|cluster| cluster.peers.clone());
     let (before, after) = (before.summary(), after.summary());
@@ -67,6 +86,41 @@ pub(super) fn apply(
     }
     tracing::info!("the settings were read again");
     peers
+}
+
+/// From so many days before its end on a certificate is warned about.
+const EXPIRY_WARNING_DAYS: i64 = 14;
+const DAY_SECONDS: i64 = 24 * 60 * 60;
+
+/// Warns of a certificate that is about to end, once for each day that is left.
+#[derive(Default)]
+pub(super) struct ExpiryWatch {
+    gauge: Arc<Gauge>,
+    said: BTreeMap<&'static str, (Timestamp, i64)>,
+}
+
+impl ExpiryWatch {
+    /// In seconds since 1970; 0 without TLS.
+    pub(super) fn gauge(&self) -> Arc<Gauge> {
+        Arc::clone(&self.gauge)
+    }
+
+    /// To be called now and then.
+    pub(super) fn look(&mut self, certificates: &Certificates, now: Timestamp) {
+        if let Some(expires) = certificates.expires() {
+            self.gauge.set(u64::try_from(expires.as_second()).unwrap_or_default());
+        }
+        for (setting, expires) in certificates.expiries() {
+            let days = (expires.as_second() - now.as_second()).div_euclid(DAY_SECONDS);
+            let is_said = self.said.insert(setting, (expires, days)) == Some((expires, days));
+            match days {
+                EXPIRY_WARNING_DAYS.. => {}
+                _ if is_said => {}
+                0.. => tracing::warn!(%expires, days, "the certificate in {setting} expires soon: renew it"),
+                _ => tracing::error!(%expires, "the certificate in {setting} has expired, and is refused"),
+            }
+        }
+    }
 }
 
 /// Takes certificates that have changed into use.
@@ -85,6 +139,14 @@ pub(super) fn look_at(certificates: &Certificates) {
 fn tell_of(certificates: &Certificates) {
     let expires = certificates.expires().map(tracing::field::display);
     tracing::info!(expires, "new connections have the certificates that have changed");
+    warn_of_refusal(certificates);
+}
+
+/// Warns of a certificate with which this node would be no node for peers that have the same settings.
+pub(super) fn warn_of_refusal(certificates: &Certificates) {
+    if let Some(reason) = certificates.refusal_as_node() {
+        tracing::warn!(reason, "OSC_SSL_CERTFILE is not a certificate of a node by OSC_CLUSTER_CA_CERTS");
+    }
 }
 
 /// Names of settings that differ and are not taken over.

@@ -9,23 +9,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::future::poll_once;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
 
 use super::engine::{self, Acceptor, Engine, Sockets};
-use super::greeting::{Socket, greet};
+use super::greeting::{GreetError, Socket, greet};
 use super::per_address::PerAddress;
 use super::shutdown::Stop;
+use crate::config::Proxies;
 use crate::crypto::Inbox;
-use crate::http::{App, Client, Local, read_proxy_header, serve, too_many_connections};
-use crate::limits::{DEADLINE_TICK, DRAIN_DEADLINE};
-use crate::telemetry::Executors;
-use crate::tls::{Certificates, ServerConfig};
+use crate::http::{App, Audience, ByteBudget, Client, Local, read_proxy_header, serve, too_many_connections};
+use crate::limits::{ADMIN_CONNECTIONS_RESERVE, DEADLINE_TICK, DRAIN_DEADLINE};
+use crate::telemetry::{ExecutorCounts, Executors};
+use crate::tls::{Certificates, ServerContext};
 
 /// How long accepting pauses when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two lines of an executor about senders of PROXY headers that are not believed, and about failed handshakes.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Shortest time between two lines about refused connections.
+const REFUSALS_LOG_INTERVAL_MS: u64 = 10_000;
 
 /// What all shards share.
 #[derive(Clone)]
@@ -35,8 +41,10 @@ pub(super) struct Shared {
     pub(super) connections: Arc<AtomicUsize>,
     pub(super) connections_max: usize,
     pub(super) executors: Arc<Executors>,
-    pub(super) per_address: Option<PerAddress>,
-    pub(super) has_proxy_protocol: bool,
+    pub(super) answers: Arc<ByteBudget>,
+    pub(super) per_address: PerAddress,
+    /// Those whose headers of the PROXY protocol are believed; `None` if connections begin without one.
+    pub(super) proxies_told_by_header: Option<Proxies>,
     pub(super) certificates: Certificates,
 }
 
@@ -45,7 +53,12 @@ struct Shard<E> {
     engine: E,
     shared: Shared,
     local: Local,
+    counts: Arc<ExecutorCounts>,
+    refusals: RefusalLog,
     open: Cell<usize>,
+    /// When a sender of PROXY headers that is not believed was last logged.
+    warned: Cell<Option<Instant>>,
+    handshake_logged: Cell<Option<Instant>>,
 }
 
 /// Tells the main thread, once, whether a shard listens: it is dropped with the thread's work when the executor
@@ -86,26 +99,36 @@ impl Drop for Starting {
 pub(super) fn start<E: Engine>(
     engine: E,
     core: Option<usize>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, Audience)>,
     shared: Shared,
     starting: Starting,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     engine::start(engine, format!("osc-shard-{}", starting.index), core, move || async move {
-        let local = Local::new(shared.executors.add());
-        let shard = Rc::new(Shard { engine, shared, local, open: Cell::new(0) });
+        let counts = shared.executors.add();
+        let local = Local::new(Arc::clone(&counts), Arc::clone(&shared.answers));
+        let refusals = RefusalLog::default();
+        let (open, warned, handshake_logged) = (Cell::new(0), Cell::new(None), Cell::new(None));
+        let shard =
+            Rc::new(Shard { engine, shared, local, counts, refusals, open, warned, handshake_logged });
         shard.run(listeners, starting).await
     })
 }
 
 impl<E: Engine> Shard<E> {
-    async fn run(self: Rc<Self>, listeners: Vec<TcpListener>, starting: Starting) -> io::Result<()> {
+    async fn run(
+        self: Rc<Self>,
+        listeners: Vec<(TcpListener, Audience)>,
+        starting: Starting,
+    ) -> io::Result<()> {
         let inbox = Inbox::open();
         self.engine.spawn(inbox.deliver());
-        let sockets = self.engine.accept(listeners, Door(Rc::clone(&self)))?;
+        let with_door = |(listener, audience)| (listener, Door { shard: Rc::clone(&self), audience });
+        let sockets = self.engine.accept(listeners.into_iter().map(with_door).collect())?;
         starting.succeed();
         while !self.shared.stop.is_requested() {
             self.engine.sleep(DEADLINE_TICK).await;
             self.local.tick(self.open.get());
+            self.refusals.tick(&self.counts, self.local.clock.now_ms());
             sockets.tick();
         }
         // Closing a listener resets what is still in its queue, so those connections are taken first;
@@ -136,10 +159,11 @@ impl<E: Engine> Shard<E> {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let slot = Slot::take(self);
+        let slot = Slot::take(self, client.audience);
         let shard = Rc::clone(self);
         self.engine.spawn(async move {
             if slot.is_one_too_many {
+                shard.counts.refused.add(1);
                 return shard.turn_away(stream).await;
             }
             // A panic in a task would end the executor, and with it every other connection.
@@ -154,31 +178,76 @@ impl<E: Engine> Shard<E> {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        if self.shared.has_proxy_protocol {
-            match read_proxy_header(&mut stream, &self.local.clock, client).await {
+        // Peers connect directly, and a flood of clients must not use up their connections.
+        // Probes connect directly, too, and must reach a server that has no room for further clients.
+        let is_direct = matches!(client.audience, Audience::Peers | Audience::Admin);
+        if let Some(proxies) = self.shared.proxies_told_by_header.as_ref().filter(|_| !is_direct) {
+            let sender = client.address;
+            match read_proxy_header(&mut stream, &self.local.clock, client, proxies).await {
                 Ok(told) => client = told,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    return self.note_untrusted_sender(sender);
+                }
                 Err(error) => {
                     tracing::debug!(%error, "a connection without a header of the PROXY protocol");
                     return;
                 }
             }
         }
-        let _place = match (&self.shared.per_address, client.address) {
-            (Some(per_address), Some(address)) => match per_address.take(address) {
-                Some(place) => Some(place),
-                None => return self.turn_away(stream).await,
-            },
-            _ => None,
+        let address = client.address.filter(|_| !is_direct);
+        let Ok(_place) = address.map(|address| self.shared.per_address.take(address)).transpose() else {
+            self.counts.refused_of_address.add(1);
+            return self.turn_away(stream).await;
         };
-        match self.shared.certificates.server() {
+        let context = match client.audience {
+            Audience::Peers => self.shared.certificates.cluster_server(),
+            Audience::Clients | Audience::Everyone => self.shared.certificates.server(),
+            Audience::Admin => None,
+        };
+        match context {
             None => serve(stream, &*self.shared.app, &self.local, client).await,
             // Behind a pointer, so that connections without TLS are no larger for it.
-            Some(config) => Box::pin(self.serve_over_tls(Box::new(stream), config, client)).await,
+            Some(context) => Box::pin(self.serve_over_tls(Box::new(stream), context, client)).await,
         }
     }
 
-    async fn serve_over_tls(&self, socket: Box<dyn Socket>, config: Arc<ServerConfig>, client: Client) {
-        let Some(mut stream) = greet(socket, config, &self.local.clock).await else { return };
+    /// Every client of the port can cause it, so not each one is logged.
+    fn note_untrusted_sender(&self, sender: Option<IpAddr>) {
+        let now = Instant::now();
+        let is_due = self.warned.get().is_none_or(|warned| now - warned >= WARNING_INTERVAL);
+        if is_due {
+            self.warned.set(Some(now));
+            tracing::warn!(
+                sender = sender.map(tracing::field::display),
+                "closed a connection: its PROXY header names a client, but the sender is not in OSC_TRUSTED_PROXIES"
+            );
+        }
+    }
+
+    /// Every client of the port can cause it, so not each one is logged.
+    fn note_failed_handshake(&self, client: &Client, error: &GreetError) {
+        self.counts.failed_handshakes.add(1);
+        if let (Audience::Peers, GreetError::Failed(error)) = (client.audience, error) {
+            return self.shared.app.note_refused_handshake(client, error);
+        }
+        let now = Instant::now();
+        if self.handshake_logged.get().is_none_or(|logged| now - logged >= WARNING_INTERVAL) {
+            self.handshake_logged.set(Some(now));
+            let address = client.address.map(tracing::field::display);
+            let count = self.counts.failed_handshakes.get();
+            tracing::info!(address, %error, count, "TLS handshake failed");
+        }
+    }
+
+    async fn serve_over_tls(&self, socket: Box<dyn Socket>, context: Arc<ServerContext>, mut client: Client) {
+        let greeted = greet(socket, &context, &self.local.clock).await;
+        drop(context);
+        let mut stream = match greeted {
+            Ok(stream) => stream,
+            Err(GreetError::Gone) => return,
+            Err(error) => return self.note_failed_handshake(&client, &error),
+        };
+        client.lacks_node_certificate = !stream.may_be_node();
         serve(&mut stream, &*self.shared.app, &self.local, client).await;
         // However it ended, the client is told that this is the end and nothing was cut off, if it takes that at once.
         poll_once(stream.close()).await;
@@ -195,13 +264,33 @@ impl<E: Engine> Shard<E> {
     }
 }
 
-/// Where connections come in.
-struct Door<E>(Rc<Shard<E>>);
+/// Logs refused connections, however many there are, in one line now and then.
+#[derive(Default)]
+struct RefusalLog {
+    logged: Cell<(u64, u64)>,
+    next_ms: Cell<u64>,
+}
 
-impl<E> Clone for Door<E> {
-    fn clone(&self) -> Self {
-        Self(Rc::clone(&self.0))
+impl RefusalLog {
+    fn tick(&self, counts: &ExecutorCounts, now_ms: u64) {
+        let total = (counts.refused.get(), counts.refused_of_address.get());
+        if total == self.logged.get() || now_ms < self.next_ms.get() {
+            return;
+        }
+        let logged = self.logged.replace(total);
+        self.next_ms.set(now_ms + REFUSALS_LOG_INTERVAL_MS);
+        tracing::warn!(
+            limit_of_server = total.0 - logged.0,
+            limit_of_address = total.1 - logged.1,
+            "connections refused"
+        );
     }
+}
+
+/// Where connections of one listener come in.
+struct Door<E> {
+    shard: Rc<Shard<E>>,
+    audience: Audience,
 }
 
 impl<E: Engine> Acceptor for Door<E> {
@@ -212,13 +301,15 @@ impl<E: Engine> Acceptor for Door<E> {
     {
         match accepted {
             Ok((stream, address)) => {
-                self.0.connect(stream, Client { address: address.map(|address| address.to_canonical()) });
+                let address = address.map(|address| address.to_canonical());
+                let client = Client { address, audience: self.audience, ..Client::default() };
+                self.shard.connect(stream, client);
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot accept a connection");
                 // Without a pause a full descriptor table would spin; others are the client's.
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
-                    self.0.engine.sleep(ACCEPT_PAUSE).await;
+                    self.shard.engine.sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -232,10 +323,11 @@ struct Slot<E> {
 }
 
 impl<E> Slot<E> {
-    fn take(shard: &Rc<Shard<E>>) -> Self {
+    fn take(shard: &Rc<Shard<E>>, audience: Audience) -> Self {
         let others = shard.shared.connections.fetch_add(1, Ordering::Relaxed);
         shard.open.set(shard.open.get() + 1);
-        Self { shard: Rc::clone(shard), is_one_too_many: others >= shard.shared.connections_max }
+        let reserve = if audience == Audience::Admin { ADMIN_CONNECTIONS_RESERVE } else { 0 };
+        Self { shard: Rc::clone(shard), is_one_too_many: others >= shard.shared.connections_max + reserve }
     }
 }
 

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use super::federation::Choice;
+use super::guarded::Purpose;
 use super::opener::{Opener, Unopened};
-use super::{Error, Service};
+use super::value::{SealedValue, Value};
+use super::{Credentials, Error, Service};
 use crate::crypto::DerivedKey;
-use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp, UserKey};
+use crate::limits::LARGE_VALUE_BYTES;
+use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp};
 use crate::store::{Group, OwnerTag, Row, Write, WriteError, WriteResult};
 
 /// How often a write looks again when another one was faster; each time someone else has made progress.
@@ -17,8 +20,8 @@ const ATTEMPTS_MAX: usize = 16;
 pub struct Found {
     /// Its row.
     pub row: Arc<Row>,
-    /// Its value, canonical JSON.
-    pub value: Plaintext,
+    /// Its value.
+    pub value: Value,
 }
 
 /// What is to be created.
@@ -91,7 +94,17 @@ impl Service {
     /// When there is none, several are meant, or the user key does not open it.
     pub async fn read(
         &self,
-        user_key: &UserKey,
+        credentials: &Credentials<'_>,
+        key: &str,
+        environment: Option<&str>,
+    ) -> Result<Found, Error> {
+        let use_case = self.read_unguarded(credentials, key, environment);
+        self.guarded(credentials, key, Purpose::Open, use_case).await
+    }
+
+    async fn read_unguarded(
+        &self,
+        credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
     ) -> Result<Found, Error> {
@@ -102,30 +115,26 @@ impl Service {
             }
             (row, _) => row?,
         };
-        let derived = self.derived_key(user_key).await?;
-        let value = open(&derived, &row)?;
+        let derived = self.derived_key(credentials).await?;
+        let value = read_value(&derived, &row)?;
         Ok(Found { row, value })
     }
 
-    /// Makes a new entry; it is durable when this returns.
+    /// Creates an entry; it is durable when this returns. The key is derived before the name is looked up:
+    /// [`Error::AlreadyExists`] says that a name is taken, and must not cost less than a derivation.
     ///
     /// # Errors
-    /// When it exists, whoever owns it.
-    pub async fn create(&self, user_key: &UserKey, new: NewEntry) -> Result<Found, Error> {
+    /// When an entry of this name exists, whichever user key opens it.
+    pub async fn create(&self, credentials: &Credentials<'_>, new: NewEntry) -> Result<Found, Error> {
+        let name = new.key.as_str().to_owned();
+        self.guarded(credentials, &name, Purpose::Create, self.create_unguarded(credentials, new)).await
+    }
+
+    async fn create_unguarded(&self, credentials: &Credentials<'_>, new: NewEntry) -> Result<Found, Error> {
+        self.has_joined().await?;
         let key = new.key.as_str();
         let environment = new.environment.as_ref().map(Environment::as_str);
-        let exists =
-            || Error::AlreadyExists { key: key.to_owned(), environment: environment.map(str::to_owned) };
-        let derived = match self.cached_key(user_key) {
-            // The writer looks anyway.
-            Some(derived) => derived,
-            None => {
-                if self.exact(key, environment).await?.is_some() {
-                    return Err(exists());
-                }
-                self.derived_key(user_key).await?
-            }
-        };
+        let derived = self.derived_key(credentials).await?;
         let write = Write::Create {
             key: key.to_owned(),
             environment: environment.map(str::to_owned),
@@ -135,11 +144,30 @@ impl Service {
         match self.write(write, &derived).await? {
             Ok(row) => {
                 derived.mark_proven();
-                Ok(Found { row, value: new.value })
+                let value = Value::of(&derived, &row, new.value);
+                Ok(Found { row, value })
             }
-            Err(WriteError::AlreadyExists | WriteError::Changed) => Err(exists()),
+            Err(WriteError::AlreadyExists | WriteError::Changed) => {
+                Err(self.already_exists(&derived, key, environment).await?)
+            }
+            Err(WriteError::Ahead { ahead_ms }) => Err(Error::version_ahead(key, ahead_ms)),
             Err(WriteError::Store(error)) => Err(error.into()),
         }
+    }
+
+    async fn already_exists(
+        &self,
+        derived: &DerivedKey,
+        key: &str,
+        environment: Option<&str>,
+    ) -> Result<Error, Error> {
+        let row = self.exact(key, environment).await?;
+        let is_foreign = row.is_some_and(|row| verify(derived, &row).is_err());
+        Ok(Error::AlreadyExists {
+            key: key.to_owned(),
+            environment: environment.map(str::to_owned),
+            is_foreign,
+        })
     }
 
     /// Replaces the value of an entry that the user key opens; durable when this returns.
@@ -148,15 +176,27 @@ impl Service {
     /// As for [`Self::read`]; also when the environment to move to has this key already.
     pub async fn update(
         &self,
-        user_key: &UserKey,
+        credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
         update: Update,
     ) -> Result<Found, Error> {
+        let use_case = self.update_unguarded(credentials, key, environment, update);
+        self.guarded(credentials, key, Purpose::Open, use_case).await
+    }
+
+    async fn update_unguarded(
+        &self,
+        credentials: &Credentials<'_>,
+        key: &str,
+        environment: Option<&str>,
+        update: Update,
+    ) -> Result<Found, Error> {
+        self.has_joined().await?;
         for _ in 0..ATTEMPTS_MAX {
-            let (seen, derived) = match (self.owned(user_key, key, environment).await, &self.federation) {
+            let (seen, derived) = match (self.owned(credentials, key, environment).await, &self.federation) {
                 (Err(Error::NotFound { .. }), Some(federation)) => {
-                    return self.update_elsewhere(federation, user_key, key, environment, update).await;
+                    return self.update_elsewhere(federation, credentials, key, environment, update).await;
                 }
                 (owned, _) => owned?,
             };
@@ -168,7 +208,8 @@ impl Service {
                 if let Some(cluster) = self.cluster() {
                     cluster.own_changes_are_out().await?;
                 }
-                return Ok(Found { row: seen, value: update.value });
+                let value = Value::of(&derived, &seen, update.value);
+                return Ok(Found { row: seen, value });
             }
             let write = Write::Update {
                 seen,
@@ -177,12 +218,16 @@ impl Service {
                 ciphertext: seal(&derived, &update.value),
             };
             match self.write(write, &derived).await? {
-                Ok(row) => return Ok(Found { row, value: update.value }),
+                Ok(row) => {
+                    let value = Value::of(&derived, &row, update.value);
+                    return Ok(Found { row, value });
+                }
                 Err(WriteError::Changed) => {}
                 Err(WriteError::AlreadyExists) => {
-                    let environment = moved.map(|environment| environment.as_str().to_owned());
-                    return Err(Error::AlreadyExists { key: key.to_owned(), environment });
+                    let environment = moved.map(Environment::as_str);
+                    return Err(self.already_exists(&derived, key, environment).await?);
                 }
+                Err(WriteError::Ahead { ahead_ms }) => return Err(Error::version_ahead(key, ahead_ms)),
                 Err(WriteError::Store(error)) => return Err(error.into()),
             }
         }
@@ -195,20 +240,32 @@ impl Service {
     /// As for [`Self::read`].
     pub async fn delete(
         &self,
-        user_key: &UserKey,
+        credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
     ) -> Result<(), Error> {
+        let use_case = self.delete_unguarded(credentials, key, environment);
+        self.guarded(credentials, key, Purpose::Open, use_case).await
+    }
+
+    async fn delete_unguarded(
+        &self,
+        credentials: &Credentials<'_>,
+        key: &str,
+        environment: Option<&str>,
+    ) -> Result<(), Error> {
+        self.has_joined().await?;
         for _ in 0..ATTEMPTS_MAX {
-            let (seen, derived) = match (self.owned(user_key, key, environment).await, &self.federation) {
+            let (seen, derived) = match (self.owned(credentials, key, environment).await, &self.federation) {
                 (Err(Error::NotFound { .. }), Some(federation)) => {
-                    return self.delete_elsewhere(federation, user_key, key, environment).await;
+                    return self.delete_elsewhere(federation, credentials, key, environment).await;
                 }
                 (owned, _) => owned?,
             };
             match self.write(Write::Delete { seen }, &derived).await? {
                 Ok(_) => return Ok(()),
                 Err(WriteError::Changed | WriteError::AlreadyExists) => {}
+                Err(WriteError::Ahead { ahead_ms }) => return Err(Error::version_ahead(key, ahead_ms)),
                 Err(WriteError::Store(error)) => return Err(error.into()),
             }
         }
@@ -218,12 +275,12 @@ impl Service {
     /// The row, and the proof that the user key opens it.
     async fn owned(
         &self,
-        user_key: &UserKey,
+        credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
     ) -> Result<(Arc<Row>, Arc<DerivedKey>), Error> {
         let row = self.resolve(key, environment).await?;
-        let derived = self.derived_key(user_key).await?;
+        let derived = self.derived_key(credentials).await?;
         verify(&derived, &row)?;
         Ok((row, derived))
     }
@@ -244,6 +301,18 @@ impl Service {
 
     /// The entry of this node that is meant.
     pub(super) async fn resolve(&self, key: &str, environment: Option<&str>) -> Result<Arc<Row>, Error> {
+        match self.resolve_now(key, environment).await {
+            Err(Error::NotFound { .. })
+                if self.cluster().is_some_and(|cluster| !cluster.joining().is_open()) =>
+            {
+                self.has_joined().await?;
+                self.resolve_now(key, environment).await
+            }
+            found => found,
+        }
+    }
+
+    async fn resolve_now(&self, key: &str, environment: Option<&str>) -> Result<Arc<Row>, Error> {
         let missing = || Error::NotFound {
             key: key.to_owned(),
             environment: environment.map(str::to_owned),
@@ -332,6 +401,16 @@ pub(super) fn verify(derived: &DerivedKey, row: &Row) -> Result<(), Error> {
     }
     derived.mark_proven();
     Ok(())
+}
+
+/// Opens a row, or leaves it sealed where it is large and known to be canonical.
+fn read_value(derived: &Arc<DerivedKey>, row: &Arc<Row>) -> Result<Value, Error> {
+    let is_large = row.ciphertext.as_ref().is_some_and(|sealed| sealed.as_bytes().len() > LARGE_VALUE_BYTES);
+    if is_large && row.is_canonical() {
+        return SealedValue::verify(derived, row).map(Value::Sealed).map_err(|unopened| unopened.of(row));
+    }
+    // By opening it once, the row may have turned out to be canonical.
+    open(derived, row).map(|plaintext| Value::of(derived, row, plaintext))
 }
 
 /// Opens a row to canonical JSON.

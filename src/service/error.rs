@@ -12,6 +12,8 @@ pub enum Error {
         key: String,
         /// Its environment.
         environment: Option<String>,
+        /// Whether the caller's key does not open it, as far as is known.
+        is_foreign: bool,
     },
     /// No such entry.
     #[error("no such entry")]
@@ -47,6 +49,20 @@ pub enum Error {
         /// The entry's key.
         key: String,
     },
+    /// One of too many failed keys, or a try after them.
+    #[error("too many failed keys")]
+    TooManyFailures {
+        /// How long the next try should wait.
+        wait: std::time::Duration,
+    },
+    /// A failed key whose response is delayed.
+    #[error("{error}")]
+    Delayed {
+        /// By how much.
+        delay: std::time::Duration,
+        /// The failure.
+        error: Box<Error>,
+    },
     /// What is stored is no value: written by another program, or damaged.
     #[error("the stored value is unreadable")]
     Unreadable {
@@ -61,6 +77,9 @@ pub enum Error {
     /// No space is left; reads go on.
     #[error("disk full")]
     DiskFull,
+    /// A file of the store was removed or replaced, so a write would be lost; reads go on.
+    #[error("a file was removed or replaced")]
+    Displaced,
     /// The server is stopping or has lost a part: try again elsewhere or later.
     #[error("unavailable")]
     Unavailable,
@@ -72,15 +91,33 @@ pub enum Error {
         /// How many should.
         wanted: usize,
     },
+    /// The stored version is so far ahead of this node's clock that no other node would take a later one.
+    #[error("the version of the entry is ahead of the clock")]
+    VersionAhead {
+        /// The entry's key.
+        key: String,
+        /// By how many minutes.
+        minutes: u64,
+    },
     /// What a peer sent was sealed with another salt.
     #[error("the salt differs")]
     SaltDiffers,
     /// The nodes have not agreed on a salt yet.
     #[error("no salt yet")]
     NoSalt,
+    /// The node is new in its cluster, and has not compared its entries with its peers yet.
+    #[error("entries not compared yet")]
+    NotJoined,
     /// A read failed for a reason nobody outside can help with.
     #[error("store failure")]
     Store(#[source] store::Error),
+}
+
+impl Error {
+    /// For a write that the store has refused, other than because of another write of the entry.
+    pub(super) fn version_ahead(key: &str, ahead_ms: u64) -> Self {
+        Self::VersionAhead { key: key.to_owned(), minutes: ahead_ms / 60_000 }
+    }
 }
 
 impl From<store::Error> for Error {
@@ -88,8 +125,22 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Full => Self::DiskFull,
             store::Error::Busy => Self::Busy,
+            store::Error::Displaced => Self::Displaced,
             store::Error::Stopped | store::Error::Damaged { .. } => Self::Unavailable,
             store::Error::Sqlite(_) => Self::Store(error),
         }
+    }
+}
+
+impl Error {
+    /// Whether it tells a caller without the right user key that an entry exists.
+    pub(super) fn is_failed_try(&self) -> bool {
+        let is_foreign = matches!(self, Self::AlreadyExists { is_foreign: true, .. });
+        is_foreign || matches!(self, Self::WrongUserKey { .. } | Self::Ambiguous { .. })
+    }
+
+    /// Whether it differs by the existence of an entry that the caller's key does not open.
+    pub(super) fn depends_on_names(&self) -> bool {
+        self.is_failed_try() || matches!(self, Self::NotFound { .. } | Self::Incomplete { .. })
     }
 }

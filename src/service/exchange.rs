@@ -1,14 +1,27 @@
 //! What nodes say to each other: JSON texts, read strictly. Only names, versions and sealed values;
 //! user keys and plaintexts have no place in any of them.
+//!
+//! A peer is a client like any other: each field is checked as the API checks it, lists are bounded and free of
+//! duplicates, and a message with one fault is refused as a whole.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
+use super::bounded::Bounded;
+use crate::limits::{
+    BUCKETS_COUNT, CHANGES_PER_MESSAGE_MAX, CLOCK_AHEAD_MAX, ENTRIES_PER_MESSAGE_MAX,
+    VERSIONS_COUNT_MAX_PER_MESSAGE,
+};
+use crate::model::change::EntryError;
 use crate::model::{
     Change, Ciphertext, Content, Digest, EntryId, Horizon, Known, NodeNumber, Stamp, Timestamp, Version,
 };
-use crate::store::VersionsPage;
+use crate::store::{AppliedChanges, VersionsPage, bucket_of};
 
-/// Header of every answer to a health check: random for each process.
+/// Header of the answer to a health check of another node: random for each process.
 pub const INSTANCE_HEADER: &str = "x-osc-instance";
 /// Header: the number of the data directory, in hexadecimal.
 pub const NODE_HEADER: &str = "x-osc-node";
@@ -22,8 +35,6 @@ pub const SALT_HEADER: &str = "x-osc-salt";
 pub const ENTRIES_HEADER: &str = "x-osc-entries";
 /// Header: how far back the node knows of deletions, two stamps in hexadecimal.
 pub const HORIZON_HEADER: &str = "x-osc-horizon";
-/// Header: `refused` when the asking node's API key is not this node's.
-pub const API_KEY_HEADER: &str = "x-osc-api-key";
 
 /// A message that is not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +48,12 @@ impl Malformed {
     }
 }
 
+impl From<EntryError> for Malformed {
+    fn from(error: EntryError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl From<serde_json::Error> for Malformed {
     fn from(error: serde_json::Error) -> Self {
         // Its text says where and what, and quotes nothing of the content.
@@ -47,9 +64,9 @@ impl From<serde_json::Error> for Malformed {
 #[derive(Serialize, Deserialize)]
 struct ChangeText<'a> {
     #[serde(rename = "k")]
-    key: std::borrow::Cow<'a, str>,
+    key: Cow<'a, str>,
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
-    environment: Option<std::borrow::Cow<'a, str>>,
+    environment: Option<Cow<'a, str>>,
     #[serde(rename = "s")]
     stamp: i64,
     #[serde(rename = "n")]
@@ -58,7 +75,7 @@ struct ChangeText<'a> {
     #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
     token: Option<String>,
     #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
-    category: Option<std::borrow::Cow<'a, str>>,
+    category: Option<Cow<'a, str>>,
     #[serde(rename = "a", default, skip_serializing_if = "Option::is_none")]
     created_at: Option<i64>,
     #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
@@ -81,7 +98,7 @@ struct KnownText {
 struct VersionsText {
     #[serde(rename = "buckets")]
     buckets_count: usize,
-    known: Vec<KnownText>,
+    known: Bounded<KnownText, VERSIONS_COUNT_MAX_PER_MESSAGE>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -95,22 +112,68 @@ struct IdText {
 struct ChangesText<'a> {
     salt: String,
     #[serde(borrow)]
-    changes: Vec<ChangeText<'a>>,
+    changes: Bounded<ChangeText<'a>, CHANGES_PER_MESSAGE_MAX>,
 }
 
 /// Changes for a peer, with the fingerprint of the salt that they were sealed with.
 pub fn encode_changes(salt: u64, changes: &[Change]) -> Vec<u8> {
-    let changes = changes.iter().map(change_text).collect();
-    encode(&ChangesText { salt: format!("{salt:016x}"), changes })
+    let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
+    let changes = changes.iter().map(|change| change_text(change, latest)).collect();
+    encode(&ChangesText { salt: format!("{salt:016x}"), changes: Bounded(changes) })
 }
 
 /// # Errors
 /// When it is no such message.
 pub fn decode_changes(text: &[u8]) -> Result<(u64, Vec<Change>), Malformed> {
     let message: ChangesText<'_> = serde_json::from_slice(text)?;
-    let salt = u64::from_str_radix(&message.salt, 16).map_err(|error| Malformed(error.to_string()))?;
-    let changes = message.changes.into_iter().map(change_of).collect::<Result<_, _>>()?;
+    let salt = hexadecimal(&message.salt, 16)?;
+    let salt = u64::try_from(salt).expect("sixteen digits");
+    let changes = message.changes.0.into_iter().map(change_of).collect::<Result<Vec<_>, _>>()?;
+    all_differ(changes.iter().map(|change| &change.id))?;
     Ok((salt, changes))
+}
+
+/// What a peer answers to changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangesAnswer {
+    /// How many were later than what it had.
+    pub applied: usize,
+    /// How many it has refused, because they are ahead of its clock.
+    #[serde(default)]
+    pub refused: usize,
+    /// By how many milliseconds, at most.
+    #[serde(default)]
+    pub ahead_ms: u64,
+}
+
+/// The answer to changes.
+pub fn encode_applied(applied: &AppliedChanges) -> Vec<u8> {
+    let AppliedChanges { won, ahead } = applied;
+    let ahead_ms = ahead.iter().map(|(_, ahead_ms)| *ahead_ms).max().unwrap_or(0);
+    encode(&ChangesAnswer { applied: *won, refused: ahead.len(), ahead_ms })
+}
+
+/// # Errors
+/// When it is no such message, or about more changes than were sent.
+pub fn decode_applied(text: &[u8], sent_count: usize) -> Result<ChangesAnswer, Malformed> {
+    let answer: ChangesAnswer = serde_json::from_slice(text)?;
+    match answer.applied.checked_add(answer.refused).is_some_and(|count| count <= sent_count) {
+        true => Ok(answer),
+        false => Err(Malformed::new("more changes than were sent")),
+    }
+}
+
+/// What a peer answers that was asked for `ids`: some of them, in their order.
+///
+/// # Errors
+/// When it is no such message, or about another entry.
+pub fn decode_entries(text: &[u8], ids: &[EntryId]) -> Result<(u64, Vec<Change>), Malformed> {
+    let (salt, changes) = decode_changes(text)?;
+    let mut asked = ids.iter();
+    match changes.iter().all(|change| asked.any(|id| *id == change.id)) {
+        true => Ok((salt, changes)),
+        false => Err(Malformed::new("an entry that was not asked for")),
+    }
 }
 
 /// The versions of the entries of some buckets.
@@ -126,29 +189,26 @@ pub fn encode_versions(page: &VersionsPage) -> Vec<u8> {
             d: (known.digest != Digest::default()).then(|| format!("{:032x}", known.digest.0)),
         })
         .collect();
-    encode(&VersionsText { buckets_count: page.buckets_count, known })
+    encode(&VersionsText { buckets_count: page.buckets_count, known: Bounded(known) })
 }
 
+/// What a peer answers that was asked for `buckets`.
+///
 /// # Errors
-/// When it is no such message.
-pub fn decode_versions(text: &[u8]) -> Result<VersionsPage, Malformed> {
+/// When it is no such message, or about something else.
+pub fn decode_versions(text: &[u8], buckets: &[usize]) -> Result<VersionsPage, Malformed> {
     let message: VersionsText = serde_json::from_slice(text)?;
-    if message.buckets_count == 0 {
-        return Err(Malformed("versions of no bucket".to_owned()));
+    let buckets_count = message.buckets_count;
+    if !(1..=buckets.len()).contains(&buckets_count) {
+        return Err(Malformed::new("versions of more buckets than were asked for, or of none"));
     }
-    let known = message
-        .known
-        .into_iter()
-        .map(|text| {
-            let digest = text.d.as_deref().map_or(Ok(0), |hex| u128::from_str_radix(hex, 16));
-            Ok(Known {
-                id: EntryId { key: text.k, environment: text.e.filter(|name| !name.is_empty()) },
-                version: version_of(text.s, text.n),
-                digest: Digest(digest.map_err(|error| Malformed(error.to_string()))?),
-            })
-        })
-        .collect::<Result<_, Malformed>>()?;
-    Ok(VersionsPage { known, buckets_count: message.buckets_count })
+    let asked: HashSet<usize> = buckets[..buckets_count].iter().copied().collect();
+    let known = message.known.0.into_iter().map(known_of).collect::<Result<Vec<_>, _>>()?;
+    all_differ(known.iter().map(|known| &known.id))?;
+    match known.iter().all(|known| asked.contains(&bucket_of(&known.id))) {
+        true => Ok(VersionsPage { known, buckets_count }),
+        false => Err(Malformed::new("a version of another bucket")),
+    }
 }
 
 /// The names of some entries.
@@ -161,9 +221,10 @@ pub fn encode_ids(ids: &[EntryId]) -> Vec<u8> {
 /// # Errors
 /// When it is no such message.
 pub fn decode_ids(text: &[u8]) -> Result<Vec<EntryId>, Malformed> {
-    let texts: Vec<IdText> = serde_json::from_slice(text)?;
-    let id = |text: IdText| EntryId { key: text.k, environment: text.e.filter(|name| !name.is_empty()) };
-    Ok(texts.into_iter().map(id).collect())
+    let texts: Bounded<IdText, ENTRIES_PER_MESSAGE_MAX> = serde_json::from_slice(text)?;
+    let ids = texts.0.into_iter().map(|text| id_of(text.k, text.e)).collect::<Result<Vec<_>, _>>()?;
+    all_differ(ids.iter())?;
+    Ok(ids)
 }
 
 /// Numbers of buckets.
@@ -172,13 +233,14 @@ pub fn encode_buckets(buckets: &[usize]) -> Vec<u8> {
 }
 
 /// # Errors
-/// When it is no such message, or names a bucket that does not exist.
+/// When it is no such message, or names a bucket that does not exist, or one twice.
 pub fn decode_buckets(text: &[u8]) -> Result<Vec<usize>, Malformed> {
-    let buckets: Vec<usize> = serde_json::from_slice(text)?;
-    match buckets.iter().find(|bucket| **bucket >= crate::limits::BUCKETS_COUNT) {
-        Some(bucket) => Err(Malformed(format!("there is no bucket {bucket}"))),
-        None => Ok(buckets),
+    let Bounded(buckets): Bounded<usize, BUCKETS_COUNT> = serde_json::from_slice(text)?;
+    if let Some(bucket) = buckets.iter().find(|bucket| **bucket >= BUCKETS_COUNT) {
+        return Err(Malformed(format!("there is no bucket {bucket}")));
     }
+    all_differ(buckets.iter())?;
+    Ok(buckets)
 }
 
 /// A horizon as a header's value.
@@ -193,7 +255,7 @@ pub fn decode_horizon(text: &str) -> Option<Horizon> {
     Some(Horizon { synced: stamp(synced)?, forgotten: stamp(forgotten)? })
 }
 
-/// A digest as text.
+/// A digest as text; also the answer to a node that has the same one.
 pub fn encode_digest(digest: Digest) -> String {
     format!("{:032x}", digest.0)
 }
@@ -202,7 +264,7 @@ pub fn encode_digest(digest: Digest) -> String {
 /// When it is no digest.
 pub fn decode_digest(text: &[u8]) -> Result<Digest, Malformed> {
     let text = std::str::from_utf8(text).map_err(|error| Malformed(error.to_string()))?;
-    u128::from_str_radix(text, 16).map(Digest).map_err(|error| Malformed(error.to_string()))
+    hexadecimal(text, 32).map(Digest)
 }
 
 /// The digests of all buckets, sixteen bytes each.
@@ -214,7 +276,7 @@ pub fn encode_digests(digests: &[Digest]) -> Vec<u8> {
 /// When it is not one digest for each bucket.
 pub fn decode_digests(bytes: &[u8]) -> Result<Vec<Digest>, Malformed> {
     let (digests, rest) = bytes.as_chunks::<16>();
-    if digests.len() != crate::limits::BUCKETS_COUNT || !rest.is_empty() {
+    if digests.len() != BUCKETS_COUNT || !rest.is_empty() {
         return Err(Malformed(format!("{} bytes of digests", bytes.len())));
     }
     Ok(digests.iter().map(|bytes| Digest(u128::from_be_bytes(*bytes))).collect())
@@ -224,11 +286,51 @@ fn encode(message: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(message).expect("maps with text keys, written to memory")
 }
 
-fn version_of(stamp: i64, node: i64) -> Version {
-    Version { stamp: Stamp::from_database(stamp), node: NodeNumber::from_database(node) }
+/// Exactly so many hexadecimal digits.
+pub(super) fn hexadecimal(text: &str, digits_count: usize) -> Result<u128, Malformed> {
+    let is_whole = text.len() == digits_count && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = u128::from_str_radix(text, 16).ok().filter(|_| is_whole);
+    number.ok_or_else(|| Malformed(format!("not {digits_count} hexadecimal digits")))
 }
 
-fn change_text(change: &Change) -> ChangeText<'_> {
+fn all_differ<T: Hash + Eq>(items: impl Iterator<Item = T>) -> Result<(), Malformed> {
+    let mut seen = HashSet::new();
+    match items.into_iter().all(|item| seen.insert(item)) {
+        true => Ok(()),
+        false => Err(Malformed::new("something is named twice")),
+    }
+}
+
+/// Number 0 stands for "before there were versions", from which no deletion can be known.
+fn version_of(stamp: i64, node: i64, is_deletion: bool) -> Result<Version, Malformed> {
+    if stamp < 0 || node < 0 || (node > 0 && stamp == 0) || (node == 0 && is_deletion) {
+        return Err(Malformed::new("a version that no node makes"));
+    }
+    Ok(Version { stamp: Stamp::from_database(stamp), node: NodeNumber::from_database(node) })
+}
+
+pub(super) fn id_of(key: String, environment: Option<String>) -> Result<EntryId, Malformed> {
+    let id = EntryId { key, environment };
+    id.check()?;
+    Ok(id)
+}
+
+fn known_of(text: KnownText) -> Result<Known, Malformed> {
+    let digest = text.d.as_deref().map(|digits| hexadecimal(digits, 32)).transpose()?;
+    if digest == Some(0) {
+        return Err(Malformed::new("a digest that no entry has"));
+    }
+    let version = version_of(text.s, text.n, digest.is_none())?;
+    Ok(Known { id: id_of(text.k, text.e)?, version, digest: Digest(digest.unwrap_or_default()) })
+}
+
+/// A time that no peer would take is left out: another program has written it, and the entry should not wait
+/// for it.
+pub(super) fn exchangeable(time: Option<Timestamp>, latest: Timestamp) -> Option<i64> {
+    time.filter(|time| time.is_exchangeable() && *time <= latest).map(Timestamp::as_microseconds)
+}
+
+fn change_text(change: &Change, latest: Timestamp) -> ChangeText<'_> {
     let content = change.content.as_ref();
     ChangeText {
         key: change.id.key.as_str().into(),
@@ -237,8 +339,8 @@ fn change_text(change: &Change) -> ChangeText<'_> {
         node: change.version.node.to_database(),
         token: content.map(|content| content.ciphertext.to_text()),
         category: content.and_then(|content| content.category.as_deref()).map(Into::into),
-        created_at: content.and_then(|content| content.created_at).map(Timestamp::as_microseconds),
-        updated_at: content.and_then(|content| content.updated_at).map(Timestamp::as_microseconds),
+        created_at: exchangeable(content.and_then(|content| content.created_at), latest),
+        updated_at: exchangeable(content.and_then(|content| content.updated_at), latest),
     }
 }
 
@@ -246,71 +348,19 @@ fn change_of(text: ChangeText<'_>) -> Result<Change, Malformed> {
     let content = match text.token {
         None => None,
         Some(token) => Some(Content {
-            category: text.category.map(std::borrow::Cow::into_owned),
-            ciphertext: Ciphertext::from_text(token.as_bytes())
-                .ok_or_else(|| Malformed("a value is no token".to_owned()))?,
+            category: text.category.map(Cow::into_owned),
+            ciphertext: Ciphertext::from_text(token.as_bytes()).ok_or(EntryError::Token)?,
             created_at: text.created_at.map(Timestamp::from_microseconds),
             updated_at: text.updated_at.map(Timestamp::from_microseconds),
         }),
     };
-    let environment = text.environment.map(std::borrow::Cow::into_owned).filter(|name| !name.is_empty());
-    let id = EntryId { key: text.key.into_owned(), environment };
-    if id.key.is_empty() {
-        return Err(Malformed("an entry without a key".to_owned()));
+    if let Some(content) = &content {
+        content.check()?;
+        content.check_times()?;
     }
-    Ok(Change { id, version: version_of(text.stamp, text.node), content })
+    let id = id_of(text.key.into_owned(), text.environment.map(Cow::into_owned))?;
+    Ok(Change { id, version: version_of(text.stamp, text.node, content.is_none())?, content })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_and_back() {
-        let version = version_of(7, 9);
-        let content = Content {
-            category: Some("c\"".into()),
-            ciphertext: Ciphertext::from_bytes(vec![0x80, 0, 255]),
-            created_at: Some(Timestamp::from_microseconds(1)),
-            updated_at: None,
-        };
-        let id = EntryId { key: "ключ\n".into(), environment: Some("e".into()) };
-        let changes = vec![
-            Change { id: id.clone(), version, content: Some(content) },
-            Change { id: EntryId { key: "k".into(), environment: None }, version, content: None },
-        ];
-        assert_eq!(decode_changes(&encode_changes(5, &changes)).expect("valid"), (5, changes));
-        let known = vec![
-            Known { id: id.clone(), version, digest: Digest(u128::MAX - 1) },
-            Known { id: id.clone(), version, digest: Digest(0) },
-        ];
-        let page = VersionsPage { known, buckets_count: 3 };
-        assert_eq!(decode_versions(&encode_versions(&page)).expect("valid"), page);
-        assert_eq!(decode_ids(&encode_ids(std::slice::from_ref(&id))).expect("valid"), [id]);
-        assert_eq!(decode_buckets(&encode_buckets(&[0, 1023])).expect("valid"), [0, 1023]);
-        let digests: Vec<Digest> = (0..1024).map(Digest).collect();
-        assert_eq!(decode_digests(&encode_digests(&digests)).expect("valid"), digests);
-        let horizon = Horizon { synced: Stamp::from_milliseconds(5), forgotten: Stamp::default() };
-        assert_eq!(decode_horizon(&encode_horizon(&horizon)), Some(horizon));
-        assert_eq!(decode_digest(encode_digest(Digest(77)).as_bytes()).expect("valid"), Digest(77));
-    }
-
-    #[test]
-    fn anything_else_is_refused() {
-        for text in ["", "{}", "[]", r#"{"salt":"x","changes":[]}"#, r#"{"salt":"0","changes":[{"k":1}]}"#] {
-            assert!(decode_changes(text.as_bytes()).is_err(), "{text}");
-        }
-        let no_token = r#"{"salt":"0","changes":[{"k":"k","s":1,"n":1,"t":"?"}]}"#;
-        assert!(decode_changes(no_token.as_bytes()).is_err());
-        assert!(decode_buckets(b"[1024]").is_err());
-        assert!(decode_buckets(b"[-1]").is_err());
-        assert!(decode_digests(&[0; 16]).is_err());
-        for text in [
-            r#"{"buckets":1,"known":[{"k":"k","s":1,"n":1,"d":"xyz"}]}"#,
-            // An answer about no bucket would be asked for again for ever.
-            r#"{"buckets":0,"known":[]}"#,
-        ] {
-            assert!(decode_versions(text.as_bytes()).is_err(), "{text}");
-        }
-    }
-}
+mod tests;

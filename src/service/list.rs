@@ -1,13 +1,14 @@
 //! Listing entries page by page, so that memory does not grow with the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::federation::Others;
 use super::opener::Opener;
-use super::{Error, Service};
+use super::{Credentials, Error, Service};
 use crate::crypto::DerivedKey;
 use crate::limits::LIST_INLINE_BYTES;
-use crate::model::{EntryId, SecretBytes, UserKey};
+use crate::model::{EntryId, SecretBytes};
 use crate::store::{Filter, Page, Row};
 
 /// Appends one entry to the bytes of a page. Called between reading and answering, on a pool thread if the
@@ -36,6 +37,14 @@ pub enum After {
     Name(EntryId),
 }
 
+impl ListQuery {
+    /// Whether the list covers every entry. The number of hidden entries of any part of it would be an
+    /// oracle for the names of other user keys: a prefix or a cursor can be chosen freely.
+    fn is_complete(&self) -> bool {
+        self.filter == Filter::default() && self.after == After::default() && self.limit.is_none()
+    }
+}
+
 impl Default for After {
     fn default() -> Self {
         Self::Id(i64::MIN)
@@ -48,6 +57,9 @@ pub struct EntryList {
     service: Arc<Service>,
     derived: Arc<DerivedKey>,
     query: ListQuery,
+    reports_hidden: bool,
+    /// The user key was not in memory.
+    tries_key: bool,
     render: Render,
     others: Option<Others>,
     finished: bool,
@@ -83,14 +95,18 @@ impl Service {
     /// When no key can be derived now.
     pub async fn list(
         self: &Arc<Self>,
-        user_key: &UserKey,
+        credentials: &Credentials<'_>,
         query: ListQuery,
         render: Render,
     ) -> Result<EntryList, Error> {
-        let derived = self.derived_key(user_key).await?;
+        let tries_key = self.permit_list(credentials)?;
+        self.has_joined().await?;
+        let derived = self.derived_key(credentials).await?;
         Ok(EntryList {
             service: Arc::clone(self),
             derived,
+            reports_hidden: query.is_complete(),
+            tries_key,
             query,
             render,
             others: None,
@@ -117,11 +133,18 @@ impl EntryList {
         if let Some(limit) = &mut self.query.limit {
             *limit = limit.saturating_sub(page.shown_count);
             if *limit == 0 {
-                self.next_after = Some(self.query.after.clone());
-                self.finished = true;
+                self.cut();
             }
         }
         Ok(Some(page))
+    }
+
+    /// Ends the list of a limited query early, with the page that was given out last.
+    pub fn cut(&mut self) {
+        if !self.finished {
+            self.next_after = Some(self.query.after.clone());
+            self.finished = true;
+        }
     }
 
     /// Whether the page that was given out last was the last one.
@@ -132,6 +155,23 @@ impl EntryList {
     /// Whether peers are asked, too.
     pub fn asks_others(&self) -> bool {
         self.service.federation.is_some() && !self.query.is_local
+    }
+
+    /// Whether the number of hidden entries may be reported.
+    pub fn reports_hidden(&self) -> bool {
+        self.reports_hidden
+    }
+
+    /// Reports that the list shows nothing, and returns the time by which the response is delayed: a list is
+    /// a try of a user key like any other.
+    ///
+    /// # Errors
+    /// [`Error::TooManyFailures`]
+    pub fn shows_nothing(&self, credentials: &Credentials<'_>) -> Result<Duration, Error> {
+        match self.tries_key {
+            true => self.service.list_failed(credentials),
+            false => Ok(Duration::ZERO),
+        }
     }
 
     /// Whether it may end before its last entry.

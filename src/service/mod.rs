@@ -4,28 +4,47 @@
 //! (derivations, reads of the database) or to the store's writer, and comes back by a oneshot.
 
 mod acks;
+mod bounded;
+mod clocks;
 mod configs;
 mod error;
 pub mod exchange;
+mod failures;
 pub mod federation;
+mod gate;
+mod guard;
+mod guarded;
 mod keys;
 mod list;
+pub mod node_auth;
 mod numbers;
 mod opener;
+mod peer_id;
+mod peer_work;
 mod replication;
 mod signal;
+mod value;
+mod verify;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub use acks::Acknowledgements;
+pub use clocks::Clocks;
 pub use configs::{AtHand, Found, NewEntry, Update};
 pub use error::Error;
 pub use federation::Federation;
+pub use gate::Gate;
+pub use guard::{CredentialKind, Guard};
+pub use keys::Credentials;
 pub use list::{After, EntryList, ListQuery, Render, RenderedPage};
+pub use node_auth::NodeAuth;
 pub use numbers::Numbers;
+pub use peer_id::PeerId;
 pub use replication::{ClusterView, Member, salt_fingerprint};
 pub use signal::Signal;
+pub use value::{SealedValue, Value};
+pub use verify::{OpenedCounts, VerifyTarget, verify};
 
 use crate::crypto::{KeyCache, Pool};
 use crate::store::{Adopted, Store};
@@ -38,6 +57,8 @@ pub struct Service {
     pool: Arc<Pool>,
     cluster: Option<Arc<ClusterView>>,
     federation: Option<Federation>,
+    guard: Guard,
+    peer_work: peer_work::PeerWork,
     started: Instant,
     /// When the entries were counted last, and how many there were.
     entries_counted: Mutex<Option<(Instant, u64)>>,
@@ -57,6 +78,8 @@ impl Service {
             pool,
             cluster,
             federation: None,
+            guard: Guard::new(None),
+            peer_work: peer_work::PeerWork::default(),
             started: Instant::now(),
             entries_counted: Mutex::default(),
         }
@@ -66,6 +89,12 @@ impl Service {
     #[must_use]
     pub fn federated(self, federation: Option<Federation>) -> Self {
         Self { federation, ..self }
+    }
+
+    /// With a guard that counts failed keys.
+    #[must_use]
+    pub fn guarded_by(self, guard: Guard) -> Self {
+        Self { guard, ..self }
     }
 
     /// How this node asks others for what it does not have.
@@ -100,9 +129,10 @@ impl Service {
         }
     }
 
-    /// Wipes derived keys that were not used for a while.
+    /// Wipes derived keys that were not used for a while, and forgets failures that have decayed.
     pub fn sweep(&self) {
         self.keys.sweep(self.now_seconds());
+        self.guard.sweep(self.now_ms());
     }
 
     /// Time since the start.

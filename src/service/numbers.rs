@@ -95,6 +95,7 @@ impl Service {
             faults
                 .push(format!("the writer has been at one transaction for {} s", writer.silent_ms() / 1000));
         }
+        faults.extend(writer.displaced());
         if writer.is_full() {
             faults.push("no space is left to write; reading goes on".to_owned());
         }

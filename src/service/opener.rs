@@ -48,10 +48,7 @@ impl<'a> Opener<'a> {
         let sealed = row.ciphertext.as_ref().ok_or(Unopened::NotAToken)?.as_bytes();
         self.value.clear();
         let opened = self.derived.fernet().open_raw(sealed, self.value.with_room(sealed.len()));
-        opened.map_err(|error| match error {
-            OpenError::WrongKey | OpenError::Malformed => Unopened::WrongKey,
-            OpenError::BadPadding => Unopened::BadPadding,
-        })?;
+        opened?;
         self.derived.mark_proven();
         if row.is_canonical() {
             return Ok(&mut self.value);
@@ -63,6 +60,15 @@ impl<'a> Opener<'a> {
             row.set_canonical();
         }
         Ok(&mut self.canonical)
+    }
+}
+
+impl From<OpenError> for Unopened {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::WrongKey | OpenError::Malformed => Self::WrongKey,
+            OpenError::BadPadding => Self::BadPadding,
+        }
     }
 }
 

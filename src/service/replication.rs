@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
-use futures_channel::oneshot;
 use sha2::{Digest as _, Sha256};
 
 use super::acks::Acknowledgements;
+use super::clocks::Clocks;
+use super::exchange::{encode_changes, encode_versions};
+use super::gate::Gate;
 use super::signal::Signal;
-use super::{Error, Service};
+use super::{Error, PeerId, Service};
 use crate::config::{ClusterConfig, PeerAddress, WriteAcks};
-use crate::model::{Change, Digest, EntryId, Horizon, NodeNumber};
-use crate::store::{OutboxPage, PeerNote, Store, VersionsPage};
+use crate::limits::VERSIONS_BYTES_PER_MESSAGE;
+use crate::model::{Change, Digest, EntryId, Horizon, NodeNumber, Version};
+use crate::store::{AppliedChanges, OpenError, OutboxPage, PeerNote, Store, VersionsPage, Yielded};
 use crate::telemetry::{Durations, Histogram};
-
-/// Requests that may wait for the salt at a time.
-const WAITERS_COUNT_MAX: usize = 4096;
 
 /// What the cluster has found out, for those who ask, and those who wait for the salt.
 #[derive(Debug)]
@@ -25,10 +25,12 @@ pub struct ClusterView {
     /// Random for this process.
     pub instance: u64,
     members: RwLock<Arc<Vec<Member>>>,
-    salt_is_agreed: AtomicBool,
-    waiting_for_salt: Mutex<Vec<(Instant, oneshot::Sender<()>)>>,
+    salt: Gate,
+    joining: Gate,
+    has_joined: AtomicBool,
     outbox: Arc<Signal>,
     acknowledgements: Acknowledgements,
+    clocks: Clocks,
     write_acks: WriteAcks,
     /// Of comparisons with peers; the cluster's thread adds.
     comparisons: Durations,
@@ -37,6 +39,8 @@ pub struct ClusterView {
 /// One peer, as it is told to those who ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
+    /// Which peer this is.
+    pub id: PeerId,
     /// Its address in the configuration.
     pub address: String,
     /// The number of its data directory, once it has told.
@@ -69,19 +73,15 @@ impl ClusterView {
         Self {
             instance,
             members: RwLock::new(Arc::new(unknown_members(config))),
-            salt_is_agreed: AtomicBool::new(false),
-            waiting_for_salt: Mutex::default(),
+            salt: Gate::default(),
+            joining: Gate::default(),
+            has_joined: AtomicBool::new(false),
             outbox,
             acknowledgements: Acknowledgements::default(),
+            clocks: Clocks::default(),
             write_acks: config.write_acks,
             comparisons: Durations::default(),
         }
-    }
-
-    /// Takes other peers. Only while the cluster's executor does not run.
-    pub fn set_peers(&self, config: &ClusterConfig) {
-        self.publish(unknown_members(config));
-        self.acknowledgements.forget();
     }
 
     /// Notes how long a comparison with a peer took. For the cluster's thread only.
@@ -104,24 +104,25 @@ impl ClusterView {
         *self.members.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(members);
     }
 
-    /// Whether requests may use the salt.
-    pub fn salt_is_agreed(&self) -> bool {
-        self.salt_is_agreed.load(Ordering::Acquire)
+    /// Closed until requests may use the salt.
+    pub fn salt(&self) -> &Gate {
+        &self.salt
     }
 
-    /// Lets everybody go on who waits for the salt.
-    pub fn agree_on_salt(&self) {
-        self.salt_is_agreed.store(true, Ordering::Release);
-        let waiting = std::mem::take(&mut *self.lock());
-        for (_, waiter) in waiting {
-            // It may be gone.
-            waiter.send(()).ok();
-        }
+    /// Closed while a new node gets what its peers have.
+    pub fn joining(&self) -> &Gate {
+        &self.joining
     }
 
-    /// Tells those who have waited for the salt this long that they wait in vain.
-    pub fn give_up_on_salt(&self, patience: Duration) {
-        self.lock().retain(|(since, _)| since.elapsed() < patience);
+    /// Whether this node may be asked: it is not new, or has compared with its peers, or waited for them in vain.
+    pub fn has_joined(&self) -> bool {
+        self.has_joined.load(Ordering::Acquire)
+    }
+
+    /// Ends the waiting for good.
+    pub fn set_joined(&self) {
+        self.has_joined.store(true, Ordering::Release);
+        self.joining.open();
     }
 
     /// The last line of the outbox, and a way to wait for the next one.
@@ -132,6 +133,11 @@ impl ClusterView {
     /// Which peers have which own changes.
     pub fn acknowledgements(&self) -> &Acknowledgements {
         &self.acknowledgements
+    }
+
+    /// Changes that were refused for their versions.
+    pub fn clocks(&self) -> &Clocks {
+        &self.clocks
     }
 
     /// Waits until as many peers have all own changes so far as a write needs.
@@ -152,34 +158,18 @@ impl ClusterView {
             Err(_) => Err(Error::NotReplicated { reached: self.acknowledgements.reached(line), wanted }),
         }
     }
+}
 
-    /// # Errors
-    /// When the salt does not come in time, or too many wait.
-    pub(super) async fn wait_for_salt(&self) -> Result<(), Error> {
-        let receiver = {
-            let mut waiting = self.lock();
-            if self.salt_is_agreed() {
-                return Ok(());
-            }
-            if waiting.len() >= WAITERS_COUNT_MAX {
-                return Err(Error::Busy);
-            }
-            let (sender, receiver) = oneshot::channel();
-            waiting.retain(|(_, waiter)| !waiter.is_canceled());
-            waiting.push((Instant::now(), sender));
-            receiver
-        };
-        receiver.await.map_err(|_| Error::NoSalt)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Instant, oneshot::Sender<()>)>> {
-        self.waiting_for_salt.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Whether a peer would take it. Another program may have written what no client can, and an older release took
+/// that up; sent along, it would have all other changes of its message refused.
+fn is_exchangeable(change: &Change) -> bool {
+    change.id.check().is_ok() && change.content.as_ref().is_none_or(|content| content.check().is_ok())
 }
 
 /// The peers of which nothing is known yet.
 fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
-    let unknown = |peer: &PeerAddress| Member {
+    let unknown = |(number, peer): (u32, &PeerAddress)| Member {
+        id: PeerId::new(number),
         address: peer.to_string(),
         node: None,
         state: "unknown",
@@ -192,7 +182,7 @@ fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
         digest: None,
         synced_ms: None,
     };
-    config.peers.iter().map(unknown).collect()
+    (0..).zip(&config.peers).map(unknown).collect()
 }
 
 /// Which salt this is, without telling it.
@@ -220,10 +210,20 @@ impl Service {
     /// [`Error::NoSalt`] when they have not in time.
     pub async fn salt_is_agreed(&self) -> Result<(), Error> {
         match &self.cluster {
-            Some(cluster) if !cluster.salt_is_agreed() && self.store.salt().current().is_none() => {
-                cluster.wait_for_salt().await
-            }
+            Some(cluster) if self.store.salt().current().is_none() => cluster.salt.pass(Error::NoSalt).await,
             _ => Ok(()),
+        }
+    }
+
+    /// Waits until this node may say what is not there. A new node of a cluster lacks what its peers have: it would
+    /// answer 404 for their entries, and create others in their place.
+    ///
+    /// # Errors
+    /// [`Error::NotJoined`] when it takes too long.
+    pub(super) async fn has_joined(&self) -> Result<(), Error> {
+        match &self.cluster {
+            Some(cluster) => cluster.joining.pass(Error::NotJoined).await,
+            None => Ok(()),
         }
     }
 
@@ -251,21 +251,31 @@ impl Service {
         self.store.buckets().all().ok_or(Error::Unavailable)
     }
 
-    /// Applies changes of another node, those that win; returns how many did.
+    /// Applies changes of another node, those that win and are not ahead of this node's clock.
     ///
     /// # Errors
     /// [`Error::SaltDiffers`] when they were sealed with another salt: they would open nowhere here.
-    pub async fn apply(&self, salt: u64, changes: Vec<Change>) -> Result<usize, Error> {
+    pub async fn apply(&self, salt: u64, changes: Vec<Change>) -> Result<AppliedChanges, Error> {
         let own = self.store.salt().current().filter(|own| salt_fingerprint(own) == salt);
         if !own.is_some_and(|own| self.store.salt().seal_with(&own)) {
             return Err(Error::SaltDiffers);
         }
         let receiver = self.store.apply(changes)?;
         match receiver.await.map_err(|_| Error::Unavailable)? {
-            Ok(applied) => Ok(applied),
+            Ok(applied) => {
+                if let Some(cluster) = &self.cluster {
+                    cluster.clocks.note(&applied.ahead);
+                }
+                Ok(applied)
+            }
             Err(crate::store::WriteError::Store(error)) => Err(error.into()),
             Err(_) => Err(Error::Unavailable),
         }
+    }
+
+    /// How many milliseconds a version of another node is ahead of this node's clock, if that is too much.
+    pub fn ahead_ms(&self, version: Version) -> Option<u64> {
+        self.store.ahead_ms(version)
     }
 
     /// Keeps what is known of a peer.
@@ -286,7 +296,12 @@ impl Service {
     /// # Errors
     /// When the store cannot be read.
     pub async fn outbox(&self, after: i64) -> Result<OutboxPage, Error> {
-        self.read_store(move |store| store.outbox(after)).await
+        self.read_store(move |store| {
+            let mut page = store.outbox(after)?;
+            page.changes.retain(is_exchangeable);
+            Ok(page)
+        })
+        .await
     }
 
     /// The first line of the outbox, and the last one ever written.
@@ -311,7 +326,39 @@ impl Service {
     /// # Errors
     /// When the store cannot be read.
     pub async fn versions(&self, buckets: Vec<usize>, bytes_max: usize) -> Result<VersionsPage, Error> {
-        self.read_store(move |store| store.versions(&buckets, bytes_max)).await
+        self.read_store(move |store| {
+            let mut page = store.versions(&buckets, bytes_max)?;
+            page.known.retain(|known| known.id.check().is_ok());
+            Ok(page)
+        })
+        .await
+    }
+
+    /// The answer to a peer that asks for the versions of some buckets.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn versions_message(&self, buckets: Vec<usize>) -> Result<Vec<u8>, Error> {
+        self.read_store(move |store| {
+            let mut page = store.versions(&buckets, VERSIONS_BYTES_PER_MESSAGE)?;
+            page.known.retain(|known| known.id.check().is_ok());
+            Ok(encode_versions(&page))
+        })
+        .await
+    }
+
+    /// The answer to a peer that asks for entries by name: as many as fit one message.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn entries_message(&self, ids: Vec<EntryId>) -> Result<Vec<u8>, Error> {
+        let salt = self.salt_in_use().0.unwrap_or(0);
+        self.read_store(move |store| {
+            let mut changes = store.changes(&ids)?;
+            changes.retain(is_exchangeable);
+            Ok(encode_changes(salt, &changes))
+        })
+        .await
     }
 
     /// Entries by name, as many as fit one message.
@@ -319,7 +366,12 @@ impl Service {
     /// # Errors
     /// When the store cannot be read.
     pub async fn changes(&self, ids: Vec<EntryId>) -> Result<Vec<Change>, Error> {
-        self.read_store(move |store| store.changes(&ids)).await
+        self.read_store(move |store| {
+            let mut changes = store.changes(&ids)?;
+            changes.retain(is_exchangeable);
+            Ok(changes)
+        })
+        .await
     }
 
     /// Makes a new salt, as the node of the cluster that was chosen to.
@@ -330,15 +382,15 @@ impl Service {
         self.on_store(|store| store.salt().current_or_new().map(|_| ())).await
     }
 
-    /// Takes another node's salt instead of an own one that sealed nothing. False: it has sealed something.
+    /// Takes another node's salt instead of an own one that sealed nothing.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn yield_salt_to(&self, other: Vec<u8>) -> Result<bool, Error> {
+    pub async fn yield_salt_to(&self, other: Vec<u8>) -> Result<Yielded, Error> {
         let keys = self.keys.clone();
         self.on_store(move |store| {
             let yielded = store.salt().yield_to(&other)?;
-            if yielded {
+            if yielded == Yielded::Taken {
                 // Keys derived with the old salt must not be used any more, whoever waits for this.
                 keys.clear();
             }
@@ -369,12 +421,15 @@ impl Service {
 
     async fn on_store<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Store) -> Result<T, crate::store::OpenError> + Send + 'static,
+        job: impl FnOnce(&Store) -> Result<T, OpenError> + Send + 'static,
     ) -> Result<T, Error> {
         let store = Arc::clone(&self.store);
         self.on_pool(move || job(&store)).await?.map_err(|error| {
             tracing::error!(%error, "the salt cannot be written");
-            Error::Unavailable
+            match error {
+                OpenError::NoRoom { .. } => Error::DiskFull,
+                _ => Error::Unavailable,
+            }
         })
     }
 }

@@ -10,9 +10,9 @@ use super::entry_cache::EntryCache;
 use super::error::Error;
 use super::reader::{self, content_of};
 use super::row::{OwnerTag, Row};
-use super::schema::Spelling;
+use super::schema::{self, Spelling};
 use super::versions::Versions;
-use super::writer::{PeerNote, Write, WriteError, WriteResult};
+use super::write::{AppliedChanges, PeerNote, Write, WriteError, WriteResult};
 use crate::model::{Change, EntryId, Timestamp};
 
 /// Rows as the open transaction sees them, by key and environment; `None` was deleted or moved away.
@@ -108,7 +108,8 @@ impl<'a> Batch<'a> {
                     Row::new(current.id, current.key.clone(), environment, Some(ciphertext.clone()));
                 row.category = category.as_ref().or(current.category.as_ref()).cloned();
                 row.created_at = current.created_at;
-                row.updated_at = Some(at);
+                // The clock may have been set back since.
+                row.updated_at = Some(at).max(current.updated_at).max(current.created_at);
                 self.replace(&row)?;
                 if row.environment != current.environment {
                     self.record_own(&current.entry_id(), None)?;
@@ -126,14 +127,19 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Changes of other nodes: those that win. Returns how many did.
-    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<usize, WriteError> {
-        let mut applied = 0;
+    /// Changes of other nodes: those that win. One that is ahead of this node's clock is left out; it comes again
+    /// when nodes compare.
+    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<AppliedChanges, WriteError> {
+        let mut applied = AppliedChanges::default();
         for change in changes {
             let Some(versions) = self.versions.as_deref_mut() else { return Err(Error::Stopped.into()) };
+            if let Some(ahead_ms) = versions.ahead_ms(change) {
+                applied.ahead.push((change.version.node, ahead_ms));
+                continue;
+            }
             if versions.wins(self.connection, &mut self.delta, change).map_err(Error::from)? {
                 self.apply_one(change)?;
-                applied += 1;
+                applied.won += 1;
             }
         }
         Ok(applied)
@@ -182,21 +188,23 @@ impl<'a> Batch<'a> {
     fn record_own(&mut self, id: &EntryId, row: Option<&Row>) -> Result<(), WriteError> {
         let Some(versions) = self.versions.as_deref_mut() else { return Ok(()) };
         let content = row.and_then(content_of);
-        versions
-            .record_own(self.connection, &mut self.delta, id, content.as_ref())
-            .map_err(|error| Error::from(error).into())
+        versions.record_own(self.connection, &mut self.delta, id, content.as_ref())
     }
 
     fn insert(&self, row: &mut Row) -> Result<(), WriteError> {
-        let sql = r#"INSERT INTO configurations ("key", encrypted_value, category, environment, created_at, updated_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)"#;
+        let sql = r#"INSERT INTO configurations ("key", encrypted_value, category, environment, created_at, updated_at, id)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"#;
+        // SQLite would give the id of the last entry again once that is deleted, and cursors would skip the new one.
+        // After the highest of all it chooses itself.
+        let id = schema::last_id(self.connection).map_err(Error::from)?.checked_add(1);
         let values = params![
             row.key,
             sealed_text(row),
             row.category,
             row.environment.as_deref().or(self.spelling.no_environment),
             self.time(row.created_at),
-            self.time(row.updated_at)
+            self.time(row.updated_at),
+            id
         ];
         prepare(self.connection, sql)?.execute(values).map_err(unique)?;
         row.id = self.connection.last_insert_rowid();
@@ -219,6 +227,7 @@ impl<'a> Batch<'a> {
     }
 
     fn remove(&mut self, row: &Row) -> Result<(), WriteError> {
+        schema::retire_id(self.connection, row.id).map_err(Error::from)?;
         prepare(self.connection, "DELETE FROM configurations WHERE id = ?1")?
             .execute([row.id])
             .map_err(Error::from)?;

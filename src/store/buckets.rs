@@ -160,7 +160,7 @@ impl Delta {
 }
 
 /// The bucket of an entry; the same on every node.
-pub(super) fn bucket_of(id: &EntryId) -> usize {
+pub fn bucket_of(id: &EntryId) -> usize {
     let mut hash = Sha256::new();
     update_with_name(&mut hash, id);
     let bytes = hash.finalize();

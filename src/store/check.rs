@@ -14,6 +14,7 @@ use rusqlite::{Connection, ErrorCode};
 use super::error::{Error, OpenError};
 use super::open::sibling;
 use super::reader;
+use super::room::WalIndex;
 use crate::limits::{CHECK_AT_START_BYTES_MAX, CHECK_NICE, CHECK_WAL_BYTES_MAX};
 
 /// Steps of SQLite, a page or an instruction each, after which a check looks whether it may go on.
@@ -30,8 +31,16 @@ pub(super) fn is_due_at_start(path: &Path) -> bool {
 
 /// What is wrong with the file, if anything is.
 pub(super) fn quick(connection: &Connection) -> rusqlite::Result<Option<String>> {
-    let answer: rusqlite::Result<String> =
-        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+    run_pragma(connection, "PRAGMA quick_check(1)")
+}
+
+/// Damage found by a check of the whole file that compares indexes with their tables, too. Slower than [`quick`].
+pub(super) fn whole(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    run_pragma(connection, "PRAGMA integrity_check(1)")
+}
+
+fn run_pragma(connection: &Connection, sql: &str) -> rusqlite::Result<Option<String>> {
+    let answer: rusqlite::Result<String> = connection.query_row(sql, [], |row| row.get(0));
     found(answer.map(|answer| (answer != "ok").then_some(answer)))
 }
 
@@ -90,13 +99,17 @@ pub(super) struct Background {
 
 impl Background {
     /// Starts it; `on_damage` is called on its thread, at most once.
-    pub(super) fn start(path: PathBuf, on_damage: impl Fn(Error) + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(
+        path: PathBuf,
+        wal_index: WalIndex,
+        on_damage: impl Fn(Error) + Send + 'static,
+    ) -> io::Result<Self> {
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopping);
         let thread = thread::Builder::new().name("osc-check".into()).spawn(move || {
             // Nobody waits for it. If that is refused, it takes its share like others.
             rustix::process::setpriority_process(Some(rustix::thread::gettid()), CHECK_NICE).ok();
-            run(&path, &stop, on_damage);
+            run(&path, wal_index, &stop, on_damage);
         })?;
         Ok(Self { stopping, thread })
     }
@@ -111,10 +124,10 @@ impl Background {
     }
 }
 
-fn run(path: &Path, stop: &Arc<AtomicBool>, on_damage: impl Fn(Error)) {
+fn run(path: &Path, wal_index: WalIndex, stop: &Arc<AtomicBool>, on_damage: impl Fn(Error)) {
     for _ in 0..ATTEMPTS_COUNT_MAX {
         let started = Instant::now();
-        match attempt(path, stop, CHECK_WAL_BYTES_MAX) {
+        match attempt(path, wal_index, stop, CHECK_WAL_BYTES_MAX) {
             Ok(None) => {
                 let seconds = started.elapsed().as_secs_f32();
                 tracing::info!(path = %path.display(), seconds, "the database was checked, and is whole");
@@ -148,8 +161,13 @@ fn run(path: &Path, stop: &Arc<AtomicBool>, on_damage: impl Fn(Error)) {
 
 /// One statement over the whole file, and so one snapshot, which keeps the WAL from being emptied: it is
 /// given up when the WAL has grown too large by that.
-fn attempt(path: &Path, stop: &Arc<AtomicBool>, wal_bytes_max: u64) -> Result<Option<String>, Error> {
-    let mut connection = reader::connect(path)?;
+fn attempt(
+    path: &Path,
+    wal_index: WalIndex,
+    stop: &Arc<AtomicBool>,
+    wal_bytes_max: u64,
+) -> Result<Option<String>, Error> {
+    let mut connection = reader::connect(path, wal_index)?;
     let (stop, wal) = (Arc::clone(stop), sibling(path, "-wal"));
     let must_end = move || {
         stop.load(Ordering::Relaxed)
@@ -196,9 +214,12 @@ mod tests {
         let stop = Arc::new(AtomicBool::new(false));
         let writer = Connection::open(&path).expect("there");
         writer.execute_batch("PRAGMA wal_autocheckpoint=0; INSERT INTO t VALUES (1)").expect("valid");
-        assert!(matches!(attempt(&path, &stop, 1 << 20), Ok(None)));
-        assert!(is_interrupted(&attempt(&path, &stop, 1000)), "the log is larger than that");
+        assert!(matches!(attempt(&path, WalIndex::Shared, &stop, 1 << 20), Ok(None)));
+        assert!(
+            is_interrupted(&attempt(&path, WalIndex::Shared, &stop, 1000)),
+            "the log is larger than that"
+        );
         stop.store(true, Ordering::Relaxed);
-        assert!(is_interrupted(&attempt(&path, &stop, 1 << 20)));
+        assert!(is_interrupted(&attempt(&path, WalIndex::Shared, &stop, 1 << 20)));
     }
 }

@@ -22,11 +22,17 @@ impl Node {
     }
 
     fn at(directory: Arc<tempfile::TempDir>, is_clustered: bool) -> Self {
+        Self::with_clock(directory, Keeping::new(is_clustered))
+    }
+
+    fn with_clock(directory: Arc<tempfile::TempDir>, versions: Keeping) -> Self {
         let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
-        fs::write(&salt, [7; 64]).expect("writable");
+        fs::write(&salt, PROPER_SALT).expect("writable");
         let options = Options {
             cache_bytes_max: ENTRY_CACHE_BYTES_MIN,
-            versions: Keeping::new(is_clustered),
+            accepted_salt: None,
+            readers_count: 1,
+            versions,
             on_fatal: Box::new(|error| panic!("the writer gave up: {error}")),
             on_outbox: Box::new(|_| {}),
         };
@@ -44,7 +50,7 @@ impl Node {
             key: key.to_owned(),
             environment: None,
             category: None,
-            ciphertext: Ciphertext::from_bytes(sealed.to_vec()),
+            ciphertext: token(sealed),
         };
         block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("new")
     }
@@ -54,7 +60,7 @@ impl Node {
             seen: Arc::clone(seen),
             category: None,
             environment: None,
-            ciphertext: Ciphertext::from_bytes(sealed.to_vec()),
+            ciphertext: token(sealed),
         };
         block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("seen")
     }
@@ -65,7 +71,19 @@ impl Node {
     }
 
     fn apply(&self, changes: Vec<Change>) -> usize {
+        let applied = self.applied(changes);
+        assert_eq!(applied.ahead, []);
+        applied.won
+    }
+
+    fn applied(&self, changes: Vec<Change>) -> AppliedChanges {
         block_on(self.store.apply(changes).expect("room")).expect("answered").expect("applied")
+    }
+
+    /// The version of an entry.
+    fn version(&self, key: &str) -> Version {
+        let id = EntryId { key: key.to_owned(), environment: None };
+        self.store.changes(&[id]).expect("readable").first().expect("there").version
     }
 
     fn note(&self, note: PeerNote) {
@@ -77,7 +95,8 @@ impl Node {
         let page = self.store.page(&Filter::default(), 0).expect("readable");
         assert!(page.next_after.is_none());
         let rows = page.rows.iter().map(|row| {
-            let sealed = row.ciphertext.as_ref().expect("sealed").as_bytes().to_vec();
+            let sealed = row.ciphertext.as_ref().expect("sealed").as_bytes()[1..].to_vec();
+            let sealed: Vec<u8> = sealed.into_iter().take_while(|byte| *byte != 0).collect();
             (format!("{}@{:?}", row.key, row.environment), sealed)
         });
         (rows.collect(), self.store.buckets().root().expect("a small store"))
@@ -89,12 +108,20 @@ impl Node {
     }
 }
 
+/// What is shaped like a token, and holds a mark.
+fn token(mark: &[u8]) -> Ciphertext {
+    let mut bytes = vec![0; 73];
+    bytes[0] = 0x80;
+    bytes[1..=mark.len()].copy_from_slice(mark);
+    Ciphertext::from_bytes(bytes)
+}
+
 fn change(key: &str, milliseconds: u64, node: u64, sealed: Option<&[u8]>) -> Change {
     let version =
         Version { stamp: Stamp::from_milliseconds(milliseconds), node: NodeNumber::from_random(node << 1) };
     let content = sealed.map(|sealed| Content {
         category: None,
-        ciphertext: Ciphertext::from_bytes(sealed.to_vec()),
+        ciphertext: token(sealed),
         created_at: None,
         updated_at: None,
     });
@@ -118,23 +145,113 @@ fn own_changes_reach_another_store_through_the_outbox() {
     assert!(two.store.outbox(0).expect("readable").changes.is_empty());
 }
 
+/// A clock that a test sets.
+fn set_clock(offset_ms: &Arc<std::sync::atomic::AtomicI64>) -> Keeping {
+    let offset_ms = Arc::clone(offset_ms);
+    let wall_clock = Arc::new(move || {
+        Timestamp::now()
+            .as_milliseconds()
+            .saturating_add_signed(offset_ms.load(std::sync::atomic::Ordering::SeqCst))
+    });
+    Keeping { wall_clock, ..Keeping::new(true) }
+}
+
+fn directory() -> Arc<tempfile::TempDir> {
+    Arc::new(tempfile::tempdir().expect("temporary directory"))
+}
+
+const MINUTE_MS: i64 = 60 * 1000;
+
 #[test]
-fn a_later_write_wins_whatever_the_clock_says() {
-    let (one, two) = (Node::new(), Node::new());
-    // From a node whose clock is a year ahead.
-    let future = Timestamp::now().as_milliseconds() + 365 * 24 * 3600 * 1000;
-    two.apply(vec![change("k", future, 5, Some(b"from the future"))]);
+fn a_later_write_wins_although_its_clock_is_behind() {
+    let behind = Arc::new(std::sync::atomic::AtomicI64::new(-4 * MINUTE_MS));
+    let (one, two) = (Node::new(), Node::with_clock(directory(), set_clock(&behind)));
+    one.create("k", b"first");
+    assert_eq!(two.pull_outbox(&one, 0).0, 1);
     let seen = two.store.exact("k", None).expect("readable").expect("there");
-    two.update(&seen, b"now");
+    two.update(&seen, b"second");
     two.create("other", b"o");
-    let page = two.store.outbox(0).expect("readable");
-    let version = |key: &str| page.changes.iter().find(|change| change.id.key == key).expect("there").version;
-    assert!(version("k").stamp.milliseconds() >= future);
-    assert!(version("other").stamp.milliseconds() < future, "other entries are not drawn along");
-    one.apply(page.changes.clone());
-    one.apply(vec![change("k", future, 5, Some(b"from the future"))]);
+    assert!(two.version("k").stamp > one.version("k").stamp);
+    assert!(two.version("other").stamp < one.version("k").stamp, "other entries are not drawn along");
+    assert_eq!(one.pull_outbox(&two, 0).0, 2);
     assert_eq!(one.contents(), two.contents());
-    assert_eq!(one.contents().0["k@None"], b"now");
+    assert_eq!(one.contents().0["k@None"], b"second");
+}
+
+/// Such a change would win for ever, and one saturated stamp could never be replaced.
+#[test]
+fn what_is_ahead_of_the_clock_is_refused_alone() {
+    let node = Node::new();
+    let now = Timestamp::now().as_milliseconds();
+    let minute = MINUTE_MS.unsigned_abs();
+    let saturated = change("poison", u64::MAX, u64::MAX >> 2, Some(b"p"));
+    let mut of_the_future = change("late", now, 6, Some(b"l"));
+    let content = of_the_future.content.as_mut().expect("it has one");
+    content.updated_at = Some(Timestamp::now().later(Duration::from_secs(3600)));
+    let changes = vec![
+        change("before", now, 5, Some(b"b")),
+        saturated.clone(),
+        change("ahead", now + 6 * minute, 5, Some(b"a")),
+        of_the_future,
+        change("within", now + 4 * minute, 5, Some(b"w")),
+    ];
+    let applied = node.applied(changes);
+    assert_eq!(applied.won, 2);
+    let ahead: Vec<_> = applied.ahead.iter().map(|(node, ahead_ms)| (*node, ahead_ms / minute)).collect();
+    let number = |bits: u64| NodeNumber::from_random(bits << 1);
+    assert_eq!(ahead.len(), 3);
+    assert_eq!(ahead[0].0, saturated.version.node);
+    assert!((5..=6).contains(&ahead[1].1) && ahead[1].0 == number(5), "{ahead:?}");
+    assert!((59..=60).contains(&ahead[2].1) && ahead[2].0 == number(6), "{ahead:?}");
+    let keys: Vec<String> = node.contents().0.into_keys().collect();
+    assert_eq!(keys, ["before@None", "within@None"]);
+    // A restart stamps by this node's own clock, whatever it was sent.
+    let node = node.restart(true);
+    node.create("new", b"n");
+    assert!(node.version("new").stamp.milliseconds() < now + minute);
+}
+
+/// What an older release took, or a clock that was ahead has made.
+#[test]
+fn a_version_that_is_ahead_is_not_replaced_by_one_that_no_peer_takes() {
+    let offset = Arc::new(std::sync::atomic::AtomicI64::new(60 * MINUTE_MS));
+    let node = Node::with_clock(directory(), set_clock(&offset));
+    let other = Node::new();
+    let early = node.create("early", b"1");
+    let page = node.store.outbox(0).expect("readable");
+    assert_eq!(other.applied(page.changes).ahead.len(), 1);
+    // The clock is right again: new entries are taken, the old one waits for its time.
+    offset.store(0, std::sync::atomic::Ordering::SeqCst);
+    node.create("new", b"2");
+    let page = node.store.outbox(1).expect("readable");
+    assert_eq!(other.applied(page.changes).won, 1);
+    let write = || Write::Update {
+        seen: Arc::clone(&early),
+        category: None,
+        environment: None,
+        ciphertext: token(b"3"),
+    };
+    let refused = block_on(node.store.write(write(), OWNER).expect("room")).expect("answered");
+    assert!(matches!(refused, Err(WriteError::Ahead { ahead_ms }) if ahead_ms > 50 * 60_000), "{refused:?}");
+    assert_eq!(node.contents().0["early@None"], b"1", "nothing of it remains");
+    let Node { store, directory } = node;
+    drop(store);
+    // So it is after a restart, whose clock was kept an hour ahead. A node that stands alone may go on.
+    let node = Node::at(directory, true);
+    node.create("newer", b"4");
+    assert!(node.version("newer").stamp < node.version("early").stamp);
+    let node = node.restart(false);
+    block_on(node.store.write(write(), OWNER).expect("room")).expect("answered").expect("it is alone");
+    let Node { store, directory } = node;
+    drop(store);
+    let database = rusqlite::Connection::open(directory.path().join("c.db")).expect("there");
+    database.execute("UPDATE osc_versions SET stamp = ?1", [i64::MAX]).expect("valid");
+    drop(database);
+    let node = Node::at(directory, false);
+    let seen = node.store.exact("early", None).expect("readable").expect("there");
+    let delete = Write::Delete { seen };
+    let refused = block_on(node.store.write(delete, OWNER).expect("room")).expect("answered");
+    assert!(matches!(refused, Err(WriteError::Ahead { .. })), "no later version exists: {refused:?}");
 }
 
 #[test]
@@ -174,14 +291,28 @@ fn changes_by_another_program_are_own_changes() {
     let after = two.pull_outbox(&one, 0).1;
     let database = rusqlite::Connection::open(one.directory.path().join("c.db")).expect("there");
     database.execute(r#"DELETE FROM configurations WHERE "key" = 'removed'"#, []).expect("valid");
-    database
-        .execute(r#"INSERT INTO configurations ("key", encrypted_value) VALUES ('new', 'gAAA')"#, [])
-        .expect("valid");
+    // Of these, no client could have made all but the first.
+    let (long, sealed) = ("k".repeat(256), token(b"n").to_text());
+    for (key, environment, category, sealed) in [
+        ("new", "", "", &*sealed),
+        (&*long, "", "", &*sealed),
+        ("k", &*long, "", &*sealed),
+        ("k", "", &*long, &*sealed),
+        ("k", "e", "", "gAAA"),
+    ] {
+        database
+            .execute(
+                r#"INSERT INTO configurations ("key", environment, category, encrypted_value)
+                   VALUES (?1, nullif(?2, ''), ?3, ?4)"#,
+                [key, environment, category, sealed],
+            )
+            .expect("valid");
+    }
     drop(database);
     // The next commit notices, at the latest.
     one.create("another", b"3");
     two.pull_outbox(&one, after);
-    assert_eq!(two.contents(), one.contents());
+    assert_eq!(two.contents().1, one.contents().1);
     let keys: Vec<String> = two.contents().0.into_keys().collect();
     assert_eq!(keys, ["another@None", "kept@None", "new@None"]);
 }
@@ -344,11 +475,14 @@ fn commits_between_two_buckets_count_once() {
     drop(store);
 
     let path = directory.path().join("c.db");
-    let mut connection = open::open(&path, &path, true).expect("it opens").connection;
+    let mut connection =
+        open::open(&path, &SaltFile::open(&directory.path().join("c.salt"), None).expect("there"))
+            .expect("it opens")
+            .connection;
     let buckets = Arc::new(Buckets::default());
     let (keeping, horizon) = (Keeping::new(true), Arc::default());
-    let mut versions = Versions::open(&mut connection, 1, keeping.wall_clock, Arc::clone(&buckets), horizon)
-        .expect("it opens");
+    let mut versions =
+        Versions::open(&mut connection, 1, keeping, Arc::clone(&buckets), horizon).expect("it opens");
     let change = |versions: &mut Versions, number: usize, key: &str| {
         let ciphertext = Ciphertext::from_bytes(number.to_be_bytes().to_vec());
         let content = (!number.is_multiple_of(3)).then_some(Content {
@@ -386,10 +520,12 @@ fn what_was_rolled_back_was_never_noted() {
     let Node { store, directory } = Node::new();
     drop(store);
     let path = directory.path().join("c.db");
-    let mut connection = open::open(&path, &path, true).expect("it opens").connection;
-    let mut versions =
-        Versions::open(&mut connection, 1, Keeping::new(true).wall_clock, Arc::default(), Arc::default())
-            .expect("it opens");
+    let mut connection =
+        open::open(&path, &SaltFile::open(&directory.path().join("c.salt"), None).expect("there"))
+            .expect("it opens")
+            .connection;
+    let mut versions = Versions::open(&mut connection, 1, Keeping::new(true), Arc::default(), Arc::default())
+        .expect("it opens");
     let id = EntryId { key: "k".to_owned(), environment: None };
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("there");
     let mut write = |end: &str| {

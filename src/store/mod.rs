@@ -11,40 +11,57 @@ mod counts;
 mod entry_cache;
 mod error;
 mod filter;
+mod identity;
+mod immutable;
+mod in_place;
 mod lock;
+pub mod maintenance;
 mod open;
 mod page_cache;
+mod permissions;
 mod reader;
+mod repair;
 mod replica;
+mod room;
 mod row;
+mod salt;
 mod salt_file;
 mod schema;
 mod versions;
+mod wal_watch;
+mod write;
 mod writer;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::{fmt, fs};
 
 use futures_channel::oneshot;
 
-pub use buckets::{Buckets, root_of};
+pub use buckets::{Buckets, bucket_of, root_of};
 pub use counts::WriterCounts;
 pub use entry_cache::{EntryCache, FillTicket};
 pub use error::{Error, OpenError};
 pub use filter::Filter;
+pub use permissions::Denials;
 pub use reader::Page;
+pub use repair::{Repaired, repair_versions};
 pub use replica::{OutboxPage, VersionsPage};
+pub use room::Shortage;
 pub use row::{Group, OwnerTag, Row};
-pub use salt_file::{Adopted, SaltFile};
-pub use writer::{OnFatal, OnOutbox, PeerNote, Write, WriteError, WriteResult};
+pub use salt::SaltProblem;
+pub use salt_file::{Adopted, SaltFile, Yielded};
+pub use write::{AppliedChanges, PeerNote, Write, WriteError, WriteResult};
+pub use writer::{OnFatal, OnOutbox};
 
+use self::identity::Identity;
 use self::page_cache::PageCache;
+use self::room::{Reserve, WalIndex};
 use self::versions::Versions;
-use crate::limits::{ENTRY_CACHE_BYTES_MIN, PAGE_CACHE_PART, SQLITE_VERSION_MIN};
-use crate::model::{Change, EntryId, Horizon, NodeNumber, Timestamp};
+use crate::limits::{CLOCK_AHEAD_MAX, ENTRY_CACHE_BYTES_MIN, PAGE_CACHE_PART, SQLITE_VERSION_MIN};
+use crate::model::{Change, EntryId, Horizon, NodeNumber, Timestamp, Version};
 
 /// How long SQLite waits for another process, such as a backup, before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,6 +70,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Options {
     /// Memory for cached rows, alone and in pages.
     pub cache_bytes_max: usize,
+    /// The SHA-256 of a salt file that is used although it is not proper, or not the one of the database.
+    pub accepted_salt: Option<[u8; 32]>,
+    /// How many threads read at a time.
+    pub readers_count: usize,
     /// How versions are kept.
     pub versions: Keeping,
     /// Called on a thread of the store if it has to give up.
@@ -73,12 +94,12 @@ pub struct Keeping {
 }
 
 /// Tells the time.
-pub type WallClock = Box<dyn Fn() -> u64 + Send>;
+pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 impl Keeping {
     /// By this machine's clock.
     pub fn new(is_clustered: bool) -> Self {
-        Self { is_clustered, wall_clock: Box::new(|| Timestamp::now().as_milliseconds()), node_bits: None }
+        Self { is_clustered, wall_clock: Arc::new(|| Timestamp::now().as_milliseconds()), node_bits: None }
     }
 }
 
@@ -86,7 +107,9 @@ impl Options {
     /// For a node that stands alone.
     pub fn alone(on_fatal: OnFatal) -> Self {
         Self {
-            cache_bytes_max: ENTRY_CACHE_BYTES_MIN,
+            cache_bytes_max: 4 * ENTRY_CACHE_BYTES_MIN,
+            accepted_salt: None,
+            readers_count: 1,
             versions: Keeping::new(false),
             on_fatal,
             on_outbox: Box::new(|_| {}),
@@ -95,7 +118,6 @@ impl Options {
 }
 
 /// The open store; shared by all threads.
-#[derive(Debug)]
 pub struct Store {
     readers: reader::Readers,
     cache: Arc<EntryCache>,
@@ -104,7 +126,8 @@ pub struct Store {
     buckets: Arc<Buckets>,
     horizon: Arc<Mutex<Horizon>>,
     node: Option<NodeNumber>,
-    salt: SaltFile,
+    wall_clock: WallClock,
+    salt: Arc<SaltFile>,
     writer: Mutex<Option<Arc<writer::Writer>>>,
     copy: Option<PathBuf>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -118,25 +141,40 @@ impl Store {
     /// # Errors
     /// When the files cannot be used; they are unchanged then, and the text says what to do.
     pub fn open(database: &Path, salt: &Path, options: Options) -> Result<Self, OpenError> {
+        let store = Self::open_files(database, salt, options)
+            .map_err(|error| permissions::explain(error, database, salt))?;
+        permissions::warn_of_others(database, salt);
+        Ok(store)
+    }
+
+    fn open_files(database: &Path, salt: &Path, options: Options) -> Result<Self, OpenError> {
         assert!(
             rusqlite::version_number() >= SQLITE_VERSION_MIN,
             "SQLite {} can lose committed writes (WAL-reset bug); the build must bundle a newer one",
             rusqlite::version()
         );
+        let given = database;
+        let database = &open::resolved(database);
         make_directory(database)?;
         make_directory(salt)?;
-        let lock = lock::DataLock::acquire(database)?;
-        let salt_file = SaltFile::open(salt)?;
-        let mut opened = open::open(database, salt, salt_file.current().is_some())?;
+        let mut lock = lock::DataLock::acquire(database)?;
+        let salt_file = Arc::new(SaltFile::open(salt, options.accepted_salt)?);
+        let mut opened = open::open(database, &salt_file)?;
+        lock.hold_database(database)?;
+        if opened.wal_index == WalIndex::Shared {
+            lock.hold_index(database);
+        }
+        let identity = Identity::new(given, &lock, Arc::clone(&salt_file));
         if opened.has_entries {
             salt_file.set_sealed_with();
         }
         let buckets = Arc::new(Buckets::default());
         let horizon = Arc::default();
-        let versions = open_versions(&mut opened.connection, options.versions, &buckets, &horizon)
+        let wall_clock = Arc::clone(&options.versions.wall_clock);
+        let mut versions = open_versions(&mut opened.connection, options.versions, &buckets, &horizon)
             .map_err(|error| OpenError::sqlite(database, error))?;
         if opened.is_checked
-            && let Some(versions) = &versions
+            && let Some(versions) = &mut versions
         {
             // Of a large store the writer does it.
             while versions
@@ -145,15 +183,23 @@ impl Store {
             {}
         }
         let node = versions.as_ref().map(Versions::node);
+        let counts = Arc::new(WriterCounts::new(opened.lacks_room));
+        let path = database.to_owned();
+        let readers =
+            reader::Readers::open(path, opened.wal_index, options.readers_count, Arc::clone(&counts))
+                .map_err(|source| OpenError::Readers { path: database.to_owned(), source })?;
         let pages_bytes_max = options.cache_bytes_max / PAGE_CACHE_PART;
         let cache = Arc::new(EntryCache::new(options.cache_bytes_max - pages_bytes_max));
         let pages = Arc::new(PageCache::new(pages_bytes_max));
         let on_fatal = Arc::new(options.on_fatal);
-        let counts = Arc::new(WriterCounts::new());
         let (writer, thread) = writer::Writer::start(writer::Start {
             connection: opened.connection,
             path: database.to_owned(),
             spelling: opened.spelling,
+            reserve: Reserve::of(database),
+            identity,
+            salt: Arc::clone(&salt_file),
+            is_bound_to_salt: opened.is_bound_to_salt,
             cache: Arc::clone(&cache),
             pages: Arc::clone(&pages),
             versions,
@@ -165,18 +211,19 @@ impl Store {
         let check = match opened.is_checked {
             true => None,
             false => Some(
-                check::Background::start(database.to_owned(), move |error| on_fatal(error))
+                check::Background::start(database.to_owned(), opened.wal_index, move |error| on_fatal(error))
                     .map_err(|error| OpenError::access("start the check of", database, error))?,
             ),
         };
         Ok(Self {
-            readers: reader::Readers::new(database.to_owned()),
+            readers,
             cache,
             pages,
             counts,
             buckets,
             horizon,
             node,
+            wall_clock,
             salt: salt_file,
             writer: Mutex::new(Some(Arc::new(writer))),
             copy: opened.copy,
@@ -296,11 +343,14 @@ impl Store {
         self.writer()?.write(write, None)
     }
 
-    /// Queues changes of other nodes; answers how many of them won, when those are durable.
+    /// Queues changes of other nodes; answers what became of them, when that is durable.
     ///
     /// # Errors
     /// When the queue is full or the store is closed.
-    pub fn apply(&self, changes: Vec<Change>) -> Result<oneshot::Receiver<Result<usize, WriteError>>, Error> {
+    pub fn apply(
+        &self,
+        changes: Vec<Change>,
+    ) -> Result<oneshot::Receiver<Result<AppliedChanges, WriteError>>, Error> {
         self.writer()?.apply(changes)
     }
 
@@ -315,6 +365,11 @@ impl Store {
     /// This data directory's number, if it is or was one of a cluster.
     pub fn node(&self) -> Option<NodeNumber> {
         self.node
+    }
+
+    /// How many milliseconds a version of another node is ahead of this node's clock, if that is too much.
+    pub fn ahead_ms(&self, version: Version) -> Option<u64> {
+        version.stamp.ahead_of((self.wall_clock)(), CLOCK_AHEAD_MAX)
     }
 
     /// Digests of everything that is stored; zero in a store without versions.
@@ -389,6 +444,12 @@ impl Store {
     }
 }
 
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         self.close();
@@ -409,7 +470,7 @@ fn open_versions(
     getrandom::fill(&mut random).expect("Linux has random bytes once it has booted");
     let random = keeping.node_bits.unwrap_or(u64::from_ne_bytes(random));
     let (buckets, horizon) = (Arc::clone(buckets), Arc::clone(horizon));
-    let versions = Versions::open(connection, random, keeping.wall_clock, buckets, horizon)?;
+    let versions = Versions::open(connection, random, keeping, buckets, horizon)?;
     // The triggers are for other programs; this connection keeps its own books.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
     Ok(Some(versions))
@@ -419,6 +480,10 @@ fn make_directory(file: &Path) -> Result<(), OpenError> {
     let directory = open::directory_of(file);
     fs::create_dir_all(&directory).map_err(|error| OpenError::access("make the directory", &directory, error))
 }
+
+/// A salt for tests that seal nothing with it.
+#[cfg(test)]
+const PROPER_SALT: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 #[cfg(test)]
 mod cluster_tests;

@@ -15,7 +15,7 @@ const OWNER: OwnerTag = OwnerTag([1; 32]);
 fn open(directory: &Path) -> Store {
     let salt = directory.join("c.salt");
     // The store refuses entries without a salt, and these tests need none to seal with.
-    fs::write(&salt, [7; 64]).expect("writable");
+    fs::write(&salt, PROPER_SALT).expect("writable");
     let options = Options::alone(Box::new(|error| panic!("the writer gave up: {error}")));
     Store::open(&directory.join("c.db"), &salt, options).expect("new files open")
 }

@@ -6,8 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, ToSql};
 
+use super::counts::WriterCounts;
 use super::error::Error;
 use super::filter::Filter;
+use super::identity::{self, Inode};
+use super::room::WalIndex;
 use super::row::{Group, Row};
 use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::{Ciphertext, Content, EntryId, Timestamp};
@@ -16,6 +19,10 @@ use crate::model::{Ciphertext, Content, EntryId, Timestamp};
 #[derive(Debug)]
 pub(super) struct Readers {
     path: PathBuf,
+    wal_index: WalIndex,
+    /// The database that was opened: its path may lead to another one by now.
+    inode: Option<Inode>,
+    counts: Arc<WriterCounts>,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -36,8 +43,16 @@ pub(super) const COLUMNS: &str =
     r#"id, "key", encrypted_value, category, environment, created_at, updated_at"#;
 
 impl Readers {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, idle: Mutex::new(Vec::new()) }
+    /// Opens so many connections.
+    pub(super) fn open(
+        path: PathBuf,
+        wal_index: WalIndex,
+        count: usize,
+        counts: Arc<WriterCounts>,
+    ) -> Result<Self, Error> {
+        let inode = identity::inode(&path);
+        let idle = (0..count).map(|_| connect(&path, wal_index)).collect::<Result<_, _>>()?;
+        Ok(Self { path, wal_index, inode, counts, idle: Mutex::new(idle) })
     }
 
     /// Everything stored under `key`; `None` when that is more than is read or cached at once.
@@ -92,10 +107,14 @@ impl Readers {
     }
 
     pub(super) fn with<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+        if self.counts.spoils_reads() {
+            return Err(Error::Displaced);
+        }
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => connect(&self.path)?,
+            None if identity::inode(&self.path) != self.inode => return Err(Error::Displaced),
+            None => connect(&self.path, self.wal_index)?,
         };
         let result = read(&connection);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
@@ -104,12 +123,13 @@ impl Readers {
 }
 
 /// For reading only.
-pub(super) fn connect(path: &Path) -> Result<Connection, Error> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+pub(super) fn connect(path: &Path, wal_index: WalIndex) -> Result<Connection, Error> {
+    let connection = wal_index.connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.busy_timeout(super::BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     connection.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0; PRAGMA trusted_schema=OFF;")?;
+    // Opens the WAL, too.
+    connection.query_row("PRAGMA user_version", [], |_| Ok(()))?;
     Ok(connection)
 }
 
@@ -183,7 +203,8 @@ fn page_by_name(
     let (mut page, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         let Some(row) = parse_row(row)? else { continue };
-        if bytes >= bytes_max && !page.is_empty() {
+        let is_full = bytes >= bytes_max || page.len() >= LIST_PAGE_ROWS_MAX;
+        if is_full && !page.is_empty() {
             return Ok((page, true));
         }
         bytes += row.weight();

@@ -77,7 +77,7 @@ impl Readers {
                 let mut rows = statement.query([i64::try_from(*bucket).unwrap_or(-1)])?;
                 while let Some(row) = rows.next()? {
                     let id = entry_id(row.get(0)?, row.get(1)?);
-                    bytes += id.key.len() + VERSION_BYTES;
+                    bytes += id.key.len() + id.environment.as_ref().map_or(0, String::len) + VERSION_BYTES;
                     page.known.push(Known { id, version: version_at(row, 2)?, digest: digest_at(row, 4)? });
                 }
                 page.buckets_count += 1;

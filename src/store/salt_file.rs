@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -11,17 +11,25 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::error::OpenError;
 use super::open::{sibling, sync_directory};
+use super::salt::{self, SaltProblem};
 use crate::limits::{SALT_BYTES, SALT_BYTES_MAX};
 
 /// The salt of this node.
 #[derive(Debug)]
 pub struct SaltFile {
     path: PathBuf,
+    /// The SHA-256 of a salt that the operator accepts although it would be refused.
+    accepted: Option<[u8; 32]>,
     salt: RwLock<Option<Arc<[u8]>>>,
+    /// The file as it was when its content was last compared.
+    compared: Mutex<Option<Stat>>,
     /// Held while the file is made or replaced, and while its use is decided; true once anything was
     /// sealed with the salt.
     is_sealed_with: Mutex<bool>,
 }
+
+/// What changes with every change of a file.
+type Stat = (u64, u64, i64, i64, i64, i64);
 
 /// What became of a salt that another node sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,17 +40,35 @@ pub enum Adopted {
     Same,
     /// This node has another one, which stays.
     Differs,
-    /// There is none here, and what was sent cannot be one.
-    WrongSize,
+    /// There is none here, and the one that was sent is refused.
+    Refused(SaltProblem),
+}
+
+/// Outcome of giving up the own salt for a peer's.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Yielded {
+    /// The peer's salt is this node's salt now.
+    Taken,
+    /// Something was sealed with the own salt, which stays.
+    Kept,
+    /// The peer's salt is refused.
+    Refused(SaltProblem),
 }
 
 impl SaltFile {
-    /// Reads the file if it is there.
+    /// Reads the file if it is there. `accepted` is the SHA-256 of a salt that is used although it is not proper,
+    /// or not the one of the database.
     ///
     /// # Errors
-    /// When it cannot be read, is empty, or is too large to be a salt.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let file = Self { path: path.to_owned(), salt: RwLock::new(None), is_sealed_with: Mutex::new(false) };
+    /// When it cannot be read, or is no proper salt.
+    pub fn open(path: &Path, accepted: Option<[u8; 32]>) -> Result<Self, OpenError> {
+        let file = Self {
+            path: path.to_owned(),
+            accepted,
+            salt: RwLock::new(None),
+            compared: Mutex::default(),
+            is_sealed_with: Mutex::new(false),
+        };
         file.load()?;
         Ok(file)
     }
@@ -69,6 +95,35 @@ impl SaltFile {
     /// Says that the database has entries.
     pub(super) fn set_sealed_with(&self) {
         *self.lock() = true;
+    }
+
+    /// Whether the file holds the salt that is in use. It may be another file: Kubernetes replaces those of a Secret.
+    pub(super) fn is_in_place(&self) -> bool {
+        let Some(current) = self.current() else { return true };
+        let found = fs::metadata(&self.path).ok().map(|found| {
+            (found.dev(), found.ino(), found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec())
+        });
+        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_none() || *compared != found {
+            let is_same = matches!(read(&self.path), Ok(Some(bytes)) if *bytes == *current);
+            *compared = found.filter(|_| is_same);
+        }
+        compared.is_some()
+    }
+
+    /// The path of the file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tag of the salt, for the database; `None` without a salt, and for one too short to have a tag.
+    pub(super) fn tag(&self) -> Option<i64> {
+        self.current().as_deref().and_then(salt::tag)
+    }
+
+    /// Whether the operator has named this salt in `OSC_ACCEPT_SALT`.
+    pub(super) fn is_accepted(&self, salt: &[u8]) -> bool {
+        self.accepted.is_some_and(|accepted| accepted == salt::digest(salt))
     }
 
     /// The salt, made now if there is none.
@@ -100,30 +155,38 @@ impl SaltFile {
         match self.load()? {
             Some(own) if *own == *sent => Ok(Adopted::Same),
             Some(_) => Ok(Adopted::Differs),
-            None if sent.len() != SALT_BYTES => Ok(Adopted::WrongSize),
-            None => {
-                self.write(sent, false)?;
-                Ok(Adopted::Created)
-            }
+            None => match self.problem(sent) {
+                Some(problem) => Ok(Adopted::Refused(problem)),
+                None => {
+                    self.write(sent, false)?;
+                    Ok(Adopted::Created)
+                }
+            },
         }
     }
 
-    /// Gives up the own salt, with which nothing was sealed yet, for another node's. False when it is
-    /// too late for that.
+    /// Gives up the own salt, with which nothing was sealed yet, for another node's.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn yield_to(&self, other: &[u8]) -> Result<bool, OpenError> {
+    pub fn yield_to(&self, other: &[u8]) -> Result<Yielded, OpenError> {
         let is_sealed_with = self.lock();
         let own = self.load()?;
         if own.as_deref() == Some(other) {
-            return Ok(true);
+            return Ok(Yielded::Taken);
         }
-        if (*is_sealed_with && own.is_some()) || other.is_empty() {
-            return Ok(false);
+        if *is_sealed_with && own.is_some() {
+            return Ok(Yielded::Kept);
+        }
+        if let Some(problem) = self.problem(other) {
+            return Ok(Yielded::Refused(problem));
         }
         self.write(other, own.is_some())?;
-        Ok(true)
+        Ok(Yielded::Taken)
+    }
+
+    fn problem(&self, salt: &[u8]) -> Option<SaltProblem> {
+        salt::problem(salt).filter(|_| salt.is_empty() || !self.is_accepted(salt))
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
@@ -135,9 +198,35 @@ impl SaltFile {
         if self.current().is_none()
             && let Some(bytes) = read(&self.path)?
         {
+            self.check(&bytes)?;
             self.set(&bytes);
         }
         Ok(self.current())
+    }
+
+    fn check(&self, bytes: &[u8]) -> Result<(), OpenError> {
+        let Some(problem) = salt::problem(bytes) else { return Ok(()) };
+        if self.is_accepted(bytes) {
+            tracing::warn!(
+                path = %self.path.display(),
+                "the salt file {problem}; it is used because OSC_ACCEPT_SALT names it: user keys are easier to guess \
+                 than with a proper salt, so move the entries to a server that has one"
+            );
+            return Ok(());
+        }
+        let origin = match problem {
+            SaltProblem::Size(size) if size < SALT_BYTES => {
+                ", as OpenSecureConf 2.0 leaves it when it is interrupted while writing it"
+            }
+            _ => "",
+        };
+        Err(OpenError::Unusable {
+            path: self.path.clone(),
+            what: format!("{problem}{origin}"),
+            remedy: "restore the salt file from a backup or from another node; if no entry was ever stored, delete it; \
+                     if the entries were sealed with this very file, set OSC_ACCEPT_SALT to its SHA-256 (sha256sum \
+                     FILE) to use it all the same",
+        })
     }
 
     fn set(&self, salt: &[u8]) {
@@ -205,14 +294,6 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, OpenError> {
     if bytes.len() as u64 > SALT_BYTES_MAX {
         return Err(unusable(path, "is too large for a salt", "set OSC_SALT_FILE_PATH to the salt file"));
     }
-    if bytes.len() != SALT_BYTES {
-        tracing::warn!(
-            path = %path.display(),
-            bytes = bytes.len(),
-            expected = SALT_BYTES,
-            "the salt file has an unusual size; it is used as it is, as the original does"
-        );
-    }
     Ok(Some(bytes))
 }
 
@@ -226,11 +307,20 @@ mod tests {
 
     use super::*;
 
+    /// A proper salt, another one for each number.
+    fn salt(number: u8) -> Vec<u8> {
+        (0..64).map(|at: u8| at ^ number).collect()
+    }
+
+    fn open(path: &Path) -> SaltFile {
+        SaltFile::open(path, None).expect("no file, or a proper one")
+    }
+
     #[test]
     fn first_uses_at_once_make_one_salt() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("encryption.salt");
-        let file = SaltFile::open(&path).expect("no file is fine");
+        let file = open(&path);
         assert!(file.current().is_none() && !path.exists());
         let salts: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let make = || scope.spawn(|| file.current_or_new().expect("writable").to_vec());
@@ -246,51 +336,72 @@ mod tests {
     #[test]
     fn adopting() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let file = SaltFile::open(&directory.path().join("s")).expect("no file is fine");
+        let file = open(&directory.path().join("s"));
         for size in [0, 1, 63, 65, 4096] {
-            assert_eq!(file.adopt(&vec![b's'; size]).expect("writable"), Adopted::WrongSize);
+            let refused = Adopted::Refused(SaltProblem::Size(size));
+            assert_eq!(file.adopt(&vec![b's'; size]).expect("writable"), refused);
         }
-        assert_eq!(file.adopt(&[7; 64]).expect("writable"), Adopted::Created);
-        assert_eq!(file.adopt(&[7; 64]).expect("writable"), Adopted::Same);
-        assert_eq!(file.adopt(&[8; 64]).expect("writable"), Adopted::Differs);
+        let refused = Adopted::Refused(SaltProblem::Degenerate { distinct: 1 });
+        assert_eq!(file.adopt(&[0; 64]).expect("writable"), refused);
+        assert_eq!(file.adopt(&salt(7)).expect("writable"), Adopted::Created);
+        assert_eq!(file.adopt(&salt(7)).expect("writable"), Adopted::Same);
+        assert_eq!(file.adopt(&salt(8)).expect("writable"), Adopted::Differs);
         assert_eq!(file.adopt(b"").expect("writable"), Adopted::Differs);
-        assert_eq!(fs::read(directory.path().join("s")).expect("there"), [7; 64]);
+        assert_eq!(fs::read(directory.path().join("s")).expect("there"), salt(7));
     }
 
     #[test]
     fn a_salt_yields_until_something_was_sealed_with_it() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("s");
-        let file = SaltFile::open(&path).expect("no file is fine");
+        let file = open(&path);
         let own = file.current_or_new().expect("writable");
-        assert!(file.yield_to(&[1; 64]).expect("writable"));
-        assert_eq!(fs::read(&path).expect("there"), [1; 64]);
+        for (peers, problem) in
+            [(vec![3; 64], SaltProblem::Degenerate { distinct: 1 }), (vec![3; 63], SaltProblem::Size(63))]
+        {
+            assert_eq!(file.yield_to(&peers).expect("nothing is written"), Yielded::Refused(problem));
+        }
+        assert_eq!(file.yield_to(&salt(1)).expect("writable"), Yielded::Taken);
+        assert_eq!(fs::read(&path).expect("there"), salt(1));
         assert!(!file.seal_with(&own), "a key from the old salt must not be used");
-        assert!(!file.is_sealed_with() && file.seal_with(&[1; 64]) && file.is_sealed_with());
-        assert!(!file.yield_to(&[2; 64]).expect("nothing is written"));
-        assert!(file.yield_to(&[1; 64]).expect("nothing is written"), "it has that one");
-        assert_eq!(fs::read(&path).expect("there"), [1; 64]);
+        assert!(!file.is_sealed_with() && file.seal_with(&salt(1)) && file.is_sealed_with());
+        assert_eq!(file.yield_to(&salt(2)).expect("nothing is written"), Yielded::Kept);
+        assert_eq!(file.yield_to(&salt(1)).expect("nothing is written"), Yielded::Taken, "it has that one");
+        assert_eq!(fs::read(&path).expect("there"), salt(1));
     }
 
     #[test]
     fn a_salt_that_appears_is_found_and_kept() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("s");
-        let file = SaltFile::open(&path).expect("no file is fine");
+        let file = open(&path);
         fs::write(&path, [9; 64]).expect("writable");
-        assert_eq!(*file.current_or_new().expect("readable"), [9; 64]);
-        assert_eq!(fs::read(&path).expect("there"), [9; 64]);
+        assert!(file.current_or_new().is_err() && file.current().is_none(), "no proper salt");
+        fs::write(&path, salt(9)).expect("writable");
+        assert_eq!(*file.current_or_new().expect("readable"), salt(9));
+        assert_eq!(fs::read(&path).expect("there"), salt(9));
     }
 
     #[test]
-    fn what_cannot_be_a_salt_is_refused() {
+    fn only_the_salt_that_is_named_is_accepted() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("s");
-        fs::write(&path, b"").expect("writable");
-        assert!(SaltFile::open(&path).expect_err("empty").to_string().contains("is empty"));
-        assert!(SaltFile::open(directory.path()).is_err());
-        fs::write(&path, b"sixteen byte slt").expect("writable");
-        let odd = SaltFile::open(&path).expect("other sizes are used as they are");
-        assert_eq!(odd.current().expect("loaded").len(), 16);
+        assert!(SaltFile::open(directory.path(), None).is_err());
+        for (bytes, reason) in [
+            (&b""[..], "is empty"),
+            (b"sixteen byte slt", "has 16 bytes instead of 64, as OpenSecureConf 2.0 leaves it"),
+            (&[1; 65], "has 65 bytes instead of 64: "),
+            (&[0; 64], "is not random (distinct byte values: 1): "),
+            (&vec![1; usize::try_from(SALT_BYTES_MAX).expect("it fits") + 1], "is too large"),
+        ] {
+            fs::write(&path, bytes).expect("writable");
+            let digest = salt::digest(bytes);
+            for accepted in [None, Some(salt::digest(b"another"))] {
+                let refused = SaltFile::open(&path, accepted).expect_err("no proper salt").to_string();
+                assert!(refused.contains(reason), "{refused}");
+            }
+            let can_be_accepted = (1..=SALT_BYTES_MAX).contains(&(bytes.len() as u64));
+            assert_eq!(SaltFile::open(&path, Some(digest)).is_ok(), can_be_accepted, "{reason}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
-use super::error::OpenError;
+use super::error::{Error, OpenError};
 
 /// Which generation of the original made the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ impl Generation {
     }
 }
 
+/// The row of `osc_meta` with the tag of the salt.
+const SALT_TAG: &str = "salt_tag";
 /// Version of what this server adds to the file; a larger one was written by a later release.
 const SCHEMA_VERSION: i64 = 2;
 
@@ -102,6 +104,9 @@ CREATE TABLE osc_foreign (
     PRIMARY KEY ("key", environment)
 ) WITHOUT ROWID;
 "#;
+
+/// The row of `osc_meta` with the greatest id of a deleted entry.
+pub(super) const LAST_ID: &str = "last_id";
 
 /// A column as `PRAGMA table_xinfo` tells it.
 struct Column {
@@ -210,6 +215,37 @@ pub(super) fn end_cycle(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", i32::try_from(base + 1).unwrap_or(0))
 }
 
+/// The greatest id that any entry has or had; zero if there was none.
+pub(super) fn last_id(connection: &Connection) -> rusqlite::Result<i64> {
+    let greatest = connection
+        .prepare_cached("SELECT max(id) FROM configurations")?
+        .query_row([], |row| row.get::<_, Option<i64>>(0))?;
+    Ok(greatest.max(meta(connection, LAST_ID)?).unwrap_or(0).max(0))
+}
+
+/// Remembers the id of an entry that is about to be deleted, if no other has a greater one.
+pub(super) fn retire_id(connection: &Connection, id: i64) -> rusqlite::Result<()> {
+    if last_id(connection)? == id { set_meta(connection, LAST_ID, id) } else { Ok(()) }
+}
+
+/// A write that changes nothing, to see whether one is possible.
+pub(super) fn touch(connection: &Connection) -> Result<(), Error> {
+    connection
+        .prepare_cached("UPDATE osc_meta SET value = value WHERE name = 'schema'")?
+        .execute([])
+        .map(|_| ())
+        .map_err(Error::from)
+}
+
+/// Whether a database file, read without its WAL, holds a part of the cycle that the WAL begins: it is a backup, or a
+/// checkpoint was cut short by a reader.
+pub(super) fn is_in_mid_cycle(file_alone: &Connection) -> rusqlite::Result<bool> {
+    let cycle: i64 = file_alone.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    // In the first cycle of a file that an earlier release made, the two are equal from the beginning.
+    let is_known = cycle > 0 || meta(file_alone, "wal_base_precedes")?.is_some();
+    Ok(is_known && meta(file_alone, "wal_base")? == Some(cycle))
+}
+
 /// A number of the side table `osc_meta`.
 pub(super) fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
     connection
@@ -226,6 +262,21 @@ pub(super) fn set_meta(connection: &Connection, name: &str, value: i64) -> rusql
         )?
         .execute((name, value))
         .map(|_| ())
+}
+
+/// The tag of the salt that the entries were sealed with; `None` if it is not known.
+pub(super) fn salt_tag(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    meta(connection, SALT_TAG)
+}
+
+/// Binds the database to the salt with this tag; to none if that salt has no tag.
+pub(super) fn set_salt_tag(connection: &Connection, tag: Option<i64>) -> rusqlite::Result<()> {
+    match tag {
+        Some(tag) => set_meta(connection, SALT_TAG, tag),
+        None => {
+            connection.prepare_cached("DELETE FROM osc_meta WHERE name = ?1")?.execute([SALT_TAG]).map(|_| ())
+        }
+    }
 }
 
 /// Two entries with one key and environment, which the new unique index could not hold.
@@ -254,9 +305,14 @@ pub(super) fn spelling(connection: &Connection) -> rusqlite::Result<Spelling> {
     })
 }
 
+/// Whether the file needs no migration.
+pub(super) fn is_current(connection: &Connection, generation: Generation) -> rusqlite::Result<bool> {
+    Ok(generation == Generation::Ours && meta(connection, "schema")? == Some(SCHEMA_VERSION))
+}
+
 /// Brings the file to the current shape in one transaction.
 pub(super) fn migrate(connection: &mut Connection, generation: Generation) -> rusqlite::Result<()> {
-    if generation == Generation::Ours && meta(connection, "schema")? == Some(SCHEMA_VERSION) {
+    if is_current(connection, generation)? {
         return Ok(());
     }
     let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
@@ -267,8 +323,11 @@ pub(super) fn migrate(connection: &mut Connection, generation: Generation) -> ru
     }
     if generation != Generation::Ours {
         transaction.execute_batch(OURS)?;
-        let cycle = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        set_meta(&transaction, "wal_base", cycle)?;
+        let cycle: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        // Of the cycle before: in the file alone, the base is that of the cycle only if it was copied in the middle of
+        // one.
+        set_meta(&transaction, "wal_base", cycle - 1)?;
+        set_meta(&transaction, "wal_base_precedes", 1)?;
     }
     transaction.execute_batch(CLUSTER)?;
     set_meta(&transaction, "schema", SCHEMA_VERSION)?;

@@ -21,7 +21,7 @@ impl Fixture {
     fn at(directory: tempfile::TempDir) -> Self {
         let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
         // The store refuses entries without a salt, and these tests need none to seal with.
-        fs::write(&salt, [7; 64]).expect("writable");
+        fs::write(&salt, PROPER_SALT).expect("writable");
         let options = Options::alone(Box::new(|error| panic!("the writer gave up: {error}")));
         let store = Store::open(&database, &salt, options).expect("new files open");
         Self { store: Arc::new(store), directory }

@@ -8,8 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::buckets::{Buckets, Delta, bucket_of, digest_of};
-use super::{WallClock, reader, schema};
-use crate::limits::{CLOCK_RESERVE, OUTBOX_COUNT_MAX};
+use super::error::Error;
+use super::row::Row;
+use super::write::WriteError;
+use super::{Keeping, WallClock, reader, schema};
+use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_LEAD_MAX, CLOCK_RESERVE, OUTBOX_COUNT_MAX};
 use crate::model::{
     Change, Content, Digest, EntryId, Horizon, HybridClock, Known, NodeNumber, Stamp, Timestamp, Version,
 };
@@ -21,10 +24,13 @@ pub(super) struct Versions {
     /// The database says that stamps up to here may have been given out.
     reserved: Stamp,
     wall_clock: WallClock,
+    is_clustered: bool,
     buckets: Arc<Buckets>,
     horizon: Arc<Mutex<Horizon>>,
     /// The number of the last line of the outbox.
     last_sequence: i64,
+    /// Versions ahead of the clock in the buckets that were added up since the start.
+    ahead_count: i64,
 }
 
 /// Programs other than this server note here what they change; the writer's own connection has
@@ -56,10 +62,11 @@ impl Versions {
     pub(super) fn open(
         connection: &mut Connection,
         random: u64,
-        wall_clock: WallClock,
+        keeping: Keeping,
         buckets: Arc<Buckets>,
         horizon: Arc<Mutex<Horizon>>,
     ) -> rusqlite::Result<Self> {
+        let Keeping { is_clustered, wall_clock, .. } = keeping;
         let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
         // This may be the first commit of a cycle; if it is not, it says the same again.
         schema::begin_cycle(&transaction)?;
@@ -79,12 +86,24 @@ impl Versions {
             )
         };
         *lock(&horizon) = Horizon { synced: stamp("synced")?, forgotten: stamp("forgotten")? };
-        let reserved = stamp("clock")?;
+        // What is far ahead of a clock that is right now must not stamp other entries.
+        let was_set_back = stamp("clock")?.ahead_of(wall_clock(), CLOCK_LEAD_MAX).is_some();
+        let reserved = if was_set_back { Stamp::default() } else { stamp("clock")? };
         let last_sequence = transaction.query_row(LAST_SEQUENCE, [], |row| row.get(0))?;
         transaction.commit()?;
         buckets.forget();
         let clock = HybridClock::after(reserved);
-        Ok(Self { node, clock, reserved, wall_clock, buckets, horizon, last_sequence })
+        Ok(Self {
+            node,
+            clock,
+            reserved,
+            wall_clock,
+            is_clustered,
+            buckets,
+            horizon,
+            last_sequence,
+            ahead_count: 0,
+        })
     }
 
     pub(super) fn node(&self) -> NodeNumber {
@@ -107,8 +126,12 @@ impl Versions {
     /// Adds up one more bucket, if there is one; false if not. All of them at once would keep a large store
     /// from being opened. Between two buckets there may be commits, because a change counts only in buckets
     /// that are known by then, and is found in the others.
-    pub(super) fn add_up_next(&self, connection: &Connection) -> rusqlite::Result<bool> {
-        let Some(bucket) = self.buckets.next_unknown() else { return Ok(false) };
+    pub(super) fn add_up_next(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
+        let Some(bucket) = self.buckets.next_unknown() else {
+            self.warn_of_ahead();
+            return Ok(false);
+        };
+        self.ahead_count += self.count_ahead(connection, bucket)?;
         let sql = "SELECT digest FROM osc_versions WHERE bucket = ?1 AND digest IS NOT NULL";
         let mut statement = connection.prepare_cached(sql)?;
         let digests =
@@ -117,24 +140,61 @@ impl Versions {
         Ok(true)
     }
 
-    /// A change that was made here: gets the next version, and goes to the outbox.
+    fn count_ahead(&self, connection: &Connection, bucket: usize) -> rusqlite::Result<i64> {
+        let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
+        let latest = Stamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
+        connection
+            .prepare_cached("SELECT count(*) FROM osc_versions WHERE bucket = ?1 AND stamp > ?2")?
+            .query_row((i64::try_from(bucket).unwrap_or_default(), latest.to_database()), |row| row.get(0))
+    }
+
+    /// Once, when all buckets were seen.
+    fn warn_of_ahead(&mut self) {
+        let count = std::mem::take(&mut self.ahead_count);
+        if count > 0 {
+            tracing::warn!(
+                count,
+                "versions are more than {} min ahead of this machine's clock, so other nodes refuse them, and clients' \
+                 changes of their entries are refused; set the clock right, or stop the node and run \
+                 `opensecureconf repair --versions`",
+                CLOCK_AHEAD_MAX.as_secs() / 60
+            );
+        }
+    }
+
+    /// A change that was made here: gets the next version, and goes to the outbox. Refused when the version that
+    /// it replaces is too far ahead.
     pub(super) fn record_own(
         &mut self,
         connection: &Connection,
         delta: &mut Delta,
         id: &EntryId,
         content: Option<&Content>,
-    ) -> rusqlite::Result<()> {
+    ) -> Result<(), WriteError> {
         let before = known(connection, id)?;
         let seen = before.as_ref().map_or(Stamp::default(), |known| known.version.stamp);
-        let version = Version { stamp: self.clock.stamp((self.wall_clock)(), seen), node: self.node };
-        self.reserve(connection, delta, version.stamp)?;
+        let now_ms = (self.wall_clock)();
+        let version = Version { stamp: self.clock.stamp(now_ms, seen), node: self.node };
+        // No peer would take it, or it would not even win here.
+        let ahead_ms = version.stamp.ahead_of(now_ms, CLOCK_AHEAD_MAX);
+        if let Some(ahead_ms) = ahead_ms.filter(|_| self.is_clustered || version.stamp <= seen) {
+            return Err(WriteError::Ahead { ahead_ms });
+        }
+        self.reserve(connection, delta)?;
         record(connection, delta, before.as_ref(), id, version, content)?;
         connection
             .prepare_cached(r#"INSERT INTO osc_outbox ("key", environment) VALUES (?1, ?2)"#)?
             .execute((&id.key, id.environment.as_deref().unwrap_or_default()))?;
         delta.note().outbox_line = Some(connection.last_insert_rowid());
         Ok(())
+    }
+
+    /// How many milliseconds a change of another node is ahead of this node's clock, if that is too much.
+    pub(super) fn ahead_ms(&self, change: &Change) -> Option<u64> {
+        let now_ms = (self.wall_clock)();
+        let times = change.content.iter().flat_map(|content| [content.created_at, content.updated_at]);
+        let latest_ms = times.flatten().map(Timestamp::as_milliseconds).max().unwrap_or(0);
+        change.version.stamp.max(Stamp::from_milliseconds(latest_ms)).ahead_of(now_ms, CLOCK_AHEAD_MAX)
     }
 
     /// Whether a change of another node is later than what is here; notes its version if it is.
@@ -161,18 +221,36 @@ impl Versions {
         &mut self,
         connection: &Connection,
         delta: &mut Delta,
-    ) -> rusqlite::Result<usize> {
+    ) -> Result<usize, Error> {
         let mut statement = connection.prepare_cached(r#"SELECT "key", environment FROM osc_foreign"#)?;
         let ids: Vec<EntryId> = statement
             .query_map([], |row| Ok(entry_id(row.get(0)?, row.get(1)?)))?
             .collect::<rusqlite::Result<_>>()?;
-        for id in &ids {
-            let row = reader::exact(connection, &id.key, id.environment.as_deref()).map_err(into_rusqlite)?;
-            let content = row.as_ref().and_then(reader::content_of);
-            self.record_own(connection, delta, id, content.as_ref())?;
+        let mut waiting = Vec::new();
+        // What no client can name stays where it is: no peer would take it.
+        for id in ids.iter().filter(|id| id.check().is_ok()) {
+            let row = reader::exact(connection, &id.key, id.environment.as_deref())?;
+            let content = row.as_ref().and_then(exchangeable_content_of);
+            match self.record_own(connection, delta, id, content.as_ref()) {
+                // It stays until its version was repaired.
+                Err(WriteError::Ahead { ahead_ms }) => {
+                    tracing::warn!(
+                        ahead_ms,
+                        "a change by another program waits: its entry's version is ahead"
+                    );
+                    waiting.push(id);
+                }
+                Err(WriteError::Store(error)) => return Err(error),
+                Ok(()) | Err(WriteError::AlreadyExists | WriteError::Changed) => {}
+            }
         }
         connection.execute("DELETE FROM osc_foreign", [])?;
-        Ok(ids.len())
+        for id in &waiting {
+            connection
+                .prepare_cached("INSERT INTO osc_foreign VALUES (?1, ?2)")?
+                .execute((&id.key, id.environment.as_deref().unwrap_or_default()))?;
+        }
+        Ok(ids.len() - waiting.len())
     }
 
     /// A peer has everything up to `sequence`: what all peers have is forgotten.
@@ -254,6 +332,10 @@ impl Versions {
 
     /// Only ever forward. In memory it moves before the commit, which is lost with it at the worst.
     fn move_horizon(&self, connection: &Connection, to: Horizon) -> rusqlite::Result<()> {
+        // A peer may tell anything.
+        let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
+        let latest = Stamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
+        let to = Horizon { synced: to.synced.min(latest), forgotten: to.forgotten.min(latest) };
         let mut horizon = lock(&self.horizon);
         if to.synced > horizon.synced {
             schema::set_meta(connection, "synced", to.synced.to_database())?;
@@ -266,7 +348,9 @@ impl Versions {
         Ok(())
     }
 
-    fn reserve(&self, connection: &Connection, delta: &mut Delta, stamp: Stamp) -> rusqlite::Result<()> {
+    /// Of the clock's own time only: the stamp of an entry that is ahead says nothing about the others.
+    fn reserve(&self, connection: &Connection, delta: &mut Delta) -> rusqlite::Result<()> {
+        let stamp = self.clock.last();
         if stamp > delta.noted().reserved.unwrap_or(self.reserved) {
             let ahead = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
             let reserved = Stamp::from_milliseconds(stamp.milliseconds().saturating_add(ahead));
@@ -346,8 +430,10 @@ fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
     let mut delta = Delta::default();
     while let Some(row) = rows.next()? {
         let Some(row) = reader::parse_row(row).map_err(into_rusqlite)? else { continue };
-        // What is no token opens nowhere and stays where it is.
-        let Some(content) = reader::content_of(&row) else { continue };
+        // What no client can have made opens nowhere and stays where it is.
+        let Some(content) = exchangeable_content_of(&row).filter(|_| row.entry_id().check().is_ok()) else {
+            continue;
+        };
         let changed = row.updated_at.map_or(0, Timestamp::as_milliseconds);
         let version = Version { stamp: Stamp::from_milliseconds(changed), node: NodeNumber::default() };
         let id = EntryId { key: row.key, environment: row.environment };
@@ -356,11 +442,16 @@ fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// What a row that another program may have written holds for other nodes; `None` if no client could have made it.
+fn exchangeable_content_of(row: &Row) -> Option<Content> {
+    reader::content_of(row).filter(|content| content.check().is_ok())
+}
+
 pub(super) fn lock(horizon: &Mutex<Horizon>) -> MutexGuard<'_, Horizon> {
     horizon.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn into_rusqlite(error: super::Error) -> rusqlite::Error {
+pub(super) fn into_rusqlite(error: super::Error) -> rusqlite::Error {
     match error {
         super::Error::Sqlite(source) => source,
         other => rusqlite::Error::ToSqlConversionFailure(Box::new(other)),

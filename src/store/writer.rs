@@ -2,14 +2,15 @@
 //!
 //! Invariant: a job's answer is sent only when what it says is durable, or when nothing of it remains.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use futures_channel::oneshot;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
 use super::BUSY_TIMEOUT;
@@ -19,114 +20,37 @@ use super::check;
 use super::counts::WriterCounts;
 use super::entry_cache::{EntryCache, with_row};
 use super::error::Error;
+use super::identity::Identity;
 use super::open::sibling;
 use super::page_cache::PageCache;
+use super::room::{self, Reserve, Shortage};
 use super::row::{OwnerTag, Row};
+use super::salt_file::SaltFile;
 use super::schema::{self, Spelling};
 use super::versions::Versions;
+use super::wal_watch::WalWatch;
+use super::write::{AppliedChanges, PeerNote, Write, WriteError, WriteResult};
 use crate::limits::{CHECKPOINT_PATIENCE, WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
-use crate::model::{Change, Ciphertext, NodeNumber, Stamp, Timestamp};
+use crate::model::{Change, Timestamp};
 
 /// How often an idle writer looks whether another process has changed the file.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 /// A WAL frame is a page and a header of 24 bytes.
 const WAL_BYTES_MAX: u64 = WAL_PAGES_MAX as u64 * (4096 + 24);
 
-/// What a client of this node wants to be written.
-#[derive(Debug)]
-pub enum Write {
-    /// A new entry.
-    Create {
-        /// Its key.
-        key: String,
-        /// Its environment.
-        environment: Option<String>,
-        /// Its category.
-        category: Option<String>,
-        /// Its sealed value.
-        ciphertext: Ciphertext,
-    },
-    /// A new value for an entry that the writer's user key was seen to open.
-    Update {
-        /// The row that was opened.
-        seen: Arc<Row>,
-        /// The new category; `None` keeps it.
-        category: Option<String>,
-        /// The environment to move to; `None` stays.
-        environment: Option<String>,
-        /// The new sealed value.
-        ciphertext: Ciphertext,
-    },
-    /// The end of an entry that the writer's user key was seen to open.
-    Delete {
-        /// The row that was opened.
-        seen: Arc<Row>,
-    },
-}
-
-/// What this node learns of a peer, and keeps.
-#[derive(Clone, Debug)]
-pub enum PeerNote {
-    /// It has the own changes up to this line of the outbox.
-    Acknowledged {
-        /// Which peer.
-        peer: NodeNumber,
-        /// The line.
-        sequence: i64,
-    },
-    /// It was found to hold the same as this node.
-    Synced {
-        /// Which peer.
-        peer: NodeNumber,
-        /// When, by this node's clock.
-        stamp: Stamp,
-        /// The peer may have forgotten deletions from before this.
-        forgotten: Stamp,
-    },
-    /// These are all peers there are: of others nothing need be kept any more, unless they were equal since.
-    Members {
-        /// The peers.
-        peers: Vec<NodeNumber>,
-        /// Others that were equal after this may come back.
-        before: Stamp,
-    },
-    /// Tombstones from before this may go, if all peers have them.
-    Collect {
-        /// Before when.
-        before: Stamp,
-    },
-}
-
-/// Why one write was not made.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// The key exists in this environment.
-    #[error("the entry exists already")]
-    AlreadyExists,
-    /// The row is not the one that was seen, or gone: look again.
-    #[error("the entry has changed meanwhile")]
-    Changed,
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] Error),
-}
-
-/// What a write leaves behind: the new row, or the one that was deleted.
-pub type WriteResult = Result<Arc<Row>, WriteError>;
-
 /// Where an answer goes. Nobody may be there any more: what was written stays.
 type Answer<T> = oneshot::Sender<Result<T, WriteError>>;
 
 enum Job {
     Write { write: Write, owner: Option<OwnerTag>, at: Timestamp, answer: Answer<Arc<Row>> },
-    Apply { changes: Vec<Change>, answer: Answer<usize> },
+    Apply { changes: Vec<Change>, answer: Answer<AppliedChanges> },
     Note { note: PeerNote, answer: Answer<()> },
 }
 
 /// What a job came to, as long as the transaction is open.
 enum Outcome {
     Write(WriteResult),
-    Apply(Result<usize, WriteError>),
+    Apply(Result<AppliedChanges, WriteError>),
     Note(Result<(), WriteError>),
 }
 
@@ -146,6 +70,11 @@ pub(super) struct Start {
     pub(super) connection: Connection,
     pub(super) path: PathBuf,
     pub(super) spelling: Spelling,
+    pub(super) reserve: Reserve,
+    pub(super) identity: Identity,
+    pub(super) salt: Arc<SaltFile>,
+    /// The database has the tag of the salt.
+    pub(super) is_bound_to_salt: bool,
     pub(super) cache: Arc<EntryCache>,
     pub(super) pages: Arc<PageCache>,
     pub(super) versions: Option<Versions>,
@@ -158,12 +87,14 @@ impl Writer {
     pub(super) fn start(start: Start) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
         let (jobs, queue) = bounded(WRITES_QUEUED_MAX);
         let wal = sibling(&start.path, "-wal");
+        let wal_watch = WalWatch::of(&start.path);
         let thread = thread::Builder::new().name("osc-writer".into()).spawn(move || {
             // The WAL is empty unless a checkpoint at the start was impossible; then its cycle goes on.
             let cycle_begun = fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0);
             Worker {
                 start,
                 wal,
+                wal_watch,
                 wal_bytes_max: WAL_BYTES_MAX,
                 cycle_begun,
                 data_version: 0,
@@ -191,11 +122,11 @@ impl Writer {
         self.queue(|answer| Job::Write { write, owner, at: Timestamp::now(), answer })
     }
 
-    /// Queues changes of other nodes; answers how many of them won.
+    /// Queues changes of other nodes; answers what became of them.
     pub(super) fn apply(
         &self,
         changes: Vec<Change>,
-    ) -> Result<oneshot::Receiver<Result<usize, WriteError>>, Error> {
+    ) -> Result<oneshot::Receiver<Result<AppliedChanges, WriteError>>, Error> {
         self.queue(|answer| Job::Apply { changes, answer })
     }
 
@@ -218,6 +149,11 @@ impl Writer {
 }
 
 impl Job {
+    /// Whether the reserve may be used for it.
+    fn frees_room(&self) -> bool {
+        matches!(self, Self::Write { write: Write::Delete { .. }, .. })
+    }
+
     fn run(&self, batch: &mut Batch<'_>) -> Result<Outcome, Error> {
         Ok(match self {
             Self::Write { write, owner, at, .. } => {
@@ -250,6 +186,7 @@ impl Job {
 struct Worker {
     start: Start,
     wal: PathBuf,
+    wal_watch: WalWatch,
     /// The size of the WAL at which it is to be emptied: larger after a reader was in the way, so that not
     /// every commit waits for that reader again.
     wal_bytes_max: u64,
@@ -265,6 +202,7 @@ struct Applied {
     outcomes: Vec<Outcome>,
     effects: Vec<Effect>,
     delta: Delta,
+    binds_to_salt: bool,
 }
 
 impl Worker {
@@ -272,6 +210,7 @@ impl Worker {
         self.data_version = self.read_data_version();
         // What another program has changed while no server ran.
         self.adopt_foreign();
+        self.start.reserve.keep();
         loop {
             self.start.counts.beat();
             let patience = if self.add_up_next() { Duration::ZERO } else { IDLE_CHECK };
@@ -279,7 +218,11 @@ impl Worker {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout) if patience.is_zero() => continue,
                 Err(RecvTimeoutError::Timeout) => {
+                    if self.is_displaced() {
+                        continue;
+                    }
                     self.notice_foreign_changes();
+                    self.look_for_room();
                     if self.wal_bytes_max > WAL_BYTES_MAX {
                         // The reader that was in the way may be gone.
                         self.wal_bytes_max = WAL_BYTES_MAX;
@@ -291,6 +234,10 @@ impl Worker {
             };
             let mut jobs = vec![first];
             jobs.extend(queue.try_iter().take(WRITES_PER_COMMIT_MAX - 1));
+            if self.is_displaced() {
+                jobs.into_iter().for_each(|job| job.fail(Error::Displaced));
+                continue;
+            }
             self.notice_foreign_changes();
             if let Err(fatal) = self.commit(jobs) {
                 // After a failed fsync nobody knows what is on the disk; trying again would lie
@@ -303,20 +250,73 @@ impl Worker {
             }
             self.bound_wal();
         }
+        if self.is_displaced() {
+            // Emptied, the WAL would be deleted by its name, which leads to another file now.
+            let connection = &self.start.connection;
+            if let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+                tracing::error!(%error, "cannot leave the -wal file as it is");
+            }
+            return;
+        }
         self.checkpoint();
+    }
+
+    /// Looked at before each transaction: what is written to a file without a name is lost. Logs when it changes.
+    fn is_displaced(&mut self) -> bool {
+        let fault = self.start.identity.fault();
+        let spoils_reads = fault.as_ref().is_some_and(|fault| fault.spoils_reads);
+        let fault = fault.map(|fault| fault.text);
+        let before = self.start.counts.displaced();
+        if fault != before {
+            match &fault {
+                Some(fault) => tracing::error!(
+                    database = %self.start.path.display(),
+                    salt = %self.start.salt.path().display(),
+                    "writes are refused: {fault}"
+                ),
+                None => tracing::info!("the files are in place again"),
+            }
+            self.start.counts.note_displaced(fault.clone(), spoils_reads);
+        }
+        fault.is_some()
     }
 
     /// One group of jobs, one transaction. Returns an error only when the store must not go on.
     fn commit(&mut self, jobs: Vec<Job>) -> Result<(), Error> {
         let began = Instant::now();
-        let run = |batch: &mut Batch<'_>| jobs.iter().map(|job| job.run(batch)).collect();
-        let mut attempt = self.transact(run);
+        let mut attempt = self.attempt(&jobs);
         if matches!(attempt, Err(Error::Full)) {
-            // Emptying the WAL into the database may free the space that is needed, for a DELETE say.
+            // Emptying the WAL into the database may free the space that is needed.
             self.checkpoint();
-            attempt = self.transact(run);
+            attempt = self.attempt(&jobs);
         }
-        self.start.counts.note(jobs.len(), began, matches!(attempt, Err(Error::Full)));
+        let is_full = matches!(attempt, Err(Error::Full));
+        if is_full && !self.start.counts.is_full() {
+            tracing::warn!("no room for writes, reading goes on: {}", Shortage::of(&self.start.path));
+        }
+        self.start.counts.note(jobs.len(), began, is_full);
+        if is_full && jobs.iter().any(Job::frees_room) {
+            return self.commit_within_reserve(jobs);
+        }
+        self.answer(jobs, attempt)
+    }
+
+    fn attempt(&mut self, jobs: &[Job]) -> Result<Vec<Outcome>, Error> {
+        self.transact(|batch| jobs.iter().map(|job| job.run(batch)).collect())
+    }
+
+    /// Only what makes room may use the reserve: it is there again after the next checkpoint.
+    fn commit_within_reserve(&mut self, jobs: Vec<Job>) -> Result<(), Error> {
+        let (freeing, others) = jobs.into_iter().partition(Job::frees_room);
+        self.answer(others, Err(Error::Full))?;
+        self.start.reserve.give_up();
+        let attempt = self.attempt(&freeing);
+        self.checkpoint();
+        self.start.reserve.keep();
+        self.answer(freeing, attempt)
+    }
+
+    fn answer(&self, jobs: Vec<Job>, attempt: Result<Vec<Outcome>, Error>) -> Result<(), Error> {
         match attempt {
             Ok(outcomes) => {
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
@@ -330,6 +330,7 @@ impl Worker {
                     job.fail(match error {
                         Error::Full => Error::Full,
                         Error::Busy => Error::Busy,
+                        Error::Displaced => Error::Displaced,
                         Error::Stopped | Error::Damaged { .. } | Error::Sqlite(_) => Error::Stopped,
                     });
                 }
@@ -344,7 +345,7 @@ impl Worker {
         &mut self,
         run: impl FnOnce(&mut Batch<'_>) -> Result<Vec<Outcome>, Error>,
     ) -> Result<Vec<Outcome>, Error> {
-        let Applied { outcomes, effects, delta } = match self.apply(run) {
+        let Applied { outcomes, effects, delta, binds_to_salt } = match self.apply(run) {
             Ok(applied) => applied,
             Err(error) => {
                 self.roll_back();
@@ -366,6 +367,7 @@ impl Worker {
         cache.reopen(keys());
         committed?;
         self.cycle_begun = true;
+        self.start.is_bound_to_salt |= binds_to_salt;
         if let Some(versions) = &mut self.start.versions {
             versions.publish(&delta);
         }
@@ -384,15 +386,40 @@ impl Worker {
         if !self.cycle_begun {
             schema::begin_cycle(connection)?;
         }
+        // In the transaction of the first write that is sealed with it: never an entry without the tag of its salt.
+        let binds_to_salt = !self.start.is_bound_to_salt && self.start.salt.is_sealed_with();
+        if binds_to_salt {
+            schema::set_salt_tag(connection, self.start.salt.tag())?;
+        }
         let versions = self.start.versions.as_mut();
         let mut batch = Batch::new(connection, &self.start.cache, self.start.spelling, versions);
         let outcomes = run(&mut batch)?;
-        Ok(Applied { outcomes, effects: batch.effects, delta: batch.delta })
+        Ok(Applied { outcomes, effects: batch.effects, delta: batch.delta, binds_to_salt })
     }
 
+    /// Between two transactions: whether writes work again.
+    fn look_for_room(&mut self) {
+        let had_room = !self.start.counts.is_full();
+        if self.start.reserve.keep() && had_room {
+            return;
+        }
+        if had_room || self.transact(|batch| schema::touch(batch.connection).map(|()| Vec::new())).is_err() {
+            return;
+        }
+        self.start.counts.note_room();
+        tracing::info!("there is room for writes again");
+    }
+
+    /// Empties the WAL while what is in it has room in the database.
     fn bound_wal(&mut self) {
         let bytes = fs::metadata(&self.wal).map_or(0, |metadata| metadata.len());
-        if bytes > self.wal_bytes_max {
+        self.start.counts.set_wal_bytes(bytes);
+        // A checkpoint that failed is not tried again after each commit.
+        let bytes_max = match self.wal_bytes_max > WAL_BYTES_MAX {
+            true => self.wal_bytes_max,
+            false => self.wal_bytes_max.min(room::available_bytes(&self.wal)),
+        };
+        if bytes > bytes_max {
             let is_empty = self.checkpoint();
             self.wal_bytes_max = if is_empty { WAL_BYTES_MAX } else { bytes + WAL_BYTES_MAX / 4 };
         }
@@ -401,9 +428,21 @@ impl Worker {
     /// Moves the WAL into the database and empties it; false if it could not be. When a reader stands in the way, or the disk
     /// is full, the WAL stays as it is and the next commit tries again.
     fn checkpoint(&mut self) -> bool {
-        match self.complete_cycle() {
-            Ok(true) => self.cycle_begun = false,
-            Ok(false) => tracing::debug!("checkpoint left to a later time: a reader is at work"),
+        let completed = self.complete_cycle();
+        self.start.identity.note_checkpoint();
+        match completed {
+            Ok(true) => {
+                self.cycle_begun = false;
+                self.wal_watch.note_emptied(&self.start.counts);
+            }
+            Ok(false) => {
+                // What was written to the database is still in the WAL, which must look newer.
+                let touched = File::open(&self.wal).and_then(|wal| wal.set_modified(SystemTime::now()));
+                tracing::debug!(?touched, "checkpoint left to a later time: a reader is at work");
+                if self.start.counts.wal_bytes() > WAL_BYTES_MAX {
+                    self.wal_watch.note_blocked(&self.start.counts);
+                }
+            }
             Err(error) => {
                 self.roll_back();
                 tracing::warn!(%error, "cannot empty the write-ahead log into the database");
@@ -424,8 +463,8 @@ impl Worker {
     }
 
     /// One more bucket of a large store between two transactions; false when nothing is left to do now.
-    fn add_up_next(&self) -> bool {
-        let Some(versions) = &self.start.versions else { return false };
+    fn add_up_next(&mut self) -> bool {
+        let Some(versions) = &mut self.start.versions else { return false };
         versions.add_up_next(&self.start.connection).unwrap_or_else(|error| {
             tracing::warn!(%error, "the digests of the store cannot be added up yet");
             false
@@ -494,6 +533,6 @@ fn is_fatal(error: &Error) -> bool {
                     | ErrorCode::ReadOnly
             )
         ),
-        Error::Full | Error::Busy | Error::Stopped | Error::Damaged { .. } => false,
+        Error::Full | Error::Busy | Error::Displaced | Error::Stopped | Error::Damaged { .. } => false,
     }
 }

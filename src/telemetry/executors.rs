@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::counters::{Counter, Durations, Gauge, Histogram};
 
 /// Methods by the labels that they get; the last one stands for all others.
-pub const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "OTHER"];
+pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "OTHER"];
 /// Status codes that are counted each by itself, the usual ones first; the last one stands for all others. 499 is
 /// a client that left before its answer.
-const STATUSES: [u16; 27] = [
-    200, 201, 404, 401, 403, 400, 422, 204, 304, 307, 405, 408, 409, 412, 413, 414, 415, 417, 429, 431, 499,
-    500, 501, 503, 505, 507, 0,
+const STATUSES: [u16; 28] = [
+    200, 201, 404, 401, 403, 400, 422, 204, 304, 307, 405, 408, 409, 412, 413, 414, 415, 417, 421, 429, 431,
+    499, 500, 501, 503, 505, 507, 0,
 ];
 
 /// The counts of one executor: only its own thread adds.
@@ -25,6 +25,12 @@ pub struct ExecutorCounts {
     durations: Box<[Durations]>,
     /// Connections that are open.
     pub connections: Gauge,
+    /// Connections refused because there were too many.
+    pub refused: Counter,
+    /// Connections refused because their address had too many.
+    pub refused_of_address: Counter,
+    /// TLS handshakes that failed.
+    pub failed_handshakes: Counter,
     /// When the executor was last seen to run, in milliseconds after the process began to count.
     beat_ms: Gauge,
     began: Instant,
@@ -49,6 +55,9 @@ impl ExecutorCounts {
             requests: (0..pairs_count * STATUSES.len()).map(|_| Counter::default()).collect(),
             durations: (0..pairs_count).map(|_| Durations::default()).collect(),
             connections: Gauge::default(),
+            refused: Counter::default(),
+            refused_of_address: Counter::default(),
+            failed_handshakes: Counter::default(),
             beat_ms: Gauge::default(),
             began,
         }
@@ -115,6 +124,18 @@ impl Executors {
         self.all().iter().map(|counts| counts.connections.get()).collect()
     }
 
+    /// Connections refused for the limit of all, and for that of their address.
+    pub fn refused_connections(&self) -> (u64, u64) {
+        let all = self.all();
+        let sum = |count: fn(&ExecutorCounts) -> &Counter| all.iter().map(|counts| count(counts).get()).sum();
+        (sum(|counts| &counts.refused), sum(|counts| &counts.refused_of_address))
+    }
+
+    /// TLS handshakes that failed.
+    pub fn failed_handshakes(&self) -> u64 {
+        self.all().iter().map(|counts| counts.failed_handshakes.get()).sum()
+    }
+
     /// Requests of each kind, where there were any.
     pub fn requests(&self) -> BTreeMap<Requests, u64> {
         let mut sums = BTreeMap::new();
@@ -167,5 +188,9 @@ mod tests {
         assert_eq!(executors.durations()[&(1, 0)].count(), 2);
         assert!(executors.stalled(Duration::from_secs(60)).is_empty());
         assert_eq!(executors.connections(), [0, 0]);
+        one.refused.add(1);
+        other.refused.add(2);
+        other.refused_of_address.add(4);
+        assert_eq!(executors.refused_connections(), (3, 4));
     }
 }

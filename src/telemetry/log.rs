@@ -4,6 +4,7 @@
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::thread;
 
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -11,8 +12,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
-use super::log_file::{LogFile, lost_lines_count};
-use crate::config::{LogFormat, LogLevel};
+use super::log_file::{LogFile, OpenError, lost_lines_count};
+use crate::config::{LogFormat, LogLevel, allows_color};
 
 /// Lines that may wait to be written.
 const LINES_WAITING_MAX: usize = 16 * 1024;
@@ -26,23 +27,41 @@ pub struct Log {
     filter: reload::Handle<LevelFilter, Registry>,
 }
 
-/// The file of the log cannot be used.
+/// Why there is no log.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot log to {path}: {reason} (see OSC_LOG_FILE)", path = path.display())]
-pub struct LogError {
-    path: PathBuf,
-    reason: String,
+pub enum LogError {
+    /// Its file cannot be used.
+    #[error("cannot log to {path}: {reason} (see OSC_LOG_FILE)", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+        /// Whether another setting is needed. Otherwise it may be possible later.
+        is_lasting: bool,
+    },
+    /// Its thread cannot be started.
+    #[error(
+        "cannot start the thread of the log ({0}): raise the limit of processes (`ulimit -u`, `--pids-limit`, \
+         systemd's TasksMax= or LimitNPROC=)"
+    )]
+    Thread(#[source] io::Error),
 }
 
 impl Log {
     /// Starts it. A second one in the same process gets nothing to write.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// When the file cannot be made, or the thread not started.
     pub fn start(level: LogLevel, format: LogFormat, file: Option<&Path>) -> Result<Self, LogError> {
+        can_start_thread()?;
         let (writer, guard) = match file {
             Some(path) => {
-                let failed = |reason| LogError { path: path.to_owned(), reason };
+                let failed = |error: OpenError| LogError::File {
+                    path: path.to_owned(),
+                    reason: error.to_string(),
+                    is_lasting: !matches!(error, OpenError::Io(_)),
+                };
                 non_blocking(LogFile::open(path).map_err(failed)?)
             }
             None => non_blocking(io::stderr()),
@@ -52,8 +71,8 @@ impl Log {
         let lines = fmt::layer().with_writer(writer);
         let lines = match format {
             LogFormat::Console => {
-                let is_terminal = file.is_none() && io::stderr().is_terminal();
-                lines.with_target(false).with_ansi(is_terminal).boxed()
+                let has_color = file.is_none() && io::stderr().is_terminal() && allows_color();
+                lines.with_target(false).with_ansi(has_color).boxed()
             }
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
@@ -61,7 +80,7 @@ impl Log {
             DROPPED.set(dropped).ok();
         }
         if let Some(path) = file
-            && path.symlink_metadata().is_ok_and(|found| !found.is_symlink())
+            && path.symlink_metadata().is_ok_and(|found| found.is_file())
         {
             tracing::warn!("{} is left as it is, and is no link to the log of today", path.display());
         }
@@ -89,6 +108,13 @@ fn filter(level: LogLevel) -> LevelFilter {
         // Nothing here is more severe than an error, except the message with which the process ends.
         LogLevel::Critical => LevelFilter::OFF,
     }
+}
+
+/// tracing-appender panics when it cannot start its own.
+fn can_start_thread() -> Result<(), LogError> {
+    let thread = thread::Builder::new().spawn(|| ()).map_err(LogError::Thread)?;
+    thread.join().ok();
+    Ok(())
 }
 
 fn non_blocking(writer: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::ClientConfig;
 
-use super::fault::Faults;
+use super::fault::{Faults, Role};
 use super::files::{Files, Stamp};
 use super::loaded::Loaded;
 use super::own;
+use super::server::ServerContext;
 
 /// A handle; all copies lead to the same certificates.
 #[derive(Clone)]
@@ -52,7 +53,7 @@ impl Certificates {
 
     /// For a node without any TLS.
     pub fn none() -> Self {
-        Self::load(Files { own: None, clients: None, peers: None }).expect("no file can be wrong")
+        Self::load(Files::none()).expect("no file can be wrong")
     }
 
     /// Where they come from.
@@ -60,9 +61,14 @@ impl Certificates {
         self.0.current.load().files.clone()
     }
 
-    /// For a connection that is made to this node now; `None` when it serves without TLS.
-    pub fn server(&self) -> Option<Arc<ServerConfig>> {
+    /// For a connection to the listener of clients that is made now; `None` when this node serves without TLS.
+    pub fn server(&self) -> Option<Arc<ServerContext>> {
         self.0.current.load().loaded.server.clone()
+    }
+
+    /// For a connection to the listener of peers that is made now, likewise.
+    pub fn cluster_server(&self) -> Option<Arc<ServerContext>> {
+        self.0.current.load().loaded.cluster_server.clone()
     }
 
     /// For a connection to a peer that is made now; `None` when no peer has TLS.
@@ -81,6 +87,25 @@ impl Certificates {
     /// When the certificate of this node expires.
     pub fn expires(&self) -> Option<Timestamp> {
         self.0.current.load().loaded.expires
+    }
+
+    /// When each file is of no more use, by its setting: the own certificate, and authorities.
+    pub fn expiries(&self) -> Vec<(&'static str, Timestamp)> {
+        let loaded = &self.0.current.load().loaded;
+        let own = loaded.expires.map(|expires| (Role::Certificate, expires));
+        let all = own.into_iter().chain(loaded.authorities_expire.iter().copied());
+        all.map(|(role, expires)| (role.variable(), expires)).collect()
+    }
+
+    /// Why peers with the same CA certificates for nodes as this one would refuse its certificate.
+    pub fn refusal_as_node(&self) -> Option<String> {
+        self.0.current.load().loaded.refusal_as_node.clone()
+    }
+
+    /// Certificates that are valid only later by the clock of this machine; `None` if all are valid.
+    pub fn not_yet_valid(&self) -> Option<Faults> {
+        let faults = self.0.current.load().loaded.not_yet_valid.clone();
+        (!faults.is_empty()).then_some(Faults(faults))
     }
 
     /// Takes over what `newer` has read, and where that came from. Says whether the certificates are others.
@@ -119,7 +144,12 @@ impl Certificates {
                 return Ok(false);
             }
         }
-        match Loaded::read(&files) {
+        let read = Loaded::read(&files).and_then(|loaded| match loaded.not_yet_valid.is_empty() {
+            true => Ok(loaded),
+            // What is in use is better than what is not valid yet.
+            false => Err(Faults(loaded.not_yet_valid)),
+        });
+        match read {
             Ok(loaded) => {
                 *self.watch() = Watch { read: stamp.clone(), seen: stamp, faults: None };
                 Ok(self.put(files, Arc::new(loaded)))

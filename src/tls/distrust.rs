@@ -25,6 +25,11 @@ pub enum Distrust {
     /// The other way round.
     #[error("it does not accept this node's certificate")]
     OfThisNode,
+    /// The other way round, on a connection that is there: it takes this node for a client.
+    #[error(
+        "it requires a certificate issued by its OSC_CLUSTER_CA_CERTS, which this node has not presented"
+    )]
+    NotANode,
     /// What answers is no TLS.
     #[error("it does not speak TLS")]
     NoTls,

@@ -17,8 +17,19 @@ pub struct Files {
     pub own: Option<Own>,
     /// Authorities whose certificates clients must have; `None` asks them for none.
     pub clients: Option<PathBuf>,
+    /// CAs of the nodes' certificates, one of which each peer must present; `None` asks peers for none.
+    pub nodes: Option<PathBuf>,
     /// By what peers are verified; `None` when none has TLS.
     pub peers: Option<Roots>,
+    /// Whether peers have a dedicated listener.
+    pub has_cluster_port: bool,
+}
+
+impl Files {
+    /// Those of a node without any TLS.
+    pub fn none() -> Self {
+        Self { own: None, clients: None, nodes: None, peers: None, has_cluster_port: false }
+    }
 }
 
 /// A certificate and its key.
@@ -74,7 +85,7 @@ impl Files {
             Roots::File(path) => Some(path),
             Roots::System => None,
         });
-        Stamp(own.chain(&self.clients).chain(peers).map(|path| stamp(path)).collect())
+        Stamp(own.chain(&self.clients).chain(&self.nodes).chain(peers).map(|path| stamp(path)).collect())
     }
 }
 

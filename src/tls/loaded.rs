@@ -10,28 +10,36 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, Error, InconsistentKeys, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, Error, InconsistentKeys, RootCertStore};
 use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::der::Decode;
 
 use super::fault::{Fault, Faults, Problem, Role};
 use super::files::{Files, Own, Roots, fault, read};
 use super::key;
+use super::server::{ServerContext, Trusted, refusal_as_node};
 
-const HTTP_1_1: &[u8] = b"http/1.1";
+pub(super) const HTTP_1_1: &[u8] = b"http/1.1";
 
 /// One reading of all files.
 pub(super) struct Loaded {
-    /// For connections of clients, if there is TLS for them.
-    pub(super) server: Option<Arc<ServerConfig>>,
+    /// For connections to the listener of clients, if this node serves TLS.
+    pub(super) server: Option<Arc<ServerContext>>,
+    /// For connections to the listener of peers, likewise.
+    pub(super) cluster_server: Option<Arc<ServerContext>>,
     /// For connections to peers, if one of them has TLS.
     pub(super) client: Option<Arc<ClientConfig>>,
     /// What this node shows.
     pub(super) own: Option<Arc<CertifiedKey>>,
-    /// When that expires.
+    /// When that expires, or a certificate between it and the authority.
     pub(super) expires: Option<Timestamp>,
+    /// When no authority of a file is valid any more.
+    pub(super) authorities_expire: Vec<(Role, Timestamp)>,
+    /// Why peers with the same CA certificates for nodes would refuse it.
+    pub(super) refusal_as_node: Option<String>,
+    /// Certificates that are valid only later by the clock of this machine, which may be wrong at boot.
+    pub(super) not_yet_valid: Vec<Fault>,
     /// Of the bytes of all files, in this process.
     pub(super) digest: u64,
 }
@@ -40,6 +48,8 @@ pub(super) struct Loaded {
 #[derive(Default)]
 struct Reading {
     faults: Vec<Fault>,
+    not_yet_valid: Vec<Fault>,
+    authorities_expire: Vec<(Role, Timestamp)>,
     digests: Vec<u64>,
 }
 
@@ -53,9 +63,14 @@ impl Loaded {
         let mut reading = Reading::default();
         let own = files.own.as_ref().and_then(|own| reading.own(own));
         let clients = files.clients.as_ref().and_then(|path| reading.roots(Role::Clients, path));
+        // The same file needs to be complained about once.
+        let nodes = files.nodes.as_ref().and_then(|path| match files.clients.as_ref() == Some(path) {
+            true => clients.clone(),
+            false => reading.roots(Role::Peers, path),
+        });
         let peers = files.peers.as_ref().and_then(|roots| match roots {
-            // The same file needs to be complained about once.
             Roots::File(path) if files.clients.as_ref() == Some(path) => clients.clone(),
+            Roots::File(path) if files.nodes.as_ref() == Some(path) => nodes.clone(),
             Roots::File(path) => reading.roots(Role::Peers, path),
             Roots::System => reading.system_roots(),
         });
@@ -63,17 +78,25 @@ impl Loaded {
             return Err(Faults(reading.faults));
         }
         let (own, expires) = own.unzip();
-        let shown = own.clone().filter(|_| clients.is_some());
+        let trusted = Trusted { clients, nodes };
+        let server = |own| Arc::new(ServerContext::of_clients(own, &trusted, files.has_cluster_port));
+        let cluster_server = |own| Arc::new(ServerContext::of_peers(own, &trusted));
+        let refusal = own.as_ref().zip(trusted.nodes.as_ref());
         Ok(Self {
-            server: own.clone().map(|own| Arc::new(server(own, clients))),
-            client: peers.map(|roots| Arc::new(client(roots, shown))),
+            server: own.as_ref().map(server),
+            cluster_server: own.as_ref().filter(|_| files.has_cluster_port).map(cluster_server),
+            client: peers.map(|roots| Arc::new(client(roots, own.clone()))),
+            refusal_as_node: refusal.and_then(|(own, roots)| refusal_as_node(own, roots)),
             own,
             expires,
+            authorities_expire: reading.authorities_expire,
+            not_yet_valid: reading.not_yet_valid,
             // One file may serve for two.
             digest: hash((
                 &reading.digests,
                 files.own.is_some(),
                 files.clients.is_some(),
+                files.nodes.is_some(),
                 files.peers.is_some(),
             )),
         })
@@ -107,8 +130,10 @@ impl Reading {
     fn own(&mut self, own: &Own) -> Option<(Arc<CertifiedKey>, Timestamp)> {
         let chain = self.bytes(Role::Certificate, &own.certificate).and_then(|pem| {
             let chain = certificates(&pem).and_then(|chain| {
-                let expires = valid_until(&chain[0])?;
-                Ok((chain, expires))
+                let validity = Validity::of(&chain[0])?;
+                let ends = chain.iter().map(|one| Ok(Validity::of(one)?.ends));
+                let ends = ends.collect::<Result<Vec<_>, Problem>>()?.into_iter().min();
+                Ok((chain, validity, ends))
             });
             self.take(Role::Certificate, &own.certificate, chain)
         });
@@ -120,11 +145,24 @@ impl Reading {
             }
             self.take(Role::Key, &own.key, key)
         });
-        let (chain, expires) = chain?;
+        let (chain, validity, ends) = chain?;
+        let expires = self.in_time(Role::Certificate, &own.certificate, validity)?.min(ends?);
         match certified(chain, key?) {
             Ok(certified) => Some((Arc::new(certified), expires)),
             Err(problem @ Problem::Malformed) => self.take(Role::Certificate, &own.certificate, Err(problem)),
             Err(problem) => self.take(Role::Key, &own.key, Err(problem)),
+        }
+    }
+
+    /// The end of the validity. A clock that is behind is set soon, but not one that has passed the end.
+    fn in_time(&mut self, role: Role, path: &Path, validity: Validity) -> Option<Timestamp> {
+        match validity.check() {
+            Ok(()) => Some(validity.ends),
+            Err(problem @ Problem::NotYetValid(_)) => {
+                self.not_yet_valid.push(fault(role, path, problem));
+                Some(validity.ends)
+            }
+            Err(problem) => self.take(role, path, Err(problem)),
         }
     }
 
@@ -136,12 +174,18 @@ impl Reading {
                 roots.add(certificate.clone()).map_err(|_| Problem::Malformed)?;
             }
             // Others may have expired: bundles hold old ones, too.
-            if !found.iter().any(|certificate| valid_until(certificate).is_ok()) {
-                valid_until(&found[0])?;
-            }
-            Ok(Arc::new(roots))
+            let is_in_time =
+                |certificate| Validity::of(certificate).is_ok_and(|validity| validity.check().is_ok());
+            let doubtful = if found.iter().any(is_in_time) { None } else { Some(Validity::of(&found[0])?) };
+            let ends = found.iter().filter_map(|one| Some(Validity::of(one).ok()?.ends)).max();
+            Ok((Arc::new(roots), doubtful, ends))
         });
-        self.take(role, path, roots)
+        let (roots, doubtful, ends) = self.take(role, path, roots)?;
+        self.authorities_expire.extend(ends.map(|ends| (role, ends)));
+        if let Some(validity) = doubtful {
+            self.in_time(role, path, validity)?;
+        }
+        Some(roots)
     }
 
     fn system_roots(&mut self) -> Option<Arc<RootCertStore>> {
@@ -167,24 +211,36 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Problem> {
     }
 }
 
-fn valid_until(certificate: &CertificateDer<'static>) -> Result<Timestamp, Problem> {
-    // The profile that is not strict about what only authorities get wrong.
-    let parsed = CertificateInner::<Raw>::from_der(certificate).map_err(|_| Problem::Malformed)?;
-    let validity = parsed.tbs_certificate().validity();
-    let time = |since_epoch: Duration| {
-        // The last second of the year 9999 means that there is no end (RFC 5280, 4.1.2.5), and is the last one here.
-        let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
-        Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
-    };
-    let [begins, ends] = [validity.not_before, validity.not_after].map(|at| time(at.to_unix_duration()));
-    let now = Timestamp::now();
-    if now < begins {
-        return Err(Problem::NotYetValid(begins.to_string()));
+/// The period in which a certificate is valid.
+struct Validity {
+    begins: Timestamp,
+    ends: Timestamp,
+}
+
+impl Validity {
+    fn of(certificate: &CertificateDer<'static>) -> Result<Self, Problem> {
+        // The profile that is not strict about what only authorities get wrong.
+        let parsed = CertificateInner::<Raw>::from_der(certificate).map_err(|_| Problem::Malformed)?;
+        let validity = parsed.tbs_certificate().validity();
+        let time = |since_epoch: Duration| {
+            // The last second of the year 9999 means that there is no end (RFC 5280, 4.1.2.5), and is the last one here.
+            let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+            Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
+        };
+        let [begins, ends] = [validity.not_before, validity.not_after].map(|at| time(at.to_unix_duration()));
+        Ok(Self { begins, ends })
     }
-    if now > ends {
-        return Err(Problem::Expired(ends.to_string()));
+
+    fn check(&self) -> Result<(), Problem> {
+        let now = Timestamp::now();
+        if now < self.begins {
+            return Err(Problem::NotYetValid(self.begins.to_string()));
+        }
+        if now > self.ends {
+            return Err(Problem::Expired(self.ends.to_string()));
+        }
+        Ok(())
     }
-    Ok(ends)
 }
 
 fn certified(
@@ -199,28 +255,6 @@ fn certified(
         Err(Error::InconsistentKeys(_)) => Err(Problem::UnusableKey),
         Err(_) => Err(Problem::Malformed),
     }
-}
-
-fn server(own: Arc<CertifiedKey>, clients: Option<Arc<RootCertStore>>) -> ServerConfig {
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("ring has suites for both versions");
-    let builder = match clients {
-        None => builder.with_no_client_auth(),
-        Some(roots) => builder.with_client_cert_verifier(
-            WebPkiClientVerifier::builder_with_provider(roots, provider())
-                .build()
-                .expect("there is a root, and there are no lists of revoked certificates to be wrong"),
-        ),
-    };
-    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
-    config.alpn_protocols = vec![HTTP_1_1.to_vec()];
-    // Sessions are kept by clients, so executors share nothing and idle ones cost nothing. A new certificate brings
-    // new keys for them, so whom another authority had vouched for must show a certificate again.
-    if let Ok(ticketer) = ring::Ticketer::new() {
-        config.ticketer = ticketer;
-    }
-    config
 }
 
 fn client(roots: Arc<RootCertStore>, shown: Option<Arc<CertifiedKey>>) -> ClientConfig {

@@ -10,15 +10,17 @@ mod files;
 mod key;
 mod loaded;
 mod own;
+mod server;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use rustls::{ClientConfig, ServerConfig};
+pub use rustls::ClientConfig;
 
 pub use self::certificates::Certificates;
 pub use self::distrust::Distrust;
 pub use self::fault::{Fault, Faults, Problem, Role};
 pub use self::files::{Files, Own, Password, Roots};
 pub use self::own::over;
+pub use self::server::ServerContext;
 pub use self::stream::{Refused, Stream};

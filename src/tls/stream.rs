@@ -10,7 +10,10 @@ use std::task::{Context, Poll, ready};
 
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConnection};
+use zeroize::Zeroize;
+
+use super::server::ServerContext;
 
 /// The first byte of a client that speaks TLS: a record of the handshake (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 22;
@@ -25,6 +28,7 @@ pub struct Stream<S> {
     /// Bytes that were taken and whose writer waits until they are handed over.
     owed: usize,
     is_closed: bool,
+    may_be_node: bool,
 }
 
 /// Why a client got no connection.
@@ -42,18 +46,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     ///
     /// # Errors
     /// When it does not.
-    pub async fn accept(mut socket: S, config: Arc<ServerConfig>) -> Result<Self, Refused<S>> {
+    pub async fn accept(mut socket: S, context: &ServerContext) -> Result<Self, Refused<S>> {
         // By this the plain text of HTTP is told from TLS, before rustls answers it by an alert.
         let mut first = [0];
         socket.read_exact(&mut first).await.map_err(Refused::Gone)?;
         if first[0] != HANDSHAKE {
             return Err(Refused::NoTls(socket, first[0]));
         }
-        let connection = ServerConnection::new(config);
+        let connection = ServerConnection::new(Arc::clone(&context.config));
         let mut stream = Self::new(socket, connection.map_err(|error| Refused::Gone(failure(error)))?.into());
         let taken = stream.connection.read_tls(&mut &first[..]);
         match taken.and(stream.handshake().await) {
-            Ok(()) => Ok(stream),
+            Ok(()) => {
+                stream.may_be_node = context.may_be_node(stream.connection.peer_certificates());
+                Ok(stream)
+            }
             Err(error) => Err(Refused::Failed(stream.socket, error)),
         }
     }
@@ -71,7 +78,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     }
 
     fn new(socket: S, connection: Connection) -> Self {
-        Self { socket, connection, output: Vec::new(), sent: 0, owed: 0, is_closed: false }
+        Self {
+            socket,
+            connection,
+            output: Vec::new(),
+            sent: 0,
+            owed: 0,
+            is_closed: false,
+            may_be_node: false,
+        }
+    }
+
+    /// Whether a client may be a node: its certificate is one of a node, where nodes must have one.
+    pub fn may_be_node(&self) -> bool {
+        self.may_be_node
     }
 
     async fn handshake(&mut self) -> io::Result<()> {
@@ -180,7 +200,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 }
 
-/// A socket as rustls reads it.
+/// A socket as rustls reads it. While nothing arrives, the free part of rustls' buffer is wiped: records are decrypted
+/// in it, and the last one would stay there for as long as the connection waits.
 struct Arriving<'a, 'b, S> {
     socket: &'a mut S,
     context: &'a mut Context<'b>,
@@ -190,7 +211,10 @@ impl<S: AsyncRead + Unpin> Read for Arriving<'_, '_, S> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         match Pin::new(&mut *self.socket).poll_read(self.context, out) {
             Poll::Ready(read) => read,
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            Poll::Pending => {
+                out.zeroize();
+                Err(io::ErrorKind::WouldBlock.into())
+            }
         }
     }
 }

@@ -82,17 +82,18 @@ fn certificates() -> Certificates {
     std::fs::write(&certificate, params.self_signed(&key).expect("signed").pem()).expect("written");
     std::fs::write(&path, key.serialize_pem()).expect("written");
     let own = Own { certificate: certificate.clone(), key: path, password: None };
-    Certificates::load(Files { own: Some(own), clients: None, peers: Some(Roots::File(certificate)) })
-        .expect("they are good")
+    let files = Files { own: Some(own), peers: Some(Roots::File(certificate)), ..Files::none() };
+    Certificates::load(files).expect("they are good")
 }
 
 /// Both ends of one connection.
 fn connected() -> (Stream<End>, Stream<End>) {
     let certificates = certificates();
     let (client, server) = End::pair();
+    let context = certificates.server().expect("there is a certificate");
     let (client, server) = block_on(zip(
         Stream::connect(client, certificates.client().expect("there are roots"), "localhost"),
-        Stream::accept(server, certificates.server().expect("there is a certificate")),
+        Stream::accept(server, &context),
     ));
     let Ok(server) = server else { panic!("no connection") };
     (client.expect("a connection"), server)
@@ -170,7 +171,8 @@ fn who_is_not_trusted_gets_no_connection() {
                 connecting.await.map(|mut stream| block_on(stream.close()))
             },
             async {
-                let accepting = Stream::accept(server, one.server().expect("there is a certificate"));
+                let context = one.server().expect("there is a certificate");
+                let accepting = Stream::accept(server, &context);
                 futures_lite::future::or(async { accepting.await.is_ok() }, async {
                     for _ in 0..100_000 {
                         futures_lite::future::yield_now().await;

@@ -101,7 +101,8 @@ fn a_write_that_comes_first_thing_after_the_start_waits_too() {
     let mut cluster = Cluster::of(2);
     cluster.nodes[0].set("OSC_CLUSTER_WRITE_ACKS", "all");
     // It has its salt already, so that a write does not wait for that.
-    std::fs::write(cluster.nodes[0].path("encryption.salt"), [7; 64]).expect("it can be written");
+    std::fs::write(cluster.nodes[0].path("encryption.salt"), crate::support::proper_salt(7))
+        .expect("it can be written");
     cluster.nodes[0].start();
     assert_eq!(cluster.nodes[0].states().len(), 1, "the peer is there before anything is known of it");
     let response = cluster.nodes[0].create("k", "1");

@@ -8,8 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use opensecureconf::model::{ApiKey, ApiKeys};
+use opensecureconf::service::NodeAuth;
+use opensecureconf::service::node_auth::{Challenge, signed_answer};
+
 use crate::link::{Link, Mode};
-use crate::nodes::{CONVERGENCE, Cluster, Node, ask, within};
+use crate::nodes::{API_KEY, CONVERGENCE, Cluster, Node, ask, within};
 use crate::support::{OTHER_KEY, PATIENCE, Response, USER_KEY};
 
 /// What a request may take that has to wait for a node in vain: the timeout, and a busy machine.
@@ -344,41 +348,54 @@ fn a_strict_node_does_not_say_that_something_is_missing_before_it_knows() {
     assert_eq!(cluster.nodes[0].value("k").as_deref(), Some("1"), "what is found is found");
 }
 
-/// A peer that answers health checks as one of the federation, and everything else as it likes.
+/// What is shaped like a token, and opens nowhere.
+const TOKEN: &str =
+    "gAAAAABnnKuQbjQLnP-zepicpUTmu3gKLHiQHT-zNzh2hRGjBhevoB1L9RIvNEVUxTveLruM0rfj0WAK1jHDhaXXzOI8d4VFmg==";
+
+/// A peer that has the credentials of a node, and answers everything but health checks as it likes.
 struct Impostor {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
 }
 
 impl Impostor {
-    /// `health` is how a real node answers; `answer` is the body of all other answers.
-    fn start(health: Vec<u8>, answer: Vec<u8>) -> Self {
+    /// `answer` is the body of all answers but those to health checks.
+    fn start(answer: Vec<u8>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let asked = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&asked);
+        let auth = Arc::new(NodeAuth::new(&[], &ApiKeys::new(vec![ApiKey::new(API_KEY)])));
         // It ends with the process.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { continue };
-                let (health, answer, count) = (health.clone(), answer.clone(), Arc::clone(&count));
+                let (auth, answer, count) = (Arc::clone(&auth), answer.clone(), Arc::clone(&count));
                 thread::spawn(move || {
                     let mut request = Vec::new();
                     let mut piece = [0; 4096];
-                    while !request.windows(4).any(|window| window == b"\r\n\r\n") {
+                    loop {
                         match stream.read(&mut piece) {
                             Ok(read) if read > 0 => request.extend_from_slice(&piece[..read]),
                             _ => return,
                         }
+                        if !request.windows(4).any(|window| window == b"\r\n\r\n") {
+                            continue;
+                        }
+                        let text = String::from_utf8_lossy(&request).into_owned();
+                        let is_health = text.starts_with("GET /cluster/health ");
+                        count.fetch_add(usize::from(!is_health), Ordering::Relaxed);
+                        let (fields, body) = match is_health {
+                            true => introduction(&auth, &text),
+                            false => ("connection: close\r\n".to_owned(), answer.clone()),
+                        };
+                        let length = body.len();
+                        let head = format!("HTTP/1.1 200 OK\r\n{fields}content-length: {length}\r\n\r\n");
+                        if stream.write_all(&[head.into_bytes(), body].concat()).is_err() || !is_health {
+                            return;
+                        }
+                        request.clear();
                     }
-                    let is_health = request.starts_with(b"GET /cluster/health ");
-                    count.fetch_add(usize::from(!is_health), Ordering::Relaxed);
-                    let head = format!(
-                        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-                        answer.len()
-                    );
-                    let all = if is_health { health } else { [head.into_bytes(), answer].concat() };
-                    stream.write_all(&all).ok();
                 });
             }
         });
@@ -386,10 +403,36 @@ impl Impostor {
     }
 }
 
+/// Header fields and body of an answer to a health check.
+fn introduction(auth: &NodeAuth, request: &str) -> (String, Vec<u8>) {
+    let body = br#"{"status":"healthy","node_id":"impostor"}"#.to_vec();
+    let field = |name: &str| {
+        let lines = request.lines().filter_map(|line| line.split_once(": "));
+        lines.filter(|(found, _)| *found == name).map(|(_, value)| value).next()
+    };
+    let identity = [
+        ("x-osc-instance", "00000000000000aa"),
+        ("x-osc-mode", "federated"),
+        ("x-osc-horizon", "0000000000000000-0000000000000000"),
+        ("x-osc-entries", "false"),
+    ];
+    let has_token = field("x-osc-token").is_some_and(|token| auth.accepts(token.as_bytes()));
+    let challenge = field("x-osc-challenge").and_then(|text| Challenge::parse(text.as_bytes()));
+    let mut fields = format!("x-osc-auth: api-key\r\nx-osc-challenge: {}\r\n", auth.challenge());
+    if let Some(challenge) = challenge.filter(|_| has_token) {
+        let header = |name: &str| identity.iter().find(|(found, _)| *found == name).map(|(_, value)| *value);
+        let signed = signed_answer(header, &body);
+        let proof = auth.credentials().proof(challenge, auth.challenge(), &signed);
+        let all = identity.iter().copied().chain([("x-osc-proof", &*proof)]);
+        fields.extend(all.map(|(name, value)| format!("{name}: {value}\r\n")));
+    }
+    (fields, body)
+}
+
 #[test]
 fn a_peer_that_lies_is_one_that_does_not_answer() {
     let row = |salt: &str, key: &str| {
-        format!(r#"{{"row":{{"salt":{salt},"row":{{"i":1,"k":"{key}","t":"gAAA"}}}}}}"#).into_bytes()
+        format!(r#"{{"row":{{"salt":{salt},"row":{{"i":1,"k":"{key}","t":"{TOKEN}"}}}}}}"#).into_bytes()
     };
     let page = |rows: &str| format!(r#"{{"salt":1,"rows":[{rows}],"more":true}}"#).into_bytes();
     let lies: [(&str, Vec<u8>); 9] = [
@@ -400,25 +443,15 @@ fn a_peer_that_lies_is_one_that_does_not_answer() {
         ("without a salt", row("null", "wanted")),
         ("another entry", row("1", "other")),
         ("more, but nothing", page("")),
-        ("never anything new", page(r#"{"i":1,"k":"a","t":"gAAA"}"#)),
+        ("never anything new", page(&format!(r#"{{"i":1,"k":"a","t":"{TOKEN}"}}"#))),
         ("larger than any answer", vec![b'['; 17 * 1024 * 1024]),
     ];
-    // What a real node says of itself, but under an instance of its own.
     let mut cluster = federation(2);
     cluster.start();
     cluster.wait_until_whole();
-    let address = cluster.nodes[1].place.get().expect("it runs");
-    let mut health = Vec::new();
-    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
-    let api_key = "an-api-key-that-all-nodes-of-the-cluster-share";
-    let request = format!(
-        "GET /cluster/health HTTP/1.1\r\nhost: x\r\nx-api-key: {api_key}\r\nconnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).expect("it takes it");
-    stream.read_to_end(&mut health).expect("it answers");
     assert_eq!(cluster.nodes[1].create("real", "1").status, 201);
     for (lie, answer) in lies {
-        let impostor = Impostor::start(health.clone(), answer);
+        let impostor = Impostor::start(answer);
         cluster.nodes[0].stop();
         let peers = format!("{},{}", impostor.address, cluster.link(0, 1).address);
         cluster.nodes[0].set("OSC_CLUSTER_NODES", &peers);
@@ -435,6 +468,10 @@ fn a_peer_that_lies_is_one_that_does_not_answer() {
         assert!(took < IN_TIME, "{lie}: {took:?}");
         assert_eq!(node.update("real", "1").status, 200, "{lie}");
         assert!(impostor.asked.load(Ordering::Relaxed) >= 2, "{lie}: it was asked");
+        // What is too large is given up before it can be read.
+        let is_shown = lie != "larger than any answer";
+        let reason = "its answers are not those of a node";
+        within(CONVERGENCE, lie, || (node.states()[0].1 == reason) == is_shown);
     }
 }
 
@@ -510,7 +547,8 @@ fn fifty_nodes_answer_in_time_and_go_on_without_ten_of_them() {
             node.set(name, value);
         }
         // So that nobody has to agree on one.
-        std::fs::write(node.path("encryption.salt"), [7; 64]).expect("it can be written");
+        std::fs::write(node.path("encryption.salt"), crate::support::proper_salt(7))
+            .expect("it can be written");
         node.start();
     }
     let healthy = |node: &Node| node.states().iter().filter(|(state, _)| state == "healthy").count();

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -36,6 +36,7 @@ struct Shared {
     target: Place,
     mode: Mutex<Mode>,
     is_over: AtomicBool,
+    connections: AtomicUsize,
     requests: Mutex<Vec<u8>>,
     replies: Mutex<Vec<u8>>,
 }
@@ -60,6 +61,7 @@ impl Link {
             target,
             mode: Mutex::new(Mode::Open),
             is_over: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
             requests: Mutex::default(),
             replies: Mutex::default(),
         });
@@ -69,6 +71,7 @@ impl Link {
                 match listener.accept() {
                     Ok((stream, _)) => {
                         let shared = Arc::clone(&accepting);
+                        shared.connections.fetch_add(1, Ordering::Relaxed);
                         thread::spawn(move || shared.serve(stream));
                     }
                     Err(_) => thread::sleep(TICK),
@@ -87,6 +90,11 @@ impl Link {
         let mut all = lock(&self.shared.requests).clone();
         all.extend_from_slice(&lock(&self.shared.replies));
         all
+    }
+
+    /// Connections that were made so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
     }
 
     /// How many requests for this target have passed.

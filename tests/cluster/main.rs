@@ -3,15 +3,23 @@
 
 mod acks;
 mod anti_entropy;
+mod api_key_roll;
 mod backup;
 mod chaos;
 mod federated;
+mod hostile;
 mod identity;
+mod joining;
 mod link;
+mod listener;
 mod namespaces;
+mod node_certificates;
 mod nodes;
 mod reload;
 mod salt;
+mod secret;
+mod stop;
+mod stranger;
 mod tls;
 mod wire;
 

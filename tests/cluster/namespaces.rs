@@ -2,19 +2,24 @@
 //! cannot do that: it answers for the peer, and its connections break at once.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use opensecureconf::limits::BUCKETS_COUNT;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::chaos::{Network, Random, chaos, for_each_seed};
 use crate::nodes::{CONVERGENCE, Cluster, Node, within};
+use crate::stranger::Stranger;
 
 const SEEDS_COUNT: u64 = 2;
 const PORT: u16 = 9000;
@@ -107,6 +112,24 @@ impl Router {
             self.set_lost(node, other, is_isolated);
             self.set_lost(other, node, is_isolated);
         }
+    }
+
+    /// A listener at the address of a node, in its namespace.
+    fn listener(&self, node: usize) -> TcpListener {
+        let namespace = File::open(format!("/run/netns/{}", self.namespace(node))).expect("it is there");
+        let address = SocketAddr::from((self.node_address(node), PORT));
+        let binding = thread::spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                .expect("permitted");
+            let mut listener = None;
+            // The kernel frees the socket of a node that was killed somewhat later.
+            within(CONVERGENCE, "the address is free", || {
+                listener = TcpListener::bind(address).ok();
+                listener.is_some()
+            });
+            listener.expect("it was bound")
+        });
+        binding.join().expect("no panic")
     }
 
     /// What a node finds in `/etc/hosts`; `ip netns exec` mounts this file there.
@@ -226,7 +249,8 @@ fn a_peer_that_moves_is_found_by_its_name() {
     }
     cluster.nodes[after].directory = Arc::clone(&cluster.nodes[before].directory);
     for node in [asking, before] {
-        std::fs::write(cluster.nodes[node].path("encryption.salt"), [7; 64]).expect("it can be written");
+        std::fs::write(cluster.nodes[node].path("encryption.salt"), crate::support::proper_salt(7))
+            .expect("it can be written");
         cluster.nodes[node].start();
     }
     let wait_for = |cluster: &Cluster<Router>, node: usize, value: &str| {
@@ -247,4 +271,40 @@ fn a_peer_that_moves_is_found_by_its_name() {
     wait_for(&cluster, after, "2");
     assert_eq!(cluster.nodes[after].update("k", "3").status, 200);
     wait_for(&cluster, asking, "3");
+}
+
+/// The new owner of the old address keeps connections open and answers whatever comes.
+#[test]
+fn a_peer_that_moves_is_found_though_a_stranger_answers_at_its_old_address() {
+    for mode in ["replica", "federated"] {
+        let Some(mut cluster) = routed(3) else { return };
+        let (asking, before, after) = (0, 1, 2);
+        let hosts = |cluster: &Cluster<Router>, node| format!("{} peer\n", cluster.links.node_address(node));
+        cluster.links.set_hosts(asking, &hosts(&cluster, before));
+        for (node, nodes) in [(asking, "peer"), (before, "127.0.0.1"), (after, "127.0.0.1")] {
+            cluster.nodes[node].set("OSC_CLUSTER_NODES", &format!("{nodes}:{PORT}"));
+            cluster.nodes[node].set("OSC_CLUSTER_SECRET", "a-secret-of-nodes-0123456789abcdef");
+            cluster.nodes[node].set("OSC_CLUSTER_MODE", mode);
+        }
+        cluster.nodes[after].directory = Arc::clone(&cluster.nodes[before].directory);
+        for node in [asking, before] {
+            std::fs::write(cluster.nodes[node].path("encryption.salt"), crate::support::proper_salt(7))
+                .expect("it can be written");
+            cluster.nodes[node].start();
+        }
+        within(CONVERGENCE, "it finds the peer", || cluster.nodes[asking].states()[0].0 == "healthy");
+        assert_eq!(cluster.nodes[before].create("k", "1").status, 201, "{mode}");
+        within(CONVERGENCE, "it is read", || cluster.nodes[asking].value("k").as_deref() == Some("1"));
+
+        cluster.nodes[before].kill();
+        let stranger = Stranger::on(cluster.links.listener(before), "");
+        within(CONVERGENCE, "the stranger is asked", || !stranger.received().is_empty());
+        within(CONVERGENCE, "it is refused", || cluster.nodes[asking].states()[0].0 == "refused");
+        cluster.nodes[after].start();
+        cluster.links.set_hosts(asking, &hosts(&cluster, after));
+        within(CONVERGENCE, "the peer is found", || cluster.nodes[asking].states()[0].0 == "healthy");
+        assert_eq!(cluster.nodes[after].update("k", "2").status, 200, "{mode}");
+        within(CONVERGENCE, "it is read", || cluster.nodes[asking].value("k").as_deref() == Some("2"));
+        within(CONVERGENCE, "the stranger is left", || stranger.open_count() == 0);
+    }
 }

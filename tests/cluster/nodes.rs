@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use crate::certificates::over_tls;
 use crate::link::{Link, Mode, Place};
-use crate::support::{Client, Launch, PATIENCE, Response, Server, USER_KEY, request};
+use crate::support::{Client, Launch, PATIENCE, Response, Server, USER_KEY, listening_at, request};
 
-const API_KEY: &str = "an-api-key-that-all-nodes-of-the-cluster-share";
+pub(crate) const API_KEY: &str = "an-api-key-that-all-nodes-of-the-cluster-share";
 pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Everything has replicated after this time: a peer that was away is asked for every ten seconds,
 /// and a request that got no answer is given up after ten.
@@ -22,9 +22,13 @@ pub(crate) const CONVERGENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Node {
     pub(crate) directory: Arc<tempfile::TempDir>,
     pub(crate) place: Place,
+    /// Where peers connect; the same place unless there is a listener for them alone.
+    pub(crate) place_for_peers: Place,
     /// The network namespace that it runs in, if it is not the test's.
     namespace: Option<String>,
     variables: Vec<(String, String)>,
+    /// With which it is asked.
+    pub(crate) api_key: String,
     /// How it is spoken to, if it speaks TLS.
     pub(crate) tls: Option<Arc<rustls::ClientConfig>>,
     server: Option<Server>,
@@ -45,8 +49,10 @@ impl Node {
         Self {
             directory: Arc::new(tempfile::tempdir().expect("temporary directory")),
             place: Place::default(),
+            place_for_peers: Place::default(),
             namespace: None,
             variables: Vec::new(),
+            api_key: API_KEY.to_owned(),
             tls: None,
             server: None,
         }
@@ -82,6 +88,12 @@ impl Node {
         self.variables.push((name.to_owned(), value.to_owned()));
     }
 
+    /// What was set last.
+    pub(crate) fn setting(&self, name: &str) -> String {
+        let found = self.variables.iter().rev().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.clone()).expect("it is set")
+    }
+
     /// As if it had never been set.
     pub(crate) fn forget(&mut self, name: &str) {
         self.variables.retain(|(known, _)| known != name);
@@ -101,11 +113,22 @@ impl Node {
         }
     }
 
+    fn launch(&self) -> Launch {
+        let launch = Launch::at(Arc::clone(&self.directory));
+        self.variables.iter().fold(launch, |launch, (name, value)| launch.set(name, value))
+    }
+
+    /// `opensecureconf repair --versions`, with what it says.
+    pub(crate) fn repair(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = self.launch().command();
+        let output =
+            command.args(["repair", "--versions"]).args(arguments).output().expect("it can be started");
+        let told = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+    }
+
     pub(crate) fn start(&mut self) {
-        let launch = self
-            .variables
-            .iter()
-            .fold(Launch::at(Arc::clone(&self.directory)), |launch, (name, value)| launch.set(name, value));
+        let launch = self.launch();
         let mut command = launch.command();
         if let Some(name) = &self.namespace {
             command = in_namespace(name, &command);
@@ -113,6 +136,9 @@ impl Node {
         let server = Server::spawn(&mut command, launch.directory)
             .unwrap_or_else(|refused| panic!("{}: {}", refused.status, refused.log));
         self.place.set(Some(server.address));
+        let has_listener = self.variables.iter().any(|(name, _)| name == "OSC_CLUSTER_LISTEN");
+        let for_peers = if has_listener { address_for_peers(&server) } else { server.address };
+        self.place_for_peers.set(Some(for_peers));
         self.server = Some(server);
     }
 
@@ -122,12 +148,14 @@ impl Node {
         let status = server.stop();
         assert!(status.success(), "{status}: {}", server.log());
         self.place.set(None);
+        self.place_for_peers.set(None);
     }
 
     /// As a power failure would, as far as the process is concerned.
     pub(crate) fn kill(&mut self) {
         self.server.take().expect("it runs").kill();
         self.place.set(None);
+        self.place_for_peers.set(None);
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -148,13 +176,18 @@ impl Node {
 
     pub(crate) fn ask(&self, method: &str, target: &str, body: Option<&str>) -> Response {
         let address = self.place.get().expect("it runs");
-        let request = inquiry(method, target, USER_KEY, body);
+        let request = inquiry(method, target, &self.api_key, USER_KEY, body);
         let client = Client::try_connect(address, PATIENCE).expect("it listens");
         match &self.tls {
             None => exchange(client, &request, method),
             Some(config) => exchange(over_tls(client.stream, config), &request, method),
         }
         .expect("it answers")
+    }
+
+    /// A message as another node sends it. All tests that speak as a node do it here.
+    pub(crate) fn as_peer(&self, target: &str, message: &str) -> Response {
+        self.ask("POST", target, Some(message))
     }
 
     pub(crate) fn create(&self, key: &str, value: &str) -> Response {
@@ -211,7 +244,7 @@ impl Cluster {
         let mut links = Vec::new();
         for from in 0..count {
             let others = (0..count).filter(|to| *to != from);
-            links.extend(others.map(|to| (from, to, Link::to(nodes[to].place.clone()))));
+            links.extend(others.map(|to| (from, to, Link::to(nodes[to].place_for_peers.clone()))));
         }
         for (from, node) in nodes.iter_mut().enumerate() {
             let own = links.iter().filter(|(start, ..)| *start == from);
@@ -285,6 +318,14 @@ impl<L> Cluster<L> {
     }
 }
 
+/// Where it listens for peers alone.
+fn address_for_peers(server: &Server) -> SocketAddr {
+    let found =
+        || server.log().lines().filter(|line| line.contains("serves=\"peers\"")).find_map(listening_at);
+    within(PATIENCE, "it listens for peers", || found().is_some());
+    found().expect("it was there")
+}
+
 /// The same command in a network namespace, with the same process id for whoever starts it.
 fn in_namespace(name: &str, command: &Command) -> Command {
     let mut inside = Command::new("ip");
@@ -308,11 +349,15 @@ pub(crate) fn ask(
     user_key: &str,
     body: Option<&str>,
 ) -> io::Result<Response> {
-    exchange(Client::try_connect(address, patience)?, &inquiry(method, target, user_key, body), method)
+    exchange(
+        Client::try_connect(address, patience)?,
+        &inquiry(method, target, API_KEY, user_key, body),
+        method,
+    )
 }
 
-fn inquiry(method: &str, target: &str, user_key: &str, body: Option<&str>) -> Vec<u8> {
-    let headers = [("X-API-Key", API_KEY), ("X-User-Key", user_key)];
+fn inquiry(method: &str, target: &str, api_key: &str, user_key: &str, body: Option<&str>) -> Vec<u8> {
+    let headers = [("X-API-Key", api_key), ("X-User-Key", user_key)];
     request(method, target, &headers, body.map(str::as_bytes))
 }
 

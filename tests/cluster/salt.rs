@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::nodes::{CONVERGENCE, Cluster, within};
-use crate::support::{Launch, PATIENCE, USER_KEY};
+use crate::support::{Launch, PATIENCE, USER_KEY, proper_salt};
 
 /// What happens next in the life of a young cluster.
 #[derive(Clone, Copy, Debug)]
@@ -144,11 +144,8 @@ fn two_salts_that_both_sealed_something_both_stay() {
         assert!(node.states()[0].1.contains("salt differs"), "{:?}", node.states());
     }
     for (index, node) in cluster.nodes.iter().enumerate() {
-        within(CONVERGENCE, "it says why it is not ready", || {
-            let ready = node.ask("GET", "/ready", None);
-            assert_eq!(ready.status, 503, "{ready:?}");
-            ready.text().contains("salt differs")
-        });
+        // One against one: a tie takes neither out.
+        assert!(node.is_ready());
         // It still serves what it has, and nothing of the other one's.
         assert_eq!(node.value(keys[index]).as_deref(), Some("1"));
         assert_eq!(node.value(keys[1 - index]), None);
@@ -162,6 +159,29 @@ fn two_salts_that_both_sealed_something_both_stay() {
 }
 
 #[test]
+fn of_three_nodes_the_one_with_an_odd_salt_is_not_ready() {
+    let mut cluster = Cluster::of(3);
+    live_alone(&cluster, 2, "of-2");
+    cluster.nodes[0].start();
+    cluster.nodes[1].start();
+    within(CONVERGENCE, "two agree", || cluster.nodes[..2].iter().all(crate::nodes::Node::is_ready));
+    assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
+    within(CONVERGENCE, "two have it", || cluster.nodes[1].value("k").as_deref() == Some("1"));
+    cluster.nodes[2].start();
+    within(CONVERGENCE, "the odd one says why it is not ready", || {
+        let ready = cluster.nodes[2].ask("GET", "/ready", None);
+        ready.status == 503 && ready.text().contains("salt differs")
+    });
+    for node in &cluster.nodes[..2] {
+        within(CONVERGENCE, "the odd one is refused", || {
+            node.states().iter().any(|(_, reason)| reason.contains("salt differs"))
+        });
+        assert!(node.is_ready());
+    }
+    assert_eq!(cluster.nodes[2].value("of-2").as_deref(), Some("1"), "it goes on to serve what it has");
+}
+
+#[test]
 fn a_salt_that_sealed_nothing_yields_to_one_that_did() {
     // The one that yields may be the smaller or the larger one, and come first or last.
     for (fill, sealed_first) in [(0, true), (0, false), (255, true), (255, false)] {
@@ -169,7 +189,8 @@ fn a_salt_that_sealed_nothing_yields_to_one_that_did() {
         let mut cluster = Cluster::of(2);
         live_alone(&cluster, 0, "k");
         let salt = cluster.nodes[0].salt().expect("it has one");
-        std::fs::write(cluster.nodes[1].path("encryption.salt"), [fill; 64]).expect("it can be written");
+        std::fs::write(cluster.nodes[1].path("encryption.salt"), proper_salt(fill))
+            .expect("it can be written");
         for node in if sealed_first { [0, 1] } else { [1, 0] } {
             cluster.nodes[node].start();
         }
@@ -180,4 +201,38 @@ fn a_salt_that_sealed_nothing_yields_to_one_that_did() {
         cluster.wait_until_whole();
         assert_eq!(cluster.nodes[0].salt().as_ref(), Some(&salt), "{what}");
     }
+}
+
+/// Also on a node where no client ever wrote.
+#[test]
+fn entries_of_peers_bind_the_database_to_the_salt() {
+    let mut cluster = Cluster::of(2);
+    cluster.start();
+    assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
+    cluster.wait_for("k", Some("1"));
+    let right = cluster.nodes[1].salt().expect("it has one");
+    cluster.nodes[1].kill();
+    let again = || Launch::at(Arc::clone(&cluster.nodes[1].directory));
+    std::fs::write(cluster.nodes[1].path("encryption.salt"), proper_salt(1)).expect("it can be written");
+    let refused = again().try_start().err().expect("it must not start");
+    assert!(refused.log.contains("another salt"), "{}", refused.log);
+    std::fs::write(cluster.nodes[1].path("encryption.salt"), right).expect("it can be written");
+    assert_eq!(again().start().value("k"), "1");
+}
+
+/// An operator may go on with such a salt; other nodes do not take it over.
+#[test]
+fn a_degenerate_salt_of_a_peer_is_not_taken_over() {
+    let mut cluster = Cluster::of(2);
+    std::fs::write(cluster.nodes[0].path("encryption.salt"), [0; 64]).expect("it can be written");
+    let sha256_of_zeros = "f5a5fd42d16a20302798ef6ed309979b43003d2320d9f0e8ea9831a92759fb4b";
+    cluster.nodes[0].set("OSC_ACCEPT_SALT", sha256_of_zeros);
+    cluster.start();
+    within(CONVERGENCE, "the other one says why it has no salt", || {
+        cluster.nodes[1].log().contains("is not random (distinct byte values: 1)")
+    });
+    assert_eq!(cluster.nodes[1].salt(), None);
+    assert!(!cluster.nodes[1].is_ready());
+    // The one with the salt serves.
+    within(CONVERGENCE, "it serves", || cluster.nodes[0].create("k", "1").status == 201);
 }

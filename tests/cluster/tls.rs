@@ -177,7 +177,7 @@ fn the_first_peers_come_while_nodes_run() {
     let peers: Vec<String> = cluster.links.iter().map(|(.., link)| link.address.to_string()).collect();
     for node in &mut cluster.nodes {
         node.forget("OSC_CLUSTER_NODES");
-        std::fs::write(node.path("encryption.salt"), [7; 64]).expect("written");
+        std::fs::write(node.path("encryption.salt"), crate::support::proper_salt(7)).expect("written");
     }
     cluster.start();
     assert_eq!(cluster.nodes[0].create("k", "1").status, 201);

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-use crate::nodes::{CONVERGENCE, Cluster, ask, within};
+use crate::nodes::{API_KEY, CONVERGENCE, Cluster, ask, within};
 use crate::support::PATIENCE;
 
 /// A canary as it is, in hexadecimal, and what of its base64 does not depend on its neighbours, for
@@ -25,11 +25,15 @@ pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 }
 
 #[test]
-fn neither_user_keys_nor_values_pass_between_nodes() {
+fn neither_keys_nor_secrets_nor_values_pass_between_nodes() {
+    let secret = "canary-of-the-secret-of-all-nodes";
     let mut cluster = Cluster::of(3);
+    for node in &mut cluster.nodes {
+        node.set("OSC_CLUSTER_SECRET", secret);
+    }
     cluster.nodes[0].start();
     cluster.nodes[1].start();
-    let mut canaries = Vec::new();
+    let mut canaries = vec![secret.to_owned(), API_KEY.to_owned()];
     for index in 0..3 {
         if index == 2 {
             // It has missed everything, so that entries pass by comparison as well as by push.

@@ -17,6 +17,7 @@ struct Channel {
     has_ended: bool,
     has_no_reader: bool,
     never_closes: bool,
+    was_reset: bool,
     wakers: Vec<Waker>,
 }
 
@@ -44,6 +45,13 @@ impl Writer {
         self.0.borrow().has_no_reader
     }
 
+    /// The connection fails for the other end.
+    pub(crate) fn reset(&self) {
+        let mut channel = self.0.borrow_mut();
+        channel.was_reset = true;
+        channel.changed();
+    }
+
     /// Closing is never done from now on, as when the other end takes nothing.
     pub(crate) fn never_close(&self) {
         self.0.borrow_mut().never_closes = true;
@@ -68,6 +76,9 @@ impl AsyncRead for Reader {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
         assert!(!out.is_empty(), "nobody may take an empty read for the end");
         let mut channel = self.0.borrow_mut();
+        if channel.was_reset {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         if channel.bytes.is_empty() && !channel.has_ended {
             channel.wakers.push(context.waker().clone());
             return Poll::Pending;

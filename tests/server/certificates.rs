@@ -31,6 +31,15 @@ impl Authority {
         Self::of(name, |params, key| params.self_signed(key).expect("signed").pem())
     }
 
+    /// One that is valid until then.
+    pub(crate) fn until(name: &str, ends: std::time::SystemTime) -> Self {
+        Self::of(name, |params, key| {
+            let mut params = params.clone();
+            params.not_after = ends.into();
+            params.self_signed(key).expect("signed").pem()
+        })
+    }
+
     /// One for which this one vouches; its certificate is followed by that of nobody else.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         Self::of(name, |params, key| params.signed_by(key, &self.issuer).expect("signed").pem())

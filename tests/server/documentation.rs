@@ -170,7 +170,7 @@ fn nodes_are_answered_as_it_is_shown() {
     let replica = Launch::new().set("OSC_CLUSTER_ENABLED", "true").start();
     let federated =
         Launch::new().set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_MODE", "federated").start();
-    let salt = "s".repeat(64);
+    let salt = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     exchange(
         &document,
         &mut alone.connect(),
@@ -181,14 +181,15 @@ fn nodes_are_answered_as_it_is_shown() {
             ("GET", "/cluster/status", "/cluster/status", "", 200),
             ("GET", "/cluster/salt", "/cluster/salt", "", 404),
             ("POST", "/cluster/salt", "/cluster/salt", "short", 400),
-            ("POST", "/cluster/salt", "/cluster/salt", &salt, 200),
-            ("POST", "/cluster/salt", "/cluster/salt", &salt, 200),
+            ("POST", "/cluster/salt", "/cluster/salt", &"s".repeat(64), 400),
+            ("POST", "/cluster/salt", "/cluster/salt", salt, 200),
+            ("POST", "/cluster/salt", "/cluster/salt", salt, 200),
             ("POST", "/cluster/salt", "/cluster/salt", "short", 409),
             ("GET", "/cluster/salt", "/cluster/salt", "", 200),
             ("GET", "/v1/cluster/members", "/v1/cluster/members", "", 404),
         ],
     );
-    let changes = r#"{"salt":"0","changes":[]}"#;
+    let changes = r#"{"salt":"0000000000000000","changes":[]}"#;
     exchange(
         &document,
         &mut replica.connect(),
@@ -199,7 +200,7 @@ fn nodes_are_answered_as_it_is_shown() {
             ("POST", "/cluster/find", "/cluster/find", r#"{"k":"database"}"#, 404),
         ],
     );
-    let order = r#"{"salt":0,"id":{"k":"database"},"seen":"0"}"#;
+    let order = r#"{"salt":0,"id":{"k":"database"},"seen":"00000000000000000000000000000000"}"#;
     exchange(
         &document,
         &mut federated.connect(),

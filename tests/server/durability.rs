@@ -1,14 +1,22 @@
 //! What was acknowledged stays, whatever happens; what was not is there whole or not at all.
 
 use std::collections::HashMap;
-use std::fs;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
+use seccompiler::SeccompAction;
+
+use crate::engines::start_without;
 use crate::support::{Client, Launch, Server, USER_KEY, eventually};
+
+/// `fsync` and `fdatasync`.
+#[cfg(target_arch = "x86_64")]
+const SYNCS: [i64; 2] = [74, 75];
+#[cfg(target_arch = "aarch64")]
+const SYNCS: [i64; 2] = [82, 83];
 
 const KEY_HEADER: (&str, &str) = ("X-User-Key", USER_KEY);
 
@@ -223,99 +231,57 @@ fn writers_of_one_key_do_not_disturb_each_other() {
     assert!(server.value("one").ends_with(",19]"));
 }
 
-/// A small file system of its own, unmounted when the test ends.
-struct SmallDisk(Arc<tempfile::TempDir>);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Option<Self> {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let option = format!("size={size},mode=0700");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &option, "tmpfs"])
-            .arg(directory.path())
-            .output()
-            .is_ok_and(|output| output.status.success());
-        mounted.then(|| Self(Arc::new(directory)))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(self.0.path()).status().ok();
-    }
-}
-
-#[test]
-fn a_full_disk_refuses_writes_and_recovers() {
-    let Some(disk) = SmallDisk::mount("3m") else {
-        println!("skipped: mounting a tmpfs is not permitted here");
-        return;
-    };
-    let server = Launch::at(Arc::clone(&disk.0)).start();
-    assert_eq!(server.create("first", "\"kept\"").status, 201);
-    let filler = disk.0.path().join("filler");
-    // Takes all that is left.
-    let mut content = vec![0_u8; 4 << 20];
-    while fs::write(&filler, &content).is_err() {
-        let half = content.len() / 2;
-        content.truncate(half);
-        assert!(half > 0, "not even one byte fits");
-    }
-    let large = format!("\"{}\"", "x".repeat(200_000));
-    let mut refused = None;
-    for number in 0..50 {
-        let response = server.create(&format!("k{number}"), &large);
-        if response.status != 201 {
-            refused = Some(response);
-            break;
-        }
-    }
-    let refused = refused.expect("the disk is full at last");
-    assert_eq!(refused.status, 507, "{refused:?}");
-    let health = server.get("/health");
-    assert_eq!(health.status, 503, "{health:?}");
-    assert!(health.text().contains("no space is left to write"), "{health:?}");
-    assert_eq!(server.value("first"), "\"kept\"");
-    assert_eq!(server.get("/configs?prefix=first").status, 200);
-    fs::remove_file(&filler).expect("there");
-    assert_eq!(server.create("after", "1").status, 201);
-    assert_eq!(server.get("/health").status, 200);
-    let server = server.restart();
-    assert_eq!((server.value("first").as_str(), server.value("after").as_str()), ("\"kept\"", "1"));
-    drop(server);
-}
-
-/// After a failed write or fsync nobody knows what is on the disk: the server ends, and the next
-/// start recovers. A limit on the size of files stands in for the failing disk.
+/// After a failed fsync nobody knows what is on the disk: the server ends, and the next start recovers.
 #[test]
 fn a_failing_disk_ends_the_server_and_loses_nothing() {
-    let launch = Launch::new();
-    let inner = launch.command();
-    let mut limited = Command::new("sh");
-    // The signal is ignored, so that the write fails instead; the unit is 512 bytes.
-    limited
-        .args(["-c", "trap '' XFSZ; ulimit -f 2000; exec \"$0\""])
-        .arg(inner.get_program())
-        .current_dir(launch.directory.path());
-    limited.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
-    let mut server = Server::spawn(&mut limited, Arc::clone(&launch.directory)).expect("it starts");
+    let mut server = Server::start();
     let value = format!("\"{}\"", "x".repeat(100_000));
-    let mut acknowledged = Vec::new();
-    let mut last = 201;
-    for number in 0..30 {
-        let key = format!("k{number}");
-        last = server.create(&key, &value).status;
-        if last != 201 {
-            break;
-        }
-        acknowledged.push(key);
+    for key in ["one", "two"] {
+        assert_eq!(server.create(key, &value).status, 201);
     }
-    assert_eq!(last, 503, "after {} writes", acknowledged.len());
-    assert!(acknowledged.len() > 2, "{acknowledged:?}");
+    assert!(server.stop().success());
+    let launch = Launch::at(Arc::clone(&server.directory));
+    let mut server = start_without(&SYNCS, SeccompAction::Errno(5), launch).expect("it starts");
+    let failed = server.create("three", &value);
+    assert_eq!(failed.status, 503, "{failed:?}");
     assert_eq!(server.wait().code(), Some(1), "{}", server.log());
     assert!(server.log().contains("the database failed"), "{}", server.log());
-    let server = Launch::at(launch.directory).start();
-    for key in acknowledged {
-        assert_eq!(server.value(&key), value, "{key}");
+    let server = Launch::at(Arc::clone(&server.directory)).start();
+    for key in ["one", "two"] {
+        assert_eq!(server.value(key), value, "{key}");
     }
+}
+
+/// Another program reads for a long time: one warning with its name, a metric, and both end with its transaction.
+#[test]
+fn the_reader_that_keeps_the_log_from_being_emptied_is_named() {
+    let server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    // The process of this test is the other program.
+    let reader = Connection::open(server.database()).expect("there");
+    reader.execute_batch("BEGIN; SELECT count(*) FROM configurations").expect("a transaction for reading");
+    let metric = |name: &str| {
+        let metrics = server.get("/metrics");
+        let line =
+            metrics.text().lines().find(|line| line.starts_with(&format!("{name} "))).map(str::to_owned);
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).expect("a metric")
+    };
+    let value = format!("\"{}\"", "x".repeat(400_000));
+    for _ in 0..60 {
+        assert_eq!(server.update("k", &value).status, 200);
+    }
+    assert!(metric("osc_store_wal_bytes") > 20 * 1024 * 1024);
+    assert_eq!(metric("osc_store_checkpoint_blocked"), 1);
+    let warning = "the write-ahead log grows";
+    eventually("it is logged", || server.log().contains(warning));
+    let (log, pid) = (server.log(), format!("(pid {})", std::process::id()));
+    let warned: Vec<_> = log.lines().filter(|line| line.contains(warning)).collect();
+    assert!(warned.len() == 1 && warned[0].contains("WARN") && warned[0].contains(&pid), "{log}");
+    assert_eq!(server.get("/health").status, 200);
+
+    reader.execute_batch("COMMIT").expect("its end");
+    eventually("the log is emptied", || metric("osc_store_wal_bytes") == 0);
+    assert_eq!(metric("osc_store_checkpoint_blocked"), 0);
+    eventually("it is logged", || server.log().contains("the write-ahead log is emptied again"));
+    assert_eq!(server.log().matches(warning).count(), 1, "{}", server.log());
 }

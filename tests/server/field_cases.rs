@@ -93,7 +93,7 @@ fn every_line_of_a_dotenv_file_counts() {
         let with =
             |headers: &[(&str, &str)]| server.connect().send("GET", "/configs/none", headers, None).status;
         assert_eq!(server.connect().send("GET", "/", &[], None).status, 403, "{text:?}");
-        let api = ("X-API-Key", "k3y-example");
+        let api = ("X-API-Key", "k3y-for-an-example");
         assert_eq!(with(&[api, ("X-User-Key", "elevenbytes")]), 401, "{text:?}");
         assert_eq!(with(&[api, ("X-User-Key", "twelve bytes")]), 404, "{text:?}");
         assert!(server.log().contains("executors=1"), "{text:?}: {}", server.log());
@@ -101,7 +101,7 @@ fn every_line_of_a_dotenv_file_counts() {
     };
     let lines = [
         "OSC_API_KEY_REQUIRED=true",
-        "OSC_API_KEY=k3y-example",
+        "OSC_API_KEY=k3y-for-an-example",
         "export OSC_HOST_PORT=9321",
         "OSC_MIN_USER_KEY_LENGTH=12",
         "OSC_WORKERS=1",
@@ -110,7 +110,7 @@ fn every_line_of_a_dotenv_file_counts() {
         "export OSC_API_KEY_REQUIRED = \"true\"",
         "# a comment",
         "",
-        "OSC_API_KEY='k3y-example' # another",
+        "OSC_API_KEY='k3y-for-an-example' # another",
         "OSC_HOST_PORT=\"9321\"",
         "  OSC_MIN_USER_KEY_LENGTH=12",
         "export\tOSC_WORKERS=1   ",
@@ -127,7 +127,7 @@ fn every_line_of_a_dotenv_file_counts() {
 /// Row 2. A file in an encoding that cannot be read is not a file without settings.
 #[test]
 fn a_dotenv_file_that_is_no_utf_8_is_refused() {
-    let text = "OSC_API_KEY_REQUIRED=true\r\nOSC_API_KEY=k3y-example\r\n";
+    let text = "OSC_API_KEY_REQUIRED=true\r\nOSC_API_KEY=k3y-for-an-example\r\n";
     let wide: Vec<u16> = text.encode_utf16().collect();
     let little = [&[0xFF, 0xFE][..], &wide.iter().flat_map(|unit| unit.to_le_bytes()).collect::<Vec<_>>()];
     let big = [&[0xFE, 0xFF][..], &wide.iter().flat_map(|unit| unit.to_be_bytes()).collect::<Vec<_>>()];
@@ -252,7 +252,7 @@ fn underscores_are_not_dashes_in_header_names() {
 /// Row 10. Behind a TLS proxy an absolute `http://` location makes clients drop their credentials.
 #[test]
 fn slash_redirects_are_relative() {
-    let server = Server::start();
+    let server = Launch::new().set("OSC_ALLOWED_HOSTS", "conf.example.org,test").start();
     let proxied = [
         KEY_HEADER,
         ("X-Forwarded-Proto", "https"),
@@ -498,8 +498,8 @@ fn only_the_data_directory_must_be_writable() {
     let root = root.lines().rfind(|line| line.split(' ').nth(1) == Some("/")).expect("there is a root");
     assert!(root.contains(" ro,"), "it was read-only: {root}");
     assert!(server.stop().success(), "{}", server.log());
-    let lock = format!("{DATABASE}.lock");
-    assert_eq!(names(&data), [DATABASE, &lock, "encryption.salt"]);
+    let [reserve, lock] = ["-reserve", ".lock"].map(|suffix| format!("{DATABASE}{suffix}"));
+    assert_eq!(names(&data), [DATABASE, &reserve, &lock, "encryption.salt"]);
 }
 
 /// Row 23. A salt from a Kubernetes Secret lies on a read-only volume of its own.

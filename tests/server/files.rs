@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ fn fixture(name: &str) -> PathBuf {
     made_anew.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")).join(name)
 }
 
-fn generation(name: &str) -> Launch {
+pub(super) fn generation(name: &str) -> Launch {
     let launch = Launch::new();
     let directory = launch.directory.path();
     fs::copy(fixture(&format!("{name}.db")), directory.join("configurations.db")).expect("fixture");
@@ -152,7 +152,7 @@ fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-fn refused_unchanged(launch: Launch, words: &[&str]) -> Refused {
+pub(super) fn refused_unchanged(launch: Launch, words: &[&str]) -> Refused {
     let directory = Arc::clone(&launch.directory);
     let before = contents(directory.path());
     let refused = launch.try_start().err().unwrap_or_else(|| panic!("it starts, in spite of {words:?}"));
@@ -266,13 +266,6 @@ fn salt_files() {
         0o004,
         "kept as it was"
     );
-
-    let launch = Launch::new();
-    fs::write(launch.directory.path().join("encryption.salt"), b"sixteen byte slt").expect("writable");
-    let server = launch.start();
-    assert!(server.log().contains("unusual size"), "{}", server.log());
-    assert_eq!(server.create("k", "1").status, 201);
-    assert_eq!(fs::read(server.salt()).expect("there"), b"sixteen byte slt");
 }
 
 #[test]
@@ -421,4 +414,214 @@ fn a_large_database_with_a_damaged_end_is_refused() {
             refused_unchanged(Launch::at(Arc::clone(&directory)), &["configurations.db is damaged"]);
         assert!(!refused.log.contains("listening"), "{}", refused.log);
     }
+}
+
+/// A server refuses writes that would be lost with it, says why, and goes on when the file is back.
+#[test]
+fn a_file_that_is_replaced_under_the_server_is_noticed() {
+    for name in ["configurations.db", "configurations.db-wal", "configurations.db.lock", "encryption.salt"] {
+        let server = Server::start();
+        assert_eq!(server.create("before", "1").status, 201);
+        let path = server.directory.path().join(name);
+        let aside = server.directory.path().join("aside");
+        for is_replaced in [false, true] {
+            fs::rename(&path, &aside).expect("it is there");
+            if is_replaced {
+                let content =
+                    if name.ends_with("salt") { vec![7; 64] } else { fs::read(&aside).expect("there") };
+                fs::write(&path, content).expect("writable");
+            }
+            let refused = server.create("lost", "1");
+            assert_eq!(refused.status, 503, "{name}: {refused:?}");
+            assert!(refused.text().contains("removed or replaced"), "{name}: {refused:?}");
+            assert!(refused.header("retry-after").is_some());
+            let health = server.get("/health");
+            assert_eq!((health.status, server.get("/ready").status), (503, 503), "{name}: {health:?}");
+            assert!(health.text().contains("was removed or replaced"), "{name}: {health:?}");
+            assert_eq!(server.value("before"), "1", "{name}");
+            fs::rename(&aside, &path).expect("it is put back");
+            // Noticed by itself.
+            eventually("the server is healthy", || server.get("/health").status == 200);
+            assert_eq!(server.create("after", "1").status, if is_replaced { 400 } else { 201 }, "{name}");
+        }
+        eventually("it is logged", || server.log().matches("writes are refused").count() == 2);
+        let server = server.restart();
+        assert_eq!((server.value("before"), server.get("/configs/lost").status), ("1".to_owned(), 404));
+    }
+}
+
+/// As Kubernetes replaces the files of a Secret, and an idle server notices what is wrong by itself.
+#[test]
+fn the_same_salt_in_another_file_is_the_salt() {
+    let server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let salt = fs::read(server.salt()).expect("there");
+    fs::write(server.directory.path().join("new"), &salt).expect("writable");
+    fs::rename(server.directory.path().join("new"), server.salt()).expect("writable");
+    assert_eq!(server.create("l", "1").status, 201);
+    fs::remove_file(server.database()).expect("there");
+    eventually("an idle server notices", || server.get("/health").status == 503);
+}
+
+/// What an operator has put in the place of the files is not touched when the server ends.
+#[test]
+fn a_replaced_database_keeps_its_log() {
+    let mut server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let wal = server.directory.path().join("configurations.db-wal");
+    for path in [&server.database(), &wal] {
+        fs::remove_file(path).expect("there");
+        fs::write(path, b"of the operator").expect("writable");
+    }
+    eventually("it is noticed", || server.get("/health").status == 503);
+    assert!(server.stop().success(), "{}", server.log());
+    for path in [&server.database(), &wal] {
+        assert_eq!(fs::read(path).expect("there"), b"of the operator");
+    }
+}
+
+#[test]
+fn another_name_of_the_database_is_the_same_database() {
+    let server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    let other = Launch::new();
+    fs::hard_link(server.database(), other.directory.path().join("configurations.db"))
+        .expect("one file system");
+    fs::copy(server.salt(), other.directory.path().join("encryption.salt")).expect("there");
+    let refused = other.try_start().err().expect("it is in use");
+    assert!(refused.log.contains("in use by another server"), "{}", refused.log);
+    assert_eq!(server.create("l", "1").status, 201);
+}
+
+/// Whatever the order of backup, writes and crash: what was restored is there, or the start is refused.
+#[test]
+fn a_restored_database_is_never_undone_by_its_log() {
+    for rounds in 0..3 {
+        let mut server = Server::start();
+        for round in 0..rounds {
+            assert_eq!(server.create(&format!("round{round}"), "1").status, 201);
+            server = server.restart();
+        }
+        assert_eq!(server.create("a", "1").status, 201);
+        let copy = server.directory.path().join("copy.db");
+        let database = Connection::open(server.database()).expect("there");
+        database.execute("VACUUM INTO ?1", [copy.to_str().expect("a plain path")]).expect("a backup");
+        let mut online = Connection::open(server.directory.path().join("online.db")).expect("a new file");
+        let backup = rusqlite::backup::Backup::new(&database, &mut online).expect("a backup");
+        backup.run_to_completion(100, std::time::Duration::ZERO, None).expect("a backup");
+        drop(backup);
+        drop((database, online));
+        assert_eq!(server.create("b", "1").status, 201);
+        server.kill();
+        // After a crash alone everything is there.
+        let files =
+            ["configurations.db", "configurations.db-wal"].map(|name| server.directory.path().join(name));
+        let saved = files.clone().map(|path| fs::read(path).expect("there"));
+        for name in ["copy.db", "online.db"] {
+            for (path, bytes) in files.iter().zip(&saved) {
+                fs::write(path, bytes).expect("writable");
+            }
+            // The clock of the file system has a grain of some milliseconds.
+            eventually("the copy is later", || {
+                fs::copy(server.directory.path().join(name), &files[0]).expect("there");
+                let [database, wal] = files.each_ref().map(|path| {
+                    let found = fs::metadata(path).expect("there");
+                    (found.ctime(), found.ctime_nsec())
+                });
+                database > wal
+            });
+            let launch = Launch::at(Arc::clone(&server.directory));
+            match launch.try_start() {
+                Err(refused) => {
+                    assert!(refused.log.contains("-wal"), "{name}, {rounds}: {}", refused.log);
+                    fs::remove_file(&files[1]).expect("it is moved away, as the refusal says");
+                    let restored = Launch::at(Arc::clone(&server.directory)).start();
+                    assert_eq!(restored.value("a"), "1", "{name}, {rounds}");
+                    assert_eq!(restored.get("/configs/b").status, 404, "{name}, {rounds}");
+                }
+                Ok(restored) => assert_eq!(restored.get("/configs/b").status, 404, "{name}, {rounds}"),
+            }
+        }
+        for (path, bytes) in files.iter().zip(&saved) {
+            fs::write(path, bytes).expect("writable");
+        }
+        let crashed = Launch::at(Arc::clone(&server.directory)).start();
+        assert_eq!((crashed.value("a"), crashed.value("b")), ("1".to_owned(), "1".to_owned()), "{rounds}");
+    }
+}
+
+/// A start that is refused has changed nothing, whatever it is refused for.
+#[test]
+fn a_refused_start_changes_no_file() {
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    for settings in [
+        &[("OSC_HOST_PORT", port.as_str())][..],
+        &[("OSC_HOST", "192.0.2.1")],
+        &[("OSC_HTTPS_ENABLED", "true")],
+        &[("OSC_WORKERS", "x")],
+        &[("OSC_ACCEPT_SALT", "x")],
+    ] {
+        for name in ["v20", "v3"] {
+            let launch =
+                settings.iter().fold(generation(name), |launch, (name, value)| launch.set(name, value));
+            let directory = Arc::clone(&launch.directory);
+            let before = contents(directory.path());
+            let refused = launch.try_start().err().expect("it must not start");
+            assert!(refused.status.code().is_some_and(|code| code > 0), "{settings:?}: {}", refused.log);
+            assert_eq!(contents(directory.path()), before, "{settings:?}: {}", refused.log);
+        }
+    }
+}
+
+#[test]
+fn no_id_is_used_twice() {
+    let mut server = Server::start();
+    let id = |answer: &crate::support::Response| {
+        let entry: serde_json::Value = serde_json::from_slice(&answer.body).expect("an entry");
+        entry["id"].as_i64().expect("an id")
+    };
+    for number in 0..3 {
+        assert_eq!(id(&server.create(&format!("a{number}"), "1")), number + 1);
+    }
+    let delete = |server: &Server, key: &str| {
+        assert_eq!(
+            server.send("DELETE", &format!("/configs/{key}"), crate::support::USER_KEY, None).status,
+            200
+        );
+    };
+    delete(&server, "a2");
+    delete(&server, "a1");
+    assert_eq!(id(&server.create("b", "1")), 4);
+    assert_eq!(server.get("/configs?limit=3&after=3").text().matches("\"key\":\"b\"").count(), 1);
+    delete(&server, "b");
+    delete(&server, "a0");
+    server = server.restart();
+    assert_eq!(id(&server.create("c", "1")), 5);
+    delete(&server, "c");
+    server.kill();
+    let server = Launch::at(Arc::clone(&server.directory)).start();
+    assert_eq!(id(&server.create("d", "1")), 6);
+}
+
+/// A clock that was ahead when the entry was made, and was set right since.
+#[test]
+fn times_of_an_entry_never_run_backwards() {
+    let mut server = Server::start();
+    assert_eq!(server.create("k", "1").status, 201);
+    assert!(server.stop().success());
+    let database = Connection::open(server.database()).expect("there");
+    let ahead = "2999-01-01 00:00:00.000000";
+    database.execute("UPDATE configurations SET created_at = ?1, updated_at = ?1", [ahead]).expect("valid");
+    drop(database);
+    let server = Launch::at(Arc::clone(&server.directory)).start();
+    let updated = server.update("k", "2");
+    assert_eq!(updated.status, 200);
+    let database = Connection::open(server.database()).expect("there");
+    let times: (String, String) = database
+        .query_row("SELECT created_at, updated_at FROM configurations", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .expect("one row");
+    assert_eq!(times, (ahead.to_owned(), ahead.to_owned()));
 }

@@ -1,11 +1,15 @@
 //! Starting, stopping, and the command line.
 
+use std::fs::File;
+use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::support::{Launch, Server, USER_KEY, request};
 
@@ -67,6 +71,49 @@ fn every_fault_is_named_at_once() {
     }
 }
 
+/// At boot the network may come later: a supervisor tries again after 1, and not after 2.
+#[test]
+fn a_name_that_cannot_be_resolved_now_is_tried_again() {
+    for setting in ["OSC_HOST", "OSC_ADMIN_LISTEN"] {
+        let value = if setting == "OSC_HOST" { "no.such.host.invalid" } else { "no.such.host.invalid:9" };
+        let launch = Launch::new().set(setting, value);
+        let (output, text) = run(&launch, &[]);
+        assert!(output.status.code() == Some(1) && text.contains("cannot be resolved"), "{setting}: {text}");
+        let (output, text) = run(&launch.set("OSC_WORKERS", "0"), &[]);
+        assert_eq!(output.status.code(), Some(2), "{setting}: {text}");
+    }
+}
+
+/// The log of a server on a terminal.
+#[test]
+fn a_terminal_gets_colors_unless_it_or_its_user_wants_none() {
+    for (variables, has_color) in [
+        (&[("TERM", "xterm")][..], true),
+        (&[("TERM", "dumb")], false),
+        (&[("TERM", "xterm"), ("NO_COLOR", "1")], false),
+    ] {
+        let launch = Launch::new();
+        let mut command = launch.command();
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        grantpt(&terminal).expect("granted");
+        unlockpt(&terminal).expect("unlocked");
+        let name = ptsname(&terminal, Vec::new()).expect("a name");
+        let end = File::options().read(true).write(true).open(name.to_str().expect("UTF-8")).expect("opened");
+        command.env_remove("NO_COLOR").envs(variables.iter().copied()).stderr(end);
+        let mut child = command.spawn().expect("it starts");
+        drop(command);
+        let mut terminal = File::from(terminal);
+        let (mut log, mut bytes) = (Vec::new(), [0; 4096]);
+        while !String::from_utf8_lossy(&log).contains("server started") {
+            let count = terminal.read(&mut bytes).expect("it runs");
+            log.extend_from_slice(&bytes[..count]);
+        }
+        child.kill().expect("it runs");
+        child.wait().expect("it was killed");
+        assert_eq!(log.contains(&0x1b), has_color, "{variables:?}: {}", String::from_utf8_lossy(&log));
+    }
+}
+
 #[test]
 fn a_required_api_key_must_be_a_real_one() {
     for key in ["", "your-super-secret-api-key-here"] {
@@ -90,7 +137,7 @@ fn listening_beyond_this_machine_without_a_key_warns() {
     let with_key = Launch::new()
         .set("OSC_HOST", "0.0.0.0")
         .set("OSC_API_KEY_REQUIRED", "true")
-        .set("OSC_API_KEY", "a-real-api-key");
+        .set("OSC_API_KEY", "a-really-long-api-key");
     for quiet in [Launch::new(), with_key] {
         assert!(!run(&quiet, &["check-config"]).1.contains("WARN"));
     }
@@ -180,7 +227,7 @@ fn a_port_in_use_is_refused() {
 }
 
 /// A server that may have so many files open.
-fn with_descriptors(launch: &Launch, count: usize) -> Command {
+pub(crate) fn with_descriptors(launch: &Launch, count: usize) -> Command {
     let inner = launch.command();
     let mut limited = Command::new("sh");
     limited
@@ -189,17 +236,6 @@ fn with_descriptors(launch: &Launch, count: usize) -> Command {
         .current_dir(launch.directory.path());
     limited.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
     limited
-}
-
-#[test]
-fn a_server_that_starts_only_half_ends_with_the_reason() {
-    let launch = Launch::new().set("OSC_WORKERS", "8");
-    // Enough descriptors for the files and listeners, too few for the rings of eight executors.
-    let mut limited = with_descriptors(&launch, 40);
-    let refused =
-        Server::spawn(&mut limited, Arc::clone(&launch.directory)).err().expect("it must not start");
-    assert!(!refused.status.success());
-    assert!(refused.log.contains("executor") && refused.log.contains("did not start"), "{}", refused.log);
 }
 
 /// However many connections there are, something is left to open files with.

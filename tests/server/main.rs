@@ -1,20 +1,35 @@
 //! The real binary, started on a free port of the loopback interface, with real files.
 
+mod admin;
+mod answers;
+mod backup;
 mod certificates;
 mod clients;
+mod crosstalk;
 mod documentation;
 mod durability;
 mod engines;
+mod exhaustion;
 mod field_cases;
 mod files;
 mod framing;
+mod guard;
 mod healthcheck;
+mod interop;
 mod lifecycle;
 mod limits;
+mod log_file;
+mod memory;
 mod observability;
+mod permissions;
 mod reload;
+mod replaced_files;
 mod requests;
+mod salt;
 mod secrets;
+mod supervisor;
 mod support;
 mod tls;
 mod tls_files;
+mod tls_operation;
+mod web;

@@ -45,7 +45,7 @@ fn clients_move_from_an_old_api_key_to_a_new_one() {
 #[test]
 fn settings_that_cannot_be_used_change_nothing() {
     let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY_FILE", "keys");
-    write(launch.directory.path(), "keys", "a-key\n");
+    write(launch.directory.path(), "keys", "a-key-of-a-test\n");
     let mut server = launch.start();
     for (keys, dotenv, faults) in [
         ("", "", &["OSC_API_KEY_FILE"][..]),
@@ -60,7 +60,7 @@ fn settings_that_cannot_be_used_change_nothing() {
             log.matches("the settings stay as they were").count() >= before + faults.len()
                 && faults.iter().all(|fault| log.contains(fault))
         });
-        assert_eq!((status(&server, "a-key"), status(&server, "canary")), (200, 403));
+        assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "canary")), (200, 403));
     }
     assert!(!server.log().contains("canary"), "{}", server.log());
     assert!(server.stop().success());
@@ -96,23 +96,23 @@ fn the_log_level_changes_and_others_wait_for_the_next_start() {
 #[test]
 fn an_api_key_stays_required() {
     let launch = Launch::new();
-    let whole = "OSC_API_KEY_REQUIRED=true\nOSC_API_KEY=a-key\n";
+    let whole = "OSC_API_KEY_REQUIRED=true\nOSC_API_KEY=a-key-of-a-test\n";
     write(launch.directory.path(), ".env", whole);
     let server = launch.start();
-    assert_eq!((status(&server, "a-key"), status(&server, "b-key")), (200, 403));
+    assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (200, 403));
     write(server.directory.path(), ".env", &whole.replace("=true", "=\"true"));
     server.signal("HUP");
     eventually("it is a fault", || {
         server.log().contains("the statement that starts in line 1 cannot be read")
     });
-    assert_eq!((status(&server, "a-key"), status(&server, "b-key")), (200, 403));
+    assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (200, 403));
     fs::remove_file(server.directory.path().join(".env")).expect("removed");
     for round in 1..=2 {
         reload(&server, round);
         assert!(server.log().contains("an API key stays required"));
-        assert_eq!((status(&server, "a-key"), status(&server, "b-key")), (200, 403));
+        assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (200, 403));
     }
-    write(server.directory.path(), ".env", &whole.replace("a-key", "b-key"));
+    write(server.directory.path(), ".env", &whole.replace("a-key-of-a-test", "b-key-of-a-test"));
     reload(&server, 3);
-    assert_eq!((status(&server, "a-key"), status(&server, "b-key")), (403, 200));
+    assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (403, 200));
 }

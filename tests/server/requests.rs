@@ -10,7 +10,9 @@ use opensecureconf::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::{Client, Launch, OTHER_KEY, Response, Server, USER_KEY, eventually, request};
+use crate::support::{
+    Client, Launch, OTHER_KEY, Response, Server, USER_KEY, eventually, proper_salt, request,
+};
 
 const KEY_HEADER: (&str, &str) = ("X-User-Key", USER_KEY);
 
@@ -276,39 +278,40 @@ fn what_a_list_selects() {
     let theirs = r#"{"key":"app/theirs","value":1,"category":"x"}"#;
     assert_eq!(server.send("POST", "/configs", OTHER_KEY, Some(theirs)).status, 201);
     for (query, expected, hidden) in [
-        ("", &[1, 2, 3, 4, 5, 6][..], "1"),
-        ("category=x", &[1, 3, 6], "1"),
-        ("category=X", &[4], "0"),
-        ("category=", &[1, 2, 3, 4, 5, 6], "1"),
-        ("category=nope", &[], "0"),
-        ("environment=e", &[2, 3], "0"),
-        ("environment=%D1%91", &[5], "0"),
-        ("environment=", &[1, 2, 3, 4, 5, 6], "1"),
-        ("prefix=app/", &[1, 2], "1"),
+        ("", &[1, 2, 3, 4, 5, 6][..], Some("1")),
+        ("category=x", &[1, 3, 6], None),
+        ("category=X", &[4], None),
+        ("category=", &[1, 2, 3, 4, 5, 6], Some("1")),
+        ("category=nope", &[], None),
+        ("environment=e", &[2, 3], None),
+        ("environment=%D1%91", &[5], None),
+        ("environment=", &[1, 2, 3, 4, 5, 6], Some("1")),
+        ("prefix=app/", &[1, 2], None),
         // No wildcards, no folding of case.
-        ("prefix=app%25", &[3], "0"),
-        ("prefix=app_", &[], "0"),
-        ("prefix=App", &[4], "0"),
-        ("prefix=%D0%BA%D0%BB", &[5, 6], "0"),
-        ("prefix=%D0%BA%D0%BB%D1%8E%D1%87/1x", &[], "0"),
-        ("category=x&environment=e&prefix=app", &[3], "0"),
-        ("limit=2", &[1, 2], "0"),
-        ("limit=1000000", &[1, 2, 3, 4, 5, 6], "1"),
-        ("after=2", &[3, 4, 5, 6], "1"),
-        ("after=-5", &[1, 2, 3, 4, 5, 6], "1"),
-        ("after=7", &[], "0"),
-        ("after=9223372036854775807", &[], "0"),
-        ("after=1&limit=1&category=x", &[3], "0"),
-        ("limit=&after=&mode=&prefix=", &[1, 2, 3, 4, 5, 6], "1"),
-        ("LIMIT=1&unknown=1", &[1, 2, 3, 4, 5, 6], "1"),
+        ("prefix=app%25", &[3], None),
+        ("prefix=app_", &[], None),
+        ("prefix=App", &[4], None),
+        ("prefix=%D0%BA%D0%BB", &[5, 6], None),
+        ("prefix=%D0%BA%D0%BB%D1%8E%D1%87/1x", &[], None),
+        ("category=x&environment=e&prefix=app", &[3], None),
+        ("limit=2", &[1, 2], None),
+        ("limit=1000000", &[1, 2, 3, 4, 5, 6], None),
+        ("after=2", &[3, 4, 5, 6], None),
+        ("after=-5", &[1, 2, 3, 4, 5, 6], None),
+        ("after=7", &[], None),
+        ("after=9223372036854775807", &[], None),
+        ("after=1&limit=1&category=x", &[3], None),
+        ("limit=&after=&mode=&prefix=", &[1, 2, 3, 4, 5, 6], Some("1")),
+        ("LIMIT=1&unknown=1", &[1, 2, 3, 4, 5, 6], Some("1")),
         // Of several the last one counts, as in the original.
-        ("limit=1&limit=2", &[1, 2], "0"),
+        ("limit=1&limit=2", &[1, 2], None),
     ] {
         for path in ["/configs", "/cluster/configs"] {
             let response = server.get(&format!("{path}?{query}"));
             assert_eq!(response.status, 200, "{query}: {response:?}");
             assert_eq!(ids(&response.body), expected, "{query}");
-            assert_eq!(response.headers["x-entries-hidden"], hidden, "{query}");
+            // The number for a part would show whether foreign names are in it.
+            assert_eq!(response.header("x-entries-hidden"), hidden, "{query}");
             assert!(!response.headers.contains_key("trailer"), "it came as a header");
         }
     }
@@ -349,18 +352,15 @@ fn a_long_list_is_streamed_and_whole() {
     fill(&server, "theirs", 3, "1", OTHER_KEY);
     fill(&server, "late", 1, "1", USER_KEY);
     let mut client = server.connect();
-    for (path, trailer) in [
-        ("/configs", "x-entries-hidden"),
-        ("/cluster/configs", "x-entries-hidden"),
-        ("/configs?limit=1000&mode=full", "x-entries-hidden, x-next-after"),
-    ] {
+    for path in ["/configs", "/cluster/configs"] {
         let response = client.send("GET", path, &[KEY_HEADER], None);
         assert_eq!((response.status, response.headers["transfer-encoding"].as_str()), (200, "chunked"));
         assert!(response.body.len() > 2 * LIST_PAGE_BYTES, "it is long: {}", response.body.len());
         assert!(!response.headers.contains_key("content-length"));
-        assert_eq!(response.headers["trailer"].to_ascii_lowercase(), trailer);
+        assert_eq!(response.headers["trailer"].to_ascii_lowercase(), "x-entries-hidden");
         assert!(!response.headers.contains_key("x-entries-hidden"));
-        assert_eq!(response.trailers["x-entries-hidden"], "3");
+        let hidden = response.trailers.get("x-entries-hidden").map(String::as_str);
+        assert_eq!(hidden, Some("3"));
         let ids = ids(&response.body);
         assert_eq!(ids.len(), COUNT + 1);
         assert!(ids.is_sorted_by(|one, other| one < other), "by id, each once: {ids:?}");
@@ -478,7 +478,8 @@ fn values_come_back_byte_for_byte() {
     let property = |(first, second): (String, String)| {
         number += 1;
         let target = format!("/configs/k{number}");
-        let shown = |value: &str| format!(r#"{{"id":1,"key":"k{number}","category":null,"value":{value}}}"#);
+        let shown =
+            |value: &str| format!(r#"{{"id":{number},"key":"k{number}","category":null,"value":{value}}}"#);
         let body = format!("\n{{\t\"key\" : \"k{number}\" , \"value\":\r\n {first} }} ");
         let posted = client.send("POST", "/configs", &headers, Some(body.as_bytes()));
         prop_assert_eq!((posted.status, posted.text().to_owned()), (201, shown(&first)));
@@ -728,27 +729,6 @@ fn redirects_keep_the_query() {
     assert_eq!(server.get("/configs").text(), "[]", "a redirect does nothing else");
 }
 
-/// The id of the last entry is given out again after its deletion, as by the original; no other is.
-#[test]
-fn ids_after_deletion() {
-    let server = Server::start();
-    let create = |key: &str| id_of(&server.create(key, "1"));
-    assert_eq!([create("a"), create("b"), create("c")], [1, 2, 3]);
-    assert_eq!(server.send("DELETE", "/configs/c", USER_KEY, None).status, 200);
-    assert_eq!(create("d"), 3);
-    assert_eq!(server.send("DELETE", "/configs/a", USER_KEY, None).status, 200);
-    assert_eq!(create("e"), 4);
-    assert_eq!(server.get("/configs/c").status, 404);
-    assert_eq!(server.get("/configs/d").text(), r#"{"id":3,"key":"d","category":null,"value":1}"#);
-    let server = server.restart();
-    assert_eq!(id_of(&server.create("f", "1")), 5);
-}
-
-fn id_of(response: &Response) -> i64 {
-    let json: serde_json::Value = serde_json::from_slice(&response.body).expect("JSON");
-    json["id"].as_i64().expect("an id")
-}
-
 #[test]
 fn what_the_root_says() {
     let text = |required: bool| {
@@ -783,7 +763,7 @@ fn the_salt_is_given_and_taken() {
         let response = client.send(method, "/cluster/salt", &[], body);
         (response.status, String::from_utf8_lossy(&response.body).into_owned(), response.headers)
     };
-    let [salt, other] = [[0xA5; 64], [0x5A; 64]];
+    let [salt, other] = [proper_salt(1), proper_salt(2)];
     let wrong_size = |count: usize| detail(&format!("Invalid salt size: {count} bytes (expected 64)"));
     let created = r#"{"message":"Salt received and saved successfully","status":"created","size_bytes":64}"#;
     let same = r#"{"message":"Salt already present and matches","status":"ok"}"#;
@@ -837,7 +817,7 @@ fn no_answer_invites_other_origins() {
         let response = server.connect().send(method, target, &foreign, body.map(str::as_bytes));
         let invites = response.headers.keys().any(|name| name.starts_with("access-control-"));
         assert!(!invites, "{method} {target}: {response:?}");
-        assert_eq!(response.status == 405, method == "OPTIONS");
+        assert_eq!(response.status == 204, method == "OPTIONS");
     }
 }
 

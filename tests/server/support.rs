@@ -9,10 +9,17 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
+
 pub(crate) const USER_KEY: &str = "correct-horse-battery";
 pub(crate) const OTHER_KEY: &str = "another-user-key-42";
 /// Everything that must happen happens long before; only a hang lasts so long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A proper salt, another one for each number.
+pub(crate) fn proper_salt(number: u8) -> [u8; 64] {
+    std::array::from_fn(|at| at.to_le_bytes()[0] ^ number)
+}
 
 /// One running server. Its data directory may outlive it.
 pub(crate) struct Server {
@@ -259,6 +266,17 @@ impl Response {
 }
 
 impl Client<TcpStream> {
+    /// A connection whose client has this address of the loopback interface.
+    pub(crate) fn connect_from(source: [u8; 4], address: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from((source, 0)).into()).expect("a loopback address");
+        socket.connect(&address.into()).expect("the server listens");
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_nodelay(true).expect("TCP");
+        Self::over(stream)
+    }
+
     pub(crate) fn connect(address: SocketAddr) -> Self {
         Self::try_connect(address, PATIENCE).expect("the server listens")
     }

@@ -27,6 +27,11 @@ struct Secure {
     server: Server,
 }
 
+/// A server whose certificate is of this authority.
+pub(crate) fn launch_with_tls(authority: &Authority) -> Launch {
+    launch(&authority.issue(), authority)
+}
+
 fn launch(issued: &Issued, authority: &Authority) -> Launch {
     let launch = Launch::new();
     issued.write(launch.directory.path());
@@ -37,7 +42,7 @@ fn launch(issued: &Issued, authority: &Authority) -> Launch {
 
 fn started(settings: &[(&str, &str)]) -> Secure {
     let authority = Authority::new("an authority");
-    let launch = launch(&authority.issue(), &authority);
+    let launch = launch_with_tls(&authority);
     let server = settings.iter().fold(launch, |launch, (name, value)| launch.set(name, value)).start();
     Secure { authority, server }
 }
@@ -343,8 +348,12 @@ fn certificates_are_replaced_while_connections_are_open() {
 #[test]
 fn the_header_of_a_proxy_comes_before_tls() {
     for engine in ENGINES {
-        let secure =
-            started(&[("OSC_ENGINE", engine), ("OSC_PROXY_PROTOCOL", "true"), ("OSC_LOG_FORMAT", "json")]);
+        let secure = started(&[
+            ("OSC_ENGINE", engine),
+            ("OSC_PROXY_PROTOCOL", "true"),
+            ("OSC_TRUSTED_PROXIES", "127.0.0.1"),
+            ("OSC_LOG_FORMAT", "json"),
+        ]);
         let mut socket = secure.server.connect().stream;
         socket
             .write_all(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\x00\x71\x09\x7f\0\0\x01\x11\x22\x23\x28")
@@ -484,6 +493,26 @@ fn the_health_check_needs_no_authority_and_no_name() {
         // Unless the server has seen the change first.
         assert!(status == Some(0) || text.contains("the connection brings no answer"), "{text}");
         assert!(server.stop().success());
+    }
+}
+
+/// Its own certificate is that of a node, and clients need one of another CA.
+#[test]
+fn the_health_check_of_a_node_needs_no_certificate_of_a_client() {
+    let (nodes, clients) = (Authority::new("of nodes"), Authority::new("of clients"));
+    for listen in ["", "127.0.0.1:0"] {
+        let launch = launch(&nodes.issue(), &nodes);
+        let directory = std::sync::Arc::clone(&launch.directory);
+        put(directory.path(), "clients.pem", &clients.certificate);
+        let clustered = |launch: Launch| {
+            let launch = launch.set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_CA_CERTS", "ca.pem");
+            launch.set("OSC_SSL_CA_CERTS", "clients.pem").set("OSC_CLUSTER_LISTEN", listen)
+        };
+        let server = clustered(launch).start();
+        let port = server.address.port().to_string();
+        let check = clustered(launch_at(&directory, false)).set("OSC_HOST_PORT", &port);
+        let output = check.command().arg("healthcheck").output().expect("it can be started");
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 

@@ -107,10 +107,12 @@ fn from_the_first_contact_to_a_peer_that_fails_and_comes_back() {
     // What clients write goes before the first comparison.
     run.tell(Event::OutboxGrew(9));
     assert_eq!((run.next(), run.peer.outbox_length()), (Action::Push { after: 4 }, Some(5)));
-    let pushed = Pushed { sequence: 7, more: true };
-    assert_eq!(run.tell(Event::Pushed(Ok(pushed))), [Notice::Acknowledged(7)]);
-    assert_eq!(run.next(), Action::Push { after: 7 });
-    run.tell(Event::Pushed(Ok(Pushed { sequence: 9, more: false })));
+    assert_eq!(run.tell(Event::Pushed(Ok(pushed(7, true)))), [Notice::Acknowledged(7)]);
+    // What it has refused holds up nothing of what comes after.
+    let refused = Pushed { has_refused: true, ..pushed(8, true) };
+    assert_eq!(run.tell(Event::Pushed(Ok(refused))), [Notice::Refused { after: 7, last: 8 }]);
+    assert_eq!(run.next(), Action::Push { after: 8 });
+    run.tell(Event::Pushed(Ok(pushed(9, false))));
     assert_eq!(run.peer.outbox_length(), Some(0));
     assert_eq!(run.next(), Action::CompareDigests);
     let begun = Stamp::from_milliseconds(5);
@@ -144,7 +146,7 @@ fn from_the_first_contact_to_a_peer_that_fails_and_comes_back() {
     // Back again: at once what it lacks, then everything is compared.
     assert_eq!(run.tell(Event::Health(Ok(other()))), [Notice::StateChanged]);
     assert_eq!(run.next(), Action::Push { after: 9 });
-    run.tell(Event::Pushed(Ok(Pushed { sequence: 10, more: false })));
+    run.tell(Event::Pushed(Ok(pushed(10, false))));
     assert_eq!(run.next(), Action::CompareDigests);
 }
 
@@ -157,7 +159,10 @@ fn peers_that_are_not_replicated_with() {
         (Ok(Introduction { horizon: horizon(1, 0), ..other() }), State::Refused(Refusal::Outdated)),
         (Ok(Introduction { horizon: horizon(80, 75), ..other() }), State::Refused(Refusal::OutdatedHere)),
         (Ok(Introduction { is_federated: true, ..other() }), State::Refused(Refusal::ModeDiffers)),
-        (Err(Failure::ApiKey), State::Refused(Refusal::ApiKey)),
+        (
+            Err(Failure::Identity(IdentityError::ApiKey)),
+            State::Refused(Refusal::Identity(IdentityError::ApiKey)),
+        ),
         (Err(Failure::Distrust(Distrust::Expired)), State::Refused(Refusal::Distrust(Distrust::Expired))),
     ] {
         let mut run = Run::new();
@@ -213,6 +218,10 @@ fn a_peer_that_holds_the_same_needs_no_push() {
     assert_eq!(run.tell(Event::Digests(Ok(equal))), [Notice::Synced { begun, forgotten: Stamp::default() }]);
 }
 
+fn pushed(sequence: i64, more: bool) -> Pushed {
+    Pushed { sequence, more, has_refused: false }
+}
+
 #[test]
 fn lag_is_the_age_of_the_oldest_change_that_waits() {
     let mut run = Run::new();
@@ -221,18 +230,18 @@ fn lag_is_the_age_of_the_oldest_change_that_waits() {
     run.tell(Event::Health(Ok(other())));
     run.peer.set_cursor(0, 0);
     assert_eq!(run.peer.lag_ms(70), Some(70));
-    run.tell(Event::Pushed(Ok(Pushed { sequence: 1, more: false })));
+    run.tell(Event::Pushed(Ok(pushed(1, false))));
     assert_eq!(run.peer.lag_ms(80), Some(0));
     for (now_ms, line) in [(1000, 2), (1050, 3), (2000, 4), (3000, 5)] {
         run.now_ms = now_ms;
         run.tell(Event::OutboxGrew(line));
     }
     assert_eq!(run.peer.lag_ms(4000), Some(3000));
-    run.tell(Event::Pushed(Ok(Pushed { sequence: 2, more: true })));
+    run.tell(Event::Pushed(Ok(pushed(2, true))));
     assert_eq!(run.peer.lag_ms(4000), Some(3000), "line 3 came within the grain of line 2");
-    run.tell(Event::Pushed(Ok(Pushed { sequence: 3, more: true })));
+    run.tell(Event::Pushed(Ok(pushed(3, true))));
     assert_eq!(run.peer.lag_ms(4000), Some(2000));
-    run.tell(Event::Pushed(Ok(Pushed { sequence: 5, more: false })));
+    run.tell(Event::Pushed(Ok(pushed(5, false))));
     assert_eq!(run.peer.lag_ms(4000), Some(0));
     // A peer that is away for long: memory is bounded, and the oldest moment is kept.
     for step in 0..5000 {
@@ -240,7 +249,7 @@ fn lag_is_the_age_of_the_oldest_change_that_waits() {
         run.tell(Event::OutboxGrew(6 + step.cast_signed()));
     }
     assert_eq!(run.peer.lag_ms(run.now_ms), Some(4999 * 1000));
-    run.tell(Event::Pushed(Ok(Pushed { sequence: 6 + 4999, more: false })));
+    run.tell(Event::Pushed(Ok(pushed(6 + 4999, false))));
     assert_eq!(run.peer.lag_ms(run.now_ms), Some(0));
 }
 
@@ -271,17 +280,34 @@ fn a_peer_that_is_only_asked_is_only_asked_for_its_health() {
 fn an_api_key_that_is_refused_later_stops_everything_but_health_checks() {
     let mut run = Run::in_sync();
     run.tell(Event::OutboxGrew(1));
-    assert_eq!(run.tell(Event::Pushed(Err(Failure::ApiKey))), [Notice::StateChanged]);
-    assert_eq!(run.peer.state(), &State::Refused(Refusal::ApiKey));
+    assert_eq!(
+        run.tell(Event::Pushed(Err(Failure::Identity(IdentityError::ApiKey)))),
+        [Notice::StateChanged]
+    );
+    assert_eq!(run.peer.state(), &State::Refused(Refusal::Identity(IdentityError::ApiKey)));
     run.wait();
     assert_eq!(run.next(), Action::CheckHealth);
+}
+
+#[test]
+fn another_node_on_the_connection_is_asked_who_it_is_at_once() {
+    let mut run = Run::in_sync();
+    run.tell(Event::OutboxGrew(1));
+    let before = run.peer.outbox_length();
+    assert!(run.tell(Event::Pushed(Err(Failure::OtherNode))).is_empty());
+    assert_eq!(run.next(), Action::CheckHealth);
+    assert_eq!(run.peer.outbox_length(), before, "nothing is confirmed");
+    run.tell(Event::Health(Ok(introduction(3, 2, Some(7), true))));
+    // Several nodes may answer at one address in turn, so there is a pause nevertheless.
+    run.wait();
+    assert!(matches!(run.next(), Action::Push { .. }), "the same node in another process goes on");
 }
 
 #[test]
 fn another_node_at_the_same_address_begins_from_the_start() {
     let mut run = Run::in_sync();
     run.tell(Event::OutboxGrew(8));
-    run.tell(Event::Pushed(Ok(Pushed { sequence: 8, more: false })));
+    run.tell(Event::Pushed(Ok(pushed(8, false))));
     run.now_ms += SYNC_INTERVAL_MS * 2;
     run.tell(Event::Digests(Ok(differing(vec![1]))));
     // The same node restarted: it still has what it had.
@@ -358,8 +384,9 @@ fn failures() -> impl Strategy<Value = Failure> {
     prop_oneof![
         4 => Just(Failure::Unreachable),
         2 => Just(Failure::Refused),
+        1 => Just(Failure::OtherNode),
         1 => Just(Failure::SaltDiffers),
-        1 => Just(Failure::ApiKey),
+        1 => Just(Failure::Identity(IdentityError::ApiKey)),
         1 => Just(Failure::Distrust(Distrust::OfThisNode)),
     ]
 }
@@ -377,7 +404,7 @@ fn outcome(action: &Action, ending: Ending, line: i64, differs: bool) -> Event {
     match action {
         Action::Wait { .. } => Event::OutboxGrew(line),
         Action::CheckHealth => Event::Health(result(Ok(())).map(|()| other())),
-        Action::Push { .. } => Event::Pushed(result(Ok(())).map(|()| Pushed { sequence: line, more: false })),
+        Action::Push { .. } => Event::Pushed(result(Ok(())).map(|()| pushed(line, false))),
         Action::CompareDigests => {
             let buckets = if differs { vec![1, 2] } else { Vec::new() };
             Event::Digests(result(Ok(())).map(|()| differing(buckets)))
@@ -449,5 +476,41 @@ proptest! {
         // After the first while, in which nodes are expected to start, it is far less.
         let later: u32 = per_second[60..].iter().sum();
         prop_assert!(later <= 60 * 6, "{per_second:?}");
+    }
+}
+
+#[test]
+fn a_new_node_waits_for_a_peer_for_a_limited_time() {
+    let health = |result| Event::Health(result);
+    let mut peer = Peer::new(0, SYNC_INTERVAL_MS, 3);
+    assert!(peer.is_awaited(9_999, 10_000) && !peer.is_awaited(10_000, 10_000), "one that was never reached");
+    assert!(peer.is_awaited(1_999, 2_000) && !peer.is_awaited(2_000, 2_000));
+    peer.step(5_000, health(Ok(other())), &own());
+    assert!(peer.is_awaited(64_999, 10_000) && !peer.is_awaited(65_000, 10_000), "one that gives nothing");
+    peer.step(6_000, Event::Digests(Ok(differing(vec![1]))), &own());
+    let fetch = vec![id("a"), id("b")];
+    let difference = Difference { buckets_count: 1, fetch, send: vec![id("c")] };
+    peer.step(6_000, Event::Versions(Ok(difference)), &own());
+    peer.step(50_000, Event::Fetched(Ok(1)), &own());
+    assert!(
+        peer.is_awaited(109_999, 10_000) && !peer.is_awaited(110_000, 10_000),
+        "one that gives something"
+    );
+    peer.step(51_000, Event::Fetched(Ok(1)), &own());
+    assert!(!peer.is_awaited(51_000, 10_000), "everything is here, whether or not the own entries are there");
+
+    for (event, is_awaited) in [
+        (Event::Digests(Ok(Comparison::default())), false),
+        (Event::Digests(Err(Failure::Malformed)), false),
+        (Event::Digests(Err(Failure::Unreachable)), true),
+        (health(Ok(introduction(2, 2, Some(8), true))), false),
+        (health(Err(Failure::Identity(IdentityError::Unproven))), true),
+        (health(Err(Failure::Identity(IdentityError::SecretDiffers))), false),
+        (health(Err(Failure::Unreachable)), true),
+    ] {
+        let mut peer = Peer::new(0, SYNC_INTERVAL_MS, 3);
+        peer.step(0, health(Ok(other())), &own());
+        peer.step(1, event.clone(), &own());
+        assert_eq!(peer.is_awaited(2, 10_000), is_awaited, "{event:?}");
     }
 }

@@ -8,57 +8,74 @@ mod statement;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File as OpenFile;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use self::statement::Statements;
 use super::fault::Fault;
+use super::text_file;
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Largest sum of all values: each statement may repeat the ones before, so that a file of a hundred lines could
+/// fill the memory.
+pub const EXPANDED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What a `.env` file says.
-#[derive(Default)]
-pub(super) struct File {
-    pub(super) values: BTreeMap<String, OsString>,
-    /// Where a statement starts that could not be read, from 1.
-    pub(super) unread_lines: Vec<usize>,
+/// Statements of a `.env` file.
+#[derive(Debug, Default)]
+pub struct File {
+    /// Expanded values by name.
+    pub values: BTreeMap<String, OsString>,
+    /// First lines, from 1, of the statements that could not be parsed.
+    pub unread_lines: Vec<usize>,
 }
 
-/// The bytes of the file, if there is one.
+/// The text of the file, if there is one.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
-    let fault = |message: String| Fault { variable: ".env", message };
-    let file = match OpenFile::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        // Some keep a directory of that name, with a Python environment in it.
-        Ok(_) if path.is_dir() => return Ok(None),
-        opened => opened.map_err(|error| fault(format!("cannot be opened: {error}")))?,
-    };
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| fault(format!("cannot be read: {error}")))?;
-    if u64::try_from(bytes.len()).is_ok_and(|len| len > FILE_BYTES_MAX) {
-        return Err(fault(format!("is too large (allowed: {FILE_BYTES_MAX} bytes)")));
+    let is_absent = path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    // Some keep a directory of that name, with a Python environment in it.
+    if is_absent || path.is_dir() {
+        return Ok(None);
     }
-    Ok(Some(bytes))
+    read_named(path).map(Some).map_err(|message| Fault::new(".env", message))
 }
 
-/// Reads the file's bytes; `${NAME}` is looked up in `environment` first, then in the lines before.
-pub(super) fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<File, Fault> {
-    let text = std::str::from_utf8(bytes).map_err(|error| Fault {
-        variable: ".env",
-        message: format!("is not UTF-8 (from byte {} on)", error.valid_up_to() + 1),
+/// The text of a file that must be there.
+pub(super) fn read_named(path: &Path) -> Result<Vec<u8>, String> {
+    text_file::read(path, FILE_BYTES_MAX).map(|text| text.as_bytes().to_vec())
+}
+
+/// Parses the bytes of a file; `${NAME}` is looked up in `environment` first, then in the lines before.
+///
+/// # Errors
+/// When the bytes are not UTF-8, or the values are larger than [`EXPANDED_BYTES_MAX`] together.
+pub fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<File, Fault> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        Fault::new(".env", format!("is not UTF-8 (from byte {} on)", error.valid_up_to() + 1))
     })?;
     // Python opens text files so, and a quoted value may go over several lines.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n").replace('\r', "\n");
     let mut unread_lines = Vec::new();
     // A name without `=` has no value, and takes away the one it had.
     let mut values: BTreeMap<String, Option<OsString>> = BTreeMap::new();
+    let mut left_bytes = EXPANDED_BYTES_MAX;
     for statement in Statements::new(&text) {
         match statement {
             Ok((name, value)) => {
-                let value = value.map(|value| expand::expand(&value, environment, &values));
+                let value = match value {
+                    Some(value) => {
+                        let expanded = expand::expand(&value, environment, &values, left_bytes);
+                        let expanded = expanded.ok_or_else(|| {
+                            let message = format!(
+                                "values are too large with their references expanded, at {name} \
+                                 (allowed: {EXPANDED_BYTES_MAX} bytes together)"
+                            );
+                            Fault::new(".env", message)
+                        })?;
+                        left_bytes -= expanded.len();
+                        Some(expanded)
+                    }
+                    None => None,
+                };
                 values.insert(name, value);
             }
             Err(line) => unread_lines.push(line),
@@ -169,6 +186,29 @@ mod tests {
     }
 
     #[test]
+    fn values_that_repeat_each_other_do_not_fill_the_memory() {
+        let doubling: String =
+            (1..64).map(|line| format!("V{line}=${{V{0}}}${{V{0}}}\n", line - 1)).collect();
+        let parsed = parse(format!("V0=0123456789abcdef\n{doubling}").as_bytes(), &BTreeMap::new());
+        let fault = parsed.expect_err("too large").to_string();
+        assert!(
+            fault.starts_with(".env: values are too large with their references expanded, at V18 "),
+            "{fault}"
+        );
+    }
+
+    /// Each of these took minutes when a reference was searched for again behind every dollar sign.
+    #[test]
+    fn references_without_an_end_take_no_time() {
+        let size = 512 * 1024;
+        for (text, end) in [("${", ""), ("${", ":x}"), ("${A:-", ""), ("${a:", "}"), ("${a:", "")] {
+            let value = format!("{}{end}", text.repeat(size / text.len()));
+            let file = parse(format!("A={value}").as_bytes(), &BTreeMap::new()).expect("not too large");
+            assert_eq!(file.values.get("A"), Some(&OsString::from(value)));
+        }
+    }
+
+    #[test]
     fn a_byte_order_mark_does_not_hide_the_first_line() {
         check(
             "\u{feff}OSC_API_KEY_REQUIRED=true\r\nOSC_API_KEY=k3y-example\r\nexport OSC_HOST_PORT=9321\r\n",
@@ -180,7 +220,7 @@ mod tests {
     #[test]
     fn other_encodings_are_a_fault() {
         for bytes in [&b"A=1\nB=\xff"[..], b"\xff\xfeA\0=\x001\0", b"\xfe\xff\0A\0=\x001"] {
-            let fault = parse(bytes, &BTreeMap::new()).err().expect("a fault").to_string();
+            let fault = parse(bytes, &BTreeMap::new()).expect_err("a fault").to_string();
             assert!(fault.starts_with(".env: is not UTF-8 (from byte "), "{fault}");
         }
     }

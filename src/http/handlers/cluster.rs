@@ -1,16 +1,21 @@
 //! `/cluster/...` as clients and operators see it.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use crate::http::answer::Answer;
-use crate::http::app::{Settings, failed};
-use crate::http::error::{detail, not_clustered};
+use crate::http::app::{Handshake, Prober, Settings, failed};
+use crate::http::cors::is_of_forms;
+use crate::http::error::{detail, not_clustered, salt_in_a_form};
 use crate::http::json::write_string;
 use crate::limits::SALT_BYTES;
 use crate::service::exchange::{
-    API_KEY_HEADER, ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER,
-    SALT_HEADER, encode_digest, encode_horizon,
+    ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER, SALT_HEADER,
+    encode_digest, encode_horizon,
 };
+use crate::service::node_auth::{AUTH_HEADER, CHALLENGE_HEADER, PROOF_HEADER, signed_answer};
 use crate::service::{Member, Service};
-use crate::store::Adopted;
+use crate::store::{Adopted, SaltProblem};
 
 /// `GET /cluster/status`: peers only, this node is not counted.
 pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Answer {
@@ -29,31 +34,50 @@ pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Answer 
     Answer::json(200, body)
 }
 
-/// `GET /cluster/health`. The body is the original's; what nodes need to know of each other is in headers.
-pub(in crate::http) fn health(settings: &Settings, service: &Service, api_key_is_right: bool) -> Answer {
+/// `GET /cluster/health`. The body is the original's. A node of this cluster finds in headers what nodes know of each
+/// other, and a prober with a challenge what it needs to authenticate itself and this node.
+pub(in crate::http) fn health(settings: &Settings, service: &Service, prober: Prober) -> Answer {
     let mut body = br#"{"status":"healthy","node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
     body.push(b'}');
-    let answer = Answer::json(200, body);
+    let mut answer = Answer::json(200, body);
     let Some(cluster) = service.cluster() else { return answer };
-    let (salt, is_sealed_with) = service.salt_in_use();
-    let answer = match api_key_is_right {
-        true => answer,
-        false => answer.with_header(API_KEY_HEADER, "refused"),
-    };
-    let answer = answer
-        .with_header(INSTANCE_HEADER, format!("{:016x}", cluster.instance))
-        .with_header(MODE_HEADER, if service.is_federated() { FEDERATED } else { "replica" })
-        .with_header(HORIZON_HEADER, encode_horizon(&service.horizon()))
-        .with_header(ENTRIES_HEADER, is_sealed_with.to_string());
-    let answer = match service.node() {
-        Some(node) => answer.with_header(NODE_HEADER, node.to_string()),
-        None => answer,
-    };
-    match salt {
-        Some(salt) => answer.with_header(SALT_HEADER, format!("{salt:016x}")),
-        None => answer,
+    if prober.is_node {
+        answer.headers = identity(service, cluster.instance);
     }
+    let theirs = match prober.handshake {
+        Handshake::NotWanted => return answer,
+        Handshake::Barred(barrier) => return answer.with_header(AUTH_HEADER, barrier.name()),
+        Handshake::Challenged(challenge) => challenge,
+    };
+    let credentials = settings.node_auth.credentials();
+    let own = settings.node_auth.challenge();
+    let answer = answer
+        .with_header(CHALLENGE_HEADER, own.to_string())
+        .with_header(AUTH_HEADER, credentials.shared().name());
+    if !prober.is_node && !credentials.shared().resists_guessing() {
+        return answer;
+    }
+    let header = |name: &str| {
+        let found = answer.headers.iter().find(|(found, _)| *found == name);
+        found.map(|(_, value)| &**value)
+    };
+    let proof = credentials.proof(theirs, own, &signed_answer(header, &answer.body));
+    answer.with_header(PROOF_HEADER, proof)
+}
+
+/// What nodes of one cluster know of each other.
+fn identity(service: &Service, instance: u64) -> Vec<(&'static str, Cow<'static, str>)> {
+    let (salt, is_sealed_with) = service.salt_in_use();
+    let mut headers: Vec<(&str, Cow<'_, str>)> = vec![
+        (INSTANCE_HEADER, format!("{instance:016x}").into()),
+        (MODE_HEADER, if service.is_federated() { FEDERATED.into() } else { "replica".into() }),
+        (HORIZON_HEADER, encode_horizon(&service.horizon()).into()),
+        (ENTRIES_HEADER, is_sealed_with.to_string().into()),
+    ];
+    headers.extend(service.node().map(|node| (NODE_HEADER, node.to_string().into())));
+    headers.extend(salt.map(|salt| (SALT_HEADER, format!("{salt:016x}").into())));
+    headers
 }
 
 /// `GET /v1/cluster/members`
@@ -113,12 +137,21 @@ pub(in crate::http) async fn read_salt(service: &Service) -> Result<Answer, Answ
             content_type: Some("application/octet-stream"),
             headers: vec![("content-disposition", "attachment; filename=encryption.salt".into())],
             body: salt.to_vec().into(),
+            delay: Duration::ZERO,
         },
     })
 }
 
 /// `POST /cluster/salt`
-pub(in crate::http) async fn adopt_salt(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
+pub(in crate::http) async fn adopt_salt(
+    service: &Service,
+    body: &[u8],
+    content_type: Option<&[u8]>,
+) -> Result<Answer, Answer> {
+    // A page of any site can send such a body, and a salt is for ever.
+    if content_type.is_some_and(is_of_forms) {
+        return Err(salt_in_a_form());
+    }
     Ok(match service.adopt_salt(body.to_vec()).await.map_err(failed)? {
         Adopted::Created => Answer::json(
             200,
@@ -127,8 +160,11 @@ pub(in crate::http) async fn adopt_salt(service: &Service, body: &[u8]) -> Resul
         ),
         Adopted::Same => Answer::json(200, br#"{"message":"Salt already present and matches","status":"ok"}"#.to_vec()),
         Adopted::Differs => detail(409, "Salt file already exists and differs from received salt"),
-        Adopted::WrongSize => {
-            detail(400, &format!("Invalid salt size: {} bytes (expected {SALT_BYTES})", body.len()))
+        Adopted::Refused(SaltProblem::Size(size)) => {
+            detail(400, &format!("Invalid salt size: {size} bytes (expected {SALT_BYTES})"))
+        }
+        Adopted::Refused(problem @ SaltProblem::Degenerate { .. }) => {
+            detail(400, &format!("Invalid salt: it {problem}"))
         }
     })
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -9,14 +10,17 @@ use super::cursor;
 use crate::http::answer::{Answer, ListStream, Outcome};
 use crate::http::app::failed;
 use crate::http::body::{self, Fault};
+use crate::http::content::Content;
 use crate::http::error::redirect;
-use crate::http::json::{Shape, write_entry, write_entry_with, write_string};
+use crate::http::json::{Shape, write_after, write_before, write_entry, write_entry_with, write_string};
 use crate::http::query::parameter;
 use crate::http::route::KeyPath;
 use crate::http::{ENTRIES_HIDDEN, NEXT_AFTER, PARTIAL_RESULT};
-use crate::limits::LIST_LIMIT_MAX;
-use crate::model::UserKey;
-use crate::service::{After, EntryList, Error, Found, ListQuery, Render, RenderedPage, Service};
+use crate::limits::{LARGE_VALUE_BYTES, LIST_LIMIT_MAX};
+use crate::model::{Requester, UserKey};
+use crate::service::{
+    After, Credentials, EntryList, Error, Found, ListQuery, Render, RenderedPage, Service, Value,
+};
 use crate::store::{Filter, Row};
 
 /// A list that is longer than this is sent as it is read.
@@ -26,12 +30,14 @@ const FIRST_BYTES: usize = 256 * 1024;
 pub(in crate::http) struct Caller<'a> {
     pub(in crate::http) service: &'a Arc<Service>,
     pub(in crate::http) user_key: Option<&'a UserKey>,
+    pub(in crate::http) requester: Requester,
     pub(in crate::http) query: Option<&'a [u8]>,
 }
 
 impl Caller<'_> {
-    fn user_key(&self) -> &UserKey {
-        self.user_key.expect("the route was admitted with a user key")
+    fn credentials(&self) -> Credentials<'_> {
+        let user_key = self.user_key.expect("the route was admitted with a user key");
+        Credentials { user_key, requester: self.requester }
     }
 
     fn environment(&self) -> Option<Cow<'_, str>> {
@@ -59,8 +65,17 @@ pub(in crate::http) async fn create(
     content_type: Option<&[u8]>,
 ) -> Result<Outcome, Answer> {
     let new = body::new_entry(body, content_type).map_err(Answer::from)?;
-    let found = caller.service.create(caller.user_key(), new).await.map_err(failed)?;
-    Ok(entry(201, &found, None, true).into())
+    // Ignored, it would make an entry of another environment than the one that was meant.
+    let asked = caller.environment();
+    if let Some(other) =
+        asked.filter(|asked| new.environment.as_ref().is_none_or(|new| new.as_str() != &**asked))
+    {
+        return Err(
+            Fault::parameter("value_error", "environment", "the environment in the body", &other).into()
+        );
+    }
+    let found = caller.service.create(&caller.credentials(), new).await.map_err(failed)?;
+    Ok(entry(201, found, None, true))
 }
 
 /// `GET /configs/{key}` of an entry whose row and key are both in memory, appended to `out`: nothing has to
@@ -80,6 +95,10 @@ pub(in crate::http) fn read_at_hand(
     let asked = environment.as_deref();
     let found = service.at_hand(user_key, &key.text, asked)?;
     let row = found.row();
+    // A large one is sent piece by piece.
+    if found.value_bytes_max() > LARGE_VALUE_BYTES {
+        return None;
+    }
     write_entry_with(row, Shape::of(row, asked, full), found.value_bytes_max(), out, |out| {
         found.open_into(out)
     })
@@ -91,9 +110,9 @@ pub(in crate::http) async fn read(caller: &Caller<'_>, key: &KeyPath<'_>) -> Res
     let environment = caller.environment();
     let asked = environment.as_deref();
     let found = named(key, asked)?;
-    let found = caller.service.read(caller.user_key(), found, asked).await;
+    let found = caller.service.read(&caller.credentials(), found, asked).await;
     let found = found.map_err(|error| caller.missing_slash(error, key))?;
-    Ok(entry(200, &found, asked, full).into())
+    Ok(entry(200, found, asked, full))
 }
 
 /// `PUT /configs/{key}`
@@ -107,16 +126,16 @@ pub(in crate::http) async fn update(
     let environment = caller.environment();
     let asked = environment.as_deref();
     let text = named(key, asked)?;
-    let found = caller.service.update(caller.user_key(), text, asked, update).await;
+    let found = caller.service.update(&caller.credentials(), text, asked, update).await;
     let found = found.map_err(|error| caller.missing_slash(error, key))?;
-    Ok(entry(200, &found, asked, true).into())
+    Ok(entry(200, found, asked, true))
 }
 
 /// `DELETE /configs/{key}`
 pub(in crate::http) async fn delete(caller: &Caller<'_>, key: &KeyPath<'_>) -> Result<Outcome, Answer> {
     let environment = caller.environment();
     let text = named(key, environment.as_deref())?;
-    let deleted = caller.service.delete(caller.user_key(), text, environment.as_deref()).await;
+    let deleted = caller.service.delete(&caller.credentials(), text, environment.as_deref()).await;
     deleted.map_err(|error| caller.missing_slash(error, key))?;
     let mut body = b"{\"message\":".to_vec();
     write_string(&format!("Configuration '{text}' deleted successfully"), &mut body);
@@ -133,7 +152,7 @@ pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result
         (true, true) => |row, value, out| render(row, value, row.environment.as_deref(), true, out),
     };
     let query = list_query(caller, is_local)?;
-    let mut list = caller.service.list(caller.user_key(), query, render).await.map_err(failed)?;
+    let mut list = caller.service.list(&caller.credentials(), query, render).await.map_err(failed)?;
     let RenderedPage { bytes: mut first, mut hidden_count, .. } =
         list.next_page().await.map_err(failed)?.unwrap_or_default();
     // What other nodes have still fits most answers, which can then say everything in their heads.
@@ -142,6 +161,11 @@ pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result
         hidden_count += page.hidden_count;
         first.with_room(page.bytes.len()).extend_from_slice(&page.bytes);
     }
+    if list.is_limited() {
+        // The cursor stands in the head, where every client and proxy finds it.
+        list.cut();
+    }
+    let has_entries = !first.is_empty();
     match first.first_mut() {
         Some(comma) => *comma = b'[',
         None => first.with_room(2).push(b'['),
@@ -150,23 +174,31 @@ pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result
         return Ok(Outcome::List(Box::new(ListStream { first, hidden_count, rest: list })));
     }
     first.with_room(1).push(b']');
-    let mut answer = Answer::json(200, first).with_header(ENTRIES_HIDDEN, hidden_count.to_string());
-    answer.headers.extend(list_fields(&list).map(|(name, value)| (name, value.into())));
+    let delay = match has_entries {
+        true => Duration::ZERO,
+        false => list.shows_nothing(&caller.credentials()).map_err(failed)?,
+    };
+    let mut answer = Answer::json(200, first).delayed(delay);
+    answer.headers.extend(list_fields(&list, hidden_count).map(|(name, value)| (name, value.into())));
     Ok(answer.into())
 }
 
-/// What there may be to say about a list when it has ended.
-pub(in crate::http) fn list_field_names(list: &EntryList) -> SmallVec<[&'static str; 3]> {
+/// Names of the fields that [`list_fields`] may give at the end of a list.
+pub(in crate::http) fn list_field_names(list: &EntryList) -> SmallVec<[&'static str; 2]> {
+    let hidden = list.reports_hidden().then_some(ENTRIES_HIDDEN);
     let partial = list.asks_others().then_some(PARTIAL_RESULT);
-    let next_after = list.is_limited().then_some(NEXT_AFTER);
-    [ENTRIES_HIDDEN].into_iter().chain(partial).chain(next_after).collect()
+    hidden.into_iter().chain(partial).collect()
 }
 
-/// What there is to say besides the number of hidden entries.
-pub(in crate::http) fn list_fields(list: &EntryList) -> impl Iterator<Item = (&'static str, String)> {
+/// Header or trailer fields of a list that has ended.
+pub(in crate::http) fn list_fields(
+    list: &EntryList,
+    hidden_count: u64,
+) -> impl Iterator<Item = (&'static str, String)> {
+    let hidden = list.reports_hidden().then(|| (ENTRIES_HIDDEN, hidden_count.to_string()));
     let silent = (!list.silent().is_empty()).then(|| (PARTIAL_RESULT, list.silent().join(", ")));
     let next_after = list.next_after().map(|after| (NEXT_AFTER, cursor::text(after)));
-    silent.into_iter().chain(next_after)
+    hidden.into_iter().chain(silent).chain(next_after)
 }
 
 fn render(row: &Row, value: &[u8], asked_environment: Option<&str>, full: bool, out: &mut Vec<u8>) {
@@ -199,11 +231,22 @@ fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Answer> 
     Ok(ListQuery { filter, after, limit, is_local })
 }
 
-fn entry(status: u16, found: &Found, asked_environment: Option<&str>, full: bool) -> Answer {
-    let shape = Shape::of(&found.row, asked_environment, full);
-    let mut body = Vec::new();
-    write_entry(&found.row, found.value.expose(), shape, &mut body);
-    Answer::json(status, body)
+fn entry(status: u16, found: Found, asked_environment: Option<&str>, full: bool) -> Outcome {
+    let Found { row, value } = found;
+    let shape = Shape::of(&row, asked_environment, full);
+    let mut before = Vec::new();
+    let content = match value {
+        Value::Plain(value) if value.expose().len() <= LARGE_VALUE_BYTES => {
+            write_entry(&row, value.expose(), shape, &mut before);
+            return Answer::json(status, before).into();
+        }
+        Value::Plain(value) => Content::default().with_bytes(value.into()),
+        Value::Sealed(value) => Content::default().with_sealed(value),
+    };
+    let mut after = Vec::new();
+    write_before(&row, shape, &mut before);
+    write_after(&row, shape, &mut after);
+    Outcome::Large(Answer::json(status, Vec::new()), content.between(before, after))
 }
 
 /// An empty environment is no environment.

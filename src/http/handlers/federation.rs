@@ -1,42 +1,42 @@
 //! What nodes of a federation ask each other, and what their operators ask about all of them.
 
+use zeroize::Zeroizing;
+
 use super::cursor;
+use super::peers::decoded;
 use crate::http::PARTIAL_RESULT;
 use crate::http::answer::Answer;
 use crate::http::app::{Settings, failed};
 use crate::http::body::Fault;
-use crate::http::error::{malformed_message, not_clustered};
+use crate::http::error::not_clustered;
 use crate::http::json::{write_optional, write_string};
 use crate::http::query::parameter;
 use crate::limits::{DUPLICATES_COUNT_MAX, LIST_PAGE_BYTES};
-use crate::service::federation::messages::{
-    decode_find, decode_order, decode_query, encode_found, encode_outcome, encode_page,
-};
+use crate::service::federation::messages::{decode_find, decode_order, decode_query};
 use crate::service::{After, Service};
 
 /// `POST /cluster/find`: an entry of this node.
-pub(in crate::http) async fn find(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
+pub(in crate::http) async fn find(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
     require_federation(service)?;
-    let find = decode_find(body).map_err(|error| malformed_message(&error))?;
-    let found = service.find_here(&find).await.map_err(failed)?;
-    Ok(Answer::json(200, encode_found(service.salt_in_use().0, &found)))
+    let find = decoded(service, body, decode_find).await?;
+    Ok(Answer::json(200, service.found_message(&find).await.map_err(failed)?))
 }
 
 /// `POST /cluster/page`: entries of this node, by name.
-pub(in crate::http) async fn page(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
+pub(in crate::http) async fn page(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
     require_federation(service)?;
-    let mut query = decode_query(body).map_err(|error| malformed_message(&error))?;
+    let mut query = decoded(service, body, decode_query).await?;
     query.bytes_max = query.bytes_max.min(LIST_PAGE_BYTES);
-    let page = service.page_here(query).await.map_err(failed)?;
-    Ok(Answer::json(200, encode_page(service.salt_in_use().0, &page)))
+    let _share = service.share_for_peer(query.bytes_max).map_err(failed)?;
+    Ok(Answer::json(200, service.page_message(query).await.map_err(failed)?))
 }
 
 /// `POST /cluster/write`: changes an entry of this node.
-pub(in crate::http) async fn write(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
+pub(in crate::http) async fn write(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
     require_federation(service)?;
-    let order = decode_order(body).map_err(|error| malformed_message(&error))?;
-    let outcome = service.write_here(order).await.map_err(failed)?;
-    Ok(Answer::json(200, encode_outcome(&outcome)))
+    let _share = service.share_for_peer(body.len()).map_err(failed)?;
+    let order = decoded(service, body, decode_order).await?;
+    Ok(Answer::json(200, service.outcome_message(order).await.map_err(failed)?))
 }
 
 /// `GET /v1/federation/duplicates`: entries that several nodes have.

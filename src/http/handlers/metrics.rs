@@ -23,8 +23,9 @@ pub(in crate::http) async fn metrics(settings: &Settings, service: &Service) -> 
     if let Ok(count) = service.entries_count().await {
         exposition.gauge("osc_config_entries_total", "Entries that this node has.").with_count(&[], count);
     }
-    cluster(service, &mut exposition);
+    cluster(settings, service, &mut exposition);
     parts(service, &mut exposition);
+    guard(service, &mut exposition);
     program(settings, service, &mut exposition);
     if let Some(numbers) = service.process_numbers().await {
         process(numbers, &mut exposition);
@@ -87,9 +88,41 @@ fn requests(settings: &Settings, exposition: &mut Exposition) {
     exposition
         .gauge("osc_connections_limit", "Connections that may be open, on all executors together.")
         .with_count(&[], settings.connections_max as u64);
+    let (refused, refused_of_address) = executors.refused_connections();
+    exposition
+        .counter("osc_connections_refused_total", "Connections refused because of a limit.")
+        .with_count(&[("limit", "server")], refused)
+        .with_count(&[("limit", "address")], refused_of_address);
+    exposition
+        .counter("osc_tls_handshakes_failed_total", "TLS handshakes that failed.")
+        .with_count(&[], executors.failed_handshakes());
+    let expiry = settings.certificate_expiry.get();
+    if expiry > 0 {
+        let help = "When the certificate of this server expires, in seconds since unix epoch.";
+        exposition.gauge("osc_tls_certificate_expiry_seconds", help).with_count(&[], expiry);
+    }
+    let answers = &settings.answers;
+    exposition
+        .gauge(
+            "osc_answers_waiting_bytes",
+            "Memory of large answers, and of answers that clients do not take.",
+        )
+        .with_count(&[], answers.held_bytes() as u64);
+    exposition
+        .gauge(
+            "osc_answers_waiting_bytes_limit",
+            "The limit of that memory; large answers beyond it are 503.",
+        )
+        .with_count(&[], answers.bytes_max() as u64);
+    exposition
+        .counter("osc_answers_refused_total", "Large answers that there was no memory for.")
+        .with_count(&[], answers.refused_count());
+    exposition
+        .counter("osc_answers_dropped_total", "Answers that slow clients lost to others, for lack of memory.")
+        .with_count(&[], answers.evicted_count());
 }
 
-fn cluster(service: &Service, exposition: &mut Exposition) {
+fn cluster(settings: &Settings, service: &Service, exposition: &mut Exposition) {
     let Some(view) = service.cluster() else { return };
     let members = view.members();
     let members = || members.iter().filter(|member| member.state != "self");
@@ -98,6 +131,22 @@ fn cluster(service: &Service, exposition: &mut Exposition) {
     exposition
         .gauge("osc_cluster_nodes_total", "Peers in the settings.")
         .with_count(&[], members().count() as u64);
+    let refused = members().filter(|member| member.state == "refused").count();
+    exposition
+        .gauge("osc_cluster_peers_refused", "Peers that answer, and with which nothing is exchanged.")
+        .with_count(&[], refused as u64);
+    exposition
+        .counter(
+            "osc_cluster_credentials_refused_total",
+            "Requests that were refused for their node credentials.",
+        )
+        .with_count(&[], settings.node_auth.refused_count());
+    exposition
+        .counter(
+            "osc_cluster_changes_refused_total",
+            "Changes of peers refused as ahead of this node's clock.",
+        )
+        .with_count(&[], view.clocks().refused_count());
     exposition
         .histogram("osc_cluster_sync_duration_seconds", "Comparisons with a peer.")
         .with_durations(&[], &view.comparisons());
@@ -159,6 +208,15 @@ fn parts(service: &Service, exposition: &mut Exposition) {
         .histogram("osc_store_commit_duration_seconds", "Transactions, with the time that the disk took.")
         .with_durations(&[], &writer.durations());
     exposition
+        .gauge("osc_store_wal_bytes", "Size of the write-ahead log after the last transaction.")
+        .with_count(&[], writer.wal_bytes());
+    exposition
+        .gauge(
+            "osc_store_checkpoint_blocked",
+            "Whether a transaction of another program keeps the write-ahead log from being emptied.",
+        )
+        .with_count(&[], u64::from(writer.is_checkpoint_blocked()));
+    exposition
         .gauge("osc_key_cache_keys", "Derived keys in memory.")
         .with_count(&[("tier", "proven")], numbers.keys.proven as u64)
         .with_count(&[("tier", "unproven")], numbers.keys.unproven as u64)
@@ -181,6 +239,19 @@ fn parts(service: &Service, exposition: &mut Exposition) {
         .gauge("osc_cache_items", "Entry keys whose rows are cached, and pages of lists.")
         .with_count(&[("cache", "rows")], numbers.rows_cached as u64)
         .with_count(&[("cache", "pages")], numbers.pages_cached as u64);
+}
+
+fn guard(service: &Service, exposition: &mut Exposition) {
+    let mut failures =
+        exposition.counter("osc_auth_failures_total", "Failed keys, and names tried with them.");
+    for (kind, failures_count, _) in service.guard().counts() {
+        failures = failures.with_count(&[("kind", kind)], failures_count);
+    }
+    let help = "Requests that were refused after too many failed keys.";
+    let mut refusals = exposition.counter("osc_auth_refusals_total", help);
+    for (kind, _, refusals_count) in service.guard().counts() {
+        refusals = refusals.with_count(&[("kind", kind)], refusals_count);
+    }
 }
 
 fn program(settings: &Settings, service: &Service, exposition: &mut Exposition) {

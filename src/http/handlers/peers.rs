@@ -1,31 +1,37 @@
 //! What other nodes ask: sealed entries and their versions, never a user key.
 
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
 use crate::http::answer::Answer;
 use crate::http::app::failed;
 use crate::http::error::{malformed_message, not_clustered};
-use crate::limits::VERSIONS_BYTES_PER_MESSAGE;
+use crate::limits::{CHANGES_BYTES_PER_MESSAGE, PEER_INLINE_BYTES, VERSIONS_BYTES_PER_MESSAGE};
 use crate::service::Service;
 use crate::service::exchange::{
-    decode_buckets, decode_changes, decode_digest, decode_ids, encode_changes, encode_digests,
-    encode_versions,
+    Malformed, decode_buckets, decode_changes, decode_digest, decode_ids, encode_applied, encode_digest,
+    encode_digests,
 };
 use crate::store::root_of;
 
 /// `POST /cluster/changes`: takes changes of a peer, those that win.
-pub(in crate::http) async fn changes(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
+pub(in crate::http) async fn changes(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
     require_cluster(service)?;
-    let (salt, changes) = decode_changes(body).map_err(|error| malformed_message(&error))?;
+    let _share = service.share_for_peer(body.len()).map_err(failed)?;
+    let (salt, changes) = decoded(service, body, decode_changes).await?;
     let applied = service.apply(salt, changes).await.map_err(failed)?;
-    Ok(Answer::json(200, format!(r#"{{"applied":{applied}}}"#).into_bytes()))
+    Ok(Answer::json(200, encode_applied(&applied)))
 }
 
-/// `POST /cluster/digests`: nothing if the peer's digest is this node's, else the digests of all buckets.
+/// `POST /cluster/digests`: the peer's digest if it is this node's, else the digests of all buckets.
 pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
     require_cluster(service)?;
     let theirs = decode_digest(body).map_err(|error| malformed_message(&error))?;
     let own = service.bucket_digests().map_err(failed)?;
-    let body = match theirs == root_of(&own) {
-        true => Vec::new(),
+    let root = root_of(&own);
+    let body = match theirs == root {
+        true => encode_digest(root).into_bytes(),
         false => encode_digests(&own),
     };
     Ok(Answer {
@@ -33,25 +39,38 @@ pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Answer,
         content_type: Some("application/octet-stream"),
         headers: Vec::new(),
         body: body.into(),
+        delay: Duration::ZERO,
     })
 }
 
 /// `POST /cluster/versions`: the versions of all entries of some buckets, of the first ones if it would be
 /// too many.
-pub(in crate::http) async fn versions(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
+pub(in crate::http) async fn versions(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
     require_cluster(service)?;
-    let buckets = decode_buckets(body).map_err(|error| malformed_message(&error))?;
-    let page = service.versions(buckets, VERSIONS_BYTES_PER_MESSAGE).await.map_err(failed)?;
-    Ok(Answer::json(200, encode_versions(&page)))
+    let _share = service.share_for_peer(body.len() + VERSIONS_BYTES_PER_MESSAGE).map_err(failed)?;
+    let buckets = decoded(service, body, decode_buckets).await?;
+    Ok(Answer::json(200, service.versions_message(buckets).await.map_err(failed)?))
 }
 
 /// `POST /cluster/entries`: entries by name, as many as fit one message.
-pub(in crate::http) async fn entries(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
+pub(in crate::http) async fn entries(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
     require_cluster(service)?;
-    let ids = decode_ids(body).map_err(|error| malformed_message(&error))?;
-    let changes = service.changes(ids).await.map_err(failed)?;
-    let salt = service.salt_in_use().0.unwrap_or(0);
-    Ok(Answer::json(200, encode_changes(salt, &changes)))
+    let _share = service.share_for_peer(body.len() + CHANGES_BYTES_PER_MESSAGE).map_err(failed)?;
+    let ids = decoded(service, body, decode_ids).await?;
+    Ok(Answer::json(200, service.entries_message(ids).await.map_err(failed)?))
+}
+
+/// Reads a message: here if it is short, otherwise on the pool.
+pub(super) async fn decoded<T: Send + 'static>(
+    service: &Service,
+    body: Zeroizing<Vec<u8>>,
+    decode: fn(&[u8]) -> Result<T, Malformed>,
+) -> Result<T, Answer> {
+    let decoded = match body.len() <= PEER_INLINE_BYTES {
+        true => decode(&body),
+        false => service.on_pool(move || decode(&body)).await.map_err(failed)?,
+    };
+    decoded.map_err(|error| malformed_message(&error))
 }
 
 /// Nodes of a federation exchange nothing.

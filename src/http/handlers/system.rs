@@ -36,11 +36,21 @@ pub(in crate::http) fn ready(service: &Service) -> Answer {
     }
 }
 
+/// Of `/ready`, while a new node may lack what its peers have.
+pub(in crate::http) const NOT_JOINED: &str =
+    "this node is new and has not compared its entries with its peers yet";
+
 /// Why this node should get no requests, if so.
 pub(super) fn obstacle(service: &Service) -> Option<String> {
+    if let Some(fault) = service.faults().into_iter().next() {
+        return Some(fault);
+    }
     let cluster = service.cluster()?;
-    if !cluster.salt_is_agreed() {
+    if !cluster.salt().is_open() {
         return Some("the nodes have not agreed on a salt yet".to_owned());
+    }
+    if !cluster.has_joined() {
+        return Some(NOT_JOINED.to_owned());
     }
     let members = cluster.members();
     let in_the_way = members.iter().find(|member| member.is_in_the_way)?;

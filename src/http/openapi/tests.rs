@@ -10,7 +10,7 @@ use super::{COMPONENTS, PATHS, document, members};
 use crate::http::answer::Answer;
 use crate::http::body::{self, Fault};
 use crate::http::error::{self, Refusal};
-use crate::http::route::{ENDPOINTS, Route};
+use crate::http::route::{Audience, ENDPOINTS, Route};
 use crate::http1::{Method, Rejection};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, LIST_LIMIT_MAX};
 use crate::service::Error;
@@ -77,10 +77,9 @@ fn each_route_is_described_and_each_description_is_a_route() {
     for (variant, method, path) in variants {
         let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
         let path_of_one = path.replace("{key}", "k");
-        let route = Route::find(*method, path_of_one.as_bytes()).expect("a route");
-        // All pages have one label.
-        let label = ENDPOINTS[route.endpoint()];
-        assert!(label == path || (label, &*path) == ("/docs", "/redoc"), "{path} is counted as {label}");
+        let found = Route::find_for(Audience::Everyone, *method, path_of_one.as_bytes());
+        let (route, endpoint) = found.expect("a route");
+        assert_eq!(ENDPOINTS[endpoint], path);
         let debug = format!("{route:?}");
         assert_eq!(debug.split(['(', ' ']).next(), Some(&*variant), "{path}");
     }
@@ -99,11 +98,15 @@ fn what_a_route_needs_is_described() {
         assert_eq!(operation.get("requestBody").is_some(), route.body_bytes_max().is_some(), "{path}");
         let responses = operation["responses"].as_object().expect("an object");
         let has = |status: &str| responses.contains_key(status);
-        assert_eq!(has("403"), route.needs_api_key(), "{path}");
+        // Health takes requests without credentials, and refuses wrong ones of nodes.
+        let checks_nodes = route.needs_node() || matches!(route, Route::ClusterHealth);
+        assert_eq!(security.contains("nodeToken"), checks_nodes, "{path}");
+        assert_eq!(has("403"), route.needs_api_key() || checks_nodes, "{path}");
         assert_eq!(has("401"), route.needs_user_key(), "{path}");
-        assert_eq!(has("429"), route.counts_for_limits(), "{path}");
+        assert_eq!(has("429"), route.counts_for_limits() || route.needs_api_key(), "{path}");
+        assert_eq!(has("412"), route.needs_user_key(), "{path}");
         assert_eq!(has("413") && has("415"), route.body_bytes_max().is_some(), "{path}");
-        for status in ["400", "408", "414", "417", "431", "500", "501", "503", "505"] {
+        for status in ["400", "408", "414", "417", "421", "431", "500", "501", "503", "505"] {
             assert!(has(status), "{path}: {status}");
         }
         assert!(!has("and"), "{path}");
@@ -199,10 +202,17 @@ fn table() -> Vec<Answer> {
     answers.extend(
         [
             Refusal::ApiKeyMissing,
-            Refusal::ApiKeyWrong,
+            Refusal::ApiKeyWrong { delay: Duration::ZERO },
+            Refusal::ApiKeyOfClients,
+            Refusal::ClusterSecretMissing,
+            Refusal::ClusterSecretWrong { delay: Duration::ZERO },
+            Refusal::NodeCertificateMissing,
             Refusal::UserKeyTooShort { bytes_min: 8 },
             Refusal::ContentCoded,
+            Refusal::Conditional,
+            Refusal::PartialContent,
             Refusal::TooManyRequests { wait: Duration::ZERO },
+            Refusal::TooManyFailures { wait: Duration::ZERO },
         ]
         .iter()
         .map(Answer::from),
@@ -224,8 +234,8 @@ fn table() -> Vec<Answer> {
     );
     answers.extend(
         [
-            Error::AlreadyExists { key: key(), environment: None },
-            Error::AlreadyExists { key: key(), environment: production() },
+            Error::AlreadyExists { key: key(), environment: None, is_foreign: true },
+            Error::AlreadyExists { key: key(), environment: production(), is_foreign: true },
             Error::NotFound { key: key(), environment: None, silent: Vec::new() },
             Error::NotFound { key: key(), environment: production(), silent: silent() },
             Error::Incomplete { key: key(), environment: None, silent: silent() },
@@ -234,15 +244,20 @@ fn table() -> Vec<Answer> {
             Error::Unreadable { key: key(), what: "it is not valid JSON" },
             Error::Busy,
             Error::DiskFull,
+            Error::Displaced,
             Error::Unavailable,
             Error::NotReplicated { reached: 0, wanted: 1 },
+            Error::VersionAhead { key: key(), minutes: 62 },
             Error::SaltDiffers,
             Error::NoSalt,
+            Error::NotJoined,
         ]
         .map(Answer::from),
     );
     answers.extend([error::internal(), error::not_clustered(), error::overloaded()]);
+    answers.extend([error::host_not_allowed(), error::origin_not_allowed(), error::salt_in_a_form()]);
     answers.push(error::not_ready("the nodes have not agreed on a salt yet"));
+    answers.push(error::not_ready(crate::http::handlers::system::NOT_JOINED));
     answers.push(error::unhealthy(&["no space is left to write; reading goes on".to_owned()]));
     answers.extend(faults());
     answers
@@ -277,8 +292,9 @@ fn faults() -> Vec<Answer> {
 }
 
 /// What handlers say themselves; `tests/server/documentation.rs` sees that they do.
-const OF_HANDLERS: [(u16, &str); 5] = [
+const OF_HANDLERS: [(u16, &str); 6] = [
     (400, "Invalid salt size: 5 bytes (expected 64)"),
+    (400, "Invalid salt: it is not random (distinct byte values: 1)"),
     (404, "Salt file not found on this node"),
     (409, "Salt file already exists and differs from received salt"),
     (422, "not a message of a peer: EOF while parsing a value at line 1 column 0"),

@@ -65,6 +65,11 @@ impl ClientConnection {
         }
     }
 
+    /// Takes bodies of responses up to another size, from the next response on.
+    pub fn set_body_bytes_max(&mut self, body_bytes_max: usize) {
+        self.body_bytes_max = body_bytes_max;
+    }
+
     /// Begins an exchange, which ends with [`ClientConnection::finish`].
     ///
     /// Writes nothing and fails where the call cannot be written as one request, where the deadline

@@ -44,11 +44,11 @@ impl Engine for Epoll {
         Ok(Stream(stream))
     }
 
-    fn accept(self, listeners: Vec<TcpListener>, acceptor: impl Acceptor) -> io::Result<EpollSockets> {
+    fn accept(self, listeners: Vec<(TcpListener, impl Acceptor)>) -> io::Result<EpollSockets> {
         let mut tasks = Vec::with_capacity(listeners.len());
-        for listener in listeners {
+        for (listener, acceptor) in listeners {
             listener.set_nonblocking(true)?;
-            let (listener, acceptor) = (tokio::net::TcpListener::from_std(listener)?, acceptor.clone());
+            let listener = tokio::net::TcpListener::from_std(listener)?;
             tasks.push(spawn_local(async move {
                 loop {
                     let accepted = listener.accept().await;

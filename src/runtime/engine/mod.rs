@@ -24,7 +24,7 @@ use crate::config::EngineChoice;
 
 /// How long locked memory may be short, and how often it is tried: what the rings of a process hold is freed
 /// some time after it has gone.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
+const MEMORY_PATIENCE: Duration = Duration::from_secs(5);
 const MEMORY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An executor on a thread of its own, and the sockets that it serves. Apart from [`Self::run`], everything is
@@ -50,15 +50,15 @@ pub(super) trait Engine: Copy + Send + 'static {
     /// Opens a connection.
     fn connect(self, address: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>>;
 
-    /// Gives every connection of these listeners to `acceptor` from now on.
+    /// Gives every connection of each listener to its acceptor from now on.
     ///
     /// # Errors
     /// When the system refuses.
-    fn accept(self, listeners: Vec<TcpListener>, acceptor: impl Acceptor) -> io::Result<Self::Sockets>;
+    fn accept(self, listeners: Vec<(TcpListener, impl Acceptor)>) -> io::Result<Self::Sockets>;
 }
 
 /// What becomes of connections.
-pub(super) trait Acceptor: Clone + 'static {
+pub(super) trait Acceptor: 'static {
     /// Takes one with the client's address, or the error that was there instead, and returns when it would take
     /// the next.
     fn take<S>(&self, accepted: io::Result<(S, Option<IpAddr>)>) -> impl Future<Output = ()>

@@ -70,14 +70,18 @@ impl Engine for Uring {
     }
 
     /// By a ring of their own where that is possible, otherwise by glommio.
-    fn accept(self, listeners: Vec<TcpListener>, acceptor: impl Acceptor) -> io::Result<UringSockets> {
+    fn accept(self, listeners: Vec<(TcpListener, impl Acceptor)>) -> io::Result<UringSockets> {
         if self.uses_ring {
             let ring = patiently(|| {
-                let own: io::Result<Vec<_>> = listeners.iter().map(TcpListener::try_clone).collect();
+                let own: io::Result<Vec<_>> =
+                    listeners.iter().map(|(listener, _)| listener.try_clone()).collect();
                 Ring::new(own?)
             });
             match ring {
-                Ok(ring) => return Ok(UringSockets::on_ring(ring, &acceptor)),
+                Ok(ring) => {
+                    let acceptors = listeners.into_iter().map(|(_, acceptor)| acceptor);
+                    return Ok(UringSockets::on_ring(ring, acceptors));
+                }
                 // No other is slower for a reason that is gone at the next start.
                 Err(error) if is_out_of_memory(&error) => return Err(explained(error)),
                 Err(error) => tracing::info!(
@@ -86,7 +90,7 @@ impl Engine for Uring {
                 ),
             }
         }
-        Ok(UringSockets::on_streams(listeners, &acceptor))
+        Ok(UringSockets::on_streams(listeners))
     }
 }
 
@@ -102,10 +106,11 @@ pub(in crate::runtime) struct UringSockets {
 }
 
 impl UringSockets {
-    fn on_ring(ring: Rc<Ring>, acceptor: &impl Acceptor) -> Self {
+    /// The listeners of the ring have these acceptors, in this order.
+    fn on_ring(ring: Rc<Ring>, acceptors: impl Iterator<Item = impl Acceptor>) -> Self {
         let mut tasks = vec![glommio::spawn_local(ring::drive(Rc::clone(&ring)))];
-        for listener in 0..ring.listeners_count() {
-            let (ring, acceptor) = (Rc::clone(&ring), acceptor.clone());
+        for (listener, acceptor) in acceptors.enumerate() {
+            let ring = Rc::clone(&ring);
             tasks.push(glommio::spawn_local(async move {
                 loop {
                     let accepted = ring.accept(listener).await;
@@ -121,9 +126,9 @@ impl UringSockets {
         Self { tasks, ring: Some(ring) }
     }
 
-    fn on_streams(listeners: Vec<TcpListener>, acceptor: &impl Acceptor) -> Self {
-        let accept = |listener| {
-            let (listener, acceptor) = (listener::adopt(listener), acceptor.clone());
+    fn on_streams<A: Acceptor>(listeners: Vec<(TcpListener, A)>) -> Self {
+        let accept = |(listener, acceptor): (TcpListener, A)| {
+            let listener = listener::adopt(listener);
             glommio::spawn_local(async move {
                 loop {
                     let accepted = listener.accept().await.map_err(io::Error::from);

@@ -100,11 +100,6 @@ impl Ring {
         Ok(Rc::new(Self { state: RefCell::new(state), signal }))
     }
 
-    /// How many listeners there are.
-    pub(super) fn listeners_count(&self) -> usize {
-        self.state.borrow().listeners.len()
-    }
-
     /// The next connection of a listener.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! What the ring knows of one connection.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -84,6 +85,15 @@ impl Socket {
         self.descriptor.as_ref().expect("it is closed only after it was dropped")
     }
 
+    /// Ends the process on a completion for an earlier connection in this place. A place is used again only when
+    /// nothing is pending, so the ring is damaged then, and its next bytes could be those of another client.
+    #[inline]
+    fn check_is_meant(&self, tag: Tag) {
+        if self.generation != tag.generation {
+            end_on_foreign_completion(self.generation, tag);
+        }
+    }
+
     fn has_input(&self) -> bool {
         self.held.is_some() || self.input_read < self.input.len() || self.end.is_some()
     }
@@ -137,6 +147,16 @@ impl Socket {
             buffers.give_back(filled);
         }
     }
+}
+
+/// Without unwinding, which would run code of the damaged executor, and past the log, whose thread may not write again.
+#[cold]
+fn end_on_foreign_completion(generation: u32, tag: Tag) -> ! {
+    let line = format!(
+        "opensecureconf: fatal: io_uring completion {tag:?} for a connection of generation {generation}\n"
+    );
+    io::stderr().write_all(line.as_bytes()).ok();
+    process::abort()
 }
 
 impl State {
@@ -285,10 +305,7 @@ impl State {
     pub(super) fn received(&mut self, tag: Tag, result: io::Result<u32>, buffer: Option<u16>, more: bool) {
         let index = tag.index;
         let socket = &mut self.sockets[index as usize];
-        debug_assert_eq!(
-            socket.generation, tag.generation,
-            "a place is used again only when nothing is pending"
-        );
+        socket.check_is_meant(tag);
         if !more {
             socket.receiving = Receiving::No;
         }
@@ -336,10 +353,7 @@ impl State {
     #[expect(unsafe_code, reason = "the kernel reads the bytes later")]
     pub(super) fn sent(&mut self, tag: Tag, result: io::Result<u32>) {
         let socket = &mut self.sockets[tag.index as usize];
-        debug_assert_eq!(
-            socket.generation, tag.generation,
-            "a place is used again only when nothing is pending"
-        );
+        socket.check_is_meant(tag);
         let count = match &result {
             Ok(count) => *count as usize,
             Err(error) => {
@@ -372,11 +386,14 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::fs;
     use std::os::unix::net::UnixStream;
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+    use std::process::Command;
     use std::rc::Rc;
 
     use super::super::Ring;
+    use super::super::queue::Done;
     use super::*;
 
     fn ring() -> Rc<Ring> {
@@ -463,5 +480,27 @@ mod tests {
             let held = ring.state.borrow().sockets[index as usize].input.capacity();
             assert!(held <= 2 * INPUT_BYTES_MAX, "{held} bytes for {} that wait", sent - taken);
         }
+    }
+
+    /// Runs itself as a child, because what it does ends the process.
+    #[test]
+    fn a_completion_of_an_earlier_connection_ends_the_process() {
+        const CHILD: &str = "child-of-the-test";
+        let own_name = fs::read_to_string("/proc/self/cmdline").expect("it is there");
+        if own_name.starts_with(CHILD) {
+            let ring = ring();
+            let (index, _there) = connect(&ring);
+            let mut state = ring.state.borrow_mut();
+            state.pending_count = 1;
+            let tag = Tag { operation: Operation::Receive, index, generation: 1 };
+            state.complete(Done { tag, result: Ok(0), buffer: None, more: false });
+            return;
+        }
+        let test = "runtime::ring::socket::tests::a_completion_of_an_earlier_connection_ends_the_process";
+        let mut child = Command::new("/proc/self/exe");
+        let output = child.arg0(CHILD).args(["--exact", test, "--nocapture"]).output().expect("it starts");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(6), "{}: {told}", output.status);
+        assert!(told.contains("io_uring completion"), "{told}");
     }
 }

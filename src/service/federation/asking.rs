@@ -6,19 +6,17 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use futures_channel::{mpsc, oneshot};
 
 use super::locations::Locations;
 use crate::config::FederationConfig;
 use crate::limits::QUESTIONS_COUNT_MAX;
-use crate::service::{ClusterView, Member};
+use crate::service::{ClusterView, Member, PeerId};
 
 /// How a request reaches the peers; one for the process.
 #[derive(Debug)]
 pub struct Federation {
-    /// Replaced when the cluster's executor is.
-    errands: ArcSwap<mpsc::UnboundedSender<Errand>>,
+    errands: mpsc::UnboundedSender<Errand>,
     /// Each question under way holds a clone.
     tickets: Arc<()>,
     view: Arc<ClusterView>,
@@ -35,6 +33,8 @@ pub type Errands = mpsc::UnboundedReceiver<Errand>;
 pub enum Errand {
     /// Ask a peer.
     Ask(Ask),
+    /// Note that an answer of a peer was not one of a node.
+    NoteMalformed(PeerId),
     /// Tell when some time has passed.
     Alarm {
         /// How much.
@@ -47,8 +47,8 @@ pub enum Errand {
 /// A question to one peer.
 #[derive(Debug)]
 pub struct Ask {
-    /// The peer's place in the configuration.
-    pub peer: usize,
+    /// The peer.
+    pub peer: PeerId,
     /// The endpoint.
     pub target: &'static str,
     /// What is asked.
@@ -68,18 +68,25 @@ pub(super) struct Peers {
 
 impl Peers {
     /// Those that may answer.
-    pub(super) fn askable(&self) -> impl Iterator<Item = usize> {
-        self.members.iter().enumerate().filter(|(_, member)| member.may_answer).map(|(index, _)| index)
+    pub(super) fn askable(&self) -> impl Iterator<Item = PeerId> {
+        self.members.iter().filter(|member| member.may_answer).map(|member| member.id)
     }
 
     /// Those that are known not to answer.
-    pub(super) fn silent(&self) -> impl Iterator<Item = usize> {
-        let others = self.members.iter().enumerate().filter(|(_, member)| member.state != "self");
-        others.filter(|(_, member)| !member.may_answer).map(|(index, _)| index)
+    pub(super) fn silent(&self) -> impl Iterator<Item = PeerId> {
+        let others = self.members.iter().filter(|member| member.state != "self");
+        others.filter(|member| !member.may_answer).map(|member| member.id)
     }
 
-    pub(super) fn name(&self, peer: usize) -> String {
-        self.members[peer].address.clone()
+    /// The address of a peer; empty for one that is not in the list.
+    pub(super) fn name(&self, peer: PeerId) -> String {
+        self.members.iter().find(|member| member.id == peer).map_or_else(String::new, |it| it.address.clone())
+    }
+
+    /// Peers by address, in the order of the configuration.
+    pub(super) fn names(&self, peers: &[PeerId]) -> Vec<String> {
+        let named = self.members.iter().filter(|member| peers.contains(&member.id));
+        named.map(|member| member.address.clone()).collect()
     }
 }
 
@@ -88,7 +95,7 @@ impl Federation {
     pub fn new(config: &FederationConfig, view: Arc<ClusterView>) -> (Self, Errands) {
         let (errands, receiver) = mpsc::unbounded();
         let federation = Self {
-            errands: ArcSwap::from_pointee(errands),
+            errands,
             tickets: Arc::default(),
             view,
             locations: Locations::default(),
@@ -98,14 +105,9 @@ impl Federation {
         (federation, receiver)
     }
 
-    /// What another executor has to take care of from now on, with other peers perhaps. Questions that the one
-    /// before did not get to have no answer.
-    pub fn renew(&self) -> Errands {
-        // They name peers by their place in the settings.
-        self.locations.clear();
-        let (errands, receiver) = mpsc::unbounded();
-        self.errands.store(Arc::new(errands));
-        receiver
+    /// Takes note of another list of peers. Where entries are stays known; which peer is the nearest does not.
+    pub fn peers_changed(&self) {
+        self.locations.order_changed();
     }
 
     pub(super) fn peers(&self) -> Peers {
@@ -115,7 +117,7 @@ impl Federation {
     /// Asks one peer. With too many questions under way there is no answer.
     pub(super) fn ask(
         &self,
-        peer: usize,
+        peer: PeerId,
         target: &'static str,
         body: &Arc<[u8]>,
         deadline: Instant,
@@ -125,15 +127,21 @@ impl Federation {
         if Arc::strong_count(&ticket) <= QUESTIONS_COUNT_MAX {
             let ask = Ask { peer, target, body: Arc::clone(body), deadline, answer, _ticket: ticket };
             // The executor may have ended: the question is dropped, and has no answer.
-            self.errands.load().unbounded_send(Errand::Ask(ask)).ok();
+            self.errands.unbounded_send(Errand::Ask(ask)).ok();
         }
         receiver
+    }
+
+    /// Has it noted that an answer of a peer was not one of a node. Its connections are given up: its name may lead to
+    /// another host by now.
+    pub(super) fn note_malformed(&self, peer: PeerId) {
+        self.errands.unbounded_send(Errand::NoteMalformed(peer)).ok();
     }
 
     /// Resolves after some time.
     pub(super) fn alarm(&self, after: Duration) -> oneshot::Receiver<()> {
         let (ring, receiver) = oneshot::channel();
-        self.errands.load().unbounded_send(Errand::Alarm { after, ring }).ok();
+        self.errands.unbounded_send(Errand::Alarm { after, ring }).ok();
         receiver
     }
 }
@@ -141,16 +149,16 @@ impl Federation {
 /// Answers that are waited for.
 #[derive(Default)]
 pub(super) struct Answers {
-    waiting: Vec<(usize, oneshot::Receiver<Vec<u8>>)>,
+    waiting: Vec<(PeerId, oneshot::Receiver<Vec<u8>>)>,
 }
 
 impl Answers {
-    pub(super) fn expect(&mut self, peer: usize, receiver: oneshot::Receiver<Vec<u8>>) {
+    pub(super) fn expect(&mut self, peer: PeerId, receiver: oneshot::Receiver<Vec<u8>>) {
         self.waiting.push((peer, receiver));
     }
 
     /// The next peer that has answered, or will not; `None` once no more are waited for.
-    pub(super) async fn next(&mut self) -> Option<(usize, Option<Vec<u8>>)> {
+    pub(super) async fn next(&mut self) -> Option<(PeerId, Option<Vec<u8>>)> {
         poll_fn(|context| {
             for index in 0..self.waiting.len() {
                 if let Poll::Ready(answer) = Pin::new(&mut self.waiting[index].1).poll(context) {

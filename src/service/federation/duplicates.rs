@@ -41,9 +41,8 @@ impl Service {
         let mut others = Others::new(federation, None, Filter::default(), after.as_ref(), true);
         let mut own = Own { service: self, after, names: BTreeSet::new(), more: true };
         let mut duplicates = Duplicates::default();
-        let names = federation.peers();
         loop {
-            let merged = others.next_merged(federation, usize::MAX).await;
+            let merged = others.next_merged(self, federation, usize::MAX).await;
             let Some(last) = merged.last().map(|merged| merged.row.entry_id()) else {
                 if others.is_over() {
                     break;
@@ -59,7 +58,7 @@ impl Service {
                         duplicates.more = true;
                         break;
                     }
-                    let peers = merged.peers.into_iter().map(|peer| names.name(peer)).collect();
+                    let peers = others.names(&merged.peers);
                     duplicates.found.push(Duplicate { id, is_here, peers });
                 }
             }

@@ -11,7 +11,8 @@ use futures_channel::oneshot;
 use super::asking::{Answers, Federation, Peers};
 use super::locations::Location;
 use super::messages::{FIND, Find, Found, decode_found, encode_find};
-use crate::service::{Error, Service};
+use crate::model::EntryId;
+use crate::service::{Error, PeerId, Service};
 use crate::store::Row;
 
 /// A peer that probably has the entry is given this part of the time before the others are asked, too.
@@ -19,8 +20,7 @@ const HEDGE_PART: u32 = 4;
 
 /// An entry of a peer.
 pub(in crate::service) struct Remote {
-    /// The peer's place in the configuration.
-    pub(super) peer: usize,
+    pub(super) peer: PeerId,
     /// The entry.
     pub(in crate::service) row: Arc<Row>,
 }
@@ -45,6 +45,7 @@ enum Standing {
 }
 
 struct Search<'a> {
+    service: &'a Service,
     federation: &'a Federation,
     find: Find,
     question: Arc<[u8]>,
@@ -52,7 +53,9 @@ struct Search<'a> {
     salt: Option<u64>,
     choice: Choice,
     peers: Peers,
-    standings: Vec<(usize, Standing)>,
+    /// Of the peers, before they were listed.
+    order: u64,
+    standings: Vec<(PeerId, Standing)>,
     answers: Answers,
 }
 
@@ -70,9 +73,17 @@ impl Service {
     ) -> Result<Remote, Error> {
         // Without a salt nothing could be opened, and answers could not be told from those of strangers.
         self.salt_is_agreed().await?;
+        let id = EntryId { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        if id.check().is_err() {
+            // No node can have it, and peers would not understand the question.
+            let EntryId { key, environment } = id;
+            return Err(Error::NotFound { key, environment, silent: Vec::new() });
+        }
         let find = Find { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        let order = federation.locations.order();
         let peers = federation.peers();
         let mut search = Search {
+            service: self,
             federation,
             question: encode_find(&find).into(),
             find,
@@ -81,6 +92,7 @@ impl Service {
             choice,
             standings: peers.askable().map(|peer| (peer, Standing::Unasked)).collect(),
             peers,
+            order,
             answers: Answers::default(),
         };
         search.run().await
@@ -91,6 +103,7 @@ impl Search<'_> {
     async fn run(&mut self) -> Result<Remote, Error> {
         let (key, environment) = (self.find.key.clone(), self.find.environment.clone());
         let locations = &self.federation.locations;
+        let order = self.order;
         let guess = locations
             .get(&key, environment.as_deref())
             .filter(|guess| self.choice == Choice::First || guess.is_nearest)
@@ -113,7 +126,7 @@ impl Search<'_> {
                     Some(Standing::Has(Found::Row(row))) => {
                         let is_nearest =
                             is_nearest || guess.is_some_and(|guess| guess.is_nearest && guess.peer == peer);
-                        locations.set(&key, environment.as_deref(), Location { peer, is_nearest });
+                        locations.set(&key, environment.as_deref(), Location { peer, is_nearest }, order);
                         Ok(Remote { peer, row })
                     }
                     Some(Standing::Has(Found::Ambiguous(environments))) => {
@@ -124,7 +137,7 @@ impl Search<'_> {
             }
             match self.next(&mut alarm).await {
                 Some((peer, answer)) => {
-                    let standing = self.standing(answer);
+                    let standing = self.standing(peer, answer).await;
                     if let Some(place) = self.standings.iter_mut().find(|(candidate, _)| *candidate == peer) {
                         place.1 = standing;
                     }
@@ -139,15 +152,14 @@ impl Search<'_> {
             }
         }
         locations.forget(&key, environment.as_deref());
-        let did_not_answer = |peer: &usize| {
+        let did_not_answer = |peer: &PeerId| {
             self.standings
                 .iter()
                 .any(|(asked, standing)| asked == peer && matches!(standing, Standing::Silent))
         };
-        let mut silent: Vec<usize> =
+        let silent: Vec<PeerId> =
             self.peers.silent().chain(self.peers.askable().filter(did_not_answer)).collect();
-        silent.sort_unstable();
-        let silent: Vec<String> = silent.into_iter().map(|peer| self.peers.name(peer)).collect();
+        let silent = self.peers.names(&silent);
         match self.federation.is_strict && !silent.is_empty() {
             true => Err(Error::Incomplete { key, environment, silent }),
             false => Err(Error::NotFound { key, environment, silent }),
@@ -155,7 +167,7 @@ impl Search<'_> {
     }
 
     /// Asks those that were not asked yet.
-    fn ask(&mut self, which: impl Fn(usize) -> bool) {
+    fn ask(&mut self, which: impl Fn(PeerId) -> bool) {
         for (peer, standing) in &mut self.standings {
             if matches!(standing, Standing::Unasked) && which(*peer) {
                 *standing = Standing::Asked;
@@ -166,7 +178,7 @@ impl Search<'_> {
     }
 
     /// The next answer; `None` when the alarm rings, or nobody is waited for.
-    async fn next(&mut self, alarm: &mut Option<oneshot::Receiver<()>>) -> Option<(usize, Option<Vec<u8>>)> {
+    async fn next(&mut self, alarm: &mut Option<oneshot::Receiver<()>>) -> Option<(PeerId, Option<Vec<u8>>)> {
         let mut answer = pin!(self.answers.next());
         poll_fn(|context| {
             if let Poll::Ready(answer) = answer.as_mut().poll(context) {
@@ -181,13 +193,19 @@ impl Search<'_> {
     }
 
     /// What an answer says. One that cannot be right is none.
-    fn standing(&self, answer: Option<Vec<u8>>) -> Standing {
-        let Some(Ok((salt, found))) = answer.map(|answer| decode_found(&answer)) else {
+    async fn standing(&self, peer: PeerId, answer: Option<Vec<u8>>) -> Standing {
+        let Some(answer) = answer else { return Standing::Silent };
+        let decoded = self.service.decoded(self.federation, peer, answer, decode_found);
+        let Some((salt, found)) = decoded.await else {
             return Standing::Silent;
         };
         match found {
             Found::Nothing => Standing::HasNothing,
-            Found::Row(row) if salt != self.salt || !self.is_meant(&row) => Standing::Silent,
+            Found::Row(row) if !self.is_meant(&row) => {
+                self.federation.note_malformed(peer);
+                Standing::Silent
+            }
+            Found::Row(_) if salt != self.salt => Standing::Silent,
             found => Standing::Has(found),
         }
     }
@@ -198,7 +216,7 @@ impl Search<'_> {
     }
 
     /// The peer whose answer counts, if that is clear by now, and whether it is known to be the nearest.
-    fn decided(&self, guess: Option<Location>) -> Option<(usize, bool)> {
+    fn decided(&self, guess: Option<Location>) -> Option<(PeerId, bool)> {
         let mut all_nearer_answered = true;
         for (peer, standing) in &self.standings {
             match standing {

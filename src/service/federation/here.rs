@@ -2,10 +2,15 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::messages::{Find, Found, NamePage, Order, OrderAction, Outcome, PageQuery};
-use crate::model::{Ciphertext, Digest};
-use crate::service::{Error, Service, salt_fingerprint};
-use crate::store::{self, Row, Write, WriteError};
+use super::asking::Federation;
+use super::messages::{
+    Find, Found, NamePage, Order, OrderAction, Outcome, PageQuery, encode_found, encode_outcome, encode_page,
+};
+use crate::limits::PEER_INLINE_BYTES;
+use crate::model::{Category, Ciphertext, Digest, Environment};
+use crate::service::exchange::Malformed;
+use crate::service::{Error, PeerId, Service, salt_fingerprint};
+use crate::store::{self, Row, Store, Write, WriteError};
 
 /// Which sealed value this is.
 pub(super) fn digest_of(ciphertext: Option<&Ciphertext>) -> Digest {
@@ -22,24 +27,85 @@ impl Service {
     /// When the store cannot be read.
     pub async fn find_here(&self, find: &Find) -> Result<Found, Error> {
         match self.resolve(&find.key, find.environment.as_deref()).await {
-            Ok(row) => Ok(Found::Row(row)),
-            Err(Error::NotFound { .. }) => Ok(Found::Nothing),
-            Err(Error::Ambiguous { environments, .. }) => Ok(Found::Ambiguous(environments)),
+            Ok(row) if is_exchangeable(&row) => Ok(Found::Row(row)),
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(Found::Nothing),
+            Err(Error::Ambiguous { mut environments, .. }) => {
+                environments.retain(|name| Environment::check(name).is_ok());
+                Ok(if environments.is_empty() { Found::Nothing } else { Found::Ambiguous(environments) })
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// Entries that this node itself has.
+    /// Entries that this node itself has, those that a peer takes.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn page_here(&self, query: PageQuery) -> Result<NamePage, Error> {
-        self.read_store(move |store| {
-            let PageQuery { after, filter, bytes_max, names_only } = query;
-            let (rows, more) = store.page_by_name(&filter, after.as_ref(), bytes_max, names_only)?;
-            Ok(NamePage { rows, more })
-        })
-        .await
+        self.read_store(move |store| page_of(store, query)).await
+    }
+
+    /// The answer to a peer that looks for an entry.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn found_message(&self, find: &Find) -> Result<Vec<u8>, Error> {
+        let found = self.find_here(find).await?;
+        let salt = self.salt_in_use().0;
+        let bytes = if let Found::Row(row) = &found { row.weight() } else { 0 };
+        self.encoded(bytes, move || encode_found(salt, &found)).await
+    }
+
+    /// The answer to a peer that asks for entries by name.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn page_message(&self, query: PageQuery) -> Result<Vec<u8>, Error> {
+        let salt = self.salt_in_use().0;
+        self.read_store(move |store| Ok(encode_page(salt, &page_of(store, query)?))).await
+    }
+
+    /// The answer to a peer that wants an entry of this node to be changed.
+    ///
+    /// # Errors
+    /// As for [`Self::write_here`].
+    pub async fn outcome_message(&self, order: Order) -> Result<Vec<u8>, Error> {
+        let outcome = self.write_here(order).await?;
+        let bytes = if let Outcome::Changed(Some(row)) = &outcome { row.weight() } else { 0 };
+        self.encoded(bytes, move || encode_outcome(&outcome)).await
+    }
+
+    /// Reads an answer of a peer: here if it is short, otherwise on the pool. `None` for one that is not that of a
+    /// node, which is noted.
+    pub(super) async fn decoded<T: Send + 'static>(
+        &self,
+        federation: &Federation,
+        peer: PeerId,
+        answer: Vec<u8>,
+        decode: fn(&[u8]) -> Result<T, Malformed>,
+    ) -> Option<T> {
+        let decoded = match answer.len() <= PEER_INLINE_BYTES {
+            true => decode(&answer),
+            // A pool that is too busy for it has as little to say as a peer that does not answer.
+            false => self.on_pool(move || decode(&answer)).await.ok()?,
+        };
+        let note = |error: &Malformed| {
+            tracing::debug!(%error, "a peer's answer is not that of a node");
+            federation.note_malformed(peer);
+        };
+        decoded.inspect_err(note).ok()
+    }
+
+    /// Writes a message of about so many bytes: here if it is short, otherwise on the pool.
+    pub(super) async fn encoded(
+        &self,
+        bytes: usize,
+        encode: impl FnOnce() -> Vec<u8> + Send + 'static,
+    ) -> Result<Vec<u8>, Error> {
+        match bytes <= PEER_INLINE_BYTES {
+            true => Ok(encode()),
+            false => self.on_pool(encode).await,
+        }
     }
 
     /// Changes an entry of this node, if it is still what the other node has seen: there the user key was
@@ -75,11 +141,29 @@ impl Service {
                 Ok(Outcome::Changed(now.map(|row| copy_of(&row, row.ciphertext.clone()))))
             }
             Err(WriteError::AlreadyExists) => Ok(Outcome::Exists),
+            Err(WriteError::Ahead { .. }) => Err(Error::Unavailable),
             Err(WriteError::Store(store::Error::Full)) => Ok(Outcome::Full),
             Err(WriteError::Store(store::Error::Busy)) => Ok(Outcome::Busy),
             Err(WriteError::Store(error)) => Err(error.into()),
         }
     }
+}
+
+fn page_of(store: &Store, query: PageQuery) -> Result<NamePage, store::Error> {
+    let PageQuery { mut after, filter, bytes_max, names_only } = query;
+    loop {
+        let (mut rows, more) = store.page_by_name(&filter, after.as_ref(), bytes_max, names_only)?;
+        after = rows.last().map(Row::entry_id);
+        rows.retain(is_exchangeable);
+        if !rows.is_empty() || !more {
+            return Ok(NamePage { rows, more });
+        }
+    }
+}
+
+/// Whether a peer would take it: another program may have written what no client can.
+fn is_exchangeable(row: &Row) -> bool {
+    row.entry_id().check().is_ok() && row.category.as_deref().is_none_or(|text| Category::check(text).is_ok())
 }
 
 fn copy_of(row: &Row, ciphertext: Option<Ciphertext>) -> Row {

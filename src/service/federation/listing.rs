@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use super::asking::{Answers, Federation, Peers};
 use super::messages::{NamePage, PAGE, PageQuery, decode_page, encode_query};
-use crate::limits::{LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
+use crate::limits::{ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::EntryId;
-use crate::service::{Error, Service};
+use crate::service::{Error, PeerId, Service};
 use crate::store::{Filter, Row};
 
 /// Bytes of sealed values that are held of one peer at a time, with few and with many peers.
@@ -24,7 +24,7 @@ pub(in crate::service) struct Others {
     bytes_max: usize,
     salt: Option<u64>,
     sources: Vec<Source>,
-    silent: Vec<usize>,
+    silent: Vec<PeerId>,
     /// As they were when the list began.
     peers: Peers,
 }
@@ -32,7 +32,7 @@ pub(in crate::service) struct Others {
 /// One peer's entries: those that are here, and where the next ones begin.
 #[derive(Debug)]
 struct Source {
-    peer: usize,
+    peer: PeerId,
     rows: VecDeque<Row>,
     after: Option<EntryId>,
     more: bool,
@@ -42,7 +42,7 @@ struct Source {
 #[derive(Debug)]
 pub(super) struct Merged {
     pub(super) row: Row,
-    pub(super) peers: Vec<usize>,
+    pub(super) peers: Vec<PeerId>,
 }
 
 impl Others {
@@ -57,7 +57,7 @@ impl Others {
         let peers = federation.peers();
         let sources: Vec<Source> = peers
             .askable()
-            .map(|peer| Source { peer, rows: VecDeque::new(), after: after.cloned(), more: true })
+            .map(|peer| Source { peer, rows: VecDeque::new(), after: after.map(nearest), more: true })
             .collect();
         let bytes_max = (8 * PAGE_BYTES_MAX / sources.len().max(1)).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
         let silent = peers.silent().collect();
@@ -71,14 +71,22 @@ impl Others {
 
     /// The peers whose entries may be missing, by name.
     pub(in crate::service) fn silent(&self) -> Vec<String> {
-        let mut silent = self.silent.clone();
-        silent.sort_unstable();
-        silent.into_iter().map(|peer| self.peers.name(peer)).collect()
+        self.peers.names(&self.silent)
+    }
+
+    /// These peers by name, in the order of the configuration.
+    pub(super) fn names(&self, peers: &[PeerId]) -> Vec<String> {
+        self.peers.names(peers)
     }
 
     /// The next entries, at most `rows_max`; none after the last ones.
-    pub(super) async fn next_merged(&mut self, federation: &Federation, rows_max: usize) -> Vec<Merged> {
-        self.fill(federation).await;
+    pub(super) async fn next_merged(
+        &mut self,
+        service: &Service,
+        federation: &Federation,
+        rows_max: usize,
+    ) -> Vec<Merged> {
+        self.fill(service, federation).await;
         let (mut merged, mut bytes) = (Vec::new(), 0);
         // Only while it is known of each peer what it has next.
         while self.sources.iter().all(|source| !source.rows.is_empty() || !source.more) {
@@ -105,7 +113,7 @@ impl Others {
     }
 
     /// Asks each peer of which nothing more is here. One that does not answer is left out from here on.
-    async fn fill(&mut self, federation: &Federation) {
+    async fn fill(&mut self, service: &Service, federation: &Federation) {
         let deadline = Instant::now() + federation.timeout;
         let mut answers = Answers::default();
         for source in self.sources.iter().filter(|source| source.rows.is_empty() && source.more) {
@@ -121,17 +129,38 @@ impl Others {
             );
         }
         while let Some((peer, answer)) = answers.next().await {
-            let page = answer.and_then(|answer| decode_page(&answer).ok());
+            let page = match answer {
+                Some(answer) => service.decoded(federation, peer, answer, decode_page).await,
+                None => None,
+            };
             let page =
                 page.filter(|(salt, page)| *salt == self.salt || page.rows.is_empty() || self.names_only);
             let source = self.sources.iter_mut().find(|source| source.peer == peer);
             match (page, source) {
                 (Some((_, page)), Some(source)) if source.continues_with(&page) => source.take(page),
-                _ => {
+                (page, _) => {
+                    if page.is_some() {
+                        federation.note_malformed(peer);
+                    }
                     self.sources.retain(|source| source.peer != peer);
                     self.silent.push(peer);
                 }
             }
+        }
+    }
+}
+
+/// The last name that a peer can have and that is not behind this one, which another program may have made
+/// longer than names are.
+fn nearest(after: &EntryId) -> EntryId {
+    let (key, environment) = (&after.key, after.environment.as_deref().unwrap_or_default());
+    let cut = |text: &str, chars_max| text.chars().take(chars_max).collect::<String>();
+    let last = || "\u{10ffff}".repeat(ENVIRONMENT_CHARS_MAX);
+    match cut(key, ENTRY_KEY_CHARS_MAX) {
+        short if short.len() < key.len() => EntryId { key: short, environment: Some(last()) },
+        _ => {
+            let environment = Some(cut(environment, ENVIRONMENT_CHARS_MAX)).filter(|text| !text.is_empty());
+            EntryId { key: key.clone(), environment }
         }
     }
 }
@@ -163,7 +192,7 @@ impl Service {
         others: &mut Others,
         rows_max: usize,
     ) -> Result<Option<Vec<Arc<Row>>>, Error> {
-        let merged = others.next_merged(federation, rows_max).await;
+        let merged = others.next_merged(self, federation, rows_max).await;
         if merged.is_empty() && others.is_over() {
             return Ok(None);
         }
@@ -177,5 +206,38 @@ impl Service {
             Ok(rows)
         });
         Ok(Some(rows.await?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_goes_on_after_a_name_that_is_too_long_for_peers() {
+        let id = |key: &str, environment: &str| EntryId {
+            key: key.to_owned(),
+            environment: Some(environment.to_owned()).filter(|name| !name.is_empty()),
+        };
+        let (long, longer) = ("k".repeat(ENTRY_KEY_CHARS_MAX), "k".repeat(ENTRY_KEY_CHARS_MAX + 1));
+        let (wide, wider) = ("e".repeat(ENVIRONMENT_CHARS_MAX), "e".repeat(ENVIRONMENT_CHARS_MAX + 1));
+        let names = [
+            id("k", ""),
+            id("k", "e"),
+            id("k", &wide),
+            id("k", "f"),
+            id(&long, ""),
+            id(&long, &wide),
+            id("l", ""),
+        ];
+        for after in
+            [id("k", ""), id("k", "e"), id("k", &wider), id(&longer, ""), id(&longer, &wider), id("", "")]
+        {
+            let nearest = nearest(&after);
+            assert!(nearest.key.is_empty() || nearest.check().is_ok());
+            for name in &names {
+                assert_eq!(*name > nearest, *name > after, "{name:?} {after:?}");
+            }
+        }
     }
 }

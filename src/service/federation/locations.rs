@@ -4,29 +4,31 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::limits::LOCATIONS_COUNT;
+use crate::service::PeerId;
 
 /// One slot for each hash: what comes later takes the place of what was there. Empty slots are zero.
 #[derive(Debug)]
 pub(super) struct Locations {
     slots: Box<[AtomicU64]>,
     hasher: RandomState,
+    /// Raised when the order of the peers changes.
+    order: AtomicU64,
 }
 
 /// Where an entry probably is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Location {
-    /// The peer's place in the configuration.
-    pub(super) peer: usize,
+    pub(super) peer: PeerId,
     /// No nearer peer had it.
     pub(super) is_nearest: bool,
 }
 
-const PEER_BITS: u32 = 16;
+const PEER_BITS: u32 = 24;
 
 impl Default for Locations {
     fn default() -> Self {
         let slots = (0..LOCATIONS_COUNT).map(|_| AtomicU64::new(0)).collect();
-        Self { slots, hasher: RandomState::new() }
+        Self { slots, hasher: RandomState::new(), order: AtomicU64::new(0) }
     }
 }
 
@@ -34,22 +36,35 @@ impl Locations {
     pub(super) fn get(&self, key: &str, environment: Option<&str>) -> Option<Location> {
         let (slot, mark) = self.slot(key, environment);
         let stored = slot.load(Ordering::Relaxed);
-        let peer = usize::try_from(stored & ((1 << PEER_BITS) - 1)).ok()?.checked_sub(1)?;
+        let peer = u32::try_from(stored & ((1 << PEER_BITS) - 1)).ok()?.checked_sub(1).map(PeerId::new)?;
         let is_same = stored >> (PEER_BITS + 1) == mark;
         is_same.then_some(Location { peer, is_nearest: stored >> PEER_BITS & 1 == 1 })
     }
 
-    pub(super) fn set(&self, key: &str, environment: Option<&str>, location: Location) {
+    /// Which order of the peers counts.
+    pub(super) fn order(&self) -> u64 {
+        self.order.load(Ordering::SeqCst)
+    }
+
+    /// Remembers where an entry was found by a search that began with this order of the peers.
+    pub(super) fn set(&self, key: &str, environment: Option<&str>, location: Location, order: u64) {
         let (slot, mark) = self.slot(key, environment);
-        let peer = location.peer as u64 + 1;
-        debug_assert!(peer < 1 << PEER_BITS, "there are not so many peers");
-        let value = mark << (PEER_BITS + 1) | u64::from(location.is_nearest) << PEER_BITS | peer;
+        let peer = u64::from(location.peer.number()) + 1;
+        if peer >= 1 << PEER_BITS {
+            // After millions of peers, entries are looked for with all of them.
+            return;
+        }
+        let is_nearest = location.is_nearest && order == self.order();
+        let value = mark << (PEER_BITS + 1) | u64::from(is_nearest) << PEER_BITS | peer;
         slot.store(value, Ordering::Relaxed);
     }
 
-    /// Nothing is remembered any more.
-    pub(super) fn clear(&self) {
-        self.slots.iter().for_each(|slot| slot.store(0, Ordering::Relaxed));
+    /// Keeps where entries are, and forgets which peer is the nearest.
+    pub(super) fn order_changed(&self) {
+        self.order.fetch_add(1, Ordering::SeqCst);
+        for slot in &self.slots {
+            slot.fetch_and(!(1 << PEER_BITS), Ordering::Relaxed);
+        }
     }
 
     pub(super) fn forget(&self, key: &str, environment: Option<&str>) {
@@ -70,30 +85,46 @@ impl Locations {
 mod tests {
     use super::*;
 
+    const fn there(peer: u32, is_nearest: bool) -> Location {
+        Location { peer: PeerId::new(peer), is_nearest }
+    }
+
     #[test]
     fn the_last_place_of_an_entry_is_remembered() {
         let locations = Locations::default();
-        let there = |peer, is_nearest| Location { peer, is_nearest };
         assert_eq!(locations.get("k", None), None);
-        locations.set("k", None, there(0, false));
-        locations.set("k", Some("e"), there(127, true));
+        locations.set("k", None, there(0, false), 0);
+        locations.set("k", Some("e"), there(127, true), 0);
         assert_eq!(locations.get("k", None), Some(there(0, false)));
-        let cleared = Locations::default();
-        cleared.set("k", None, there(0, false));
-        cleared.clear();
-        assert_eq!(cleared.get("k", None), None);
         assert_eq!(locations.get("k", Some("e")), Some(there(127, true)));
-        locations.set("k", None, there(5, true));
+        locations.set("k", None, there(5, true), 0);
         assert_eq!(locations.get("k", None), Some(there(5, true)));
         locations.forget("k", None);
         assert_eq!(locations.get("k", None), None);
+        locations.set("k", None, there(1 << PEER_BITS, false), 0);
+        assert_eq!(locations.get("k", None), None);
         // However many there are, one is never taken for another, and memory does not grow.
         for number in 0..3 * LOCATIONS_COUNT {
-            locations.set(&number.to_string(), None, there(number % 128, false));
+            let peer = u32::try_from(number % 128).expect("it is small");
+            locations.set(&number.to_string(), None, there(peer, false), 0);
         }
         for number in 0..3 * LOCATIONS_COUNT {
             let found = locations.get(&number.to_string(), None);
-            assert!(found.is_none_or(|found| found.peer == number % 128));
+            assert!(found.is_none_or(|found| found.peer.number() as usize == number % 128));
         }
+    }
+
+    #[test]
+    fn a_new_order_of_the_peers_leaves_the_places_and_not_the_nearest() {
+        let locations = Locations::default();
+        locations.set("k", None, there(3, true), locations.order());
+        let before = locations.order();
+        locations.order_changed();
+        assert_eq!(locations.get("k", None), Some(there(3, false)));
+        // A search that began before.
+        locations.set("k", None, there(3, true), before);
+        assert_eq!(locations.get("k", None), Some(there(3, false)));
+        locations.set("k", None, there(3, true), locations.order());
+        assert_eq!(locations.get("k", None), Some(there(3, true)));
     }
 }

@@ -1,12 +1,16 @@
 //! What nodes of a federation say to each other: JSON texts, read strictly. Only names and sealed values;
 //! user keys and plaintexts have no place in any of them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Ciphertext, Digest, EntryId, Timestamp};
-use crate::service::exchange::Malformed;
+use crate::limits::{CLOCK_AHEAD_MAX, LIST_PAGE_ROWS_MAX, REQUEST_LINE_BYTES_MAX};
+use crate::model::change::EntryError;
+use crate::model::{Category, Ciphertext, Digest, EntryId, Environment, Timestamp};
+use crate::service::bounded::Bounded;
+use crate::service::exchange::{Malformed, exchangeable, hexadecimal, id_of};
 use crate::store::{Filter, Row};
 
 /// `POST /cluster/find`: an entry of the node that is asked.
@@ -104,6 +108,9 @@ pub enum Outcome {
     Busy,
 }
 
+/// U+FFFD, which stands for a byte of a query that is no UTF-8, takes as many.
+const REPLACED_BYTES: usize = 3;
+
 #[derive(Serialize, Deserialize)]
 struct RowText {
     i: i64,
@@ -145,7 +152,7 @@ struct QueryText {
 #[derive(Serialize, Deserialize)]
 struct PageText {
     salt: Option<u64>,
-    rows: Vec<RowText>,
+    rows: Bounded<RowText, LIST_PAGE_ROWS_MAX>,
     more: bool,
 }
 
@@ -187,7 +194,8 @@ pub fn encode_find(find: &Find) -> Vec<u8> {
 /// When it is no such message.
 pub fn decode_find(text: &[u8]) -> Result<Find, Malformed> {
     let find: Find = serde_json::from_slice(text)?;
-    Ok(Find { environment: find.environment.filter(|name| !name.is_empty()), ..find })
+    let EntryId { key, environment } = id_of(find.key, find.environment)?;
+    Ok(Find { key, environment })
 }
 
 /// The answer to the question for an entry; `salt` is the fingerprint of the node's.
@@ -204,7 +212,17 @@ pub fn encode_found(salt: Option<u64>, found: &Found) -> Vec<u8> {
 pub fn decode_found(text: &[u8]) -> Result<(Option<u64>, Found), Malformed> {
     Ok(match serde_json::from_slice(text)? {
         FoundText::Row { salt, row } => (salt, Found::Row(Arc::new(row_of(row)?))),
-        FoundText::Ambiguous(environments) => (None, Found::Ambiguous(environments)),
+        FoundText::Ambiguous(environments) => {
+            environments
+                .iter()
+                .try_for_each(|name| Environment::check(name))
+                .map_err(EntryError::Environment)?;
+            let all: HashSet<&String> = environments.iter().collect();
+            if all.is_empty() || all.len() != environments.len() {
+                return Err(Malformed::new("several environments that are none"));
+            }
+            (None, Found::Ambiguous(environments))
+        }
         FoundText::Nothing => (None, Found::Nothing),
     })
 }
@@ -228,18 +246,24 @@ pub fn encode_query(query: &PageQuery) -> Vec<u8> {
 pub fn decode_query(text: &[u8]) -> Result<PageQuery, Malformed> {
     let text: QueryText = serde_json::from_slice(text)?;
     let filter = Filter { category: text.category, environment: text.environment, prefix: text.prefix };
-    Ok(PageQuery { after: text.after.map(id_of), filter, bytes_max: text.bytes, names_only: text.names })
+    // A client may ask for what no entry has, as long as its question fits a request line.
+    let texts = [&filter.category, &filter.environment, &filter.prefix];
+    if texts.into_iter().flatten().any(|text| text.len() > REQUEST_LINE_BYTES_MAX * REPLACED_BYTES) {
+        return Err(Malformed::new("a filter is too long"));
+    }
+    let after = text.after.map(|after| id_of(after.key, after.environment)).transpose()?;
+    Ok(PageQuery { after, filter, bytes_max: text.bytes, names_only: text.names })
 }
 
 /// A page; `salt` is the fingerprint of the node's.
 pub fn encode_page(salt: Option<u64>, page: &NamePage) -> Vec<u8> {
-    encode(&PageText { salt, rows: page.rows.iter().map(row_text).collect(), more: page.more })
+    encode(&PageText { salt, rows: Bounded(page.rows.iter().map(row_text).collect()), more: page.more })
 }
 
 /// # Errors
 /// When it is no such message, or its names are not in order.
 pub fn decode_page(text: &[u8]) -> Result<(Option<u64>, NamePage), Malformed> {
-    let PageText { salt, rows, more } = serde_json::from_slice(text)?;
+    let PageText { salt, rows: Bounded(rows), more } = serde_json::from_slice(text)?;
     let rows = rows.into_iter().map(row_of).collect::<Result<Vec<_>, _>>()?;
     // Whoever says that there is more without giving anything would be asked for ever.
     if !rows.is_sorted_by(|one, next| one.entry_id() < next.entry_id()) || (more && rows.is_empty()) {
@@ -264,15 +288,16 @@ pub fn encode_order(order: &Order) -> Vec<u8> {
 /// When it is no such message.
 pub fn decode_order(text: &[u8]) -> Result<Order, Malformed> {
     let OrderText { salt, id, seen, update } = serde_json::from_slice(text)?;
-    let seen = u128::from_str_radix(&seen, 16).map_err(|_| Malformed::new("a digest that is none"))?;
+    let seen = hexadecimal(&seen, 32)?;
     let action = match update {
         None => OrderAction::Delete,
         Some(UpdateText { t, c, e }) => {
-            let environment = e.filter(|name| !name.is_empty());
-            OrderAction::Update { ciphertext: ciphertext_of(&t)?, category: c, environment }
+            e.as_deref().map_or(Ok(()), Environment::check).map_err(EntryError::Environment)?;
+            c.as_deref().map_or(Ok(()), Category::check).map_err(EntryError::Category)?;
+            OrderAction::Update { ciphertext: ciphertext_of(&t)?, category: c, environment: e }
         }
     };
-    Ok(Order { salt, id: id_of(id), seen: Digest(seen), action })
+    Ok(Order { salt, id: id_of(id.key, id.environment)?, seen: Digest(seen), action })
 }
 
 /// What became of an order.
@@ -306,108 +331,37 @@ fn name_of(id: &EntryId) -> Find {
     Find { key: id.key.clone(), environment: id.environment.clone() }
 }
 
-fn id_of(name: Find) -> EntryId {
-    EntryId { key: name.key, environment: name.environment.filter(|name| !name.is_empty()) }
-}
-
 fn ciphertext_of(text: &str) -> Result<Ciphertext, Malformed> {
-    Ciphertext::from_text(text.as_bytes()).ok_or_else(|| Malformed::new("a value is no token"))
+    let token = Ciphertext::from_text(text.as_bytes()).filter(Ciphertext::has_token_shape);
+    Ok(token.ok_or(EntryError::Token)?)
 }
 
 fn row_text(row: &Row) -> RowText {
+    let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
     RowText {
         i: row.id,
         k: row.key.clone(),
         e: row.environment.clone(),
-        t: row.ciphertext.as_ref().map(Ciphertext::to_text),
+        t: row.ciphertext.as_ref().filter(|sealed| sealed.has_token_shape()).map(Ciphertext::to_text),
         c: row.category.clone(),
-        a: row.created_at.map(Timestamp::as_microseconds),
-        u: row.updated_at.map(Timestamp::as_microseconds),
+        a: exchangeable(row.created_at, latest),
+        u: exchangeable(row.updated_at, latest),
     }
 }
 
 fn row_of(text: RowText) -> Result<Row, Malformed> {
-    let environment = text.e.filter(|name| !name.is_empty());
+    let EntryId { key, environment } = id_of(text.k, text.e)?;
+    text.c.as_deref().map_or(Ok(()), Category::check).map_err(EntryError::Category)?;
     let ciphertext = text.t.as_deref().map(ciphertext_of).transpose()?;
-    let mut row = Row::new(text.i, text.k, environment, ciphertext);
+    let mut row = Row::new(text.i, key, environment, ciphertext);
     row.category = text.c;
     row.created_at = text.a.map(Timestamp::from_microseconds);
     row.updated_at = text.u.map(Timestamp::from_microseconds);
-    Ok(row)
+    match row.created_at.into_iter().chain(row.updated_at).all(Timestamp::is_exchangeable) {
+        true => Ok(row),
+        false => Err(EntryError::Time.into()),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(key: &str, environment: Option<&str>) -> Row {
-        let sealed = Some(Ciphertext::from_bytes(vec![0x80, 0, 255]));
-        let mut row = Row::new(7, key.to_owned(), environment.map(str::to_owned), sealed);
-        row.category = Some("c\"".to_owned());
-        row.updated_at = Some(Timestamp::from_microseconds(5));
-        row
-    }
-
-    fn shown(row: &Row) -> String {
-        format!("{row:?}")
-    }
-
-    #[test]
-    fn messages_and_back() {
-        let find = Find { key: "ключ\n".into(), environment: Some("e".into()) };
-        assert_eq!(decode_find(&encode_find(&find)).expect("valid"), find);
-        let entry = row("k", Some("e"));
-        let (salt, found) =
-            decode_found(&encode_found(Some(u64::MAX), &Found::Row(Arc::new(row("k", Some("e"))))))
-                .expect("valid");
-        assert!(matches!(&found, Found::Row(found) if shown(found) == shown(&entry)), "{found:?}");
-        assert_eq!(salt, Some(u64::MAX));
-        let several = Found::Ambiguous(vec!["a".into(), "b".into()]);
-        assert!(
-            matches!(decode_found(&encode_found(None, &several)), Ok((None, Found::Ambiguous(found))) if found.len() == 2)
-        );
-        assert!(matches!(decode_found(&encode_found(None, &Found::Nothing)), Ok((None, Found::Nothing))));
-        let filter = Filter { category: Some("c".into()), environment: None, prefix: Some("p".into()) };
-        let after = Some(EntryId { key: "k".into(), environment: None });
-        let query = PageQuery { after, filter, bytes_max: 5, names_only: true };
-        assert_eq!(decode_query(&encode_query(&query)).expect("valid"), query);
-        let page = NamePage { rows: vec![row("k", None), row("k", Some("e")), row("l", None)], more: true };
-        let (_, decoded) = decode_page(&encode_page(Some(1), &page)).expect("valid");
-        assert_eq!(format!("{decoded:?}"), format!("{page:?}"));
-        let id = EntryId { key: "k".into(), environment: Some("e".into()) };
-        let ciphertext = Ciphertext::from_bytes(vec![1]);
-        let update = OrderAction::Update { ciphertext, category: Some("c".into()), environment: None };
-        for action in [update, OrderAction::Delete] {
-            let order = Order { salt: 3, id: id.clone(), seen: Digest(u128::MAX - 1), action };
-            assert_eq!(decode_order(&encode_order(&order)).expect("valid"), order);
-        }
-        for outcome in [
-            Outcome::Done(row("k", None)),
-            Outcome::Changed(None),
-            Outcome::Changed(Some(row("k", None))),
-            Outcome::Exists,
-            Outcome::Full,
-            Outcome::Busy,
-        ] {
-            let decoded = decode_outcome(&encode_outcome(&outcome)).expect("valid");
-            assert_eq!(format!("{decoded:?}"), format!("{outcome:?}"));
-        }
-    }
-
-    #[test]
-    fn anything_else_is_refused() {
-        for text in ["", "{}", "[]", "null", r#"{"salt":"x"}"#, r#"{"salt":1,"row":{"k":"k"}}"#] {
-            assert!(decode_find(text.as_bytes()).is_err(), "{text}");
-            assert!(decode_found(text.as_bytes()).is_err(), "{text}");
-            assert!(decode_page(text.as_bytes()).is_err(), "{text}");
-            assert!(decode_order(text.as_bytes()).is_err(), "{text}");
-            assert!(decode_outcome(text.as_bytes()).is_err(), "{text}");
-        }
-        let no_token = br#"{"row":{"salt":1,"row":{"i":1,"k":"k","t":"?"}}}"#;
-        assert!(decode_found(no_token).is_err());
-        for rows in [vec![row("b", None), row("a", None)], vec![row("a", None), row("a", None)], vec![]] {
-            let page = NamePage { rows, more: true };
-            assert!(decode_page(&encode_page(None, &page)).is_err(), "{page:?}");
-        }
-    }
-}
+mod tests;

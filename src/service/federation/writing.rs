@@ -8,9 +8,9 @@ use super::asking::{Answers, Federation};
 use super::elsewhere::{Choice, Remote};
 use super::here::digest_of;
 use super::messages::{Order, OrderAction, Outcome, WRITE, decode_outcome, encode_order};
-use crate::model::{Category, Environment, UserKey};
+use crate::model::{Category, EntryId, Environment};
 use crate::service::configs::{seal, verify};
-use crate::service::{Error, Found, Service, Update, salt_fingerprint};
+use crate::service::{Credentials, Error, Found, Service, Update, Value, salt_fingerprint};
 use crate::store::Row;
 
 /// How often the owner is asked again when somebody else was faster. More often than for an own entry: its
@@ -27,13 +27,13 @@ impl Service {
     pub(in crate::service) async fn update_elsewhere(
         &self,
         federation: &Federation,
-        user_key: &UserKey,
+        credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
         update: Update,
     ) -> Result<Found, Error> {
         let mut remote = self.find_elsewhere(federation, key, environment, Choice::Nearest).await?;
-        let derived = self.derived_key(user_key).await?;
+        let derived = self.derived_key(credentials).await?;
         for _ in 0..ATTEMPTS_MAX {
             verify(&derived, &remote.row)?;
             // An entry that was named with its environment stays there.
@@ -45,10 +45,13 @@ impl Service {
                 environment: moved.map(str::to_owned),
             };
             match self.order(federation, &remote, derived.salt().as_bytes(), action).await? {
-                Outcome::Done(row) => return Ok(Found { row: Arc::new(row), value: update.value }),
+                Outcome::Done(row) => {
+                    return Ok(Found { row: Arc::new(row), value: Value::Plain(update.value) });
+                }
                 Outcome::Exists => {
                     let environment = moved.map(str::to_owned);
-                    return Err(Error::AlreadyExists { key: key.to_owned(), environment });
+                    // Its value is at the owner: whether the key would open it is not known here.
+                    return Err(Error::AlreadyExists { key: key.to_owned(), environment, is_foreign: true });
                 }
                 Outcome::Changed(Some(row)) => remote.row = Arc::new(row),
                 Outcome::Changed(None) => {
@@ -68,12 +71,12 @@ impl Service {
     pub(in crate::service) async fn delete_elsewhere(
         &self,
         federation: &Federation,
-        user_key: &UserKey,
+        credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
     ) -> Result<(), Error> {
         let mut remote = self.find_elsewhere(federation, key, environment, Choice::Nearest).await?;
-        let derived = self.derived_key(user_key).await?;
+        let derived = self.derived_key(credentials).await?;
         for _ in 0..ATTEMPTS_MAX {
             verify(&derived, &remote.row)?;
             match self.order(federation, &remote, derived.salt().as_bytes(), OrderAction::Delete).await? {
@@ -105,17 +108,66 @@ impl Service {
         }
         let Row { ciphertext, .. } = &*remote.row;
         let seen = digest_of(ciphertext.as_ref());
-        let order = Order { salt: salt_fingerprint(salt), id: remote.row.entry_id(), seen, action };
+        let id = remote.row.entry_id();
+        let moved = match &action {
+            OrderAction::Update { environment, .. } => environment.clone(),
+            OrderAction::Delete => None,
+        };
+        let order = Order { salt: salt_fingerprint(salt), id: id.clone(), seen, action };
         let deadline = Instant::now() + WRITE_TIMEOUT;
         let mut answers = Answers::default();
         answers
             .expect(remote.peer, federation.ask(remote.peer, WRITE, &encode_order(&order).into(), deadline));
         match answers.next().await {
-            Some((_, Some(answer))) => decode_outcome(&answer).map_err(|error| {
-                tracing::warn!(%error, peer = federation.peers().name(remote.peer), "an order came to nothing");
-                Error::Unavailable
-            }),
+            Some((_, Some(answer))) => {
+                let outcome = self.decoded(federation, remote.peer, answer, decode_outcome).await;
+                let outcome = outcome.filter(|outcome| is_about(outcome, &id, moved.as_deref()));
+                outcome.ok_or_else(|| {
+                    federation.note_malformed(remote.peer);
+                    let peer = federation.peers().name(remote.peer);
+                    tracing::warn!(peer, "remote write failed: the answer is not that of a node");
+                    Error::Unavailable
+                })
+            }
             _ => Err(Error::Unavailable),
+        }
+    }
+}
+
+/// Whether an outcome can be that of a change of this entry, which may have moved it to another environment.
+fn is_about(outcome: &Outcome, id: &EntryId, moved: Option<&str>) -> bool {
+    match outcome {
+        Outcome::Done(row) => {
+            let environment = moved.or(id.environment.as_deref());
+            row.key == id.key && row.environment.as_deref() == environment
+        }
+        Outcome::Changed(Some(row)) => row.entry_id() == *id,
+        Outcome::Changed(None) | Outcome::Exists | Outcome::Full | Outcome::Busy => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_is_of_the_entry_that_was_to_be_changed() {
+        let row = |key: &str, environment: Option<&str>| {
+            Row::new(1, key.to_owned(), environment.map(str::to_owned), None)
+        };
+        let id = EntryId { key: "k".into(), environment: Some("e".into()) };
+        for (outcome, moved, is_right) in [
+            (Outcome::Done(row("k", Some("e"))), None, true),
+            (Outcome::Done(row("k", Some("f"))), Some("f"), true),
+            (Outcome::Done(row("k", Some("e"))), Some("f"), false),
+            (Outcome::Done(row("k", None)), None, false),
+            (Outcome::Done(row("other", Some("e"))), None, false),
+            (Outcome::Changed(Some(row("k", Some("e")))), Some("f"), true),
+            (Outcome::Changed(Some(row("k", Some("f")))), Some("f"), false),
+            (Outcome::Changed(None), None, true),
+            (Outcome::Exists, Some("f"), true),
+        ] {
+            assert_eq!(is_about(&outcome, &id, moved), is_right, "{outcome:?} {moved:?}");
         }
     }
 }

@@ -46,12 +46,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- default (printf "%s-api-key" (include "osc.fullname" .)) .Values.apiKey.existingSecret -}}
 {{- end -}}
 
+{{- define "osc.clusterSecret" -}}
+{{- default (printf "%s-cluster-secret" (include "osc.fullname" .)) .Values.clusterSecret.existingSecret -}}
+{{- end -}}
+
 {{- /* All nodes. Each finds itself in the list, and leaves itself out. */ -}}
 {{- define "osc.nodes" -}}
 {{- $fullname := include "osc.fullname" . -}}
 {{- $nodes := list -}}
 {{- range $number := until (int .Values.nodes) -}}
-{{- $nodes = append $nodes (printf "%s-%d.%s-nodes:9000" $fullname $number $fullname) -}}
+{{- $nodes = append $nodes (printf "%s-%d.%s-nodes:9001" $fullname $number $fullname) -}}
 {{- end -}}
 {{- join "," $nodes -}}
 {{- end -}}

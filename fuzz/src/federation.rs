@@ -1,0 +1,50 @@
+//! Messages between the nodes of a federation: decoding never gives more than was sent, and encoding is its inverse.
+
+use opensecureconf::service::federation::messages::{self, Found, Outcome};
+use opensecureconf::store::Row;
+
+use super::replication::{are_past, check};
+
+/// Decodes `data` as each message.
+pub fn run(data: &[u8]) {
+    if let Ok(find) = messages::decode_find(data) {
+        check(&find, true, messages::encode_find, messages::decode_find);
+    }
+    if let Ok(message) = messages::decode_found(data) {
+        let is_exact = match &message.1 {
+            Found::Row(row) => is_exact(row),
+            Found::Ambiguous(_) | Found::Nothing => true,
+        };
+        check(
+            &message,
+            is_exact,
+            |(salt, found)| messages::encode_found(*salt, found),
+            messages::decode_found,
+        );
+    }
+    if let Ok(query) = messages::decode_query(data) {
+        check(&query, true, messages::encode_query, messages::decode_query);
+    }
+    if let Ok(message) = messages::decode_page(data) {
+        let page = &message.1;
+        assert!(page.rows.len() <= data.len(), "more rows than bytes");
+        assert!(!page.more || !page.rows.is_empty(), "an empty page before another");
+        let is_exact = page.rows.iter().all(is_exact);
+        check(&message, is_exact, |(salt, page)| messages::encode_page(*salt, page), messages::decode_page);
+    }
+    if let Ok(order) = messages::decode_order(data) {
+        assert_eq!(order.id.check(), Ok(()), "{order:?}");
+        check(&order, true, messages::encode_order, messages::decode_order);
+    }
+    if let Ok(outcome) = messages::decode_outcome(data) {
+        let is_exact = match &outcome {
+            Outcome::Done(row) | Outcome::Changed(Some(row)) => is_exact(row),
+            Outcome::Changed(None) | Outcome::Exists | Outcome::Full | Outcome::Busy => true,
+        };
+        check(&outcome, is_exact, messages::encode_outcome, messages::decode_outcome);
+    }
+}
+
+fn is_exact(row: &Row) -> bool {
+    are_past([row.created_at, row.updated_at].into_iter())
+}

@@ -1,0 +1,89 @@
+//! Messages between the nodes of a cluster: decoding never gives more than was sent, and encoding is its inverse.
+
+use std::fmt::Debug;
+
+use opensecureconf::limits::{BUCKETS_COUNT, CHANGES_PER_MESSAGE_MAX, ENTRIES_PER_MESSAGE_MAX};
+use opensecureconf::model::{EntryId, Timestamp};
+use opensecureconf::service::exchange;
+
+/// Decodes `data` as each message.
+pub fn run(data: &[u8]) {
+    if let Ok(message) = exchange::decode_changes(data) {
+        let changes = &message.1;
+        assert!(changes.len() <= CHANGES_PER_MESSAGE_MAX, "{} changes", changes.len());
+        check_ids(changes.iter().map(|change| &change.id));
+        let contents = changes.iter().filter_map(|change| change.content.as_ref());
+        assert!(contents.clone().all(|content| content.check().is_ok() && content.check_times().is_ok()));
+        let times = contents.flat_map(|content| [content.created_at, content.updated_at]);
+        let is_exact = are_past(times);
+        check(
+            &message,
+            is_exact,
+            |(salt, changes)| exchange::encode_changes(*salt, changes),
+            exchange::decode_changes,
+        );
+    }
+    let buckets: Vec<usize> = (0..BUCKETS_COUNT).collect();
+    let decode_versions = |text: &[u8]| exchange::decode_versions(text, &buckets);
+    if let Ok(page) = decode_versions(data) {
+        assert!(
+            (1..=BUCKETS_COUNT).contains(&page.buckets_count),
+            "versions of {} buckets",
+            page.buckets_count
+        );
+        check_ids(page.known.iter().map(|known| &known.id));
+        check(&page, true, exchange::encode_versions, decode_versions);
+    }
+    if let Ok(ids) = exchange::decode_ids(data) {
+        assert!(ids.len() <= ENTRIES_PER_MESSAGE_MAX, "{} names", ids.len());
+        check_ids(ids.iter());
+        check(&ids, true, |ids| exchange::encode_ids(ids), exchange::decode_ids);
+    }
+    if let Ok(buckets) = exchange::decode_buckets(data) {
+        assert!(buckets.iter().all(|bucket| *bucket < BUCKETS_COUNT), "a bucket that does not exist");
+        assert!(buckets.len() <= BUCKETS_COUNT, "a repeated bucket");
+        check(&buckets, true, |buckets| exchange::encode_buckets(buckets), exchange::decode_buckets);
+    }
+    if let Ok(digests) = exchange::decode_digests(data) {
+        assert_eq!(exchange::encode_digests(&digests), data, "another spelling of digests");
+    }
+    if let Ok(digest) = exchange::decode_digest(data) {
+        let encoded = exchange::encode_digest(digest);
+        assert!(matches!(exchange::decode_digest(encoded.as_bytes()), Ok(again) if again == digest));
+    }
+    if let Some(horizon) = std::str::from_utf8(data).ok().and_then(exchange::decode_horizon) {
+        assert_eq!(exchange::decode_horizon(&exchange::encode_horizon(&horizon)), Some(horizon));
+    }
+}
+
+/// Whether all of these times are sent as they are: those in the future are left out.
+pub(super) fn are_past(times: impl Iterator<Item = Option<Timestamp>>) -> bool {
+    times.flatten().all(|time| time <= Timestamp::now())
+}
+
+/// Every name is one that a client can use, and none comes twice.
+fn check_ids<'a>(ids: impl Iterator<Item = &'a EntryId>) {
+    let mut seen = std::collections::BTreeSet::new();
+    for id in ids {
+        assert_eq!(id.check(), Ok(()), "{id:?}");
+        assert!(seen.insert(id), "a repeated name: {id:?}");
+    }
+}
+
+/// Checks that decoding undoes encoding, in all if the message `is_exact`, and that no beginning of a message is one.
+pub(super) fn check<M: Debug, E: Debug>(
+    message: &M,
+    is_exact: bool,
+    encode: impl Fn(&M) -> Vec<u8>,
+    decode: impl Fn(&[u8]) -> Result<M, E>,
+) {
+    let encoded = encode(message);
+    let again = decode(&encoded).expect("an encoded message is read");
+    if is_exact {
+        assert_eq!(format!("{again:?}"), format!("{message:?}"), "another message");
+    }
+    assert_eq!(encode(&again), encoded, "another text");
+    for end in [encoded.len() / 3, encoded.len() - 1] {
+        assert!(decode(&encoded[..end]).is_err(), "the first {end} of {} bytes are read", encoded.len());
+    }
+}

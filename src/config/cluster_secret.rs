@@ -1,0 +1,84 @@
+//! `OSC_CLUSTER_SECRET`: what nodes authenticate each other by.
+//!
+//! No message here says anything about what the variable or the file holds.
+
+use std::path::Path;
+
+use super::fault::Warning;
+use super::secret_file;
+use super::variables::{Variables, shown};
+use crate::model::ClusterSecret;
+
+/// A secret with fewer characters could be guessed from what goes over the wire.
+const CHARS_MIN: usize = 32;
+
+/// Reads all secrets that are accepted: that of `OSC_CLUSTER_SECRET` first, then those of `OSC_CLUSTER_SECRET_FILE`.
+/// None on a node that stands alone. Warns about a node of a cluster without any.
+pub(super) fn read(
+    variables: &mut Variables<'_>,
+    warnings: &mut Vec<Warning>,
+    is_clustered: bool,
+    has_api_key: bool,
+) -> Vec<ClusterSecret> {
+    let known_before = variables.faults.len();
+    let text = variables.secret("OSC_CLUSTER_SECRET");
+    let file = variables.text("OSC_CLUSTER_SECRET_FILE");
+    if !is_clustered {
+        let names = [("OSC_CLUSTER_SECRET", text.is_some()), ("OSC_CLUSTER_SECRET_FILE", file.is_some())];
+        let unused = names.into_iter().filter(|(_, is_set)| *is_set);
+        warnings.extend(unused.map(|(name, _)| Warning::ClusterUnused(name)));
+        return Vec::new();
+    }
+    let mut secrets = Vec::new();
+    match text.as_deref().map(|text| (text, problem(text))) {
+        Some((_, Some(problem))) => variables.fault("OSC_CLUSTER_SECRET", problem),
+        Some((text, None)) => secrets.push(ClusterSecret::new(text)),
+        None => {}
+    }
+    if let Some(path) = &file {
+        match secret_file::read(Path::new(path), "secret", problem) {
+            Ok(more) => secrets.extend(more.iter().map(|text| ClusterSecret::new(text))),
+            Err(problem) => {
+                variables.fault("OSC_CLUSTER_SECRET_FILE", format!("{} {problem}", shown(path)));
+            }
+        }
+    }
+    if secrets.is_empty() && variables.faults.len() == known_before {
+        warnings.push(if has_api_key { Warning::ClusterByApiKey } else { Warning::ClusterOpen });
+    }
+    secrets
+}
+
+fn problem(text: &str) -> Option<&'static str> {
+    let mut characters = text.chars();
+    let first = characters.next();
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Some("holds a character other than a visible one of ASCII (allowed: letters, digits, punctuation)")
+    } else if text.len() < CHARS_MIN {
+        Some("is shorter than 32 characters (for example: the output of `openssl rand -hex 32`)")
+    } else if characters.all(|character| Some(character) == first) {
+        Some("is one character repeated, which is no secret")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weak_secrets_are_refused() {
+        for (text, word) in [
+            ("", "shorter"),
+            ("0123456789abcdef0123456789abcde", "shorter"),
+            (&"x".repeat(32), "repeated"),
+            ("0123456789abcdef 123456789abcdef", "visible"),
+            ("0123456789abcdef\u{e4}123456789abcdef", "visible"),
+            ("0123456789abcdef\t123456789abcdef", "visible"),
+        ] {
+            assert!(problem(text).is_some_and(|problem| problem.contains(word)), "{text}");
+        }
+        assert_eq!(problem("0123456789abcdef0123456789abcdef"), None);
+    }
+}

@@ -1,0 +1,131 @@
+//! The body of a large answer: written piece by piece as the client takes it, so that a client that does not read
+//! costs no more than a piece.
+
+use smallvec::SmallVec;
+
+use super::budget::Held;
+use crate::model::SecretBytes;
+use crate::service::SealedValue;
+
+/// A body whose length is known.
+#[derive(Debug, Default)]
+pub struct Content {
+    /// In the order in which they are sent; those that were sent are gone.
+    parts: SmallVec<[Part; 3]>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Bytes { bytes: SecretBytes, sent: usize },
+    Static(&'static [u8]),
+    Sealed(SealedValue),
+}
+
+impl Content {
+    /// Adds bytes.
+    pub fn with_bytes(self, bytes: SecretBytes) -> Self {
+        self.with(Part::Bytes { bytes, sent: 0 })
+    }
+
+    /// Adds bytes of the program.
+    pub fn with_static(self, bytes: &'static [u8]) -> Self {
+        self.with(Part::Static(bytes))
+    }
+
+    /// Adds a value.
+    pub fn with_sealed(self, value: SealedValue) -> Self {
+        self.with(Part::Sealed(value))
+    }
+
+    /// Adds bytes before and after all that is here.
+    pub fn between(self, before: Vec<u8>, after: Vec<u8>) -> Self {
+        let mut whole = Self::default().with_bytes(before.into());
+        whole.parts.extend(self.parts);
+        whole.with_bytes(after.into())
+    }
+
+    fn with(mut self, part: Part) -> Self {
+        self.parts.push(part);
+        self
+    }
+
+    /// Bytes that are not written yet.
+    pub(super) fn remaining(&self) -> usize {
+        self.parts.iter().map(Part::remaining).sum()
+    }
+
+    /// How many bytes the next piece has, no more than `bytes_max`; zero at the end.
+    pub(super) fn next_len(&mut self, bytes_max: usize) -> usize {
+        // A part that was sent gives its memory back.
+        while self.parts.first().is_some_and(|part| part.remaining() == 0) {
+            self.parts.remove(0);
+        }
+        self.parts.first().map_or(0, |part| part.remaining().min(bytes_max))
+    }
+
+    /// Appends the next piece, of as many bytes as [`Self::next_len`] gave.
+    pub(super) fn write_next(&mut self, count: usize, out: &mut Vec<u8>) {
+        match self.parts.first_mut() {
+            Some(Part::Bytes { bytes, sent }) => {
+                out.extend_from_slice(&bytes[*sent..*sent + count]);
+                *sent += count;
+            }
+            Some(Part::Static(bytes)) => {
+                let (piece, rest) = bytes.split_at(count);
+                out.extend_from_slice(piece);
+                *bytes = rest;
+            }
+            Some(Part::Sealed(value)) => value.open_next(count, out),
+            None => {}
+        }
+    }
+
+    /// The memory that it takes, besides what it shares with the program.
+    pub(super) fn held(&self) -> Held {
+        self.parts.iter().fold(Held::default(), |held, part| match part {
+            Part::Bytes { bytes, .. } => Held { bytes: held.bytes + bytes.capacity(), ..held },
+            Part::Static(_) => held,
+            Part::Sealed(value) => Held { shared: Some(value.row()), ..held },
+        })
+    }
+}
+
+impl Part {
+    fn remaining(&self) -> usize {
+        match self {
+            Self::Bytes { bytes, sent } => bytes.len() - sent,
+            Self::Static(bytes) => bytes.len(),
+            Self::Sealed(value) => value.remaining(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_the_whole_in_order() {
+        for size in [1, 2, 3, 7, 100] {
+            let mut content = Content::default()
+                .with_bytes(b"{\"value\":".to_vec().into())
+                .with_static(b"")
+                .with_static(b"12345")
+                .with_bytes(b"}".to_vec().into());
+            assert_eq!(content.remaining(), 15);
+            let mut whole = Vec::new();
+            loop {
+                let count = content.next_len(size);
+                if count == 0 {
+                    break;
+                }
+                assert!(count <= size);
+                let before = whole.len();
+                content.write_next(count, &mut whole);
+                assert_eq!(whole.len(), before + count);
+            }
+            assert_eq!(whole, b"{\"value\":12345}");
+            assert_eq!((content.remaining(), content.parts.len()), (0, 0));
+        }
+    }
+}

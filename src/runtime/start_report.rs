@@ -1,0 +1,55 @@
+//! The line of the log that says what runs where, on which files.
+
+use std::path::Path;
+
+use super::EngineKind;
+use crate::config::Config;
+
+/// Logs one line with everything that tells this server from another.
+pub(super) fn log(config: &Config, engine: EngineKind, executors: usize, port: u16) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        url = url(config, port),
+        database = absolute(&config.database_path),
+        salt = absolute(&config.salt_file_path),
+        engine = engine.name(),
+        executors,
+        mode = mode(config),
+        node = config.node_id,
+        peers_listener = config.cluster.as_ref().and_then(|cluster| cluster.listen.as_ref()).map(field),
+        admin_listener = config.admin.as_ref().map(field),
+        "server started"
+    );
+}
+
+/// The same in short, for `systemctl status`.
+pub(super) fn status(config: &Config, engine: EngineKind, port: u16) -> String {
+    let database = absolute(&config.database_path);
+    format!("serving {database} at {} ({}, {})", url(config, port), mode(config), engine.name())
+}
+
+fn field(value: impl std::fmt::Display) -> String {
+    value.to_string()
+}
+
+fn url(config: &Config, port: u16) -> String {
+    let scheme = if config.certificates.files().own.is_some() { "https" } else { "http" };
+    let host = config.host.to_string();
+    match host.contains(':') && !host.starts_with('[') {
+        true => format!("{scheme}://[{host}]:{port}"),
+        false => format!("{scheme}://{host}:{port}"),
+    }
+}
+
+fn mode(config: &Config) -> &'static str {
+    match &config.cluster {
+        None => "single",
+        Some(cluster) if cluster.federation.is_some() => "federated",
+        Some(_) => "replica",
+    }
+}
+
+/// Relative paths depend on the working directory, which the reader of a log does not know.
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).as_deref().unwrap_or(path).display().to_string()
+}

@@ -1,0 +1,89 @@
+//! Changes of other nodes that were refused because their versions are ahead of this node's clock.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::model::NodeNumber;
+
+/// Nodes that are remembered; there are as many as peers, unless one makes them up.
+const NODES_COUNT_MAX: usize = 1024;
+/// A log line about refused changes comes this often at most.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What was refused, and whose it was.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    refused_count: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ahead: BTreeMap<NodeNumber, (u64, Instant)>,
+    logged: Option<Instant>,
+}
+
+impl Clocks {
+    /// Notes changes that were refused: whose they are, and by how many milliseconds they are ahead.
+    pub(super) fn note(&self, ahead: &[(NodeNumber, u64)]) {
+        let Some((node, ahead_ms)) = ahead.iter().max_by_key(|(_, ahead_ms)| *ahead_ms) else { return };
+        self.refused_count.fetch_add(ahead.len() as u64, Ordering::Relaxed);
+        let now = Instant::now();
+        let mut state = self.lock();
+        for (node, ahead_ms) in ahead {
+            if state.ahead.len() < NODES_COUNT_MAX || state.ahead.contains_key(node) {
+                state.ahead.insert(*node, (*ahead_ms, now));
+            }
+        }
+        if state.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_INTERVAL) {
+            state.logged = Some(now);
+            tracing::warn!(
+                %node, ahead_ms, count = ahead.len(),
+                "changes of another node are refused: their versions are ahead of this node's clock"
+            );
+        }
+    }
+
+    /// How many milliseconds changes of a node were ahead when they were last refused, if that was within `time`.
+    pub fn ahead_ms(&self, node: NodeNumber, time: Duration) -> Option<u64> {
+        let state = self.lock();
+        state.ahead.get(&node).filter(|(_, since)| since.elapsed() <= time).map(|(ahead_ms, _)| *ahead_ms)
+    }
+
+    /// A node was found to hold the same as this one.
+    pub fn forget(&self, node: NodeNumber) {
+        self.lock().ahead.remove(&node);
+    }
+
+    /// How many changes were refused since the start.
+    pub fn refused_count(&self) -> u64 {
+        self.refused_count.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refused_change_counts_and_nodes_are_remembered_for_a_while() {
+        let clocks = Clocks::default();
+        let [one, two] = [NodeNumber::from_random(2), NodeNumber::from_random(4)];
+        clocks.note(&[(one, 600_000), (two, 700_000), (one, 650_000)]);
+        clocks.note(&[]);
+        let hour = Duration::from_secs(3600);
+        assert_eq!((clocks.ahead_ms(one, hour), clocks.ahead_ms(two, hour)), (Some(650_000), Some(700_000)));
+        assert_eq!(clocks.ahead_ms(NodeNumber::from_random(6), hour), None);
+        assert_eq!(clocks.refused_count(), 3);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(clocks.ahead_ms(one, Duration::from_millis(1)), None, "that was too long ago");
+        clocks.forget(one);
+        assert_eq!(clocks.ahead_ms(one, hour), None);
+    }
+}

@@ -1,0 +1,189 @@
+//! Every message there and back, and every field that can be wrong.
+
+use super::*;
+
+fn token() -> Ciphertext {
+    let mut bytes = vec![7; 73];
+    bytes[0] = 0x80;
+    Ciphertext::from_bytes(bytes)
+}
+
+fn row(key: &str, environment: Option<&str>) -> Row {
+    let sealed = Some(token());
+    let mut row = Row::new(7, key.to_owned(), environment.map(str::to_owned), sealed);
+    row.category = Some("c\"".to_owned());
+    row.updated_at = Some(Timestamp::from_microseconds(5));
+    row
+}
+
+fn shown(row: &Row) -> String {
+    format!("{row:?}")
+}
+
+#[test]
+fn messages_and_back() {
+    let find = Find { key: "ключ\n".into(), environment: Some("e".into()) };
+    assert_eq!(decode_find(&encode_find(&find)).expect("valid"), find);
+    let entry = row("k", Some("e"));
+    let (salt, found) =
+        decode_found(&encode_found(Some(u64::MAX), &Found::Row(Arc::new(row("k", Some("e"))))))
+            .expect("valid");
+    assert!(matches!(&found, Found::Row(found) if shown(found) == shown(&entry)), "{found:?}");
+    assert_eq!(salt, Some(u64::MAX));
+    let several = Found::Ambiguous(vec!["a".into(), "b".into()]);
+    assert!(
+        matches!(decode_found(&encode_found(None, &several)), Ok((None, Found::Ambiguous(found))) if found.len() == 2)
+    );
+    assert!(matches!(decode_found(&encode_found(None, &Found::Nothing)), Ok((None, Found::Nothing))));
+    let filter = Filter { category: Some("c".into()), environment: None, prefix: Some("p".into()) };
+    let after = Some(EntryId { key: "k".into(), environment: None });
+    let query = PageQuery { after, filter, bytes_max: 5, names_only: true };
+    assert_eq!(decode_query(&encode_query(&query)).expect("valid"), query);
+    let page = NamePage { rows: vec![row("k", None), row("k", Some("e")), row("l", None)], more: true };
+    let (_, decoded) = decode_page(&encode_page(Some(1), &page)).expect("valid");
+    assert_eq!(format!("{decoded:?}"), format!("{page:?}"));
+    let id = EntryId { key: "k".into(), environment: Some("e".into()) };
+    let ciphertext = token();
+    let update = OrderAction::Update { ciphertext, category: Some("c".into()), environment: None };
+    for action in [update, OrderAction::Delete] {
+        let order = Order { salt: 3, id: id.clone(), seen: Digest(u128::MAX - 1), action };
+        assert_eq!(decode_order(&encode_order(&order)).expect("valid"), order);
+    }
+    for outcome in [
+        Outcome::Done(row("k", None)),
+        Outcome::Changed(None),
+        Outcome::Changed(Some(row("k", None))),
+        Outcome::Exists,
+        Outcome::Full,
+        Outcome::Busy,
+    ] {
+        let decoded = decode_outcome(&encode_outcome(&outcome)).expect("valid");
+        assert_eq!(format!("{decoded:?}"), format!("{outcome:?}"));
+    }
+}
+
+#[test]
+fn anything_else_is_refused() {
+    for text in ["", "{}", "[]", "null", r#"{"salt":"x"}"#, r#"{"salt":1,"row":{"k":"k"}}"#] {
+        assert!(decode_find(text.as_bytes()).is_err(), "{text}");
+        assert!(decode_found(text.as_bytes()).is_err(), "{text}");
+        assert!(decode_page(text.as_bytes()).is_err(), "{text}");
+        assert!(decode_order(text.as_bytes()).is_err(), "{text}");
+        assert!(decode_outcome(text.as_bytes()).is_err(), "{text}");
+    }
+    let no_token = br#"{"row":{"salt":1,"row":{"i":1,"k":"k","t":"?"}}}"#;
+    assert!(decode_found(no_token).is_err());
+    for rows in [vec![row("b", None), row("a", None)], vec![row("a", None), row("a", None)], vec![]] {
+        let page = NamePage { rows, more: true };
+        assert!(decode_page(&encode_page(None, &page)).is_err(), "{page:?}");
+    }
+}
+
+/// A JSON text with one of its fields replaced.
+fn with(text: &str, field: &str, value: serde_json::Value) -> String {
+    let mut parsed: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    *parsed.pointer_mut(field).unwrap_or_else(|| panic!("{field} is not in {text}")) = value;
+    parsed.to_string()
+}
+
+/// Values that no name, category, token, time or digest may be.
+fn wrong(field: &str) -> Vec<serde_json::Value> {
+    use serde_json::json;
+    match field.rsplit('/').next().expect("a name") {
+        "k" => vec![json!(""), json!("k".repeat(256)), json!("k".repeat(2_000_000)), json!(1), json!(null)],
+        "e" => vec![json!(""), json!("e".repeat(101)), json!(7)],
+        "c" => vec![json!("c".repeat(101)), json!(7)],
+        "t" => vec![json!(""), json!("gAAA"), json!("?"), json!(1)],
+        "a" | "u" => vec![json!(-1), json!(i64::MAX), json!(i64::MIN), json!("now")],
+        "seen" => vec![json!(""), json!("0"), json!("+".to_owned() + &"0".repeat(31)), json!(0)],
+        "salt" => vec![json!(-1), json!("1"), json!(1.5)],
+        "prefix" | "category" | "environment" => vec![json!("x".repeat(3 * 8192 + 1)), json!(1)],
+        "bytes" => vec![json!(-1), json!(null)],
+        field => panic!("nothing is known of {field}"),
+    }
+}
+
+#[test]
+fn each_field_of_each_message_is_checked() {
+    let seven = || {
+        let mut row = row("k", Some("e"));
+        row.created_at = Some(Timestamp::from_microseconds(5));
+        row
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("JSON");
+    let names = ["k", "e", "t", "c", "a", "u"];
+    let of_row = |before: &str| names.map(|name| format!("{before}/{name}")).to_vec();
+    let id = EntryId { key: "k".into(), environment: Some("e".into()) };
+    let update = OrderAction::Update {
+        ciphertext: token(),
+        category: Some("c".into()),
+        environment: Some("f".into()),
+    };
+    let order = Order { salt: 3, id: id.clone(), seen: Digest(1), action: update };
+    let some = || Some("x".to_owned());
+    let query = PageQuery {
+        after: Some(id),
+        filter: Filter { category: some(), environment: some(), prefix: some() },
+        bytes_max: 5,
+        names_only: true,
+    };
+    let find = Find { key: "k".into(), environment: Some("e".into()) };
+    let found = Found::Row(Arc::new(seven()));
+    let page = NamePage { rows: vec![seven()], more: false };
+    let of = |fields: &[&str]| fields.iter().map(|field| (*field).to_owned()).collect::<Vec<_>>();
+    type Decode = fn(&[u8]) -> bool;
+    let messages: [(&str, String, Decode, Vec<String>); 7] = [
+        ("find", text(encode_find(&find)), |text| decode_find(text).is_ok(), of(&["/k", "/e"])),
+        (
+            "found",
+            text(encode_found(Some(1), &found)),
+            |text| decode_found(text).is_ok(),
+            [of_row("/row/row"), of(&["/row/salt"])].concat(),
+        ),
+        (
+            "query",
+            text(encode_query(&query)),
+            |text| decode_query(text).is_ok(),
+            of(&["/after/k", "/after/e", "/category", "/environment", "/prefix", "/bytes"]),
+        ),
+        (
+            "page",
+            text(encode_page(Some(1), &page)),
+            |text| decode_page(text).is_ok(),
+            [of_row("/rows/0"), of(&["/salt"])].concat(),
+        ),
+        (
+            "order",
+            text(encode_order(&order)),
+            |text| decode_order(text).is_ok(),
+            of(&["/id/k", "/id/e", "/seen", "/salt", "/update/t", "/update/c", "/update/e"]),
+        ),
+        (
+            "done",
+            text(encode_outcome(&Outcome::Done(seven()))),
+            |text| decode_outcome(text).is_ok(),
+            of_row("/done"),
+        ),
+        (
+            "changed",
+            text(encode_outcome(&Outcome::Changed(Some(seven())))),
+            |text| decode_outcome(text).is_ok(),
+            of_row("/changed"),
+        ),
+    ];
+    for (message, text, decode, fields) in messages {
+        assert!(decode(text.as_bytes()), "{message}: {text}");
+        for field in fields {
+            for value in wrong(&field) {
+                let shown: String = value.to_string().chars().take(40).collect();
+                assert!(!decode(with(&text, &field, value).as_bytes()), "{message}, {field}: {shown}");
+            }
+        }
+    }
+    for environments in ["[]", r#"["a","a"]"#, r#"[""]"#, &format!(r#"["{}"]"#, "e".repeat(101))] {
+        let text = format!(r#"{{"ambiguous":{environments}}}"#);
+        assert!(decode_found(text.as_bytes()).is_err(), "{text}");
+    }
+    let rows = (0..=LIST_PAGE_ROWS_MAX).map(|number| row(&format!("k{number:05}"), None)).collect();
+    assert!(decode_page(&encode_page(None, &NamePage { rows, more: false })).is_err());
+}

@@ -1,0 +1,128 @@
+//! The use cases under the brute-force guard: what is asked of it before, and what it learns after.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::guard::{CredentialKind, Guard, Permit, Try};
+use super::{Credentials, Error, Service};
+
+/// What a use case does with the entry that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Opens it.
+    Open,
+    /// Creates it.
+    Create,
+}
+
+impl Service {
+    /// Runs a use case on one entry under the guard.
+    ///
+    /// # Errors
+    /// Those of the use case, perhaps as [`Error::Delayed`]; [`Error::TooManyFailures`].
+    pub(super) async fn guarded<T>(
+        &self,
+        credentials: &Credentials<'_>,
+        name: &str,
+        purpose: Purpose,
+        use_case: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let tried = self.tried(credentials, Some(name));
+        let permit = self.permit(&tried)?;
+        if let (Permit::OwnedOnly(wait), Purpose::Create) = (permit, purpose) {
+            return Err(self.refused(wait));
+        }
+        match (use_case.await, permit) {
+            (Ok(done), _) => {
+                if tried.cached.is_none() && purpose == Purpose::Open {
+                    self.guard.opened(&tried, self.now_ms());
+                }
+                Ok(done)
+            }
+            (Err(error), Permit::OwnedOnly(wait)) if error.depends_on_names() => Err(self.refused(wait)),
+            (Err(error), Permit::Full) if error.is_failed_try() => match self.failed(&tried)? {
+                Duration::ZERO => Err(error),
+                delay => Err(Error::Delayed { delay, error: Box::new(error) }),
+            },
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Admits a list. True for one that is a try of its user key: if it shows nothing, it has failed.
+    ///
+    /// # Errors
+    /// [`Error::TooManyFailures`]
+    pub(super) fn permit_list(&self, credentials: &Credentials<'_>) -> Result<bool, Error> {
+        let tried = self.tried(credentials, None);
+        // A key in memory shows what it opens, and that has been seen before.
+        self.permit(&tried).map(|_| tried.cached.is_none())
+    }
+
+    /// Counts a list that shows nothing, and gives the time by which the response is delayed.
+    ///
+    /// # Errors
+    /// [`Error::TooManyFailures`]
+    pub(super) fn list_failed(&self, credentials: &Credentials<'_>) -> Result<Duration, Error> {
+        self.failed(&Try { cached: None, ..self.tried(credentials, None) })
+    }
+
+    /// Counts an API key or a node credential that was wrong, and gives the time by which the response is
+    /// delayed.
+    ///
+    /// # Errors
+    /// With the time to wait, instead of the response.
+    pub fn credential_failed(
+        &self,
+        kind: CredentialKind,
+        address: Option<IpAddr>,
+    ) -> Result<Duration, Duration> {
+        self.guard.credential_failed(kind, address, self.now_ms())
+    }
+
+    /// Admits an API key or a node credential that is right, the one of this number.
+    ///
+    /// # Errors
+    /// With the time to wait, when the client's failures leave no more tries.
+    pub fn credential_accepted(
+        &self,
+        kind: CredentialKind,
+        number: usize,
+        address: Option<IpAddr>,
+    ) -> Result<(), Duration> {
+        self.guard.credential_accepted(kind, number, address, || self.now_ms())
+    }
+
+    /// The guard, for its counts.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    fn tried<'a>(&self, credentials: &Credentials<'_>, entry: Option<&'a str>) -> Try<'a> {
+        let user_key = credentials.user_key.header_bytes();
+        let id = self.keys.id_of(user_key);
+        let cached = self.keys.cached(user_key, self.now_seconds());
+        Try {
+            network: credentials.requester.network,
+            user_key: u64::from_le_bytes(*id.first_chunk().expect("32 bytes")),
+            cached: cached.map(|key| key.is_proven()),
+            entry,
+        }
+    }
+
+    fn permit(&self, tried: &Try<'_>) -> Result<Permit, Error> {
+        self.guard.permit(tried, self.now_ms()).map_err(|wait| Error::TooManyFailures { wait })
+    }
+
+    fn failed(&self, tried: &Try<'_>) -> Result<Duration, Error> {
+        self.guard.failed(tried, self.now_ms()).map_err(|wait| Error::TooManyFailures { wait })
+    }
+
+    fn refused(&self, wait: Duration) -> Error {
+        self.guard.count_refusal(CredentialKind::UserKey);
+        Error::TooManyFailures { wait }
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,64 @@
+//! Verification of stored entries, with a user key or without one.
+
+use std::path::Path;
+
+use super::opener::Unopened;
+use crate::crypto::{FernetKey, derive};
+use crate::model::{SecretBytes, UserKey, json};
+use crate::store::Row;
+use crate::store::maintenance::{DataFiles, Inspection, MaintenanceError, Verified};
+
+/// The files to verify.
+#[derive(Clone, Copy, Debug)]
+pub enum VerifyTarget<'a> {
+    /// The data files of a node.
+    Files(DataFiles<'a>),
+    /// A backup, and the SHA-256 of a salt that the operator accepts although it would be refused.
+    Backup(&'a Path, Option<[u8; 32]>),
+}
+
+/// Entries by the outcome of opening them with one user key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenedCounts {
+    /// Opened, with a JSON value.
+    pub opened: u64,
+    /// Opened, but the value is not JSON or its padding is wrong: the server answers 500.
+    pub unreadable: u64,
+    /// Sealed with another user key, or damaged.
+    pub other_key: u64,
+}
+
+/// Verifies files, and with a user key counts the entries that it opens.
+///
+/// # Errors
+/// When the files cannot be read, or are not those of a server.
+pub fn verify(
+    target: &VerifyTarget<'_>,
+    user_key: Option<&UserKey>,
+) -> Result<(Verified, Option<OpenedCounts>), MaintenanceError> {
+    let inspection = match target {
+        VerifyTarget::Files(files) => Inspection::of_files(files)?,
+        VerifyTarget::Backup(directory, accepted_salt) => Inspection::of_backup(directory, *accepted_salt)?,
+    };
+    let (Some(user_key), Some(salt)) = (user_key, inspection.salt()) else {
+        return Ok((inspection.run(&mut |_| {})?, None));
+    };
+    let fernet = FernetKey::new(&derive(&user_key.password(), &salt));
+    let (mut counts, mut value) = (OpenedCounts::default(), SecretBytes::default());
+    let verified = inspection.run(&mut |row| {
+        *(match open(&fernet, row, &mut value) {
+            Ok(()) => &mut counts.opened,
+            Err(Unopened::BadPadding | Unopened::NotJson) => &mut counts.unreadable,
+            Err(Unopened::NotAToken | Unopened::WrongKey) => &mut counts.other_key,
+        }) += 1;
+    })?;
+    Ok((verified, Some(counts)))
+}
+
+fn open(fernet: &FernetKey, row: &Row, value: &mut SecretBytes) -> Result<(), Unopened> {
+    let sealed = row.ciphertext.as_ref().ok_or(Unopened::NotAToken)?.as_bytes();
+    value.clear();
+    fernet.open_raw(sealed, value.with_room(sealed.len()))?;
+    let mut canonical = SecretBytes::default();
+    json::canonicalize(value, canonical.with_room(value.len())).map(|_| ()).map_err(|_| Unopened::NotJson)
+}

@@ -1,0 +1,80 @@
+//! Errors of maintenance commands, by what the operator can do about them.
+
+use std::path::{Path, PathBuf};
+
+use super::super::check;
+use super::super::error::OpenError;
+
+/// A maintenance command failed; the data files are as they were before.
+#[derive(Debug, thiserror::Error)]
+pub enum MaintenanceError {
+    /// A file or directory is missing.
+    #[error("{path} does not exist: {remedy}")]
+    Missing {
+        /// The missing file or directory.
+        path: PathBuf,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The target of a backup has content.
+    #[error("{0} exists and is not an empty directory: name another one for the backup")]
+    Exists(PathBuf),
+    /// A file is damaged, or two files do not belong together.
+    #[error("{path} {what}: {remedy}")]
+    Invalid {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The data files cannot be used.
+    #[error(transparent)]
+    Files(#[from] OpenError),
+}
+
+/// A class of errors, for the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaintenanceErrorKind {
+    /// A file or directory is missing.
+    Missing,
+    /// Another process or file is in the way.
+    Conflict,
+    /// A file is damaged or of another kind.
+    Invalid,
+    /// An I/O error.
+    Failed,
+}
+
+impl MaintenanceError {
+    /// Returns the class of this error.
+    pub fn kind(&self) -> MaintenanceErrorKind {
+        match self {
+            Self::Missing { .. } => MaintenanceErrorKind::Missing,
+            Self::Exists(_) | Self::Files(OpenError::InUse { .. }) => MaintenanceErrorKind::Conflict,
+            Self::Invalid { .. } | Self::Files(OpenError::Unusable { .. }) => MaintenanceErrorKind::Invalid,
+            Self::Files(OpenError::Sqlite { source, .. }) if check::is_damage(source) => {
+                MaintenanceErrorKind::Invalid
+            }
+            Self::Files(_) => MaintenanceErrorKind::Failed,
+        }
+    }
+
+    /// A backup, or a file of one, that fails verification.
+    pub(super) fn unverified(path: &Path, problems: &[String]) -> Self {
+        Self::Invalid {
+            path: path.to_owned(),
+            what: format!("fails verification: {}", problems.join("; ")),
+            remedy: "use another backup; nothing was changed",
+        }
+    }
+
+    pub(super) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
+        Self::Files(OpenError::sqlite(path, source))
+    }
+
+    pub(super) fn access(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Files(OpenError::access(action, path, source))
+    }
+}

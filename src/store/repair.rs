@@ -1,0 +1,194 @@
+//! Versions that are ahead of the clock, brought back to it while no server runs.
+//!
+//! No other node takes such a version, nor a change of its entry. Older releases took any, and a clock that was far
+//! ahead makes them.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use super::buckets::{bucket_of, digest_of};
+use super::error::OpenError;
+use super::salt_file::SaltFile;
+use super::versions::{self, digest_at, entry_id, version_at};
+use super::{lock, open, reader, schema};
+use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_RESERVE, TOMBSTONE_GRACE};
+use crate::model::{Digest, EntryId, HybridClock, NodeNumber, Stamp, Version};
+
+/// What a repair has changed, or would change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// Entries with a version that was ahead.
+    pub entries_count: u64,
+    /// The same of deletions.
+    pub deletions_count: u64,
+    /// By how many milliseconds the furthest one was ahead.
+    pub ahead_ms: u64,
+    /// Whether the node's own clock was kept too far ahead.
+    pub has_clock: bool,
+    /// Whether it was noted for a time to come that the node had been equal to another one, or had forgotten
+    /// deletions.
+    pub has_horizon: bool,
+}
+
+/// The same as the store sees it: one table, and what is noted besides.
+struct Repair<'a> {
+    transaction: Transaction<'a>,
+    now: Stamp,
+    latest: Stamp,
+    repaired: Repaired,
+}
+
+impl Repaired {
+    /// Whether everything was as it should be.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Gives versions that are more than [`CLOCK_AHEAD_MAX`] ahead of `now_ms` stamps of now, in their order. With
+/// `is_trial` everything stays as it is.
+///
+/// # Errors
+/// When a server runs, or the files cannot be used.
+pub fn repair_versions(
+    database: &Path,
+    salt: &Path,
+    accepted_salt: Option<[u8; 32]>,
+    now_ms: u64,
+    is_trial: bool,
+) -> Result<Repaired, OpenError> {
+    if !database.exists() {
+        return Err(OpenError::Unusable {
+            path: database.to_owned(),
+            what: "does not exist".to_owned(),
+            remedy: "set OSC_DATABASE_PATH to the database of the node",
+        });
+    }
+    let _lock = lock::DataLock::acquire(database)?;
+    let mut connection = open::open(database, &SaltFile::open(salt, accepted_salt)?)?.connection;
+    let sql = |error| OpenError::sqlite(database, error);
+    let repaired = repair(&mut connection, now_ms, is_trial).map_err(sql)?;
+    if !is_trial {
+        schema::end_cycle(&connection).map_err(sql)?;
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sql)?;
+    }
+    Ok(repaired)
+}
+
+fn repair(connection: &mut Connection, now_ms: u64, is_trial: bool) -> rusqlite::Result<Repaired> {
+    if !versions::are_kept(connection)? {
+        return Ok(Repaired::default());
+    }
+    let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
+    schema::begin_cycle(&transaction)?;
+    let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
+    let latest = Stamp::from_milliseconds(now_ms.saturating_add(bound_ms));
+    let now = Stamp::from_milliseconds(now_ms);
+    let mut repair = Repair { transaction, now, latest, repaired: Repaired::default() };
+    repair.versions(now_ms)?;
+    repair.horizon()?;
+    let Repair { transaction, repaired, .. } = repair;
+    match is_trial {
+        true => transaction.rollback()?,
+        false => transaction.commit()?,
+    }
+    Ok(repaired)
+}
+
+impl Repair<'_> {
+    fn versions(&mut self, now_ms: u64) -> rusqlite::Result<()> {
+        let node = NodeNumber::from_database(schema::meta(&self.transaction, "node")?.unwrap_or_default());
+        let kept = schema::meta(&self.transaction, "clock")?.map_or(Stamp::default(), Stamp::from_database);
+        self.repaired.has_clock = kept > self.latest;
+        let mut clock = HybridClock::after(if self.repaired.has_clock { Stamp::default() } else { kept });
+        for (id, version, digest) in self.ahead()? {
+            let is_deletion = digest == Digest::default();
+            *(match is_deletion {
+                true => &mut self.repaired.deletions_count,
+                false => &mut self.repaired.entries_count,
+            }) += 1;
+            let ahead_ms = version.stamp.milliseconds() - now_ms;
+            self.repaired.ahead_ms = self.repaired.ahead_ms.max(ahead_ms);
+            // Of this node, so that no other one can have given out the same version.
+            self.set_version(
+                &id,
+                Version { stamp: clock.stamp(now_ms, Stamp::default()), node },
+                is_deletion,
+            )?;
+        }
+        if self.repaired.has_clock || clock.last() > kept {
+            let reserve_ms = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
+            let last_ms = clock.last().max(self.now).milliseconds();
+            let reserved = Stamp::from_milliseconds(last_ms.saturating_add(reserve_ms));
+            schema::set_meta(&self.transaction, "clock", reserved.to_database())?;
+        }
+        Ok(())
+    }
+
+    /// What is ahead, the earliest first.
+    fn ahead(&self) -> rusqlite::Result<Vec<(EntryId, Version, Digest)>> {
+        let sql = r#"SELECT "key", environment, stamp, node, digest FROM osc_versions WHERE stamp > ?1
+                     ORDER BY stamp, node, "key", environment"#;
+        let mut statement = self.transaction.prepare(sql)?;
+        let rows = statement.query_map([self.latest.to_database()], |row| {
+            Ok((entry_id(row.get(0)?, row.get(1)?), version_at(row, 2)?, digest_at(row, 4)?))
+        })?;
+        rows.collect()
+    }
+
+    fn set_version(&self, id: &EntryId, version: Version, is_deletion: bool) -> rusqlite::Result<()> {
+        let environment = id.environment.as_deref().unwrap_or_default();
+        let content = match is_deletion {
+            true => None,
+            false => self
+                .transaction
+                .prepare_cached(&format!(
+                    r#"SELECT {} FROM configurations WHERE "key" = ?1 AND ifnull(environment, '') = ?2"#,
+                    reader::COLUMNS
+                ))?
+                .query_row((&id.key, environment), |row| {
+                    reader::parse_row(row).map_err(versions::into_rusqlite)
+                })
+                .optional()?
+                .flatten()
+                .as_ref()
+                .and_then(reader::content_of),
+        };
+        // What another program has spoilt or removed since is noted as such at the next start.
+        let digest = content.map(|content| digest_of(id, version, &content).0.to_be_bytes());
+        self.transaction
+            .prepare_cached(
+                r#"UPDATE osc_versions SET stamp = ?1, node = ?2, digest = ?3
+                   WHERE bucket = ?4 AND "key" = ?5 AND environment = ?6"#,
+            )?
+            .execute(params![
+                version.stamp.to_database(),
+                version.node.to_database(),
+                digest,
+                i64::try_from(bucket_of(id)).unwrap_or_default(),
+                id.key,
+                environment
+            ])?;
+        Ok(())
+    }
+
+    /// What really was before cannot be known. The earliest that it can have been is safe: at the worst another node
+    /// refuses this one as outdated.
+    fn horizon(&mut self) -> rusqlite::Result<()> {
+        let grace_ms = u64::try_from(TOMBSTONE_GRACE.as_millis()).unwrap_or(u64::MAX);
+        let safe = Stamp::from_milliseconds(self.now.milliseconds().saturating_sub(grace_ms));
+        let latest = self.latest.to_database();
+        for name in ["synced", "forgotten"] {
+            if schema::meta(&self.transaction, name)?.is_some_and(|stamp| stamp > latest) {
+                schema::set_meta(&self.transaction, name, safe.to_database())?;
+                self.repaired.has_horizon = true;
+            }
+        }
+        let changed = self
+            .transaction
+            .execute("UPDATE osc_peers SET synced = ?1 WHERE synced > ?2", (safe.to_database(), latest))?;
+        self.repaired.has_horizon |= changed > 0;
+        Ok(())
+    }
+}
