@@ -92,7 +92,7 @@ enum Reply {
 enum Pending {
     Health,
     Push(Pushed),
-    Digests { begun: Stamp, line: i64 },
+    Digests { begun: Stamp },
     Versions(Vec<usize>),
     Fetch(Vec<EntryId>),
     Send(usize),
@@ -598,8 +598,7 @@ impl Simulation {
             }
             Action::CompareDigests => {
                 let begun = Stamp::from_milliseconds(self.clock.load(Ordering::SeqCst));
-                let line = self.nodes[index].outbox_last.load(Ordering::SeqCst);
-                (Request::Digests(digest_of(store)), Pending::Digests { begun, line })
+                (Request::Digests(digest_of(store)), Pending::Digests { begun })
             }
             Action::CompareVersions(buckets) => {
                 (Request::Versions(buckets.clone()), Pending::Versions(buckets))
@@ -671,11 +670,11 @@ impl Simulation {
                 Event::Pushed(Ok(Pushed { has_refused, ..pushed }))
             }
             (Pending::Send(count), Ok(Reply::Applied { .. })) => Event::Sent(Ok(count)),
-            (Pending::Digests { begun, line }, Ok(Reply::Digests(theirs))) => {
+            (Pending::Digests { begun }, Ok(Reply::Digests(theirs))) => {
                 let own = store.buckets().all().expect("a small store");
                 let pairs = own.iter().zip(&theirs).enumerate();
                 let differing = pairs.filter(|(_, (own, theirs))| own != theirs).map(|(bucket, _)| bucket);
-                Event::Digests(Ok(Comparison { buckets: differing.collect(), begun, line }))
+                Event::Digests(Ok(Comparison { buckets: differing.collect(), begun }))
             }
             (Pending::Versions(buckets), Ok(Reply::Versions(theirs))) => {
                 let VersionsPage { known, buckets_count } = theirs;

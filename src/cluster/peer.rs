@@ -142,8 +142,6 @@ pub struct Comparison {
     pub buckets: Vec<usize>,
     /// When the comparison began, by this node's clock.
     pub begun: Stamp,
-    /// The last line of the outbox when it began.
-    pub line: i64,
 }
 
 /// What two nodes lack of each other in some buckets.
@@ -507,19 +505,15 @@ impl Peer {
 
     fn compared(&mut self, now_ms: u64, comparison: Comparison, notices: &mut Vec<Notice>) {
         self.sync_due_ms = now_ms + self.spread(self.sync_interval_ms);
-        let Comparison { buckets, begun, line } = comparison;
+        let Comparison { buckets, begun } = comparison;
         if !buckets.is_empty() {
             self.sync = Sync { is_under_way: true, buckets, ..Sync::default() };
             return;
         }
         self.is_second_look = false;
         self.has_compared = true;
+        // Lines of the outbox are not confirmed by this: digests leave deletions out.
         notices.push(Notice::Synced { begun, forgotten: self.forgotten });
-        // What it holds it need not be sent, however it came to it.
-        if self.cursor.is_some_and(|cursor| cursor < line) {
-            self.confirmed(line);
-            notices.push(Notice::Acknowledged(line));
-        }
     }
 
     fn confirmed(&mut self, line: i64) {

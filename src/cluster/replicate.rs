@@ -82,21 +82,19 @@ impl<N: Network> Context<N> {
         peer: &RefCell<PeerTask>,
     ) -> Result<Comparison, Failure> {
         let begun = Stamp::from_milliseconds(Timestamp::now().as_milliseconds());
-        // Before the digest is taken, which therefore covers it.
-        let line = self.view.outbox().value();
         let root = self.service.root_digest().ok_or(Failure::Refused)?;
         let own_digest = encode_digest(root);
         let answer = self.post(transport, "/cluster/digests", own_digest.as_bytes()).await?;
         let told = |digest| peer.borrow_mut().digest = Some(digest);
         if answer == own_digest.as_bytes() {
             told(root);
-            return Ok(Comparison { buckets: Vec::new(), begun, line });
+            return Ok(Comparison { buckets: Vec::new(), begun });
         }
         let theirs = decode_digests(&answer).map_err(malformed)?;
         told(root_of(&theirs));
         let own = self.service.bucket_digests().map_err(own_failure)?;
         let differing = own.iter().zip(&theirs).enumerate().filter(|(_, (own, theirs))| own != theirs);
-        Ok(Comparison { buckets: differing.map(|(bucket, _)| bucket).collect(), begun, line })
+        Ok(Comparison { buckets: differing.map(|(bucket, _)| bucket).collect(), begun })
     }
 
     pub(super) async fn compare_versions(

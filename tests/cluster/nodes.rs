@@ -306,8 +306,13 @@ impl<L> Cluster<L> {
             let digests = self.digests();
             digests.iter().all(|digest| *digest == digests[0])
         });
-        let reports = || self.nodes.iter().map(|node| format!("{:#}\n{}", node.report(), node.log()));
-        assert!(are_equal, "not equal after {patience:?}: {}", reports().collect::<Vec<_>>().join("\n"));
+        assert!(are_equal, "not equal after {patience:?}: {}", self.reports());
+    }
+
+    /// Report and log of each node, for a test that fails.
+    pub(crate) fn reports(&self) -> String {
+        let reports = self.nodes.iter().map(|node| format!("{:#}\n{}", node.report(), node.log()));
+        reports.collect::<Vec<_>>().join("\n")
     }
 
     /// Waits until every node gives this value.
@@ -371,7 +376,7 @@ pub(crate) fn within(patience: Duration, what: &str, is_so: impl FnMut() -> bool
     assert!(happens_within(patience, is_so), "not so after {patience:?}: {what}");
 }
 
-fn happens_within(patience: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+pub(crate) fn happens_within(patience: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + patience;
     while !is_so() {
         if Instant::now() >= deadline {
