@@ -98,14 +98,14 @@ fn settings_that_are_named_are_settings() {
 
 #[test]
 fn every_setting_is_described() {
-    let (readme, example) = (
-        fs::read_to_string(root().join("README.md")).expect("it is there"),
+    let (reference, example) = (
+        fs::read_to_string(root().join("docs/settings.md")).expect("it is there"),
         fs::read_to_string(root().join(".env.example")).expect("it is there"),
     );
     let mut faults = Vec::new();
     for name in settings() {
-        if !readme.contains(&format!("`{name}`")) {
-            faults.push(format!("README.md: nothing about {name}"));
+        if !reference.contains(&format!("`{name}`")) {
+            faults.push(format!("docs/settings.md: nothing about {name}"));
         }
         if !words(&example, |c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
             .any(|word| word == name)
