@@ -10,16 +10,16 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use opensecureconf::limits::{ENTRY_CACHE_BYTES_MAX, ENTRY_CACHE_BYTES_MIN};
 use opensecureconf::model::Ciphertext;
-use opensecureconf::store::{EntryCache, Group, Row};
+use opensecureconf::store::{EntryCache, KeyEntries, SealedEntry};
 
 const VALUE_BYTES: usize = 200;
 
-fn group(key: &str) -> Arc<Group> {
+fn group(key: &str) -> Arc<KeyEntries> {
     let sealed = Ciphertext::from_bytes(vec![7; VALUE_BYTES]);
-    Arc::new(Group { rows: vec![Arc::new(Row::new(1, key.to_owned(), None, Some(sealed)))] })
+    Arc::new(KeyEntries { rows: vec![Arc::new(SealedEntry::new(1, key.to_owned(), None, Some(sealed)))] })
 }
 
-fn fill(cache: &EntryCache, key: &str, group: &Arc<Group>) {
+fn fill(cache: &EntryCache, key: &str, group: &Arc<KeyEntries>) {
     let ticket = cache.prepare_fill(key);
     cache.fill(&ticket, key, group);
 }

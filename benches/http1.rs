@@ -8,12 +8,12 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use opensecureconf::http1::{Answer, Connection, Step};
+use opensecureconf::http1::{Connection, Response, Step};
 use opensecureconf::limits::BODY_BYTES_MAX;
 
 const BODY: &[u8] =
     br#"{"id":1,"key":"database_prod","category":"database","value":{"host":"localhost","port":5432}}"#;
-const ANSWER: Answer<'static> = Answer {
+const ANSWER: Response<'static> = Response {
     status: 200,
     content_type: Some("application/json"),
     headers: &[],

@@ -9,8 +9,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::config::{self, Faults, Host};
-use crate::http1::{Call, ClientConnection, ClientFailure, ClientStep, Method, PROXY_LOCAL};
+use crate::config::{self, Host, SettingErrors};
+use crate::http1::{ClientConnection, ClientFailure, ClientRequest, ClientStep, Method, PROXY_LOCAL};
 use crate::tls;
 
 /// Both answers are some dozen bytes.
@@ -19,7 +19,7 @@ const SHOWN_CHARS_MAX: usize = 200;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
-pub enum Question {
+pub enum Probe {
     /// Whether it serves.
     Serves,
     /// Whether clients should be sent to it.
@@ -28,10 +28,10 @@ pub enum Question {
 
 /// Why the answer is not yes; a sentence for people.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum ProbeError {
     /// They describe no server.
     #[error("these settings cannot be used:\n{0}")]
-    Settings(#[from] Faults),
+    Settings(#[from] SettingErrors),
     /// Only the server knows which port it got.
     #[error("the port is set to 0, so it is not known where the server listens")]
     AnyPort,
@@ -74,16 +74,16 @@ pub enum Failure {
 ///
 /// # Errors
 /// When the answer is anything but 200, or does not come in time.
-pub fn ask(question: Question, timeout: Duration) -> Result<(), Failure> {
+pub fn ask(question: Probe, timeout: Duration) -> Result<(), ProbeError> {
     let (tell, told) = mpsc::channel();
-    thread::Builder::new().spawn(move || tell.send(ask_at_leisure(question)))?;
-    told.recv_timeout(timeout).unwrap_or(Err(Failure::TimedOut(timeout)))
+    thread::Builder::new().spawn(move || tell.send(run_probe(question)))?;
+    told.recv_timeout(timeout).unwrap_or(Err(ProbeError::TimedOut(timeout)))
 }
 
-fn ask_at_leisure(question: Question) -> Result<(), Failure> {
+fn run_probe(question: Probe) -> Result<(), ProbeError> {
     let target = match question {
-        Question::Serves => "/cluster/health",
-        Question::IsReady => "/ready",
+        Probe::Serves => "/cluster/health",
+        Probe::IsReady => "/ready",
     };
     if let Some(admin) = config::load_admin()? {
         return verdict(target, exchange(connect(&admin)?, target)?);
@@ -96,28 +96,32 @@ fn ask_at_leisure(question: Question) -> Result<(), Failure> {
     }
     let secured = config.certificates.to_self();
     let answer = match secured {
-        Some(secured) => exchange(tls::over(stream, secured)?, target).map_err(|failure| match failure {
-            Failure::Broken(error) if tls::Distrust::of(&error) == Some(tls::Distrust::OfThisNode) => {
-                Failure::CertificateRefused(error)
-            }
-            other => other,
-        })?,
+        Some(secured) => {
+            exchange(tls::connect_to_self(stream, secured)?, target).map_err(|failure| match failure {
+                ProbeError::Broken(error)
+                    if tls::PeerTlsError::of(&error) == Some(tls::PeerTlsError::OfThisNode) =>
+                {
+                    ProbeError::CertificateRefused(error)
+                }
+                other => other,
+            })?
+        }
         None => exchange(stream, target)?,
     };
     verdict(target, answer)
 }
 
-fn verdict(target: &'static str, (status, body): (u16, Vec<u8>)) -> Result<(), Failure> {
-    if status == 200 { Ok(()) } else { Err(Failure::No { target, status, body: shown(&body) }) }
+fn verdict(target: &'static str, (status, body): (u16, Vec<u8>)) -> Result<(), ProbeError> {
+    if status == 200 { Ok(()) } else { Err(ProbeError::No { target, status, body: shown(&body) }) }
 }
 
-fn connect(host: &Host) -> Result<TcpStream, Failure> {
+fn connect(host: &Host) -> Result<TcpStream, ProbeError> {
     let addresses = addresses(host);
     if addresses.iter().all(|address| address.port() == 0) {
-        return Err(Failure::AnyPort);
+        return Err(ProbeError::AnyPort);
     }
     TcpStream::connect(&addresses[..])
-        .map_err(|source| Failure::Unreachable { address: addresses[0], source })
+        .map_err(|source| ProbeError::Unreachable { address: addresses[0], source })
 }
 
 /// Where to find a server that listens there. One that listens everywhere is found on the loopback interface.
@@ -134,9 +138,9 @@ fn addresses(host: &Host) -> Vec<SocketAddr> {
     host.addresses().iter().map(reached).collect()
 }
 
-fn exchange(mut stream: impl Read + Write, target: &str) -> Result<(u16, Vec<u8>), Failure> {
+fn exchange(mut stream: impl Read + Write, target: &str) -> Result<(u16, Vec<u8>), ProbeError> {
     let mut connection = ClientConnection::new(BODY_BYTES_MAX);
-    let call = Call { method: Method::Get, target, host: "localhost", headers: &[], body: b"" };
+    let call = ClientRequest { method: Method::Get, target, host: "localhost", headers: &[], body: b"" };
     // The clock stands still: who waits for this has the time limit.
     connection.call(&call, 0, u64::MAX);
     loop {

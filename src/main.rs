@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use opensecureconf::config::{self, Config};
-use opensecureconf::healthcheck::{self, Question};
+use opensecureconf::healthcheck::{self, Probe};
 use opensecureconf::runtime::maintenance::{self, Outcome};
 use opensecureconf::runtime::{self, PromptError};
 use opensecureconf::telemetry::{Log, LogError};
@@ -97,7 +97,7 @@ enum Command {
 fn main() -> ExitCode {
     runtime::deny_others();
     if let Err(error) = runtime::survive_file_size_limit() {
-        complain(&format!("cannot handle SIGXFSZ: {error}"));
+        print_error(&format!("cannot handle SIGXFSZ: {error}"));
         return ExitCode::FAILURE;
     }
     match Arguments::parse().command.unwrap_or(Command::Serve) {
@@ -117,10 +117,9 @@ fn main() -> ExitCode {
         Command::Migrate { dry_run, json } => {
             maintain(json, |config| maintenance::migrate(config, dry_run, json))
         }
-        Command::Healthcheck { ready, timeout } => healthcheck(
-            if ready { Question::IsReady } else { Question::Serves },
-            Duration::from_secs(timeout),
-        ),
+        Command::Healthcheck { ready, timeout } => {
+            healthcheck(if ready { Probe::IsReady } else { Probe::Serves }, Duration::from_secs(timeout))
+        }
     }
 }
 
@@ -131,14 +130,14 @@ fn with_settings(
     let (config, warnings) = match config::load() {
         Ok(loaded) => loaded,
         Err(faults) => {
-            complain(&format!("these settings cannot be used:\n{faults}"));
+            print_error(&format!("these settings cannot be used:\n{faults}"));
             return if faults.are_passing() { ExitCode::FAILURE } else { ExitCode::from(2) };
         }
     };
     let log = match Log::start(config.log_level, config.log_format, log_file(&config)) {
         Ok(log) => log,
         Err(error) => {
-            complain(&error.to_string());
+            print_error(&error.to_string());
             return match error {
                 LogError::File { is_lasting: true, .. } => ExitCode::from(2),
                 // Later there may be one.
@@ -159,7 +158,7 @@ fn serve(config: &Config, log: Log) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error.to_string());
+            print_error(&error.to_string());
             ExitCode::FAILURE
         }
     }
@@ -180,7 +179,7 @@ fn repair(config: &Config, is_trial: bool) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            complain(&error.to_string());
+            print_error(&error.to_string());
             ExitCode::FAILURE
         }
     }
@@ -196,7 +195,7 @@ fn maintain(is_json: bool, act: impl FnOnce(&Config) -> Outcome) -> ExitCode {
             for note in notes {
                 match is_json {
                     true => drop(writeln!(std::io::stderr(), "{note}")),
-                    false => complain(&note),
+                    false => print_error(&note),
                 }
             }
             // A closed pipe is the reader's business.
@@ -231,17 +230,17 @@ fn verify(config: &Config, path: Option<&Path>, asks: bool, is_json: bool) -> Ou
     maintenance::verify(config, path, user_key.as_ref(), is_json)
 }
 
-fn healthcheck(question: Question, timeout: Duration) -> ExitCode {
+fn healthcheck(question: Probe, timeout: Duration) -> ExitCode {
     match healthcheck::ask(question, timeout) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            complain(&failure.to_string());
+            print_error(&failure.to_string());
             ExitCode::FAILURE
         }
     }
 }
 
 /// What ends the process is said plainly, whatever the log level is.
-fn complain(text: &str) {
+fn print_error(text: &str) {
     writeln!(std::io::stderr(), "opensecureconf: {text}").ok();
 }

@@ -14,10 +14,10 @@ use futures_lite::future::{block_on, yield_now, zip};
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
 use opensecureconf::http::{
-    Admission, Answer, App, Application, ByteBudget, Client, ENDPOINTS, Exchange, Local, Outcome, Settings,
-    serve,
+    App, Application, ByteBudget, Client, ENDPOINTS, ExecutorContext, HandlerOutput, HeadDecision,
+    RequestLog, Response, Settings, serve,
 };
-use opensecureconf::http1::HeadView;
+use opensecureconf::http1::RequestHead;
 use opensecureconf::limits::{
     ANSWERS_BYTES_MAX, BODIES_BYTES_MAX_PER_SHARD, PIECE_BYTES, PIECE_COPIES, TRANSFER_BYTES_MIN,
 };
@@ -53,8 +53,8 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// What an executor has.
-fn local() -> Local {
-    Local::new(Executors::new(&ENDPOINTS).add(), ByteBudget::new(ANSWERS_BYTES_MAX))
+fn local() -> ExecutorContext {
+    ExecutorContext::new(Executors::new(&ENDPOINTS).add(), ByteBudget::new(ANSWERS_BYTES_MAX))
 }
 
 /// Sends everything and gives back all that comes until the server ends its side.
@@ -123,24 +123,24 @@ impl Drop for Running<'_> {
 impl Application for Scripted {
     type Request = String;
 
-    fn admit(
+    fn on_head(
         &self,
-        head: &HeadView<'_>,
-        _: &mut Exchange,
+        head: &RequestHead<'_>,
+        _: &mut RequestLog,
         _: &mut Vec<u8>,
-    ) -> Result<Admission<String>, Answer> {
+    ) -> Result<HeadDecision<String>, Response> {
         let path = String::from_utf8_lossy(head.path()).into_owned();
         assert!(path != "/panic-at-the-head", "{PANIC}");
         if path == "/refused" {
-            return Err(Answer::json(403, b"/refused\n".to_vec()));
+            return Err(Response::json(403, b"/refused\n".to_vec()));
         }
-        Ok(Admission::Admitted {
+        Ok(HeadDecision::ReadBody {
             request: path,
             body_bytes_max: head.has_body().then_some(opensecureconf::limits::BODY_BYTES_MAX),
         })
     }
 
-    async fn handle(&self, path: String, body: Zeroizing<Vec<u8>>) -> Outcome {
+    async fn handle(&self, path: String, body: Zeroizing<Vec<u8>>) -> HandlerOutput {
         self.handlers_running.set(self.handlers_running.get() + 1);
         let _running = Running(&self.handlers_running);
         match path.as_str() {
@@ -166,7 +166,7 @@ impl Application for Scripted {
         let mut answer = path.into_bytes();
         answer.extend_from_slice(&body);
         answer.push(b'\n');
-        Answer::json(200, answer).into()
+        Response::json(200, answer).into()
     }
 }
 
@@ -624,7 +624,7 @@ async fn join<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) {
 struct Stack {
     keys: KeyCache,
     app: App,
-    local: Local,
+    local: ExecutorContext,
     _directory: tempfile::TempDir,
 }
 
@@ -728,7 +728,7 @@ fn what_needs_a_derivation_and_what_does_not() {
 impl Stack {
     /// With so little memory for answers.
     fn with_answers(bytes_max: usize) -> Self {
-        let local = Local::new(Executors::new(&ENDPOINTS).add(), ByteBudget::new(bytes_max));
+        let local = ExecutorContext::new(Executors::new(&ENDPOINTS).add(), ByteBudget::new(bytes_max));
         Self { local, ..Self::new() }
     }
 }

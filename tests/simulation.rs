@@ -14,13 +14,13 @@ use std::thread;
 
 use futures_lite::future::block_on;
 use opensecureconf::cluster::{
-    Action, Comparison, Difference, Event, Failure, Introduction, Notice, Peer, Pushed, State, dealt_with,
-    difference,
+    Action, Comparison, Difference, Effect, Event, NodeInfo, Peer, PeerError, Pushed, State, difference,
+    settled_count,
 };
 use opensecureconf::limits::{BUCKETS_COUNT, ENTRY_CACHE_BYTES_MIN};
-use opensecureconf::model::{Change, Ciphertext, Digest, EntryId, Known, NodeNumber, Stamp};
+use opensecureconf::model::{Change, Ciphertext, Digest, EntryId, HlcTimestamp, ReplicaId, VersionedDigest};
 use opensecureconf::store::{
-    Filter, Keeping, Options, OwnerTag, PeerNote, Store, VersionsPage, Write, WriteError,
+    Filter, Options, OwnerTag, PeerProgress, Store, VersioningOptions, VersionsPage, Write, WriteError,
 };
 
 const NODES_COUNT: usize = 3;
@@ -77,7 +77,7 @@ enum Request {
 
 /// What the target answered.
 enum Reply {
-    Introduction(Introduction),
+    Introduction(NodeInfo),
     /// Whether some were refused.
     Applied {
         has_refused: bool,
@@ -92,14 +92,14 @@ enum Reply {
 enum Pending {
     Health,
     Push(Pushed),
-    Digests { begun: Stamp },
+    Digests { begun: HlcTimestamp },
     Versions(Vec<usize>),
     Fetch(Vec<EntryId>),
     Send(usize),
 }
 
 impl Pending {
-    fn failed(self, failure: Failure) -> Event {
+    fn failed(self, failure: PeerError) -> Event {
         match self {
             Self::Health => Event::Health(Err(failure)),
             Self::Push(_) => Event::Pushed(Err(failure)),
@@ -122,7 +122,7 @@ struct Call {
 enum Happening {
     Look { node: usize, peer: usize, instance: u64 },
     Arrival(Call, Request),
-    Answer(Call, Result<Reply, Failure>),
+    Answer(Call, Result<Reply, PeerError>),
     Timeout(Call),
     Client,
     Weather,
@@ -141,7 +141,7 @@ struct Node {
     store: Option<Store>,
     directory: tempfile::TempDir,
     instance: u64,
-    number: NodeNumber,
+    number: ReplicaId,
     outbox_last: Arc<AtomicI64>,
     /// By the index of the node they are about; the own one is never asked.
     peers: Vec<PeerTask>,
@@ -153,8 +153,8 @@ impl Node {
         self.store.as_ref().expect("the node runs")
     }
 
-    fn introduction(&self) -> Introduction {
-        Introduction {
+    fn introduction(&self) -> NodeInfo {
+        NodeInfo {
             name: "node".to_owned(),
             instance: self.instance,
             node: Some(self.number),
@@ -184,7 +184,7 @@ impl Node {
         changes.into_iter().map(|change| (change.id, change.version)).collect()
     }
 
-    fn note(&self, note: PeerNote) {
+    fn note(&self, note: PeerProgress) {
         block_on(self.store().note(note).expect("room")).expect("answered").expect("noted");
     }
 }
@@ -278,7 +278,7 @@ impl Simulation {
                 store: None,
                 directory,
                 instance: 0,
-                number: NodeNumber::default(),
+                number: ReplicaId::default(),
                 outbox_last: Arc::default(),
                 peers: Vec::new(),
                 clock_offset_ms: Arc::default(),
@@ -338,7 +338,7 @@ impl Simulation {
             Happening::Timeout(call) => {
                 if let Some(pending) = self.take_pending(call) {
                     self.note(format!("{}>{} timeout", call.from, call.to));
-                    self.tell(call.from, call.to, pending.failed(Failure::Unreachable));
+                    self.tell(call.from, call.to, pending.failed(PeerError::Unreachable));
                     self.attend(call.from, call.to);
                 }
             }
@@ -374,7 +374,7 @@ impl Simulation {
             cache_bytes_max: ENTRY_CACHE_BYTES_MIN,
             accepted_salt: None,
             readers_count: 1,
-            versions: Keeping {
+            versions: VersioningOptions {
                 is_clustered: true,
                 wall_clock: Arc::new(move || {
                     clock.load(Ordering::SeqCst).saturating_add_signed(offset.load(Ordering::SeqCst))
@@ -545,7 +545,7 @@ impl Simulation {
         let known = acknowledged.iter().find(|(node, _)| *node == number).map(|(_, line)| *line);
         let cursor = known.filter(|line| line + 1 >= first).unwrap_or(last);
         self.nodes[index].peers[peer].machine.set_cursor(self.now_ms, cursor);
-        self.nodes[index].note(PeerNote::Acknowledged { peer: number, sequence: cursor });
+        self.nodes[index].note(PeerProgress::Acknowledged { peer: number, sequence: cursor });
     }
 
     fn tell(&mut self, index: usize, peer: usize, event: Event) {
@@ -554,17 +554,17 @@ impl Simulation {
         let number = self.nodes[index].peers[peer].machine.node();
         for notice in notices {
             match (notice, number) {
-                (Notice::Acknowledged(sequence), Some(peer)) => {
-                    self.nodes[index].note(PeerNote::Acknowledged { peer, sequence });
+                (Effect::Acknowledged(sequence), Some(peer)) => {
+                    self.nodes[index].note(PeerProgress::Acknowledged { peer, sequence });
                 }
-                (Notice::Refused { last: sequence, .. }, Some(peer)) => {
+                (Effect::Refused { last: sequence, .. }, Some(peer)) => {
                     self.refused_count += 1;
-                    self.nodes[index].note(PeerNote::Acknowledged { peer, sequence });
+                    self.nodes[index].note(PeerProgress::Acknowledged { peer, sequence });
                 }
-                (Notice::Synced { begun: stamp, forgotten }, Some(peer)) => {
-                    self.nodes[index].note(PeerNote::Synced { peer, stamp, forgotten });
+                (Effect::Synced { begun: stamp, forgotten }, Some(peer)) => {
+                    self.nodes[index].note(PeerProgress::Synced { peer, stamp, forgotten });
                 }
-                (Notice::StateChanged, _) => {
+                (Effect::StateChanged, _) => {
                     let state = self.nodes[index].peers[peer].machine.state().clone();
                     self.note(format!("{index}>{peer} is {state:?}"));
                 }
@@ -597,7 +597,7 @@ impl Simulation {
                 (Request::Apply(page.changes), Pending::Push(pushed))
             }
             Action::CompareDigests => {
-                let begun = Stamp::from_milliseconds(self.clock.load(Ordering::SeqCst));
+                let begun = HlcTimestamp::from_milliseconds(self.clock.load(Ordering::SeqCst));
                 (Request::Digests(digest_of(store)), Pending::Digests { begun })
             }
             Action::CompareVersions(buckets) => {
@@ -606,7 +606,7 @@ impl Simulation {
             Action::Fetch(ids) => (Request::Entries(ids.clone()), Pending::Fetch(ids)),
             Action::Send(ids) => {
                 let changes = store.changes(&ids).expect("readable");
-                let count = dealt_with(&ids, changes.last().map(|change| &change.id));
+                let count = settled_count(&ids, changes.last().map(|change| &change.id));
                 if changes.is_empty() {
                     return self.tell(index, peer, Event::Sent(Ok(count)));
                 }
@@ -640,7 +640,7 @@ impl Simulation {
         let node = &self.nodes[call.to];
         let answer = match (&node.store, request) {
             // Its port is closed.
-            (None, _) => Err(Failure::Unreachable),
+            (None, _) => Err(PeerError::Unreachable),
             (Some(_), Request::Health) => Ok(Reply::Introduction(node.introduction())),
             (Some(_), Request::Apply(changes)) => Ok(Reply::Applied { has_refused: node.apply(changes) }),
             (Some(store), Request::Digests(theirs)) => Ok(Reply::Digests(match theirs == digest_of(store) {
@@ -660,7 +660,7 @@ impl Simulation {
     }
 
     /// The node that asked makes of the answer what `Context::{push, compare_digests, ...}` do.
-    fn conclude(&mut self, call: Call, pending: Pending, answer: Result<Reply, Failure>) -> Event {
+    fn conclude(&mut self, call: Call, pending: Pending, answer: Result<Reply, PeerError>) -> Event {
         let node = &self.nodes[call.from];
         let store = node.store();
         match (pending, answer) {
@@ -679,7 +679,7 @@ impl Simulation {
             (Pending::Versions(buckets), Ok(Reply::Versions(theirs))) => {
                 let VersionsPage { known, buckets_count } = theirs;
                 let own = store.versions(&buckets[..buckets_count], usize::MAX).expect("readable");
-                let is_ahead = |known: &&Known| store.ahead_ms(known.version).is_some();
+                let is_ahead = |known: &&VersionedDigest| store.ahead_ms(known.version).is_some();
                 let ahead: BTreeSet<EntryId> =
                     known.iter().filter(is_ahead).map(|known| known.id.clone()).collect();
                 let mut difference = Difference { buckets_count, ..difference(own.known, known) };
@@ -687,7 +687,7 @@ impl Simulation {
                 Event::Versions(Ok(difference))
             }
             (Pending::Fetch(ids), Ok(Reply::Entries(changes))) => {
-                let count = dealt_with(&ids, changes.last().map(|change| &change.id));
+                let count = settled_count(&ids, changes.last().map(|change| &change.id));
                 node.apply(changes);
                 Event::Fetched(Ok(count))
             }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
-use opensecureconf::http::{App, Client, Local, Settings, serve};
+use opensecureconf::http::{App, Client, ExecutorContext, Settings, serve};
 use opensecureconf::limits::REQUESTS_COUNT_MAX_PER_CONNECTION;
 use opensecureconf::service::Service;
 use opensecureconf::store::{Options, Store};
@@ -64,7 +64,7 @@ pub(crate) struct Connection {
     serving: Pin<Box<dyn Future<Output = ()>>>,
     /// Requests that the server takes on this connection.
     left: u32,
-    local: Rc<Local>,
+    local: Rc<ExecutorContext>,
     _directory: Rc<tempfile::TempDir>,
 }
 
@@ -81,7 +81,7 @@ impl Connection {
         let settings = Settings::default();
         let (executors, answers) = (Arc::clone(&settings.executors), Arc::clone(&settings.answers));
         let app = Rc::new(App::new(service, settings));
-        let local = Rc::new(Local::new(executors.add(), answers));
+        let local = Rc::new(ExecutorContext::new(executors.add(), answers));
         let (wire, serving) = connect(&app, &local);
         let left = REQUESTS_COUNT_MAX_PER_CONNECTION;
         Self { app, wire, serving, left, local, _directory: Rc::new(directory) }
@@ -130,7 +130,7 @@ impl Connection {
     }
 }
 
-fn connect(app: &Rc<App>, local: &Rc<Local>) -> (Wire, Pin<Box<dyn Future<Output = ()>>>) {
+fn connect(app: &Rc<App>, local: &Rc<ExecutorContext>) -> (Wire, Pin<Box<dyn Future<Output = ()>>>) {
     let (app, local, wire) = (Rc::clone(app), Rc::clone(local), Wire::default());
     let stream = wire.clone();
     let serving = Box::pin(async move { serve(stream, &*app, &local, Client::default()).await });

@@ -1,6 +1,6 @@
 //! A chunked body: decoded as a naive reading of the grammar says, in the same cases.
 
-use opensecureconf::http1::{Answer, Connection, Step};
+use opensecureconf::http1::{Connection, Response, Step};
 use opensecureconf::limits::BODY_BYTES_MAX;
 
 use super::grammar::{self, Chunked};
@@ -33,7 +33,7 @@ fn serve(data: &[u8], bytes_max: usize, mut pieces: Pieces) -> Chunked {
             Step::Body => return Chunked::Complete(connection.take_body().to_vec(), 0),
             Step::Reject(_) => {
                 connection.respond_and_close(
-                    &Answer { status: 400, content_type: None, headers: &[], body: b"", date: "" },
+                    &Response { status: 400, content_type: None, headers: &[], body: b"", date: "" },
                     0,
                 );
                 assert!(connection.body().is_empty(), "a body after a rejection");

@@ -1,7 +1,7 @@
 //! Messages between the nodes of a federation: decoding never gives more than was sent, and encoding is its inverse.
 
-use opensecureconf::service::federation::messages::{self, Found, Outcome};
-use opensecureconf::store::Row;
+use opensecureconf::service::federation::messages::{self, FindReply, RemoteWriteOutcome};
+use opensecureconf::store::SealedEntry;
 
 use super::replication::{are_past, check};
 
@@ -12,8 +12,8 @@ pub fn run(data: &[u8]) {
     }
     if let Ok(message) = messages::decode_found(data) {
         let is_exact = match &message.1 {
-            Found::Row(row) => is_exact(row),
-            Found::Ambiguous(_) | Found::Nothing => true,
+            FindReply::Row(row) => is_exact(row),
+            FindReply::Ambiguous(_) | FindReply::Nothing => true,
         };
         check(
             &message,
@@ -38,13 +38,16 @@ pub fn run(data: &[u8]) {
     }
     if let Ok(outcome) = messages::decode_outcome(data) {
         let is_exact = match &outcome {
-            Outcome::Done(row) | Outcome::Changed(Some(row)) => is_exact(row),
-            Outcome::Changed(None) | Outcome::Exists | Outcome::Full | Outcome::Busy => true,
+            RemoteWriteOutcome::Done(row) | RemoteWriteOutcome::Changed(Some(row)) => is_exact(row),
+            RemoteWriteOutcome::Changed(None)
+            | RemoteWriteOutcome::Exists
+            | RemoteWriteOutcome::Full
+            | RemoteWriteOutcome::Busy => true,
         };
         check(&outcome, is_exact, messages::encode_outcome, messages::decode_outcome);
     }
 }
 
-fn is_exact(row: &Row) -> bool {
+fn is_exact(row: &SealedEntry) -> bool {
     are_past([row.created_at, row.updated_at].into_iter())
 }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use futures_lite::future::block_on;
 use opensecureconf::config::{self, Proxies};
-use opensecureconf::http::{Client, Clock, read_proxy_header};
+use opensecureconf::http::{Client, Timers, read_proxy_header};
 use opensecureconf::http1::PROXY_LOCAL;
 use opensecureconf::limits::PROXY_HEADER_BYTES_MAX;
 
@@ -33,7 +33,7 @@ pub fn run(data: &[u8]) {
         let text = format!("{pieces:?}");
         let mut stream = Stream::new(data, pieces);
         // The clock stands still: the end of the stream ends the wait.
-        let clock = Clock::new();
+        let clock = Timers::new();
         let proxy = Client { address: Some(PROXY), ..Client::default() };
         let found = block_on(read_proxy_header(&mut stream, &clock, proxy, proxies));
         match &expected {

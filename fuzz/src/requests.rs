@@ -1,6 +1,6 @@
 //! A whole server connection: the requests it delivers are those of a strict reading, however its input is split.
 
-use opensecureconf::http1::{Answer, Connection, HeadView, Rejection, Step};
+use opensecureconf::http1::{Connection, ProtocolError, RequestHead, Response, Step};
 use opensecureconf::limits::BODY_BYTES_MAX;
 
 use super::grammar::{self, Chunked, Head};
@@ -24,7 +24,7 @@ struct Request {
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     requests: Vec<Request>,
-    rejection: Option<Rejection>,
+    rejection: Option<ProtocolError>,
 }
 
 /// Checks the requests that `data`, followed by the end of the stream, is read as.
@@ -41,7 +41,7 @@ fn serve(data: &[u8], mut pieces: Pieces) -> Outcome {
     let mut outcome = Outcome { requests: Vec::new(), rejection: None };
     let mut output = Vec::new();
     let mut rest = data;
-    let answer = Answer { status: 204, content_type: None, headers: &[], body: b"", date: "" };
+    let answer = Response { status: 204, content_type: None, headers: &[], body: b"", date: "" };
     loop {
         let step = connection.step(0);
         assert_eq!(connection.step(0), step, "a second look gives the same step");
@@ -62,7 +62,7 @@ fn serve(data: &[u8], mut pieces: Pieces) -> Outcome {
             }
             Step::Reject(rejection) => {
                 assert_eq!(outcome.rejection.replace(rejection), None, "one rejection");
-                connection.respond_and_close(&Answer { status: 400, ..answer }, 0);
+                connection.respond_and_close(&Response { status: 400, ..answer }, 0);
             }
             Step::Read | Step::Linger => {
                 let written = connection.output();
@@ -96,7 +96,7 @@ fn serve(data: &[u8], mut pieces: Pieces) -> Outcome {
     }
 }
 
-fn request(head: HeadView<'_>) -> Request {
+fn request(head: RequestHead<'_>) -> Request {
     let fields = [
         ("x-user-key", head.user_key()),
         ("x-api-key", head.api_key()),

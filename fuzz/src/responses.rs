@@ -1,6 +1,6 @@
 //! A client connection to a peer: the response is that of a strict reading, however it is split.
 
-use opensecureconf::http1::{Call, ClientConnection, ClientFailure, ClientStep, Method};
+use opensecureconf::http1::{ClientConnection, ClientFailure, ClientRequest, ClientStep, Method};
 
 use super::grammar::{self, Chunked, Head};
 use super::pieces::Pieces;
@@ -31,7 +31,7 @@ pub fn run(data: &[u8]) {
 
 fn call(data: &[u8], method: Method, has_end: bool, mut pieces: Pieces) -> Outcome {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
-    client.call(&Call { method, target: "/a", host: "x", headers: &[], body: b"" }, 0, 1000);
+    client.call(&ClientRequest { method, target: "/a", host: "x", headers: &[], body: b"" }, 0, 1000);
     client.wrote(client.output().len());
     let mut rest = data;
     while !rest.is_empty() {

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::peer::Difference;
-use crate::model::{Digest, EntryId, Known};
+use crate::model::{Digest, EntryId, VersionedDigest};
 
 /// What each side lacks: the larger of (version, digest) wins.
-pub fn difference(own: Vec<Known>, theirs: Vec<Known>) -> Difference {
-    let rank = |known: &Known| (known.version, known.digest);
-    let mut own: BTreeMap<EntryId, Known> = own.into_iter().map(|known| (known.id.clone(), known)).collect();
+pub fn difference(own: Vec<VersionedDigest>, theirs: Vec<VersionedDigest>) -> Difference {
+    let rank = |known: &VersionedDigest| (known.version, known.digest);
+    let mut own: BTreeMap<EntryId, VersionedDigest> =
+        own.into_iter().map(|known| (known.id.clone(), known)).collect();
     let mut difference = Difference::default();
-    let is_deleted = |known: &Known| known.digest == Digest::default();
+    let is_deleted = |known: &VersionedDigest| known.digest == Digest::default();
     for theirs in theirs {
         match own.remove(&theirs.id) {
             // A deletion of what is not here changes nothing.
@@ -27,22 +28,23 @@ pub fn difference(own: Vec<Known>, theirs: Vec<Known>) -> Difference {
 
 /// How many of these entries are settled when the last one that was given is this: one that was not
 /// given has gone meanwhile.
-pub fn dealt_with(ids: &[EntryId], last: Option<&EntryId>) -> usize {
+pub fn settled_count(ids: &[EntryId], last: Option<&EntryId>) -> usize {
     last.and_then(|last| ids.iter().position(|id| id == last)).map_or(ids.len(), |position| position + 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{NodeNumber, Stamp, Version};
+    use crate::model::{HlcTimestamp, ReplicaId, Version};
 
     fn id(key: &str) -> EntryId {
         EntryId { key: key.to_owned(), environment: None }
     }
 
-    fn known(milliseconds: u64, digest: u128) -> Known {
-        let version = Version { stamp: Stamp::from_milliseconds(milliseconds), node: NodeNumber::default() };
-        Known { id: id("k"), version, digest: Digest(digest) }
+    fn known(milliseconds: u64, digest: u128) -> VersionedDigest {
+        let version =
+            Version { stamp: HlcTimestamp::from_milliseconds(milliseconds), node: ReplicaId::default() };
+        VersionedDigest { id: id("k"), version, digest: Digest(digest) }
     }
 
     #[test]
@@ -63,7 +65,7 @@ mod tests {
             (Some(known(0, 1)), Some(known(0, 2)), &fetch),
             (Some(known(1, 1)), Some(known(1, 0)), &send),
         ] {
-            let list = |known: &Option<Known>| known.iter().cloned().collect::<Vec<_>>();
+            let list = |known: &Option<VersionedDigest>| known.iter().cloned().collect::<Vec<_>>();
             assert_eq!(&difference(list(&own), list(&theirs)), expected, "{own:?} {theirs:?}");
             let mirrored = difference(list(&theirs), list(&own));
             assert_eq!((&mirrored.send, &mirrored.fetch), (&expected.fetch, &expected.send));
@@ -74,7 +76,7 @@ mod tests {
     fn an_answer_settles_what_comes_before_its_last_entry() {
         let ids = [id("a"), id("b"), id("c")];
         for (last, expected) in [(Some(id("a")), 1), (Some(id("c")), 3), (None, 3), (Some(id("x")), 3)] {
-            assert_eq!(dealt_with(&ids, last.as_ref()), expected, "{last:?}");
+            assert_eq!(settled_count(&ids, last.as_ref()), expected, "{last:?}");
         }
     }
 }

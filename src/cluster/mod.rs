@@ -5,13 +5,13 @@
 //! executor of its own, so that bursts of replication do not disturb requests. What decides is pure
 //! (`peer`, `difference`, `bootstrap`); what does I/O is `transport` and this file.
 
-mod bootstrap;
+mod anti_entropy;
 mod difference;
-mod federate;
 mod peer;
+mod peer_pool;
 mod readiness;
 mod remarks;
-mod replicate;
+mod salt_agreement;
 mod transport;
 
 use std::cell::{Cell, Ref, RefCell};
@@ -26,13 +26,13 @@ use std::time::{Duration, Instant};
 use futures_channel::mpsc;
 use futures_lite::Stream;
 
-pub use bootstrap::{Candidate, Decision, PATIENCE_MS, decide};
-pub use difference::{dealt_with, difference};
+pub use difference::{difference, settled_count};
 pub use peer::{
-    Action, Comparison, Difference, Event, Failure, HEALTH_INTERVAL_MS, IdentityError, Introduction, Notice,
-    Peer, Pushed, Refusal, State,
+    Action, Comparison, Difference, Effect, Event, HEALTH_INTERVAL_MS, IdentityError, IncompatibleReason,
+    NodeInfo, Peer, PeerError, Pushed, State,
 };
 pub use readiness::obstacle;
+pub use salt_agreement::{Candidate, Decision, PATIENCE_MS, decide};
 pub use transport::Network;
 
 use self::remarks::{Remark, Remarks};
@@ -40,10 +40,10 @@ use self::transport::{HEALTH_TIMEOUT, Request, Transport};
 use crate::config::{ClusterConfig, PeerAddress};
 use crate::http1::Method;
 use crate::limits::TOMBSTONE_GRACE;
-use crate::model::{Digest, NodeNumber, Stamp, Timestamp};
-use crate::service::federation::Errands;
+use crate::model::{Digest, HlcTimestamp, ReplicaId, Timestamp};
+use crate::service::federation::ClusterTaskQueue;
 use crate::service::{ClusterView, Error, Member, NodeAuth, PeerId, Service};
-use crate::store::{PeerNote, Yielded};
+use crate::store::{PeerProgress, Yielded};
 
 /// How long any other request to a peer may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -93,7 +93,7 @@ struct PeerTask {
     id: PeerId,
     address: PeerAddress,
     machine: Peer,
-    introduction: Option<Introduction>,
+    introduction: Option<NodeInfo>,
     synced_at_ms: Option<u64>,
     /// Of everything that it holds, as it told last.
     digest: Option<Digest>,
@@ -110,11 +110,11 @@ pub async fn run<N: Network>(
     config: ClusterConfig,
     node_id: String,
     auth: Arc<NodeAuth>,
-    errands: Option<Errands>,
+    errands: Option<ClusterTaskQueue>,
     mut lists: PeerLists,
 ) {
     let Some(view) = service.cluster().cloned() else { return };
-    let is_new = !service.is_federated() && service.horizon().synced == Stamp::default();
+    let is_new = !service.is_federated() && service.horizon().synced == HlcTimestamp::default();
     let context = Rc::new(Context {
         network: Rc::new(network),
         service,
@@ -132,7 +132,7 @@ pub async fn run<N: Network>(
     context.set_peers(&config.peers, &mut peer_tasks);
     let mut tasks: Vec<Task> = vec![Box::pin(Rc::clone(&context).agree_on_salt())];
     match errands {
-        Some(errands) => tasks.push(Box::pin(federate::run(Rc::clone(&context), errands))),
+        Some(errands) => tasks.push(Box::pin(peer_pool::run(Rc::clone(&context), errands))),
         None => tasks.push(Box::pin(Rc::clone(&context).collect_tombstones())),
     }
     poll_fn(|cx| {
@@ -189,7 +189,7 @@ impl<N: Network> Context<N> {
             remarks: Remarks::default(),
             waker: None,
         }));
-        tasks.insert(id, Box::pin(Rc::clone(self).attend(Rc::clone(&peer))));
+        tasks.insert(id, Box::pin(Rc::clone(self).drive_peer(Rc::clone(&peer))));
         peer
     }
 
@@ -199,13 +199,13 @@ impl<N: Network> Context<N> {
     }
 
     /// Does what the machine of one peer says, one thing at a time.
-    async fn attend(self: Rc<Self>, peer: KnownPeer) {
+    async fn drive_peer(self: Rc<Self>, peer: KnownPeer) {
         let address = peer.borrow().address.clone();
         let mut transport = Transport::new(address, Arc::clone(&self.auth), None);
         loop {
             self.look_up_cursor(&peer).await;
             let told = self.view.outbox().value();
-            self.tell(&peer, Event::OutboxGrew(told)).await;
+            self.handle_event(&peer, Event::OutboxGrew(told)).await;
             let action = peer.borrow().machine.next(self.network.now_ms());
             let event = match action {
                 Action::Wait { until_ms } => {
@@ -226,12 +226,12 @@ impl<N: Network> Context<N> {
                 Action::Fetch(ids) => Event::Fetched(self.fetch(&mut transport, &peer, &ids).await),
                 Action::Send(ids) => Event::Sent(self.send(&mut transport, &peer, ids).await),
             };
-            if event.failure() == Some(Failure::Malformed) {
+            if event.failure() == Some(PeerError::Malformed) {
                 // Its name may lead to another host by now.
                 transport.close();
                 self.remark(&peer, Remark::Malformed);
             }
-            self.tell(&peer, event).await;
+            self.handle_event(&peer, event).await;
         }
     }
 
@@ -243,7 +243,7 @@ impl<N: Network> Context<N> {
         poll_fn(|cx| {
             let mut peer = peer.borrow_mut();
             let has_more = !matches!(peer.machine.next(self.network.now_ms()), Action::Wait { .. });
-            if has_more || self.view.outbox().poll_above(told, cx).is_ready() {
+            if has_more || self.view.outbox().poll_past(told, cx).is_ready() {
                 return Poll::Ready(());
             }
             peer.waker = Some(cx.waker().clone());
@@ -254,7 +254,7 @@ impl<N: Network> Context<N> {
         .await;
     }
 
-    async fn tell(&self, known: &RefCell<PeerTask>, event: Event) {
+    async fn handle_event(&self, known: &RefCell<PeerTask>, event: Event) {
         let own = self.introduction();
         if let Event::Health(Ok(introduction)) = &event {
             known.borrow_mut().introduction = Some(introduction.clone());
@@ -266,38 +266,38 @@ impl<N: Network> Context<N> {
         };
         for notice in notices {
             match (notice, peer) {
-                (Notice::StateChanged, _) => log_state(&known.borrow()),
-                (Notice::Acknowledged(sequence), Some(peer)) => {
+                (Effect::StateChanged, _) => log_state(&known.borrow()),
+                (Effect::Acknowledged(sequence), Some(peer)) => {
                     self.view.acknowledgements().note(id, sequence);
-                    self.note(PeerNote::Acknowledged { peer, sequence }).await;
+                    self.note(PeerProgress::Acknowledged { peer, sequence }).await;
                 }
-                (Notice::Refused { after, last }, Some(peer)) => {
+                (Effect::Refused { after, last }, Some(peer)) => {
                     self.view.acknowledgements().note_refused(id, after, last);
-                    self.note(PeerNote::Acknowledged { peer, sequence: last }).await;
+                    self.note(PeerProgress::Acknowledged { peer, sequence: last }).await;
                 }
-                (Notice::Synced { begun: stamp, forgotten }, Some(peer)) => {
+                (Effect::Synced { begun: stamp, forgotten }, Some(peer)) => {
                     self.view.acknowledgements().note_equal(id);
                     self.view.clocks().forget(peer);
                     known.borrow_mut().remarks = Remarks::default();
                     known.borrow_mut().synced_at_ms = Some(self.network.now_ms());
-                    self.note(PeerNote::Synced { peer, stamp, forgotten }).await;
+                    self.note(PeerProgress::Synced { peer, stamp, forgotten }).await;
                 }
-                (Notice::Acknowledged(_) | Notice::Refused { .. } | Notice::Synced { .. }, None) => {}
+                (Effect::Acknowledged(_) | Effect::Refused { .. } | Effect::Synced { .. }, None) => {}
             }
         }
         self.look_at_joining();
         self.publish();
     }
 
-    async fn note(&self, note: PeerNote) {
+    async fn note(&self, note: PeerProgress) {
         if let Err(error) = self.service.note(note).await {
             tracing::debug!(%error, "not noted of a peer; it will be learnt again");
         }
     }
 
-    fn introduction(&self) -> Introduction {
+    fn introduction(&self) -> NodeInfo {
         let (salt, has_entries) = self.service.salt_in_use();
-        Introduction {
+        NodeInfo {
             name: self.node_id.clone(),
             instance: self.view.instance,
             node: self.service.node(),
@@ -324,7 +324,7 @@ impl<N: Network> Context<N> {
                 State::Healthy => ("healthy", None),
                 State::Down => ("down", None),
                 State::Myself => ("self", None),
-                State::Refused(refusal) => ("refused", Some(refusal)),
+                State::Incompatible(refusal) => ("refused", Some(refusal)),
             };
             let remark = || {
                 let theirs = peer.machine.node().and_then(|node| self.view.clocks().ahead_ms(node, patience));
@@ -338,7 +338,7 @@ impl<N: Network> Context<N> {
                 state,
                 may_answer: peer.machine.may_answer(now_ms),
                 reason,
-                is_in_the_way: obstacle == Some(index),
+                blocks_readiness: obstacle == Some(index),
                 last_contact_ms: ago(peer.machine.last_contact_ms()),
                 lag_ms: peer.machine.lag_ms(now_ms),
                 outbox_length: peer.machine.outbox_length(),
@@ -369,7 +369,7 @@ impl<N: Network> Context<N> {
             Ok(cursor) => {
                 known.borrow_mut().machine.set_cursor(self.network.now_ms(), cursor);
                 // From now on the outbox keeps what this peer lacks, too.
-                self.note(PeerNote::Acknowledged { peer: node, sequence: cursor }).await;
+                self.note(PeerProgress::Acknowledged { peer: node, sequence: cursor }).await;
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot read the outbox");
@@ -395,14 +395,14 @@ impl<N: Network> Context<N> {
                 .map(|peer| match (peer.machine.state(), &peer.introduction) {
                     (State::Myself, _) => Candidate::Myself,
                     (
-                        State::Refused(
-                            Refusal::Identity(IdentityError::Unproven | IdentityError::OtherPort)
-                            | Refusal::Distrust(_),
+                        State::Incompatible(
+                            IncompatibleReason::Identity(IdentityError::Unproven | IdentityError::OtherPort)
+                            | IncompatibleReason::Distrust(_),
                         ),
                         _,
                     ) => Candidate::Silent,
-                    (State::Refused(Refusal::Identity(_)), _) => Candidate::Stranger,
-                    (State::Healthy | State::Refused(_), Some(introduction)) => {
+                    (State::Incompatible(IncompatibleReason::Identity(_)), _) => Candidate::Stranger,
+                    (State::Healthy | State::Incompatible(_), Some(introduction)) => {
                         Candidate::Known(introduction.clone())
                     }
                     _ => Candidate::Silent,
@@ -472,16 +472,16 @@ impl<N: Network> Context<N> {
             self.network.sleep(COLLECT_INTERVAL).await;
             let grace = u64::try_from(TOMBSTONE_GRACE.as_millis()).unwrap_or(u64::MAX);
             let before = Timestamp::now().as_milliseconds().saturating_sub(grace);
-            let before = Stamp::from_milliseconds(before);
+            let before = HlcTimestamp::from_milliseconds(before);
             if let Some(peers) = self.members() {
-                self.note(PeerNote::Members { peers, before }).await;
+                self.note(PeerProgress::Members { peers, before }).await;
             }
-            self.note(PeerNote::Collect { before }).await;
+            self.note(PeerProgress::Collect { before }).await;
         }
     }
 
     /// The numbers of all peers, once all have told theirs.
-    fn members(&self) -> Option<Vec<NodeNumber>> {
+    fn members(&self) -> Option<Vec<ReplicaId>> {
         let peers = self.peers.borrow();
         let others =
             peers.iter().map(|peer| peer.borrow()).filter(|peer| *peer.machine.state() != State::Myself);
@@ -496,6 +496,6 @@ fn log_state(peer: &PeerTask) {
         State::Healthy => tracing::info!(%address, "peer is healthy"),
         State::Down => tracing::warn!(%address, "peer does not answer"),
         State::Myself => tracing::info!(%address, "this name in OSC_CLUSTER_NODES is the node itself"),
-        State::Refused(reason) => tracing::error!(%address, %reason, "no replication with this peer"),
+        State::Incompatible(reason) => tracing::error!(%address, %reason, "no replication with this peer"),
     }
 }

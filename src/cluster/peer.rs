@@ -3,12 +3,12 @@
 //! It holds no socket, no clock and no store. The driver performs one action at a time and tells the
 //! outcome, so that there is at most one request to a peer under way.
 
-mod refusal;
-mod waiting;
+mod error;
+mod lag_tracker;
 
-pub use self::refusal::{Failure, IdentityError, Refusal};
-use self::waiting::Waiting;
-use crate::model::{EntryId, Horizon, NodeNumber, Stamp};
+pub use self::error::{IdentityError, IncompatibleReason, PeerError};
+use self::lag_tracker::LagTracker;
+use crate::model::{EntryId, HlcTimestamp, ReplicaId, TombstoneHorizon};
 
 /// A healthy peer is asked for its health this often; one that is down as often as peers are compared, if
 /// that is more often, so that nodes are equal again two intervals after a network heals.
@@ -41,18 +41,18 @@ pub enum State {
     /// It is this node itself, under one of its names.
     Myself,
     /// Answers, but must not be replicated with.
-    Refused(Refusal),
+    Incompatible(IncompatibleReason),
 }
 
 /// What a node says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Introduction {
+pub struct NodeInfo {
     /// Its configured name; several nodes may have the same.
     pub name: String,
     /// Random for each process.
     pub instance: u64,
     /// The number of its data directory, if it keeps versions.
-    pub node: Option<NodeNumber>,
+    pub node: Option<ReplicaId>,
     /// Whether it is in federated mode.
     pub is_federated: bool,
     /// Which salt it has, if it has one.
@@ -60,7 +60,7 @@ pub struct Introduction {
     /// Whether anything was ever sealed with that salt.
     pub has_entries: bool,
     /// How far back it knows of deletions.
-    pub horizon: Horizon,
+    pub horizon: TombstoneHorizon,
 }
 
 /// What to do next.
@@ -96,22 +96,22 @@ pub enum Event {
     /// A question of a request had no answer.
     Unanswered,
     /// The answer to [`Action::CheckHealth`].
-    Health(Result<Introduction, Failure>),
+    Health(Result<NodeInfo, PeerError>),
     /// The answer to [`Action::Push`].
-    Pushed(Result<Pushed, Failure>),
+    Pushed(Result<Pushed, PeerError>),
     /// The answer to [`Action::CompareDigests`].
-    Digests(Result<Comparison, Failure>),
+    Digests(Result<Comparison, PeerError>),
     /// The answer to [`Action::CompareVersions`].
-    Versions(Result<Difference, Failure>),
+    Versions(Result<Difference, PeerError>),
     /// The answer to [`Action::Fetch`]: how many of the entries asked for are dealt with.
-    Fetched(Result<usize, Failure>),
+    Fetched(Result<usize, PeerError>),
     /// The answer to [`Action::Send`]: how many of the entries are dealt with.
-    Sent(Result<usize, Failure>),
+    Sent(Result<usize, PeerError>),
 }
 
 impl Event {
     /// Why an action came to nothing, if it did.
-    pub fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<PeerError> {
         match self {
             Self::OutboxGrew(_) | Self::Unanswered => None,
             Self::Health(result) => result.as_ref().err().copied(),
@@ -141,7 +141,7 @@ pub struct Comparison {
     /// The buckets that differ.
     pub buckets: Vec<usize>,
     /// When the comparison began, by this node's clock.
-    pub begun: Stamp,
+    pub begun: HlcTimestamp,
 }
 
 /// What two nodes lack of each other in some buckets.
@@ -157,7 +157,7 @@ pub struct Difference {
 
 /// What the driver must tell others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub enum Effect {
     /// For the log and for those who ask.
     StateChanged,
     /// It has own changes up to this line.
@@ -172,9 +172,9 @@ pub enum Notice {
     /// It holds the same as this node.
     Synced {
         /// Since when, by this node's clock.
-        begun: Stamp,
+        begun: HlcTimestamp,
         /// It may have forgotten deletions from before this.
-        forgotten: Stamp,
+        forgotten: HlcTimestamp,
     },
 }
 
@@ -184,20 +184,20 @@ pub struct Peer {
     state: State,
     replicates: bool,
     has_failed: bool,
-    node: Option<NodeNumber>,
+    node: Option<ReplicaId>,
     started_ms: u64,
     health_due_ms: u64,
     sync_interval_ms: u64,
     sync_due_ms: u64,
-    sync: Sync,
+    sync: AntiEntropyRound,
     is_second_look: bool,
     has_compared: bool,
     progress_ms: u64,
     /// The line of the outbox up to which it has the own changes, once that is known.
     cursor: Option<i64>,
     outbox_last: i64,
-    waiting: Waiting,
-    forgotten: Stamp,
+    waiting: LagTracker,
+    forgotten: HlcTimestamp,
     failures: u32,
     retry_at_ms: u64,
     last_contact_ms: Option<u64>,
@@ -206,7 +206,7 @@ pub struct Peer {
 
 /// How far a comparison of everything has come.
 #[derive(Debug, Default)]
-struct Sync {
+struct AntiEntropyRound {
     is_under_way: bool,
     buckets: Vec<usize>,
     fetch: Vec<EntryId>,
@@ -226,14 +226,14 @@ impl Peer {
             health_due_ms: now_ms,
             sync_interval_ms,
             sync_due_ms: now_ms,
-            sync: Sync::default(),
+            sync: AntiEntropyRound::default(),
             is_second_look: false,
             has_compared: false,
             progress_ms: now_ms,
             cursor: None,
             outbox_last: 0,
-            waiting: Waiting::default(),
-            forgotten: Stamp::default(),
+            waiting: LagTracker::default(),
+            forgotten: HlcTimestamp::default(),
             failures: 0,
             retry_at_ms: now_ms,
             last_contact_ms: None,
@@ -252,7 +252,7 @@ impl Peer {
         match self.state {
             State::Healthy => true,
             State::Unknown => !self.has_failed || self.is_starting(now_ms),
-            State::Down | State::Myself | State::Refused(_) => false,
+            State::Down | State::Myself | State::Incompatible(_) => false,
         }
     }
 
@@ -266,7 +266,7 @@ impl Peer {
     }
 
     /// The number of its data directory, once it has told.
-    pub fn node(&self) -> Option<NodeNumber> {
+    pub fn node(&self) -> Option<ReplicaId> {
         self.node
     }
 
@@ -296,11 +296,12 @@ impl Peer {
             State::Healthy => now_ms < self.progress_ms + PROGRESS_PATIENCE_MS,
             State::Unknown
             | State::Down
-            | State::Refused(
-                Refusal::Identity(IdentityError::Unproven | IdentityError::OtherPort) | Refusal::Distrust(_),
+            | State::Incompatible(
+                IncompatibleReason::Identity(IdentityError::Unproven | IdentityError::OtherPort)
+                | IncompatibleReason::Distrust(_),
             ) => now_ms < self.started_ms + contact_patience_ms,
             // Its entries do not come here.
-            State::Refused(_) => false,
+            State::Incompatible(_) => false,
         }
     }
 
@@ -343,7 +344,7 @@ impl Peer {
     }
 
     /// Takes an event, and says what others must know.
-    pub fn step(&mut self, now_ms: u64, event: Event, own: &Introduction) -> Vec<Notice> {
+    pub fn step(&mut self, now_ms: u64, event: Event, own: &NodeInfo) -> Vec<Effect> {
         let mut notices = Vec::new();
         let before = self.state.clone();
         match event {
@@ -364,8 +365,8 @@ impl Peer {
                     self.outbox_last = self.outbox_last.max(last);
                 }
                 notices.push(match pushed.has_refused {
-                    true => Notice::Refused { after, last },
-                    false => Notice::Acknowledged(last),
+                    true => Effect::Refused { after, last },
+                    false => Effect::Acknowledged(last),
                 });
             }
             Event::Digests(Ok(comparison)) => {
@@ -393,7 +394,7 @@ impl Peer {
         }
         self.has_compared |= self.sync.has_fetched_all();
         if self.sync.is_through() {
-            self.sync = Sync::default();
+            self.sync = AntiEntropyRound::default();
             // Once more, to see that nothing is left. What differs then, because it was changed meanwhile
             // or cannot be settled, waits for the next round.
             if !std::mem::replace(&mut self.is_second_look, true) {
@@ -401,33 +402,33 @@ impl Peer {
             }
         }
         if self.state != before {
-            notices.push(Notice::StateChanged);
+            notices.push(Effect::StateChanged);
         }
         notices
     }
 
-    fn introduced(&mut self, now_ms: u64, introduction: &Introduction, own: &Introduction) {
+    fn introduced(&mut self, now_ms: u64, introduction: &NodeInfo, own: &NodeInfo) {
         self.last_contact_ms = Some(now_ms);
-        self.health_due_ms = now_ms + self.spread(HEALTH_INTERVAL_MS);
+        self.health_due_ms = now_ms + self.jittered(HEALTH_INTERVAL_MS);
         if introduction.instance == own.instance {
             self.state = State::Myself;
             return;
         }
         if introduction.node.is_some() && introduction.node == own.node {
-            self.state = State::Refused(Refusal::CopiedData);
+            self.state = State::Incompatible(IncompatibleReason::CopiedData);
             return;
         }
         if introduction.is_federated != own.is_federated {
-            self.state = State::Refused(Refusal::ModeDiffers);
+            self.state = State::Incompatible(IncompatibleReason::ModeDiffers);
             return;
         }
         let tolerance_ms = CLOCKS_DIFFER_MS_MAX + 2 * self.sync_interval_ms;
         if own.horizon.is_beyond(&introduction.horizon, tolerance_ms) {
-            self.state = State::Refused(Refusal::Outdated);
+            self.state = State::Incompatible(IncompatibleReason::Outdated);
             return;
         }
         if introduction.horizon.is_beyond(&own.horizon, tolerance_ms) {
-            self.state = State::Refused(Refusal::OutdatedHere);
+            self.state = State::Incompatible(IncompatibleReason::OutdatedHere);
             return;
         }
         self.forgotten = introduction.horizon.forgotten;
@@ -435,15 +436,15 @@ impl Peer {
             // Another node has taken its place: nothing that was found out about the first one holds.
             self.node = introduction.node;
             self.cursor = None;
-            self.waiting = Waiting::default();
-            self.sync = Sync::default();
+            self.waiting = LagTracker::default();
+            self.sync = AntiEntropyRound::default();
             self.is_second_look = false;
             self.has_compared = false;
             self.sync_due_ms = now_ms;
         }
         let salts_differ = own.salt.is_some() && introduction.salt.is_some() && own.salt != introduction.salt;
         if salts_differ && own.has_entries && introduction.has_entries {
-            self.state = State::Refused(Refusal::SaltDiffers);
+            self.state = State::Incompatible(IncompatibleReason::SaltDiffers);
             return;
         }
         if salts_differ || introduction.salt.is_none() || own.salt.is_none() {
@@ -455,24 +456,24 @@ impl Peer {
             self.progress_ms = now_ms;
             self.failures = 0;
             self.retry_at_ms = now_ms;
-            self.sync = Sync::default();
+            self.sync = AntiEntropyRound::default();
             self.sync_due_ms = now_ms;
         }
     }
 
-    fn health_failed(&mut self, now_ms: u64, failure: Failure) {
+    fn health_failed(&mut self, now_ms: u64, failure: PeerError) {
         self.has_failed = true;
         let is_starting = self.is_starting(now_ms);
         let down_ms = HEALTH_INTERVAL_MS.min(self.sync_interval_ms);
-        let interval_ms = if is_starting { FIRST_CONTACT_INTERVAL_MS } else { self.spread(down_ms) };
+        let interval_ms = if is_starting { FIRST_CONTACT_INTERVAL_MS } else { self.jittered(down_ms) };
         self.health_due_ms = now_ms + interval_ms;
         self.state = match failure {
-            Failure::Identity(error) => State::Refused(Refusal::Identity(error)),
-            Failure::Distrust(distrust) => State::Refused(Refusal::Distrust(distrust)),
+            PeerError::Identity(error) => State::Incompatible(IncompatibleReason::Identity(error)),
+            PeerError::Distrust(distrust) => State::Incompatible(IncompatibleReason::Distrust(distrust)),
             _ if self.state == State::Unknown => State::Unknown,
             _ => State::Down,
         };
-        self.sync = Sync::default();
+        self.sync = AntiEntropyRound::default();
     }
 
     fn succeeded(&mut self, now_ms: u64) {
@@ -480,40 +481,40 @@ impl Peer {
         self.last_contact_ms = Some(now_ms);
     }
 
-    fn failed(&mut self, now_ms: u64, failure: Failure) {
+    fn failed(&mut self, now_ms: u64, failure: PeerError) {
         self.failures = self.failures.saturating_add(1);
         let backoff_ms_max = BACKOFF_MS_MAX.min(self.sync_interval_ms);
         let backoff_ms = (BACKOFF_MS_MIN << self.failures.min(10).saturating_sub(1)).min(backoff_ms_max);
-        self.retry_at_ms = now_ms + self.spread(backoff_ms);
+        self.retry_at_ms = now_ms + self.jittered(backoff_ms);
         // Nothing comes of comparing with something that does not answer as a node does.
-        self.has_compared |= failure == Failure::Malformed;
+        self.has_compared |= failure == PeerError::Malformed;
         // A comparison starts anew; what it had applied stays applied.
-        self.sync = Sync::default();
+        self.sync = AntiEntropyRound::default();
         match failure {
             // A health check finds out whether it was this connection alone.
-            Failure::Unreachable | Failure::OtherNode | Failure::Malformed | Failure::Distrust(_) => {
+            PeerError::Unreachable | PeerError::OtherNode | PeerError::Malformed | PeerError::Distrust(_) => {
                 self.health_due_ms = now_ms;
             }
-            Failure::Identity(error) => {
-                self.state = State::Refused(Refusal::Identity(error));
-                self.health_due_ms = now_ms + self.spread(HEALTH_INTERVAL_MS);
+            PeerError::Identity(error) => {
+                self.state = State::Incompatible(IncompatibleReason::Identity(error));
+                self.health_due_ms = now_ms + self.jittered(HEALTH_INTERVAL_MS);
             }
-            Failure::SaltDiffers => self.health_due_ms = now_ms + FIRST_CONTACT_INTERVAL_MS,
-            Failure::Refused => {}
+            PeerError::SaltDiffers => self.health_due_ms = now_ms + FIRST_CONTACT_INTERVAL_MS,
+            PeerError::Refused => {}
         }
     }
 
-    fn compared(&mut self, now_ms: u64, comparison: Comparison, notices: &mut Vec<Notice>) {
-        self.sync_due_ms = now_ms + self.spread(self.sync_interval_ms);
+    fn compared(&mut self, now_ms: u64, comparison: Comparison, notices: &mut Vec<Effect>) {
+        self.sync_due_ms = now_ms + self.jittered(self.sync_interval_ms);
         let Comparison { buckets, begun } = comparison;
         if !buckets.is_empty() {
-            self.sync = Sync { is_under_way: true, buckets, ..Sync::default() };
+            self.sync = AntiEntropyRound { is_under_way: true, buckets, ..AntiEntropyRound::default() };
             return;
         }
         self.is_second_look = false;
         self.has_compared = true;
         // Lines of the outbox are not confirmed by this: digests leave deletions out.
-        notices.push(Notice::Synced { begun, forgotten: self.forgotten });
+        notices.push(Effect::Synced { begun, forgotten: self.forgotten });
     }
 
     fn confirmed(&mut self, line: i64) {
@@ -522,7 +523,7 @@ impl Peer {
     }
 
     /// Between nine tenths and eleven tenths of a time, so that nodes do not act in step.
-    fn spread(&mut self, milliseconds: u64) -> u64 {
+    fn jittered(&mut self, milliseconds: u64) -> u64 {
         self.jitter ^= self.jitter << 13;
         self.jitter ^= self.jitter >> 7;
         self.jitter ^= self.jitter << 17;
@@ -530,7 +531,7 @@ impl Peer {
     }
 }
 
-impl Sync {
+impl AntiEntropyRound {
     fn next(&self) -> Option<Action> {
         let some = |ids: &[EntryId]| ids[..ids.len().min(ENTRIES_PER_REQUEST)].to_vec();
         if !self.is_under_way {

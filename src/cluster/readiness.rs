@@ -3,35 +3,38 @@
 //! Of two nodes that differ at most the odd one goes out of service. So this node has to be outvoted by the peers that
 //! it reaches, and what a single peer is or says never suffices in a cluster of three or more.
 
-use super::peer::{Introduction, Refusal, State};
+use super::peer::{IncompatibleReason, NodeInfo, State};
 
 /// Returns the place of a peer that stands in the way of readiness, if there is one.
-pub fn obstacle(own: &Introduction, peers: &[(&State, Option<&Introduction>)]) -> Option<usize> {
+pub fn obstacle(own: &NodeInfo, peers: &[(&State, Option<&NodeInfo>)]) -> Option<usize> {
     // A peer that fails to prove its identity has no vote, whatever it said before.
     let reached = || {
         peers.iter().enumerate().filter_map(|(index, (state, introduction))| match state {
             State::Healthy
-            | State::Refused(
-                Refusal::SaltDiffers
-                | Refusal::CopiedData
-                | Refusal::Outdated
-                | Refusal::OutdatedHere
-                | Refusal::ModeDiffers,
+            | State::Incompatible(
+                IncompatibleReason::SaltDiffers
+                | IncompatibleReason::CopiedData
+                | IncompatibleReason::Outdated
+                | IncompatibleReason::OutdatedHere
+                | IncompatibleReason::ModeDiffers,
             ) => Some((index, *state, (*introduction)?)),
             State::Unknown
             | State::Down
             | State::Myself
-            | State::Refused(Refusal::Identity(_) | Refusal::Distrust(_)) => None,
+            | State::Incompatible(IncompatibleReason::Identity(_) | IncompatibleReason::Distrust(_)) => None,
         })
     };
     let count_with = |salt: Option<u64>| reached().filter(|(.., peer)| peer.salt == salt).count();
-    let outdated_count =
-        reached().filter(|(_, state, _)| **state == State::Refused(Refusal::OutdatedHere)).count();
+    let outdated_count = reached()
+        .filter(|(_, state, _)| **state == State::Incompatible(IncompatibleReason::OutdatedHere))
+        .count();
     let found = reached().find(|(_, state, peer)| match state {
-        State::Refused(Refusal::SaltDiffers) => count_with(peer.salt) > 1 + count_with(own.salt),
-        State::Refused(Refusal::OutdatedHere) => 2 * outdated_count > reached().count(),
+        State::Incompatible(IncompatibleReason::SaltDiffers) => {
+            count_with(peer.salt) > 1 + count_with(own.salt)
+        }
+        State::Incompatible(IncompatibleReason::OutdatedHere) => 2 * outdated_count > reached().count(),
         // Both hold the same data, so either may go: the one with the larger random number does.
-        State::Refused(Refusal::CopiedData) => own.instance > peer.instance,
+        State::Incompatible(IncompatibleReason::CopiedData) => own.instance > peer.instance,
         _ => false,
     });
     found.map(|(index, ..)| index)
@@ -41,10 +44,10 @@ pub fn obstacle(own: &Introduction, peers: &[(&State, Option<&Introduction>)]) -
 mod tests {
     use super::*;
     use crate::cluster::peer::IdentityError;
-    use crate::tls::Distrust;
+    use crate::tls::PeerTlsError;
 
-    fn node(instance: u64, salt: u64) -> Introduction {
-        Introduction { instance, salt: Some(salt), has_entries: true, ..Introduction::default() }
+    fn node(instance: u64, salt: u64) -> NodeInfo {
+        NodeInfo { instance, salt: Some(salt), has_entries: true, ..NodeInfo::default() }
     }
 
     /// The readiness of a node with this salt and random number 5, by state and salt of its peers.
@@ -62,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_node_with_an_odd_salt_is_outvoted() {
-        let differs = || State::Refused(Refusal::SaltDiffers);
+        let differs = || State::Incompatible(IncompatibleReason::SaltDiffers);
         // One against one: both serve.
         check(&[(differs(), 8)], None);
         check(&[(differs(), 8), (State::Healthy, 7)], None);
@@ -77,17 +80,17 @@ mod tests {
 
     #[test]
     fn a_node_with_old_data_is_outvoted() {
-        let outdated = || State::Refused(Refusal::OutdatedHere);
+        let outdated = || State::Incompatible(IncompatibleReason::OutdatedHere);
         check(&[(outdated(), 7)], Some(0));
         check(&[(State::Healthy, 7), (outdated(), 7)], None);
         check(&[(State::Healthy, 7), (outdated(), 7), (outdated(), 7)], Some(1));
         check(&[(State::Down, 7), (outdated(), 7)], Some(1));
-        check(&[(State::Refused(Refusal::Outdated), 7)], None);
+        check(&[(State::Incompatible(IncompatibleReason::Outdated), 7)], None);
     }
 
     #[test]
     fn one_of_two_nodes_on_a_copy_goes() {
-        let copied = || State::Refused(Refusal::CopiedData);
+        let copied = || State::Incompatible(IncompatibleReason::CopiedData);
         check(&[(copied(), 7)], Some(0));
         check(&[(State::Healthy, 7), (copied(), 7)], None);
     }
@@ -95,13 +98,13 @@ mod tests {
     #[test]
     fn what_a_peer_refuses_or_fails_to_prove_is_no_obstacle() {
         for refusal in [
-            Refusal::Identity(IdentityError::ApiKey),
-            Refusal::Identity(IdentityError::SecretRefused),
-            Refusal::Identity(IdentityError::Unproven),
-            Refusal::Distrust(Distrust::Expired),
-            Refusal::ModeDiffers,
+            IncompatibleReason::Identity(IdentityError::ApiKey),
+            IncompatibleReason::Identity(IdentityError::SecretRefused),
+            IncompatibleReason::Identity(IdentityError::Unproven),
+            IncompatibleReason::Distrust(PeerTlsError::Expired),
+            IncompatibleReason::ModeDiffers,
         ] {
-            check(&[(State::Refused(refusal), 8), (State::Refused(refusal), 8)], None);
+            check(&[(State::Incompatible(refusal), 8), (State::Incompatible(refusal), 8)], None);
         }
     }
 }

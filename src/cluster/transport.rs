@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
 
-use super::peer::{Failure, IdentityError, Introduction};
+use super::peer::{IdentityError, NodeInfo, PeerError};
 use crate::config::PeerAddress;
-use crate::http1::{Call, ClientConnection, ClientStep, Method};
+use crate::http1::{ClientConnection, ClientRequest, ClientStep, Method};
 use crate::limits::{CLOCK_AHEAD_MAX, HANDSHAKE_BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
 use crate::model::Timestamp;
 use crate::service::NodeAuth;
@@ -20,10 +20,10 @@ use crate::service::exchange::{
     decode_horizon,
 };
 use crate::service::node_auth::{
-    AUTH_HEADER, Barrier, CHALLENGE_HEADER, Challenge, Credentials, IDENTITY_HEADERS, PROOF_HEADER,
+    AUTH_HEADER, Barrier, CHALLENGE_HEADER, Challenge, IDENTITY_HEADERS, NodeCredentials, PROOF_HEADER,
     SharedKey, TOKEN_HEADER, signed_answer,
 };
-use crate::tls::Distrust;
+use crate::tls::PeerTlsError;
 
 /// How long a health check may take, with everything that comes before it.
 pub(super) const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,16 +65,16 @@ pub(super) struct Transport<N: Network> {
     /// Random number of the process that was found by the last health check. What another node says at the same
     /// address does not count as said by that one.
     expected: Option<u64>,
-    kept: Option<Line<N::Stream>>,
+    kept: Option<PeerConnection<N::Stream>>,
 }
 
 /// A connection to a node that has proven to be one of this cluster.
-struct Line<S> {
+struct PeerConnection<S> {
     wire: Wire<S>,
-    credentials: Arc<Credentials>,
+    credentials: Arc<NodeCredentials>,
     server: Challenge,
     token: String,
-    node: Introduction,
+    node: NodeInfo,
 }
 
 struct Wire<S> {
@@ -84,7 +84,7 @@ struct Wire<S> {
 }
 
 /// An answer of a peer.
-struct Answer {
+struct Response {
     status: u16,
     /// Those of a health check.
     headers: Vec<(&'static str, String)>,
@@ -101,21 +101,22 @@ impl<N: Network> Transport<N> {
 
     /// Sends a request, on the kept connection if there is one, and returns the body of the answer. All that nodes
     /// ask may be asked twice.
-    pub(super) async fn call(&mut self, network: &N, request: &Request<'_>) -> Result<Vec<u8>, Failure> {
+    pub(super) async fn call(&mut self, network: &N, request: &Request<'_>) -> Result<Vec<u8>, PeerError> {
         let expected = self.expected;
         let exchange = async {
-            let is_other = |line: &Line<_>| expected.is_some_and(|instance| instance != line.node.instance);
+            let is_other =
+                |line: &PeerConnection<_>| expected.is_some_and(|instance| instance != line.node.instance);
             if let Some(line) = self.take_kept(network).filter(|line| !is_other(line)) {
                 match self.ask(network, line, request).await {
                     // A new connection tells whether it was this one alone; the peer may have other keys by now.
-                    Err(Failure::Unreachable | Failure::Distrust(_) | Failure::Identity(_)) => {}
+                    Err(PeerError::Unreachable | PeerError::Distrust(_) | PeerError::Identity(_)) => {}
                     outcome => return outcome,
                 }
             }
             let line = self.open(network).await?;
             if is_other(&line) {
                 self.kept = Some(line);
-                return Err(Failure::OtherNode);
+                return Err(PeerError::OtherNode);
             }
             self.ask(network, line, request).await
         };
@@ -123,7 +124,7 @@ impl<N: Network> Transport<N> {
     }
 
     /// Asks the peer what it is: a health check.
-    pub(super) async fn introduce(&mut self, network: &N) -> Result<Introduction, Failure> {
+    pub(super) async fn introduce(&mut self, network: &N) -> Result<NodeInfo, PeerError> {
         let exchange = async {
             let mut found = None;
             if let Some(mut line) = self.take_kept(network)
@@ -163,7 +164,7 @@ impl<N: Network> Transport<N> {
     }
 
     /// The kept connection, unless a new one would be of another kind. It is gone if it is not put back.
-    fn take_kept(&mut self, network: &N) -> Option<Line<N::Stream>> {
+    fn take_kept(&mut self, network: &N) -> Option<PeerConnection<N::Stream>> {
         let line = self.kept.take()?;
         let is_current = network.is_current(&line.wire.stream) && self.auth.is_current(&line.credentials);
         is_current.then_some(line)
@@ -172,27 +173,27 @@ impl<N: Network> Transport<N> {
     async fn ask(
         &mut self,
         network: &N,
-        mut line: Line<N::Stream>,
+        mut line: PeerConnection<N::Stream>,
         request: &Request<'_>,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, PeerError> {
         let headers = [("content-type", "application/json"), (TOKEN_HEADER, &*line.token)];
         let answer = line.wire.exchange(network.now_ms(), request, &headers).await?;
         match answer.status {
-            403 => return Err(Failure::Identity(IdentityError::refused(line.credentials.shared()))),
+            403 => return Err(PeerError::Identity(IdentityError::refused(line.credentials.shared()))),
             // With any other answer the next call resolves the name again.
             200 | 409 | 503 if answer.keeps_alive => self.kept = Some(line),
             _ => {}
         }
         match answer.status {
             200 => Ok(answer.body),
-            409 => Err(Failure::SaltDiffers),
-            _ => Err(Failure::Refused),
+            409 => Err(PeerError::SaltDiffers),
+            _ => Err(PeerError::Refused),
         }
     }
 
     /// Connects, and finds out whether a node of this cluster answers. Until it has proven that, it gets to see
     /// nothing that is made of a secret.
-    async fn open(&self, network: &N) -> Result<Line<N::Stream>, Failure> {
+    async fn open(&self, network: &N) -> Result<PeerConnection<N::Stream>, PeerError> {
         let stream = network.connect(&self.address).await.map_err(|error| failure(&error))?;
         let connection = ClientConnection::new(HANDSHAKE_BODY_BYTES_MAX);
         let mut wire = Wire { stream, connection, host: self.host.clone() };
@@ -203,30 +204,30 @@ impl<N: Network> Transport<N> {
         let server = answer.header(CHALLENGE_HEADER).and_then(|text| Challenge::parse(text.as_bytes()));
         let theirs = answer.header(AUTH_HEADER).and_then(|name| SharedKey::parse(name.as_bytes()));
         match answer.header(AUTH_HEADER).and_then(|name| Barrier::parse(name.as_bytes())) {
-            Some(Barrier::Certificate) => return Err(Failure::Distrust(Distrust::NotANode)),
-            Some(Barrier::OtherPort) => return Err(Failure::Identity(IdentityError::OtherPort)),
+            Some(Barrier::Certificate) => return Err(PeerError::Distrust(PeerTlsError::NotANode)),
+            Some(Barrier::OtherPort) => return Err(PeerError::Identity(IdentityError::OtherPort)),
             None => {}
         }
         let (Some(server), Some(theirs)) = (server, theirs) else {
             return Err(match answer.status {
-                400 | 408 | 429 | 500.. => Failure::Refused,
-                _ => Failure::Identity(IdentityError::Unproven),
+                400 | 408 | 429 | 500.. => PeerError::Refused,
+                _ => PeerError::Identity(IdentityError::Unproven),
             });
         };
         if let Some(error) = IdentityError::of_kinds(credentials.shared(), theirs) {
-            return Err(Failure::Identity(error));
+            return Err(PeerError::Identity(error));
         }
         if theirs.resists_guessing() && !answer.is_proven(&credentials, client, server) {
-            return Err(Failure::Identity(match theirs {
+            return Err(PeerError::Identity(match theirs {
                 SharedKey::Secret => IdentityError::SecretDiffers,
                 SharedKey::ApiKey | SharedKey::Nothing => IdentityError::Unproven,
             }));
         }
         if !answer.keeps_alive {
-            return Err(Failure::Unreachable);
+            return Err(PeerError::Unreachable);
         }
         let token = credentials.token(server);
-        let mut line = Line { wire, credentials, server, token, node: Introduction::default() };
+        let mut line = PeerConnection { wire, credentials, server, token, node: NodeInfo::default() };
         line.introduce(network.now_ms()).await?;
         line.wire.connection.set_body_bytes_max(PEER_BODY_BYTES_MAX);
         Ok(line)
@@ -236,20 +237,20 @@ impl<N: Network> Transport<N> {
 const HEALTH_CHECK: Request<'static> =
     Request { method: Method::Get, target: "/cluster/health", body: b"", timeout: HEALTH_TIMEOUT };
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> PeerConnection<S> {
     /// Asks the node what it is.
-    async fn introduce(&mut self, now_ms: u64) -> Result<(), Failure> {
+    async fn introduce(&mut self, now_ms: u64) -> Result<(), PeerError> {
         let client = Challenge::random();
         let headers = [(CHALLENGE_HEADER, &*client.to_string()), (TOKEN_HEADER, &*self.token)];
         let answer = self.wire.exchange(now_ms, &HEALTH_CHECK, &headers).await?;
         match answer.status {
             200 if answer.is_proven(&self.credentials, client, self.server) => {}
-            200 => return Err(Failure::Identity(IdentityError::Unproven)),
-            403 => return Err(Failure::Identity(IdentityError::refused(self.credentials.shared()))),
-            _ => return Err(Failure::Refused),
+            200 => return Err(PeerError::Identity(IdentityError::Unproven)),
+            403 => return Err(PeerError::Identity(IdentityError::refused(self.credentials.shared()))),
+            _ => return Err(PeerError::Refused),
         }
-        self.node = answer.introduction().ok_or(Failure::Malformed)?;
-        if answer.keeps_alive { Ok(()) } else { Err(Failure::Unreachable) }
+        self.node = answer.introduction().ok_or(PeerError::Malformed)?;
+        if answer.keeps_alive { Ok(()) } else { Err(PeerError::Unreachable) }
     }
 }
 
@@ -260,14 +261,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         now_ms: u64,
         request: &Request<'_>,
         headers: &[(&str, &str)],
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Response, PeerError> {
         let Self { stream, connection, host } = self;
         let Request { method, target, body, .. } = *request;
-        connection.call(&Call { method, target, host, headers, body }, now_ms, u64::MAX);
+        connection.call(&ClientRequest { method, target, host, headers, body }, now_ms, u64::MAX);
         loop {
             match connection.step() {
                 ClientStep::Response => break,
-                ClientStep::Failed(_) => return Err(Failure::Unreachable),
+                ClientStep::Failed(_) => return Err(PeerError::Unreachable),
                 ClientStep::Read => transfer(stream, connection).await?,
             }
         }
@@ -276,27 +277,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         let text = |name| Some((name, String::from_utf8_lossy(connection.header(name)?).into_owned()));
         let headers = wanted.filter_map(text).collect();
         let body = connection.take_body();
-        Ok(Answer { status, headers, body, keeps_alive: connection.finish() })
+        Ok(Response { status, headers, body, keeps_alive: connection.finish() })
     }
 }
 
-impl Answer {
+impl Response {
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(found, _)| *found == name).map(|(_, value)| &**value)
     }
 
-    fn is_proven(&self, credentials: &Credentials, client: Challenge, server: Challenge) -> bool {
+    fn is_proven(&self, credentials: &NodeCredentials, client: Challenge, server: Challenge) -> bool {
         let signed = signed_answer(|name| self.header(name), &self.body);
         let proof = self.header(PROOF_HEADER);
         proof.is_some_and(|proof| credentials.verify(proof.as_bytes(), client, server, &signed))
     }
 
     /// What the node says of itself; `None` if that is incomplete.
-    fn introduction(&self) -> Option<Introduction> {
+    fn introduction(&self) -> Option<NodeInfo> {
         let hexadecimal = |name| u64::from_str_radix(self.header(name)?, 16).ok();
         let body: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
         let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
-        Some(Introduction {
+        Some(NodeInfo {
             name: body["node_id"].as_str().unwrap_or_default().to_owned(),
             instance: hexadecimal(INSTANCE_HEADER)?,
             node: self.header(NODE_HEADER).and_then(|text| text.parse().ok()),
@@ -311,22 +312,22 @@ impl Answer {
 async fn in_time<N: Network, T>(
     network: &N,
     timeout: Duration,
-    exchange: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
+    exchange: impl Future<Output = Result<T, PeerError>>,
+) -> Result<T, PeerError> {
     let timeout = async {
         network.sleep(timeout).await;
-        Err(Failure::Unreachable)
+        Err(PeerError::Unreachable)
     };
     exchange.or(timeout).await
 }
 
 /// A peer that wants another certificate says so only when the connection is there, in TLS 1.3.
-fn failure(error: &io::Error) -> Failure {
-    Distrust::of(error).map_or(Failure::Unreachable, Failure::Distrust)
+fn failure(error: &io::Error) -> PeerError {
+    PeerTlsError::of(error).map_or(PeerError::Unreachable, PeerError::Distrust)
 }
 
 /// Moves bytes in whichever direction they can move.
-async fn transfer<S>(stream: &mut S, connection: &mut ClientConnection) -> Result<(), Failure>
+async fn transfer<S>(stream: &mut S, connection: &mut ClientConnection) -> Result<(), PeerError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -334,7 +335,7 @@ where
         while !connection.output().is_empty() {
             match Pin::new(&mut *stream).poll_write(context, connection.output()) {
                 Poll::Ready(Ok(count)) if count > 0 => connection.wrote(count),
-                Poll::Ready(Ok(_)) => return Poll::Ready(Err(Failure::Unreachable)),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Err(PeerError::Unreachable)),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(failure(&error))),
                 Poll::Pending => break,
             }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::fault::Warning;
+use super::error::Warning;
 use super::host::{Host, Resolve, address, is_name};
 use super::variables::{Variables, shown};
 

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::fault::Warning;
+use super::error::Warning;
 use super::secret_file;
 use super::variables::{Variables, shown};
 use crate::model::ClusterSecret;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Config;
-use super::fault::Warning;
+use super::error::Warning;
 use super::settings::{DATABASE_NAME, KNOWN, SALT_NAME};
 use super::variables::Variables;
 

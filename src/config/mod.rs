@@ -11,7 +11,7 @@ mod cluster_secret;
 pub mod dotenv;
 mod effect;
 mod engine;
-mod fault;
+mod error;
 mod host;
 mod kubernetes;
 mod log;
@@ -35,7 +35,7 @@ pub use allowed_hosts::AllowedHosts;
 pub use clients::{ClientLimits, ForwardedHeader, Proxies};
 pub use cluster::{ClusterConfig, FederationConfig, PeerAddress, WriteAcks};
 pub use engine::EngineChoice;
-pub use fault::{Fault, Faults, Warning};
+pub use error::{SettingError, SettingErrors, Warning};
 pub use host::Host;
 pub use log::{LogFormat, LogLevel, allows_color};
 pub use origins::Origins;
@@ -103,7 +103,7 @@ pub struct Config {
 ///
 /// # Errors
 /// When any setting cannot be used, or the settings file cannot be read. All of them are listed.
-pub fn load() -> Result<(Config, Vec<Warning>), Faults> {
+pub fn load() -> Result<(Config, Vec<Warning>), SettingErrors> {
     let environment = environment();
     let file = settings_file(&environment)?;
     let loaded = from_sources(&environment, file.as_deref());
@@ -121,7 +121,7 @@ pub fn load() -> Result<(Config, Vec<Warning>), Faults> {
 ///
 /// # Errors
 /// When `.env` or the setting cannot be used.
-pub fn load_admin() -> Result<Option<Host>, Faults> {
+pub fn load_admin() -> Result<Option<Host>, SettingErrors> {
     let environment = environment();
     settings::read_admin(&environment, settings_file(&environment)?.as_deref())
 }
@@ -131,12 +131,12 @@ fn config_file(environment: &BTreeMap<String, OsString>) -> Option<&Path> {
     environment.get(ENV_FILE).filter(|path| !path.is_empty()).map(Path::new)
 }
 
-fn settings_file(environment: &BTreeMap<String, OsString>) -> Result<Option<Vec<u8>>, Faults> {
+fn settings_file(environment: &BTreeMap<String, OsString>) -> Result<Option<Vec<u8>>, SettingErrors> {
     match config_file(environment) {
-        None => dotenv::read(Path::new(".env")).map_err(Faults::from),
+        None => dotenv::read(Path::new(".env")).map_err(SettingErrors::from),
         Some(path) => dotenv::read_named(path).map(Some).map_err(|problem| {
             let message = format!("{} {problem}", variables::shown(&path.to_string_lossy()));
-            Faults::from(Fault::new(ENV_FILE, message))
+            SettingErrors::from(SettingError::new(ENV_FILE, message))
         }),
     }
 }
@@ -157,6 +157,6 @@ fn environment() -> BTreeMap<String, OsString> {
 pub fn from_sources(
     environment: &BTreeMap<String, OsString>,
     dotenv: Option<&[u8]>,
-) -> Result<(Config, Vec<Warning>), Faults> {
+) -> Result<(Config, Vec<Warning>), SettingErrors> {
     settings::read(environment, dotenv, &host::resolve)
 }

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use super::engine::EngineChoice;
-use super::fault::{Fault, Faults, Warning};
+use super::error::{SettingError, SettingErrors, Warning};
 use super::host::{Host, Resolve};
 use super::log::{LogFormat, LogLevel};
 use super::user_key;
@@ -80,12 +80,12 @@ pub(super) fn read(
     environment: &BTreeMap<String, OsString>,
     dotenv: Option<&[u8]>,
     resolve: Resolve<'_>,
-) -> Result<(Config, Vec<Warning>), Faults> {
+) -> Result<(Config, Vec<Warning>), SettingErrors> {
     let mut warnings = Vec::new();
     let file = match dotenv.map(|bytes| dotenv::parse(bytes, environment)) {
         None => dotenv::File::default(),
         Some(Ok(file)) => file,
-        Some(Err(fault)) => return Err(Faults::from(fault)),
+        Some(Err(fault)) => return Err(SettingErrors::from(fault)),
     };
     let mut variables = Variables::new(environment, file.values);
     for line in file.unread_lines {
@@ -178,11 +178,11 @@ fn admin(variables: &mut Variables<'_>, resolve: Resolve<'_>) -> Option<Host> {
 pub(super) fn read_admin(
     environment: &BTreeMap<String, OsString>,
     dotenv: Option<&[u8]>,
-) -> Result<Option<Host>, Faults> {
+) -> Result<Option<Host>, SettingErrors> {
     let file = dotenv.map(|bytes| dotenv::parse(bytes, environment)).transpose()?.unwrap_or_default();
     let mut variables = Variables::new(environment, file.values);
     let host = admin(&mut variables, &super::host::resolve);
-    if variables.faults.is_empty() { Ok(host) } else { Err(Faults::new(variables.faults)) }
+    if variables.faults.is_empty() { Ok(host) } else { Err(SettingErrors::new(variables.faults)) }
 }
 
 fn workers(variables: &mut Variables<'_>) -> Option<NonZeroUsize> {
@@ -291,7 +291,7 @@ fn unknown(variables: &Variables<'_>) -> Vec<Warning> {
 }
 
 /// The order of the list of variables, which is also that of `.env.example`.
-fn in_order(mut faults: Vec<Fault>) -> Faults {
+fn in_order(mut faults: Vec<SettingError>) -> SettingErrors {
     faults.sort_by_key(|fault| KNOWN.iter().position(|name| *name == fault.variable));
-    Faults::new(faults)
+    SettingErrors::new(faults)
 }

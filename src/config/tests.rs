@@ -6,7 +6,7 @@ use super::*;
 
 const CANARY: &str = "c4nary-in-the-c0al-mine";
 
-type Outcome = Result<(Config, Vec<Warning>), Faults>;
+type Outcome = Result<(Config, Vec<Warning>), SettingErrors>;
 
 fn read(environment: &[(&str, &str)], dotenv: &str) -> Outcome {
     let environment =

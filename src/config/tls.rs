@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::cluster::ClusterConfig;
-use super::fault::Warning;
+use super::error::Warning;
 use super::variables::Variables;
 use crate::tls::{Certificates, Files, Own, Password, Roots};
 

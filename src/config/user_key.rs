@@ -9,7 +9,7 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-use super::fault::{Fault, Faults};
+use super::error::{SettingError, SettingErrors};
 use crate::limits::API_KEY_FILE_BYTES_MAX;
 use crate::model::UserKey;
 
@@ -22,7 +22,7 @@ pub(super) const NAMES: [&str; 2] = [VALUE, FILE];
 ///
 /// # Errors
 /// When both are set, or the key is not one that a client can send.
-pub fn user_key() -> Result<Option<UserKey>, Faults> {
+pub fn user_key() -> Result<Option<UserKey>, SettingErrors> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let (name, key) = match (variable(VALUE), variable(FILE)) {
         (None, None) => return Ok(None),
@@ -52,6 +52,6 @@ fn first_line(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
     Ok(Zeroizing::new(line.trim_ascii_end().to_vec()))
 }
 
-fn fault(variable: &'static str, message: impl Into<String>) -> Faults {
-    Faults::from(Fault::new(variable, message))
+fn fault(variable: &'static str, message: impl Into<String>) -> SettingErrors {
+    SettingErrors::from(SettingError::new(variable, message))
 }

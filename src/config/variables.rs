@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use super::fault::Fault;
+use super::error::SettingError;
 use super::host::HostError;
 
 /// Longest part of a value that a fault shows.
@@ -15,7 +15,7 @@ const SHOWN_CHARS_MAX: usize = 80;
 pub(super) struct Variables<'a> {
     environment: &'a BTreeMap<String, OsString>,
     dotenv: BTreeMap<String, OsString>,
-    pub(super) faults: Vec<Fault>,
+    pub(super) faults: Vec<SettingError>,
 }
 
 impl<'a> Variables<'a> {
@@ -51,12 +51,15 @@ impl<'a> Variables<'a> {
     }
 
     pub(super) fn fault(&mut self, variable: &'static str, message: impl Into<String>) {
-        self.faults.push(Fault::new(variable, message));
+        self.faults.push(SettingError::new(variable, message));
     }
 
     pub(super) fn host_fault(&mut self, variable: &'static str, text: &str, error: &HostError) {
         let is_passing = matches!(error, HostError::Unresolved(_));
-        self.faults.push(Fault { is_passing, ..Fault::new(variable, format!("{} {error}", shown(text))) });
+        self.faults.push(SettingError {
+            is_passing,
+            ..SettingError::new(variable, format!("{} {error}", shown(text)))
+        });
     }
 
     /// The value as it is; `None` when it is unset, empty, or no text at all, which is a fault.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::fernet::FernetKey;
 use super::kdf::{RawKey, Salt};
-use super::key_slots::KeyId;
+use super::key_map::KeyId;
 
 /// A key ready for use, shared by the cache and whoever is using it; wiped by the last of them.
 pub struct DerivedKey {

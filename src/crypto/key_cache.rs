@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::derived_key::DerivedKey;
 use super::kdf::{Derivation, RawKey, Salt};
-use super::key_slots::{Found, KeyId, Slots, Tier, Waiter};
+use super::key_map::{Found, KeyId, Slots, Tier, Waiter};
 use super::mac::MacKey;
 use crate::model::UserKey;
 
@@ -28,7 +28,7 @@ pub enum Lookup {
     /// Somebody else is deriving it.
     Wait(Waiter),
     /// Nobody is: the caller gives the ticket to the pool, and waits as the others do.
-    Derive(Ticket, Waiter),
+    Derive(DerivationClaim, Waiter),
 }
 
 /// Figures for the statistics.
@@ -92,7 +92,7 @@ impl KeyCache {
             Found::Pending(waiter) => Lookup::Wait(waiter),
             Found::Nothing(number, waiter) => {
                 let (shared, user_key) = (Arc::clone(&self.shared), user_key.clone());
-                Lookup::Derive(Ticket { shared, id, number, user_key, now_seconds }, waiter)
+                Lookup::Derive(DerivationClaim { shared, id, number, user_key, now_seconds }, waiter)
             }
         }
     }
@@ -149,7 +149,7 @@ impl Default for KeyCache {
 /// The right and the duty to derive one key. Dropped before its time (a full queue, a panic, a
 /// stop), it takes its slot along and its waiters are told, so nobody waits for ever and the next
 /// lookup derives anew.
-pub struct Ticket {
+pub struct DerivationClaim {
     shared: Arc<Shared>,
     id: KeyId,
     number: u64,
@@ -157,7 +157,7 @@ pub struct Ticket {
     now_seconds: u64,
 }
 
-impl Ticket {
+impl DerivationClaim {
     /// Begins the derivation, unless all who waited for it have gone away.
     pub(super) fn begin(&self, salt: &Salt) -> Option<Derivation> {
         self.is_wanted().then(|| {
@@ -183,7 +183,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for DerivationClaim {
     fn drop(&mut self) {
         let abandoned = self.shared.lock().take_pending(&self.id, self.number);
         // Wakes the waiters, if there are any, when the lock is free again.
@@ -214,7 +214,7 @@ mod tests {
 
     use super::super::fernet::FernetKey;
     use super::super::kdf::advance;
-    use super::super::key_slots::SECOND_CHANCES_MAX;
+    use super::super::key_map::SECOND_CHANCES_MAX;
     use super::super::test_data::{salt, start};
     use super::*;
     use crate::limits::{DERIVED_KEY_IDLE, DERIVED_KEYS_PROVEN_MAX, DERIVED_KEYS_UNPROVEN_MAX};
@@ -239,7 +239,7 @@ mod tests {
         }
     }
 
-    fn derive(ticket: Ticket) {
+    fn derive(ticket: DerivationClaim) {
         let mut derivation = ticket.begin(&salt()).expect("somebody waits for it");
         while !derivation.is_done() {
             advance([&mut derivation]);

@@ -19,18 +19,18 @@ pub use fernet::{FernetKey, OpenError, decode, encode};
 mod derived_key;
 pub use derived_key::DerivedKey;
 
-mod key_slots;
-pub use key_slots::Waiter;
+mod key_map;
+pub use key_map::Waiter;
 
 mod key_cache;
-pub use key_cache::{Counts, KeyCache, Lookup, Ticket};
+pub use key_cache::{Counts, DerivationClaim, KeyCache, Lookup};
 
 mod fair_queue;
 
-mod deriving;
+mod kdf_worker;
 
-mod inbox;
-pub use inbox::Inbox;
+mod completion_queue;
+pub use completion_queue::CompletionQueue;
 
 mod pool;
 pub use pool::{Busy, Pool, PoolConfig, StartError};
@@ -38,7 +38,7 @@ pub use pool::{Busy, Pool, PoolConfig, StartError};
 /// Reads the vectors of the tests, and makes what several of them begin with.
 #[cfg(test)]
 mod test_data {
-    use super::{KeyCache, Lookup, Salt, Ticket, Waiter};
+    use super::{DerivationClaim, KeyCache, Lookup, Salt, Waiter};
     use crate::model::UserKey;
 
     pub(super) fn salt() -> Salt {
@@ -46,7 +46,7 @@ mod test_data {
     }
 
     /// The ticket for a user key that nobody has asked for, and who waits for it.
-    pub(super) fn start(cache: &KeyCache, text: &str) -> (Ticket, Waiter) {
+    pub(super) fn start(cache: &KeyCache, text: &str) -> (DerivationClaim, Waiter) {
         match cache.lookup(&UserKey::from_header(text.as_bytes()), 0) {
             Lookup::Derive(ticket, waiter) => (ticket, waiter),
             Lookup::Ready(_) | Lookup::Wait(_) => panic!("{text} is known already"),

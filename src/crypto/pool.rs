@@ -16,10 +16,10 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use futures_channel::oneshot;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
-use super::deriving;
-use super::inbox::{Delivery, Outbox, Shared};
+use super::completion_queue::{CompletionBatch, Delivery, Shared};
 use super::kdf::Salt;
-use super::key_cache::Ticket;
+use super::kdf_worker;
+use super::key_cache::DerivationClaim;
 use crate::limits;
 use crate::model::Requester;
 
@@ -61,7 +61,7 @@ impl fmt::Debug for Pool {
 
 /// The pool. Dropped without [`Pool::stop`], its threads end by themselves and nobody waits for them.
 pub struct Pool {
-    derivations: deriving::Handle,
+    derivations: kdf_worker::Handle,
     reads: Sender<Read>,
     threads: ThreadPool,
     thread_handles: Vec<JoinHandle<()>>,
@@ -79,7 +79,7 @@ impl Pool {
     ) -> Result<Self, StartError> {
         let derive_threads = config.derive_threads.max(1);
         let read_threads = config.read_threads.max(1);
-        let derivations = deriving::Handle::new(derive_queue_max);
+        let derivations = kdf_worker::Handle::new(derive_queue_max);
         let (reads, read_queue) = bounded(read_queue_max);
         let mut thread_handles = Vec::new();
         let threads = ThreadPoolBuilder::new()
@@ -110,8 +110,8 @@ impl Pool {
     ///
     /// # Errors
     /// [`Busy`]; the ticket is dropped.
-    pub fn derive(&self, ticket: Ticket, salt: Salt, requester: Requester) -> Result<(), Busy> {
-        self.derivations.push(requester, deriving::Job { ticket, salt })
+    pub fn derive(&self, ticket: DerivationClaim, salt: Salt, requester: Requester) -> Result<(), Busy> {
+        self.derivations.push(requester, kdf_worker::Job { ticket, salt })
     }
 
     /// Queues a read of the database, or something that blocks as shortly, and returns where its
@@ -133,7 +133,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`Busy`]; the job is dropped.
-    pub fn submit_short<T: Send + 'static>(
+    pub fn submit_batched<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, Busy> {
@@ -183,7 +183,7 @@ impl Pool {
 
 /// Reads until the queue is closed and empty.
 fn drain(queue: &Receiver<Read>) {
-    let mut outbox = Outbox::default();
+    let mut outbox = CompletionBatch::default();
     for first in queue {
         let began = Instant::now();
         let mut next = Some(first);
@@ -199,7 +199,7 @@ fn drain(queue: &Receiver<Read>) {
     }
 }
 
-fn perform(read: Read, outbox: &mut Outbox) {
+fn perform(read: Read, outbox: &mut CompletionBatch) {
     // A panic has been printed by its hook, and whoever waits for the job learns of it because the
     // job's sender is dropped as the stack unwinds.
     if let Ok(Some(delivery)) = catch_unwind(AssertUnwindSafe(read.perform)) {
@@ -366,7 +366,7 @@ mod tests {
     fn results_do_not_wait_for_a_job_that_may_be_long() {
         let pool = pool(4);
         let release = occupy_reader(&pool);
-        let short = pool.submit_short(|| 7).expect("there is room");
+        let short = pool.submit_batched(|| 7).expect("there is room");
         let (release_long, released) = mpsc::channel::<()>();
         let long = pool.submit(move || released.recv().ok()).expect("there is room");
         drop(release);

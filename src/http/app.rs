@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::answer::{Answer, Outcome};
-use super::body::Fault;
+use super::access_log::{Client, RequestLog};
+use super::body::ValidationError;
 use super::budget::ByteBudget;
 use super::client_address::client_address;
-use super::connection::{Admission, Application};
+use super::connection::{Application, HeadDecision};
 use super::cors;
-use super::error::{self, Refusal};
+use super::error::{self, RequestError};
 use super::handlers::{cluster, configs, documentation, federation, health, metrics, peers, system};
 use super::rate_limits::RateLimits;
-use super::route::{Audience, ENDPOINTS, Miss, Route};
-use super::traffic::{Client, Exchange};
+use super::response::{HandlerOutput, Response};
+use super::route::{Audience, ENDPOINTS, Route, RouteError};
 use crate::config::{AllowedHosts, Origins, Proxies};
-use crate::http1::{HeadView, Method};
+use crate::http1::{Method, RequestHead};
 use crate::model::{ApiKeys, Requester, UserKey};
 use crate::service::node_auth::{Barrier, CHALLENGE_HEADER, Challenge, SharedKey, TOKEN_HEADER};
 use crate::service::{CredentialKind, NodeAuth, Service};
@@ -143,21 +143,25 @@ impl App {
     }
 
     /// Probes often send an address as `Host`. Their responses, and redirects, show a page of another site nothing.
-    fn is_for_this_host(&self, head: &HeadView<'_>, route: &Result<Route<'_>, Miss>) -> bool {
+    fn is_for_this_host(&self, head: &RequestHead<'_>, route: &Result<Route<'_>, RouteError>) -> bool {
         let Some(allowed) = &self.settings.allowed_hosts else { return true };
         allowed.allow(head.host().unwrap_or_default())
             || matches!(
                 route,
-                Ok(Route::Health | Route::Ready | Route::ClusterHealth) | Err(Miss::Redirect(_))
+                Ok(Route::Health | Route::Ready | Route::ClusterHealth) | Err(RouteError::Redirect(_))
             )
     }
 
     /// The number of the key that was sent; `None` if none is required.
-    fn check_api_key(&self, sent: Option<&[u8]>, client: Option<IpAddr>) -> Result<Option<usize>, Refusal> {
+    fn check_api_key(
+        &self,
+        sent: Option<&[u8]>,
+        client: Option<IpAddr>,
+    ) -> Result<Option<usize>, RequestError> {
         if !self.settings.api_keys.are_required() {
             return Ok(None);
         }
-        let sent = sent.filter(|sent| !sent.is_empty()).ok_or(Refusal::ApiKeyMissing)?;
+        let sent = sent.filter(|sent| !sent.is_empty()).ok_or(RequestError::ApiKeyMissing)?;
         let checked = match self.settings.api_keys.find(sent) {
             Some(number) => {
                 let accepted = self.service.credential_accepted(CredentialKind::ApiKey, number, client);
@@ -165,19 +169,19 @@ impl App {
             }
             None => {
                 let failed = self.service.credential_failed(CredentialKind::ApiKey, client);
-                failed.map(|delay| Err(Refusal::ApiKeyWrong { delay }))
+                failed.map(|delay| Err(RequestError::ApiKeyWrong { delay }))
             }
         };
-        checked.unwrap_or_else(|wait| Err(Refusal::TooManyFailures { wait }))
+        checked.unwrap_or_else(|wait| Err(RequestError::TooManyFailures { wait }))
     }
 
     /// Whether the request has the credentials of a node.
     fn check_node(
         &self,
-        head: &HeadView<'_>,
+        head: &RequestHead<'_>,
         is_required: bool,
         client: Option<IpAddr>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, RequestError> {
         let auth = &self.settings.node_auth;
         if let Some(token) = head.fields(TOKEN_HEADER).next() {
             // After too many failures the response stays what it is for a wrong one, not a 429: the peer shows
@@ -190,20 +194,20 @@ impl App {
                 false => self.service.credential_failed(CredentialKind::Node, client).unwrap_or_default(),
             };
             return Err(match auth.shared() {
-                SharedKey::Secret => Refusal::ClusterSecretWrong { delay },
-                SharedKey::ApiKey | SharedKey::Nothing => Refusal::ApiKeyWrong { delay },
+                SharedKey::Secret => RequestError::ClusterSecretWrong { delay },
+                SharedKey::ApiKey | SharedKey::Nothing => RequestError::ApiKeyWrong { delay },
             });
         }
         if !is_required {
             return Ok(false);
         }
         if auth.shared() == SharedKey::Secret {
-            return Err(Refusal::ClusterSecretMissing);
+            return Err(RequestError::ClusterSecretMissing);
         }
         // Without a secret the API key serves, as in the original; several of them are those of clients.
         match self.check_api_key(head.api_key(), client)? {
             Some(_) if !self.settings.api_keys.is_own(head.api_key().unwrap_or_default()) => {
-                Err(Refusal::ApiKeyOfClients)
+                Err(RequestError::ApiKeyOfClients)
             }
             _ => Ok(true),
         }
@@ -212,10 +216,10 @@ impl App {
     /// Finds out whether a node sends the request, which is refused without the credentials if they are required.
     fn identify(
         &self,
-        head: &HeadView<'_>,
-        exchange: &Exchange,
+        head: &RequestHead<'_>,
+        exchange: &RequestLog,
         is_required: bool,
-    ) -> Result<Prober, Answer> {
+    ) -> Result<Prober, Response> {
         let challenge = head.fields(CHALLENGE_HEADER).next().and_then(Challenge::parse);
         let is_peer = challenge.is_some() || head.fields(TOKEN_HEADER).next().is_some();
         let barred = |barrier| {
@@ -228,7 +232,7 @@ impl App {
             }
             // The salt, which in the original clients may read and write.
             if exchange.lacks_node_certificate || self.settings.node_auth.shared() == SharedKey::Secret {
-                return Err(Miss::NotFound.into());
+                return Err(RouteError::NotFound.into());
             }
         }
         if exchange.lacks_node_certificate {
@@ -236,13 +240,13 @@ impl App {
                 self.note_refused_node(exchange);
             }
             return match is_required {
-                true => Err((&Refusal::NodeCertificateMissing).into()),
+                true => Err((&RequestError::NodeCertificateMissing).into()),
                 false => barred(Barrier::Certificate),
             };
         }
         let is_node = self.check_node(head, is_required, exchange.client).map_err(|refusal| {
             self.note_refused_node(exchange);
-            Answer::from(&refusal)
+            Response::from(&refusal)
         })?;
         Ok(Prober { is_node, handshake: challenge.map_or(Handshake::NotWanted, Handshake::Challenged) })
     }
@@ -256,7 +260,7 @@ impl App {
     }
 
     /// Logs and counts, on a node of a cluster.
-    fn note_refused_node(&self, exchange: &Exchange) {
+    fn note_refused_node(&self, exchange: &RequestLog) {
         if self.service.cluster().is_some()
             && let Some(count) = self.settings.node_auth.note_refusal()
         {
@@ -266,11 +270,13 @@ impl App {
         }
     }
 
-    fn user_key<'a>(&self, sent: Option<&'a [u8]>) -> Result<&'a [u8], Answer> {
+    fn user_key<'a>(&self, sent: Option<&'a [u8]>) -> Result<&'a [u8], Response> {
         let bytes_min = self.settings.user_key_bytes_min;
         match sent {
-            None => Err(Fault::user_key_missing().into()),
-            Some(sent) if sent.len() < bytes_min => Err((&Refusal::UserKeyTooShort { bytes_min }).into()),
+            None => Err(ValidationError::user_key_missing().into()),
+            Some(sent) if sent.len() < bytes_min => {
+                Err((&RequestError::UserKeyTooShort { bytes_min }).into())
+            }
             Some(sent) => Ok(sent),
         }
     }
@@ -281,12 +287,12 @@ impl Application for App {
 
     /// In this order: the host, the origin, the path, the method, the API key, the user key, the coding of the body. The body
     /// itself is not read before all of them are right.
-    fn admit(
+    fn on_head(
         &self,
-        head: &HeadView<'_>,
-        exchange: &mut Exchange,
+        head: &RequestHead<'_>,
+        exchange: &mut RequestLog,
         body: &mut Vec<u8>,
-    ) -> Result<Admission<Request>, Answer> {
+    ) -> Result<HeadDecision<Request>, Response> {
         if let Some(origins) = &self.settings.origins {
             exchange.allowed_origin = head.origin().and_then(|origin| cors::allowed_origin(origins, origin));
             if let Some(answer) = cors::preflight(head, exchange.allowed_origin.as_deref()) {
@@ -300,7 +306,7 @@ impl Application for App {
         }
         let route = Route::find_for(exchange.audience, head.method(), head.path());
         exchange.endpoint = match &route {
-            Ok((_, endpoint)) | Err(Miss::MethodNotAllowed { endpoint, .. }) => *endpoint,
+            Ok((_, endpoint)) | Err(RouteError::MethodNotAllowed { endpoint, .. }) => *endpoint,
             Err(_) => 0,
         };
         let route = route.map(|(route, _)| route);
@@ -311,7 +317,7 @@ impl Application for App {
         }
         if route.as_ref().map_or(true, Route::counts_for_limits) {
             let checked = self.settings.rates.check_address(exchange.client);
-            checked.map_err(|wait| Answer::from(&Refusal::TooManyRequests { wait }))?;
+            checked.map_err(|wait| Response::from(&RequestError::TooManyRequests { wait }))?;
         }
         if !self.is_for_this_host(head, &route) {
             return Err(error::host_not_allowed());
@@ -320,7 +326,7 @@ impl Application for App {
             return Err(error::origin_not_allowed());
         }
         let route = route.map_err(|miss| match miss {
-            Miss::Redirect(path) => error::redirect(&path, head.query()),
+            RouteError::Redirect(path) => error::redirect(&path, head.query()),
             other => other.into(),
         })?;
         let (mut prober, mut api_key_number) = (Prober::default(), None);
@@ -329,11 +335,11 @@ impl Application for App {
         } else if self.needs_api_key(&route) {
             let number = self
                 .check_api_key(head.api_key(), exchange.client)
-                .map_err(|refusal| Answer::from(&refusal))?;
+                .map_err(|refusal| Response::from(&refusal))?;
             api_key_number = number;
             if let Some(number) = number.filter(|_| route.counts_for_limits()) {
                 let checked = self.settings.rates.check_api_key(number);
-                checked.map_err(|wait| Answer::from(&Refusal::TooManyRequests { wait }))?;
+                checked.map_err(|wait| Response::from(&RequestError::TooManyRequests { wait }))?;
             }
         }
         let user_key = match route.needs_user_key() {
@@ -342,34 +348,34 @@ impl Application for App {
         };
         let is_read = matches!(head.method(), Method::Get | Method::Head);
         if user_key.is_some() && (head.has_if_match() || (head.has_if_none_match() && !is_read)) {
-            return Err((&Refusal::Conditional).into());
+            return Err((&RequestError::Conditional).into());
         }
         if let (Route::ReadConfig(key), Some(user_key)) = (&route, user_key)
-            && configs::read_at_hand(&self.service, user_key, key, head.query(), body).is_some()
+            && configs::try_read_cached(&self.service, user_key, key, head.query(), body).is_some()
         {
-            return Ok(Admission::Answered);
+            return Ok(HeadDecision::Responded);
         }
         let body_bytes_max = route.body_bytes_max();
         let takes_body = body_bytes_max.is_some();
         if takes_body && head.has_content_range() {
-            return Err((&Refusal::PartialContent).into());
+            return Err((&RequestError::PartialContent).into());
         }
         if takes_body && !head.content_encoding().is_none_or(is_identity) {
-            return Err((&Refusal::ContentCoded).into());
+            return Err((&RequestError::ContentCoded).into());
         }
         let query = head.query().map(<[u8]>::to_vec);
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
         let (route, user_key) = (route.into_owned(), user_key.map(UserKey::from_header));
         let requester = Requester::new(exchange.client, api_key_number);
         let request = Request { route, user_key, requester, query, content_type, prober };
-        Ok(Admission::Admitted { request, body_bytes_max })
+        Ok(HeadDecision::ReadBody { request, body_bytes_max })
     }
 
     fn allowed_origin(&self, origin: &[u8]) -> Option<String> {
         cors::allowed_origin(self.settings.origins.as_ref()?, origin)
     }
 
-    async fn handle(&self, request: Request, body: Zeroizing<Vec<u8>>) -> Outcome {
+    async fn handle(&self, request: Request, body: Zeroizing<Vec<u8>>) -> HandlerOutput {
         let Request { route, user_key, requester, query, content_type, prober } = request;
         let query = query.as_deref();
         let caller =
@@ -382,22 +388,22 @@ impl Application for App {
             Route::ClusterStatus => Ok(cluster::status(&self.settings, &self.service).into()),
             Route::ClusterHealth => Ok(cluster::health(&self.settings, &self.service, prober).into()),
             Route::ClusterMembers => Ok(cluster::members(&self.settings, &self.service).into()),
-            Route::PeerChanges => peers::changes(&self.service, body).await.map(Outcome::from),
-            Route::PeerDigests => peers::digests(&self.service, &body).map(Outcome::from),
-            Route::PeerVersions => peers::versions(&self.service, body).await.map(Outcome::from),
-            Route::PeerEntries => peers::entries(&self.service, body).await.map(Outcome::from),
-            Route::PeerFind => federation::find(&self.service, body).await.map(Outcome::from),
-            Route::PeerPage => federation::page(&self.service, body).await.map(Outcome::from),
-            Route::PeerWrite => federation::write(&self.service, body).await.map(Outcome::from),
+            Route::PeerChanges => peers::changes(&self.service, body).await.map(HandlerOutput::from),
+            Route::PeerDigests => peers::digests(&self.service, &body).map(HandlerOutput::from),
+            Route::PeerVersions => peers::versions(&self.service, body).await.map(HandlerOutput::from),
+            Route::PeerEntries => peers::entries(&self.service, body).await.map(HandlerOutput::from),
+            Route::PeerFind => federation::find(&self.service, body).await.map(HandlerOutput::from),
+            Route::PeerPage => federation::page(&self.service, body).await.map(HandlerOutput::from),
+            Route::PeerWrite => federation::write(&self.service, body).await.map(HandlerOutput::from),
             Route::Duplicates => {
-                federation::duplicates(&self.settings, &self.service, query).await.map(Outcome::from)
+                federation::duplicates(&self.settings, &self.service, query).await.map(HandlerOutput::from)
             }
             Route::OpenApi => Ok(documentation::openapi()),
             Route::Page(file) => Ok(documentation::file(file)),
-            Route::ReadSalt => cluster::read_salt(&self.service).await.map(Outcome::from),
+            Route::ReadSalt => cluster::read_salt(&self.service).await.map(HandlerOutput::from),
             Route::AdoptSalt => {
                 let content_type = content_type.as_deref();
-                cluster::adopt_salt(&self.service, &body, content_type).await.map(Outcome::from)
+                cluster::adopt_salt(&self.service, &body, content_type).await.map(HandlerOutput::from)
             }
             Route::CreateConfig => configs::create(&caller, &body, content_type.as_deref()).await,
             Route::ReadConfig(key) => configs::read(&caller, &key).await,
@@ -406,14 +412,14 @@ impl Application for App {
             Route::ListConfigs => configs::list(&caller, false).await,
             Route::ClusterConfigs => configs::list(&caller, true).await,
         };
-        answered.unwrap_or_else(Outcome::Complete)
+        answered.unwrap_or_else(HandlerOutput::Complete)
     }
 }
 
 /// The methods of a path that exists, or of the server. Load balancers ask by it whether the server is there.
-fn options(path: &[u8], route: &Result<Route<'_>, Miss>) -> Option<Answer> {
+fn options(path: &[u8], route: &Result<Route<'_>, RouteError>) -> Option<Response> {
     match route {
-        Err(Miss::MethodNotAllowed { allow, .. }) => Some(error::options(allow)),
+        Err(RouteError::MethodNotAllowed { allow, .. }) => Some(error::options(allow)),
         _ if path == b"*" => Some(error::options(cors::METHODS)),
         _ => None,
     }
@@ -424,7 +430,7 @@ fn is_identity(coding: &[u8]) -> bool {
 }
 
 /// Logs what nobody outside can help with, once, and turns it into an answer.
-pub(super) fn failed(failure: crate::service::Error) -> Answer {
+pub(super) fn failed(failure: crate::service::Error) -> Response {
     if let crate::service::Error::Store(source) = &failure {
         tracing::error!(error = %source, cause = ?std::error::Error::source(source), "a request failed");
         return error::internal();

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use zeroize::Zeroize;
 
-use super::answer::Answer;
 use super::error::detail;
 use super::json::write_string;
+use super::response::Response;
 use crate::limits::{CATEGORY_CHARS_MAX, ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, FAULT_INPUT_CHARS_MAX};
 use crate::model::entry::LengthError;
 use crate::model::json::{self, Kind, Reason};
@@ -15,7 +15,7 @@ use crate::service::{NewEntry, Update};
 
 /// One entry of a 422 answer.
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(super) struct ValidationError {
     kind: &'static str,
     /// JSON text of the `loc` array.
     location: String,
@@ -34,10 +34,10 @@ pub(super) enum BodyError {
     /// It is not text.
     NotUtf8,
     /// It is text, but not what is wanted.
-    Faults(Vec<Fault>),
+    Faults(Vec<ValidationError>),
 }
 
-impl From<BodyError> for Answer {
+impl From<BodyError> for Response {
     fn from(error: BodyError) -> Self {
         match error {
             BodyError::NotUtf8 => detail(400, "There was an error parsing the body"),
@@ -56,7 +56,7 @@ impl From<BodyError> for Answer {
     }
 }
 
-impl Fault {
+impl ValidationError {
     fn new(kind: &'static str, location: &str, message: impl Into<Cow<'static, str>>, input: &[u8]) -> Self {
         Self {
             kind,
@@ -106,8 +106,8 @@ impl Fault {
     }
 }
 
-impl From<Fault> for Answer {
-    fn from(fault: Fault) -> Self {
+impl From<ValidationError> for Response {
+    fn from(fault: ValidationError) -> Self {
         BodyError::Faults(vec![fault]).into()
     }
 }
@@ -143,7 +143,7 @@ pub(super) fn update(body: &[u8], content_type: Option<&[u8]>) -> Result<Update,
 fn read(body: &[u8], content_type: Option<&[u8]>) -> Result<Plaintext, BodyError> {
     let body_fault = |fault| BodyError::Faults(vec![fault]);
     if body.is_empty() {
-        return Err(body_fault(Fault::missing(r#"["body"]"#, b"null")));
+        return Err(body_fault(ValidationError::missing(r#"["body"]"#, b"null")));
     }
     if !content_type.is_none_or(is_json) {
         std::str::from_utf8(body).map_err(|_| BodyError::NotUtf8)?;
@@ -158,14 +158,14 @@ fn read(body: &[u8], content_type: Option<&[u8]>) -> Result<Plaintext, BodyError
     };
     match kind {
         Kind::Object => Ok(canonical.into()),
-        Kind::Null => Err(body_fault(Fault::missing(r#"["body"]"#, b"null"))),
+        Kind::Null => Err(body_fault(ValidationError::missing(r#"["body"]"#, b"null"))),
         other => Err(body_fault(no_object(other))),
     }
 }
 
-fn no_object(found: Kind) -> Fault {
+fn no_object(found: Kind) -> ValidationError {
     let message = "Input should be a valid dictionary or object to extract fields from";
-    Fault::new("model_attributes_type", r#"["body"]"#, message, emptied(found))
+    ValidationError::new("model_attributes_type", r#"["body"]"#, message, emptied(found))
 }
 
 /// Shows the kind of a JSON text without its content.
@@ -193,9 +193,9 @@ fn is_short(text: &str) -> bool {
     text.len() <= FAULT_INPUT_CHARS_MAX || text.chars().count() <= FAULT_INPUT_CHARS_MAX
 }
 
-fn invalid_json(error: &json::SyntaxError) -> Fault {
+fn invalid_json(error: &json::SyntaxError) -> ValidationError {
     let location = format!(r#"["body",{}]"#, error.position);
-    let mut fault = Fault::new("json_invalid", &location, "JSON decode error", b"{}");
+    let mut fault = ValidationError::new("json_invalid", &location, "JSON decode error", b"{}");
     let mut context = b"{\"error\":".to_vec();
     write_string(&error.reason.to_string(), &mut context);
     context.push(b'}');
@@ -220,7 +220,7 @@ struct Fields<'a> {
     value: Option<&'a [u8]>,
     category: Option<&'a [u8]>,
     environment: Option<&'a [u8]>,
-    faults: Vec<Fault>,
+    faults: Vec<ValidationError>,
 }
 
 impl<'a> Fields<'a> {
@@ -241,7 +241,7 @@ impl<'a> Fields<'a> {
 
     fn key(&mut self) -> Option<EntryKey> {
         let Some(found) = self.key else {
-            self.faults.push(Fault::missing(r#"["body","key"]"#, emptied(Kind::Object)));
+            self.faults.push(ValidationError::missing(r#"["body","key"]"#, emptied(Kind::Object)));
             return None;
         };
         self.text("key", found, ENTRY_KEY_CHARS_MAX, EntryKey::parse)
@@ -249,10 +249,10 @@ impl<'a> Fields<'a> {
 
     fn value(&mut self) -> Option<Plaintext> {
         match self.value {
-            None => self.faults.push(Fault::missing(r#"["body","value"]"#, emptied(Kind::Object))),
+            None => self.faults.push(ValidationError::missing(r#"["body","value"]"#, emptied(Kind::Object))),
             Some(b"null") => {
                 let message = "Input should be any JSON value but null";
-                self.faults.push(Fault::new("dict_type", r#"["body","value"]"#, message, b"null"));
+                self.faults.push(ValidationError::new("dict_type", r#"["body","value"]"#, message, b"null"));
             }
             Some(value) => return Some(Plaintext::new(value.to_vec())),
         }
@@ -279,7 +279,7 @@ impl<'a> Fields<'a> {
         let location = format!(r#"["body","{name}"]"#);
         let Some(mut text) = json::string(found) else {
             let message = "Input should be a valid string";
-            self.faults.push(Fault::new("string_type", &location, message, shown(found)));
+            self.faults.push(ValidationError::new("string_type", &location, message, shown(found)));
             return None;
         };
         let parsed = parse(&text);
@@ -291,7 +291,7 @@ impl<'a> Fields<'a> {
             Err(error) => error,
         };
         let mut fault = match error {
-            LengthError::TooShort => Fault::new(
+            LengthError::TooShort => ValidationError::new(
                 "string_too_short",
                 &location,
                 "String should have at least 1 character",
@@ -299,7 +299,7 @@ impl<'a> Fields<'a> {
             ),
             LengthError::TooLong(_) => {
                 let message = format!("String should have at most {chars_max} characters");
-                Fault::new("string_too_long", &location, message, shown(found))
+                ValidationError::new("string_too_long", &location, message, shown(found))
             }
         };
         fault.context = Some(match error {

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use super::clock::Alarm;
+use super::timers::Deadline;
 use crate::limits::{EVICTIONS_COUNT_MAX_PER_TICK, STALL_UNDER_PRESSURE};
 use crate::model::requester::network;
 
@@ -95,13 +95,13 @@ struct Holder {
     /// Since when it waits for its client; `None` while the client waits for it.
     stalled_since_ms: Cell<Option<u64>>,
     is_evicted: Cell<bool>,
-    alarm: Rc<Alarm>,
+    alarm: Rc<Deadline>,
 }
 
 /// What one connection holds of a budget, given back when it is dropped.
 pub(super) struct Share<'a> {
     holders: &'a Holders,
-    alarm: Rc<Alarm>,
+    alarm: Rc<Deadline>,
     /// With its number; none as long as nothing is held.
     holder: Option<(u64, Rc<Holder>)>,
 }
@@ -208,7 +208,7 @@ impl Holders {
 
 impl<'a> Share<'a> {
     /// Nothing yet.
-    pub(super) fn new(holders: &'a Holders, alarm: Rc<Alarm>) -> Self {
+    pub(super) fn new(holders: &'a Holders, alarm: Rc<Deadline>) -> Self {
         Self { holders, alarm, holder: None }
     }
 

@@ -4,14 +4,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{ForwardedHeader, Proxies};
-use crate::http1::HeadView;
+use crate::http1::RequestHead;
 
 /// Proxies in a row that are believed; a longer chain ends at the farthest one of these.
 const HOPS_MAX: usize = 32;
 
 /// The nearest address that is no proxy of ours; where an element is no address, the last one before it, so that a client
 /// cannot choose by sending nonsense. `peer` is at the other end of the connection.
-pub(super) fn client_address(proxies: &Proxies, peer: IpAddr, head: &HeadView<'_>) -> IpAddr {
+pub(super) fn client_address(proxies: &Proxies, peer: IpAddr, head: &RequestHead<'_>) -> IpAddr {
     if !proxies.contain(peer) {
         return peer;
     }

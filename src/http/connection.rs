@@ -14,15 +14,15 @@ use futures_lite::future::yield_now;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
 use zeroize::Zeroizing;
 
-use super::answer::{Answer, ListStream, Outcome};
+use super::access_log::{Client, RequestLog};
 use super::budget::{Held, Share};
-use super::clock::Alarm;
 use super::content::Content;
 use super::error;
+use super::executor_context::ExecutorContext;
 use super::handlers::configs::{list_field_names, list_fields};
-use super::local::Local;
-use super::traffic::{Client, Exchange};
-use crate::http1::{self, Connection, HeadView, Rejection, Step};
+use super::response::{HandlerOutput, ListStream, Response};
+use super::timers::Deadline;
+use crate::http1::{self, Connection, ProtocolError, RequestHead, Step};
 use crate::limits::{LARGE_VALUE_BYTES, PIECE_BYTES, PIECE_COPIES, WRITE_STALL};
 use crate::model::SecretBytes;
 
@@ -36,12 +36,12 @@ pub trait Application {
     ///
     /// # Errors
     /// With the answer, when the request goes no further.
-    fn admit(
+    fn on_head(
         &self,
-        head: &HeadView<'_>,
-        exchange: &mut Exchange,
+        head: &RequestHead<'_>,
+        exchange: &mut RequestLog,
         body: &mut Vec<u8>,
-    ) -> Result<Admission<Self::Request>, Answer>;
+    ) -> Result<HeadDecision<Self::Request>, Response>;
 
     /// The origin that an answer allows, for a page of this one; `None` where no page may see it.
     fn allowed_origin(&self, _origin: &[u8]) -> Option<String> {
@@ -49,16 +49,17 @@ pub trait Application {
     }
 
     /// Answers a request. Dropped when the connection fails before it is done.
-    fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>) -> impl Future<Output = Outcome>;
+    fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>)
+    -> impl Future<Output = HandlerOutput>;
 }
 
 /// What becomes of a request that is not refused.
 #[derive(Debug)]
-pub enum Admission<R> {
+pub enum HeadDecision<R> {
     /// The answer was at hand: status 200 and JSON.
-    Answered,
+    Responded,
     /// It goes on.
-    Admitted {
+    ReadBody {
         /// What the application needs of the head.
         request: R,
         /// How large a body may be, if one is wanted; if not, it is read over.
@@ -81,17 +82,17 @@ enum Event {
 }
 
 /// Why the connection cannot go on.
-struct Gone;
+struct Disconnected;
 
 struct Driver<'a, S, A> {
     stream: S,
     application: &'a A,
-    local: &'a Local,
-    alarm: Rc<Alarm>,
+    local: &'a ExecutorContext,
+    alarm: Rc<Deadline>,
     connection: Connection,
     client: Client,
     /// Of the request that is not answered yet.
-    exchange: Option<Exchange>,
+    exchange: Option<RequestLog>,
     bodies: Share<'a>,
     answers: Share<'a>,
     /// What the answer that is being sent takes of the budget; its row counts only while its client is waited for.
@@ -103,7 +104,7 @@ struct Driver<'a, S, A> {
 }
 
 /// Serves one connection until it ends.
-pub async fn serve<S, A>(stream: S, application: &A, local: &Local, client: Client)
+pub async fn serve<S, A>(stream: S, application: &A, local: &ExecutorContext, client: Client)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Application,
@@ -125,7 +126,7 @@ where
         steps_left: STEPS_PER_TURN,
     };
     // The client has gone, or stalls: there is nobody to tell.
-    let _: Result<(), Gone> = driver.run().await;
+    let _: Result<(), Disconnected> = driver.run().await;
     if let Some(exchange) = &driver.exchange {
         local.traffic.note(exchange, CLIENT_GONE);
     }
@@ -136,18 +137,18 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Application,
 {
-    async fn run(&mut self) -> Result<(), Gone> {
+    async fn run(&mut self) -> Result<(), Disconnected> {
         let mut admitted = None;
         loop {
             self.heed_closing();
             match self.connection.step(self.now_ms()) {
                 Step::Head => match self.admit() {
-                    Ok(Admission::Answered) => {}
-                    Ok(Admission::Admitted { request, body_bytes_max: Some(bytes_max) }) => {
+                    Ok(HeadDecision::Responded) => {}
+                    Ok(HeadDecision::ReadBody { request, body_bytes_max: Some(bytes_max) }) => {
                         admitted = Some(request);
                         self.connection.accept_body(bytes_max, self.now_ms());
                     }
-                    Ok(Admission::Admitted { request, body_bytes_max: None }) => {
+                    Ok(HeadDecision::ReadBody { request, body_bytes_max: None }) => {
                         self.answer(request, Zeroizing::default()).await?;
                     }
                     Err(answer) if answer.delay.is_zero() => self.respond(&answer),
@@ -195,27 +196,27 @@ where
     }
 
     /// Sends the answer along, if it is at hand.
-    fn admit(&mut self) -> Result<Admission<A::Request>, Answer> {
+    fn admit(&mut self) -> Result<HeadDecision<A::Request>, Response> {
         let (application, connection) = (self.application, &mut self.connection);
-        let Local { clock, memory, traffic, .. } = self.local;
+        let ExecutorContext { clock, memory, traffic, .. } = self.local;
         memory.with_answer(|body| {
             let head = connection.head();
             let mut exchange = traffic.begin(&head, &self.client);
             let admission =
-                panic::catch_unwind(AssertUnwindSafe(|| application.admit(&head, &mut exchange, body)))
+                panic::catch_unwind(AssertUnwindSafe(|| application.on_head(&head, &mut exchange, body)))
                     .unwrap_or_else(|_| Err(error::internal()));
             match &admission {
-                Ok(Admission::Answered) => {
+                Ok(HeadDecision::Responded) => {
                     traffic.note_at_hand(&exchange, &head);
                     let fields = Fields::of(&[], &exchange);
                     clock.with_date(|date| {
-                        let (content_type, headers) = (Some(super::answer::JSON), &*fields.all);
-                        let answer = http1::Answer { status: 200, content_type, headers, body, date };
+                        let (content_type, headers) = (Some(super::response::JSON), &*fields.all);
+                        let answer = http1::Response { status: 200, content_type, headers, body, date };
                         connection.respond(&answer, clock.now_ms());
                     });
                     return admission;
                 }
-                Ok(Admission::Admitted { .. }) => exchange.wait(&head),
+                Ok(HeadDecision::ReadBody { .. }) => exchange.wait(&head),
                 Err(_) => exchange.keep_path(&head),
             }
             self.exchange = Some(exchange);
@@ -225,7 +226,7 @@ where
 
     /// A panic in the handler is this request's alone. What takes a while has a place of its own meanwhile, so
     /// that a connection that waits for a request is small.
-    async fn answer(&mut self, request: A::Request, body: Zeroizing<Vec<u8>>) -> Result<(), Gone> {
+    async fn answer(&mut self, request: A::Request, body: Zeroizing<Vec<u8>>) -> Result<(), Disconnected> {
         let application = self.application;
         // The answer to a large body is large as well, and once a write is made it must be given.
         let is_promised = body.len() > LARGE_VALUE_BYTES;
@@ -237,18 +238,18 @@ where
         let outcome = self.while_connected(handling).await?;
         self.heed_closing();
         match outcome {
-            Ok(Outcome::Complete(answer)) if !answer.delay.is_zero() => {
+            Ok(HandlerOutput::Complete(answer)) if !answer.delay.is_zero() => {
                 Box::pin(self.respond_delayed(answer)).await?;
             }
-            Ok(Outcome::Complete(mut answer)) if answer.body.len() > LARGE_VALUE_BYTES => {
+            Ok(HandlerOutput::Complete(mut answer)) if answer.body.len() > LARGE_VALUE_BYTES => {
                 let content = Content::default().with_bytes(mem::take(&mut answer.body));
                 Box::pin(self.send_large(&answer, content, is_promised)).await?;
             }
-            Ok(Outcome::Complete(answer)) => self.respond(&answer),
-            Ok(Outcome::Large(head, content)) => {
+            Ok(HandlerOutput::Complete(answer)) => self.respond(&answer),
+            Ok(HandlerOutput::Large(head, content)) => {
                 Box::pin(self.send_large(&head, content, is_promised)).await?;
             }
-            Ok(Outcome::List(list)) => Box::pin(self.stream_list(*list)).await?,
+            Ok(HandlerOutput::List(list)) => Box::pin(self.stream_list(*list)).await?,
             Err(_) => self.respond(&error::internal()),
         }
         self.hold_answer(Held::default());
@@ -272,7 +273,7 @@ where
 
     /// Runs `work`, and drops it if the connection fails meanwhile. The end of input is no failure: many clients end
     /// their side after their last request, and wait for the answer.
-    async fn while_connected<F: Future>(&mut self, work: F) -> Result<F::Output, Gone> {
+    async fn while_connected<F: Future>(&mut self, work: F) -> Result<F::Output, Disconnected> {
         let mut work = pin!(work);
         poll_fn(|context| {
             if let Poll::Ready(output) = work.as_mut().poll(context) {
@@ -291,7 +292,7 @@ where
                         self.connection.received(count, self.now_ms());
                     }
                     Poll::Ready(Ok(_)) => self.connection.received_eof(),
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Gone)),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Disconnected)),
                     Poll::Pending => return Poll::Pending,
                 }
             }
@@ -303,10 +304,10 @@ where
     /// promised.
     async fn send_large(
         &mut self,
-        head: &Answer,
+        head: &Response,
         mut content: Content,
         is_promised: bool,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), Disconnected> {
         let held = content.held();
         if !is_promised && !self.reserve(held.bytes) {
             self.respond(&error::overloaded());
@@ -331,12 +332,12 @@ where
         Ok(())
     }
 
-    async fn stream_list(&mut self, mut list: ListStream) -> Result<(), Gone> {
+    async fn stream_list(&mut self, mut list: ListStream) -> Result<(), Disconnected> {
         if !self.reserve(list.first.capacity()) {
             self.respond(&error::overloaded());
             return Ok(());
         }
-        let head = Answer::json(200, Vec::new());
+        let head = Response::json(200, Vec::new());
         let trailer_names = list_field_names(&list.rest);
         self.encode(&head, |connection, head, now_ms| connection.begin_stream(head, &trailer_names, now_ms));
         self.send_chunks(&list.first).await?;
@@ -379,7 +380,7 @@ where
         self.connection.stream_chunk(bytes, self.now_ms());
     }
 
-    async fn send_chunks(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+    async fn send_chunks(&mut self, bytes: &[u8]) -> Result<(), Disconnected> {
         for piece in bytes.chunks(PIECE_BYTES) {
             self.send_chunk(piece);
             if self.connection.output().len() >= PIECE_BYTES {
@@ -389,13 +390,13 @@ where
         Ok(())
     }
 
-    fn respond(&mut self, answer: &Answer) {
+    fn respond(&mut self, answer: &Response) {
         self.encode(answer, Connection::respond);
         self.note(answer.status);
     }
 
     /// Holds an answer back, in a place of its own like everything that takes a while.
-    async fn respond_delayed(&mut self, answer: Answer) -> Result<(), Gone> {
+    async fn respond_delayed(&mut self, answer: Response) -> Result<(), Disconnected> {
         let local = self.local;
         // It ends with the timeout, or earlier when the server stops.
         let held_back = local.clock.in_time(answer.delay, pending::<io::Result<()>>());
@@ -406,30 +407,30 @@ where
     }
 
     /// Pages may see why a head was refused, too.
-    fn reject(&mut self, rejection: Rejection) {
+    fn reject(&mut self, rejection: ProtocolError) {
         if self.exchange.is_none() {
             let mut exchange = self.local.traffic.begin_refusal(&self.client);
             let origin = self.connection.refused_origin();
             exchange.allowed_origin = origin.and_then(|origin| self.application.allowed_origin(origin));
             self.exchange = Some(exchange);
         }
-        self.respond_and_close(&Answer::from(rejection));
+        self.respond_and_close(&Response::from(rejection));
     }
 
-    fn respond_and_close(&mut self, answer: &Answer) {
+    fn respond_and_close(&mut self, answer: &Response) {
         self.encode(answer, Connection::respond_and_close);
         self.note(answer.status);
     }
 
     /// With what every answer says.
-    fn encode(&mut self, answer: &Answer, write: impl FnOnce(&mut Connection, &http1::Answer<'_>, u64)) {
-        let (connection, Local { clock, traffic, .. }) = (&mut self.connection, self.local);
+    fn encode(&mut self, answer: &Response, write: impl FnOnce(&mut Connection, &http1::Response<'_>, u64)) {
+        let (connection, ExecutorContext { clock, traffic, .. }) = (&mut self.connection, self.local);
         let exchange = self.exchange.get_or_insert_with(|| traffic.begin_refusal(&self.client));
         let fields = Fields::of(&answer.headers, exchange);
         clock.with_date(|date| {
             let (status, content_type) = (answer.status, answer.content_type);
             let (headers, body) = (&*fields.all, &*answer.body);
-            let answer = http1::Answer { status, content_type, headers, body, date };
+            let answer = http1::Response { status, content_type, headers, body, date };
             write(connection, &answer, clock.now_ms());
         });
     }
@@ -444,7 +445,7 @@ where
         self.local.clock.now_ms()
     }
 
-    async fn read(&mut self) -> Result<(), Gone> {
+    async fn read(&mut self) -> Result<(), Disconnected> {
         if !self.hold_body() {
             self.respond_and_close(&error::overloaded());
             return Ok(());
@@ -508,7 +509,7 @@ where
         Poll::Pending
     }
 
-    async fn flush(&mut self) -> Result<(), Gone> {
+    async fn flush(&mut self) -> Result<(), Disconnected> {
         while !self.connection.output().is_empty() {
             self.alarm.set(self.connection.deadline_ms());
             let written: io::Result<usize> = poll_fn(|context| {
@@ -523,10 +524,10 @@ where
             .await;
             match written {
                 Ok(count) if count > 0 => self.connection.wrote(count, self.now_ms()),
-                _ => return Err(Gone),
+                _ => return Err(Disconnected),
             }
             if self.answers.is_evicted() {
-                return Err(Gone);
+                return Err(Disconnected);
             }
         }
         if mem::take(&mut self.is_stalled) {
@@ -548,12 +549,12 @@ where
 
     /// Ends the sending direction and reads over what still comes: closing with unread bytes would
     /// reset the connection, and the client might never see the answer (RFC 9112, 9.6).
-    async fn linger(&mut self) -> Result<(), Gone> {
+    async fn linger(&mut self) -> Result<(), Disconnected> {
         // The body is gone already: others may have its share meanwhile.
         self.release_body();
         self.flush().await?;
         // What the stream still holds may wait for a client that takes nothing.
-        self.local.clock.in_time(WRITE_STALL, self.stream.close()).await.map_err(|_| Gone)?;
+        self.local.clock.in_time(WRITE_STALL, self.stream.close()).await.map_err(|_| Disconnected)?;
         loop {
             match self.wait().await {
                 Event::Arrived(count) => self.connection.received(count, self.now_ms()),
@@ -571,7 +572,7 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// Its own, and those of every answer: nobody may keep what holds secrets, or take it for something else.
-    fn of(own: &'a [(&'static str, std::borrow::Cow<'static, str>)], exchange: &'a Exchange) -> Self {
+    fn of(own: &'a [(&'static str, std::borrow::Cow<'static, str>)], exchange: &'a RequestLog) -> Self {
         let mut all: smallvec::SmallVec<[(&str, &str); 8]> =
             own.iter().map(|(name, value)| (*name, &**value)).collect();
         all.push(("x-request-id", exchange.id()));

@@ -2,10 +2,10 @@
 //! <https://fetch.spec.whatwg.org/#http-cors-protocol>). Credentials of the browser are never allowed: keys
 //! come in headers that a page must set itself.
 
-use super::answer::Answer;
 use super::error;
+use super::response::Response;
 use crate::config::Origins;
-use crate::http1::{HeadView, Method};
+use crate::http1::{Method, RequestHead};
 
 /// Methods of the API.
 pub(super) const METHODS: &str = "GET, HEAD, POST, PUT, DELETE";
@@ -27,7 +27,7 @@ pub(super) fn allowed_origin(origins: &Origins, origin: &[u8]) -> Option<String>
 /// with every write (<https://fetch.spec.whatwg.org/#origin-header>); `null` is a page that hides it. A proxy may have
 /// replaced `Host`, so what the browser itself says of the two is believed as well
 /// (<https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header>).
-pub(super) fn is_foreign_write(head: &HeadView<'_>, is_allowed: bool) -> bool {
+pub(super) fn is_foreign_write(head: &RequestHead<'_>, is_allowed: bool) -> bool {
     if is_allowed || !matches!(head.method(), Method::Post | Method::Put | Method::Delete | Method::Patch) {
         return false;
     }
@@ -55,7 +55,7 @@ pub(super) fn is_of_forms(content_type: &[u8]) -> bool {
 }
 
 /// The answer to a browser that asks beforehand; `None` for any other request.
-pub(super) fn preflight(head: &HeadView<'_>, allowed_origin: Option<&str>) -> Option<Answer> {
+pub(super) fn preflight(head: &RequestHead<'_>, allowed_origin: Option<&str>) -> Option<Response> {
     let asks = head.method() == Method::Options
         && head.origin().is_some()
         && head.fields("access-control-request-method").next().is_some();

@@ -2,32 +2,32 @@
 
 use std::time::Duration;
 
-use super::answer::Answer;
-use super::route::Miss;
-use crate::http1::Rejection;
+use super::response::Response;
+use super::route::RouteError;
+use crate::http1::ProtocolError;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_COUNT_MAX, REQUEST_LINE_BYTES_MAX, RETRY_AFTER_SECONDS};
 use crate::service;
 
 /// `{"detail": text}`, the shape of every error.
-pub(super) fn detail(status: u16, text: &str) -> Answer {
+pub(super) fn detail(status: u16, text: &str) -> Response {
     let mut body = b"{\"detail\":".to_vec();
     super::json::write_string(text, &mut body);
     body.push(b'}');
-    Answer::json(status, body)
+    Response::json(status, body)
 }
 
-fn later(status: u16, text: &str) -> Answer {
+fn later(status: u16, text: &str) -> Response {
     detail(status, text).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
 /// RFC 6585, 4. Rounded up: a client that comes too early is refused again.
-fn too_many(text: &str, wait: Duration) -> Answer {
+fn too_many(text: &str, wait: Duration) -> Response {
     detail(429, text).with_header("retry-after", (wait.as_secs() + 1).to_string())
 }
 
 /// Why a request got no further than its head.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum RequestError {
     ApiKeyMissing,
     ApiKeyWrong {
         delay: Duration,
@@ -55,60 +55,68 @@ pub(super) enum Refusal {
     },
 }
 
-impl From<&Refusal> for Answer {
-    fn from(refusal: &Refusal) -> Self {
+impl From<&RequestError> for Response {
+    fn from(refusal: &RequestError) -> Self {
         match refusal {
-            Refusal::ApiKeyMissing => detail(403, "API key required but missing. Provide X-API-Key header."),
-            Refusal::ApiKeyWrong { delay } => detail(403, "Invalid API key").delayed(*delay),
-            Refusal::ApiKeyOfClients => {
+            RequestError::ApiKeyMissing => {
+                detail(403, "API key required but missing. Provide X-API-Key header.")
+            }
+            RequestError::ApiKeyWrong { delay } => detail(403, "Invalid API key").delayed(*delay),
+            RequestError::ApiKeyOfClients => {
                 detail(403, "This endpoint is for nodes and takes only the first API key of the server")
             }
-            Refusal::ClusterSecretMissing => {
+            RequestError::ClusterSecretMissing => {
                 detail(403, "This endpoint is for nodes that have the cluster secret")
             }
-            Refusal::ClusterSecretWrong { delay } => detail(403, "Invalid cluster secret").delayed(*delay),
-            Refusal::NodeCertificateMissing => {
+            RequestError::ClusterSecretWrong { delay } => {
+                detail(403, "Invalid cluster secret").delayed(*delay)
+            }
+            RequestError::NodeCertificateMissing => {
                 detail(403, "Node certificate required (issued by a CA in OSC_CLUSTER_CA_CERTS)")
             }
-            Refusal::UserKeyTooShort { bytes_min } => detail(
+            RequestError::UserKeyTooShort { bytes_min } => detail(
                 401,
                 &format!("x-user-key header missing or too short (minimum {bytes_min} characters)"),
             ),
-            Refusal::TooManyRequests { wait } => too_many("Too many requests, try again later", *wait),
-            Refusal::TooManyFailures { wait } => too_many("Too many failed keys, try again later", *wait),
-            Refusal::Conditional => detail(
+            RequestError::TooManyRequests { wait } => too_many("Too many requests, try again later", *wait),
+            RequestError::TooManyFailures { wait } => {
+                too_many("Too many failed keys, try again later", *wait)
+            }
+            RequestError::Conditional => detail(
                 412,
                 "If-Match, If-None-Match and If-Unmodified-Since are not supported: no entry matches",
             ),
-            Refusal::PartialContent => detail(400, "Content-Range is not supported: the body is the whole"),
+            RequestError::PartialContent => {
+                detail(400, "Content-Range is not supported: the body is the whole")
+            }
             // RFC 9110, 15.5.16: tell what would be accepted.
-            Refusal::ContentCoded => {
+            RequestError::ContentCoded => {
                 detail(415, "Content-Encoding is not supported").with_header("accept-encoding", "identity")
             }
         }
     }
 }
 
-impl From<Miss> for Answer {
-    fn from(miss: Miss) -> Self {
+impl From<RouteError> for Response {
+    fn from(miss: RouteError) -> Self {
         match miss {
-            Miss::NotFound => detail(404, "Not Found"),
-            Miss::MethodNotAllowed { allow, .. } => {
+            RouteError::NotFound => detail(404, "Not Found"),
+            RouteError::MethodNotAllowed { allow, .. } => {
                 detail(405, "Method Not Allowed").with_header("allow", allow)
             }
-            Miss::Redirect(location) => redirect(&location, None),
+            RouteError::Redirect(location) => redirect(&location, None),
         }
     }
 }
 
 /// `OPTIONS` of a path, or of the server (RFC 9110, 9.3.7).
-pub(super) fn options(allow: &'static str) -> Answer {
+pub(super) fn options(allow: &'static str) -> Response {
     no_content().with_header("allow", format!("{allow}, OPTIONS"))
 }
 
 /// Nothing but header fields.
-pub(super) fn no_content() -> Answer {
-    Answer {
+pub(super) fn no_content() -> Response {
+    Response {
         status: 204,
         content_type: None,
         headers: Vec::new(),
@@ -119,12 +127,12 @@ pub(super) fn no_content() -> Answer {
 
 /// 307, so that method and body survive (RFC 9110, 15.4.8). The location is relative, so that it is
 /// right behind any proxy.
-pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Answer {
+pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Response {
     let location = match query {
         Some(query) => format!("{path}?{}", super::key_path::header_text(query)),
         None => path.to_owned(),
     };
-    Answer {
+    Response {
         status: 307,
         content_type: None,
         headers: vec![("location", location.into())],
@@ -133,7 +141,7 @@ pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Answer {
     }
 }
 
-impl From<service::Error> for Answer {
+impl From<service::Error> for Response {
     fn from(error: service::Error) -> Self {
         use service::Error;
         match error {
@@ -166,7 +174,7 @@ impl From<service::Error> for Answer {
             Error::WrongUserKey { key } => {
                 detail(401, &format!("x-user-key does not open configuration '{key}'"))
             }
-            Error::TooManyFailures { wait } => (&Refusal::TooManyFailures { wait }).into(),
+            Error::TooManyFailures { wait } => (&RequestError::TooManyFailures { wait }).into(),
             Error::Delayed { delay, error } => Self::from(*error).delayed(delay),
             Error::Unreadable { key, what } => {
                 detail(422, &format!("The stored value of configuration '{key}' is unreadable: {what}"))
@@ -208,85 +216,85 @@ fn place(environment: Option<&str>) -> String {
 }
 
 /// Always the same text: what went wrong stands in the log.
-pub(super) fn internal() -> Answer {
+pub(super) fn internal() -> Response {
     detail(500, "Internal server error")
 }
 
 /// `GET /ready` of a node that is not.
-pub(super) fn not_ready(reason: &str) -> Answer {
+pub(super) fn not_ready(reason: &str) -> Response {
     let mut body = b"{\"ready\":false,\"detail\":".to_vec();
     super::json::write_string(reason, &mut body);
     body.push(b'}');
-    Answer::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
+    Response::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
 /// A page of a site that is not in `CORS_ORIGINS`.
-pub(super) fn origin_not_allowed() -> Answer {
+pub(super) fn origin_not_allowed() -> Response {
     detail(403, "Origin not allowed")
 }
 
 /// A `Host` that is not in `OSC_ALLOWED_HOSTS` (RFC 9110, 15.5.20).
-pub(super) fn host_not_allowed() -> Answer {
+pub(super) fn host_not_allowed() -> Response {
     detail(421, "Host not allowed, add it to OSC_ALLOWED_HOSTS")
 }
 
 /// A salt in the body of a form.
-pub(super) fn salt_in_a_form() -> Answer {
+pub(super) fn salt_in_a_form() -> Response {
     detail(415, "A salt is sent as application/octet-stream")
 }
 
 /// `GET /health` of a node that should be restarted, or looked at.
-pub(super) fn unhealthy(reasons: &[String]) -> Answer {
+pub(super) fn unhealthy(reasons: &[String]) -> Response {
     let mut body = b"{\"status\":\"unhealthy\",\"detail\":".to_vec();
     super::json::write_string(&reasons.join("; "), &mut body);
     body.push(b'}');
-    Answer::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
+    Response::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
 /// A message of a peer that cannot be taken.
-pub(super) fn malformed_message(error: &crate::service::exchange::Malformed) -> Answer {
+pub(super) fn malformed_message(error: &crate::service::exchange::DecodeError) -> Response {
     detail(422, &error.to_string())
 }
 
 /// What only nodes of a cluster ask, asked of a node that is in none.
-pub(super) fn not_clustered() -> Answer {
+pub(super) fn not_clustered() -> Response {
     detail(404, "This node is not part of a cluster")
 }
 
 /// Too many connections, or too many bytes of bodies at a time.
-pub(super) fn overloaded() -> Answer {
+pub(super) fn overloaded() -> Response {
     later(503, "Too many requests at a time, try again in a moment")
 }
 
 /// HTTP where TLS is spoken.
-pub(super) fn plain_text_to_tls() -> Answer {
+pub(super) fn plain_text_to_tls() -> Response {
     detail(400, "This port speaks TLS only, use https://")
 }
 
-impl From<Rejection> for Answer {
-    fn from(rejection: Rejection) -> Self {
+impl From<ProtocolError> for Response {
+    fn from(rejection: ProtocolError) -> Self {
         match rejection {
-            Rejection::BadRequest(reason) => detail(400, &format!("Malformed request: {reason}")),
-            Rejection::VersionNotSupported => detail(505, "HTTP version not supported, use HTTP/1.1"),
-            Rejection::MethodNotImplemented => detail(501, "Method not implemented"),
-            Rejection::TransferCodingNotImplemented => {
+            ProtocolError::BadRequest(reason) => detail(400, &format!("Malformed request: {reason}")),
+            ProtocolError::VersionNotSupported => detail(505, "HTTP version not supported, use HTTP/1.1"),
+            ProtocolError::MethodNotImplemented => detail(501, "Method not implemented"),
+            ProtocolError::TransferCodingNotImplemented => {
                 detail(501, "Transfer coding not implemented, only chunked is")
             }
-            Rejection::ExpectationFailed => detail(417, "Expectation failed, only 100-continue is known"),
-            Rejection::RequestLineTooLong => {
+            ProtocolError::ExpectationFailed => detail(417, "Expectation failed, only 100-continue is known"),
+            ProtocolError::RequestLineTooLong => {
                 detail(414, &format!("Request line too long (at most {REQUEST_LINE_BYTES_MAX} bytes)"))
             }
-            Rejection::HeadTooLarge => detail(
+            ProtocolError::HeadTooLarge => detail(
                 431,
                 &format!(
                     "Header fields too large (at most {HEAD_BYTES_MAX} bytes in {HEADERS_COUNT_MAX} fields)"
                 ),
             ),
-            Rejection::BodyTooLarge { bytes_max } => {
+            ProtocolError::BodyTooLarge { bytes_max } => {
                 detail(413, &format!("Body too large (at most {bytes_max} bytes)"))
             }
-            Rejection::HeadTimeout => detail(408, "The request head took too long"),
-            Rejection::BodyTimeout => detail(408, "The request body took too long"),
+            ProtocolError::HeadTimeout => detail(408, "The request head took too long"),
+            ProtocolError::BodyTimeout => detail(408, "The request body took too long"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Entries and texts as JSON. Values are spliced in as they are: they are JSON text already.
 
 use crate::model::json;
-use crate::store::Row;
+use crate::store::SealedEntry;
 
 /// Appends a JSON string.
 pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
@@ -21,7 +21,7 @@ const FIXED_BYTES_MAX: usize = 256;
 
 /// How much of an entry is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(super) enum EntryView {
     /// The four fields of 2.0, for an entry without an environment that was asked for without one.
     Plain,
     /// With the environment.
@@ -30,9 +30,9 @@ pub(super) enum Shape {
     Full,
 }
 
-impl Shape {
+impl EntryView {
     /// Rule 2 of the contract: an entry without an environment, asked for without one, looks as in 2.0.
-    pub(super) fn of(row: &Row, asked_environment: Option<&str>, full: bool) -> Self {
+    pub(super) fn of(row: &SealedEntry, asked_environment: Option<&str>, full: bool) -> Self {
         match (row.environment.is_none() && asked_environment.is_none(), full) {
             (true, _) => Self::Plain,
             (false, false) => Self::Short,
@@ -42,7 +42,7 @@ impl Shape {
 }
 
 /// Appends an entry.
-pub(super) fn write_entry(row: &Row, value: &[u8], shape: Shape, out: &mut Vec<u8>) {
+pub(super) fn write_entry(row: &SealedEntry, value: &[u8], shape: EntryView, out: &mut Vec<u8>) {
     write_entry_with(row, shape, value.len(), out, |out| {
         out.extend_from_slice(value);
         Some(())
@@ -52,8 +52,8 @@ pub(super) fn write_entry(row: &Row, value: &[u8], shape: Shape, out: &mut Vec<u
 /// Appends an entry whose value is appended by `write_value`, at most so many bytes. When that gives `None`, so
 /// does this, and `out` is as it was.
 pub(super) fn write_entry_with(
-    row: &Row,
-    shape: Shape,
+    row: &SealedEntry,
+    shape: EntryView,
     value_bytes_max: usize,
     out: &mut Vec<u8>,
     write_value: impl FnOnce(&mut Vec<u8>) -> Option<()>,
@@ -71,14 +71,14 @@ pub(super) fn write_entry_with(
 }
 
 /// Appends an entry up to its value.
-pub(super) fn write_before(row: &Row, shape: Shape, out: &mut Vec<u8>) {
+pub(super) fn write_before(row: &SealedEntry, shape: EntryView, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"id\":");
     out.extend_from_slice(itoa::Buffer::new().format(row.id).as_bytes());
     out.extend_from_slice(b",\"key\":");
     write_string(&row.key, out);
     out.extend_from_slice(b",\"category\":");
     write_optional(row.category.as_deref(), out);
-    if shape != Shape::Plain {
+    if shape != EntryView::Plain {
         out.extend_from_slice(b",\"environment\":");
         write_optional(row.environment.as_deref(), out);
     }
@@ -86,8 +86,8 @@ pub(super) fn write_before(row: &Row, shape: Shape, out: &mut Vec<u8>) {
 }
 
 /// Appends what follows its value.
-pub(super) fn write_after(row: &Row, shape: Shape, out: &mut Vec<u8>) {
-    if shape == Shape::Full {
+pub(super) fn write_after(row: &SealedEntry, shape: EntryView, out: &mut Vec<u8>) {
+    if shape == EntryView::Full {
         for (name, time) in
             [(&b",\"created_at\":"[..], row.created_at), (b",\"updated_at\":", row.updated_at)]
         {

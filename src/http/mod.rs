@@ -3,42 +3,42 @@
 //! Knows the service and the sans-IO core of HTTP/1.1, and no runtime: the driver runs on any
 //! futures stream. Everything here runs on the executor that accepted the connection.
 
-mod answer;
+mod access_log;
 mod app;
 mod body;
 mod budget;
+mod buffer_pool;
 mod client_address;
-mod clock;
 mod connection;
 mod content;
 mod cors;
 mod error;
+mod executor_context;
 mod handlers;
 mod json;
 mod key_path;
-mod local;
-mod memory;
 mod openapi;
 mod pages;
 mod proxy_protocol;
 mod query;
 mod rate_limits;
 mod request_id;
+mod response;
 mod route;
-mod traffic;
+mod timers;
 
-pub use answer::{Answer, ListStream, Outcome};
+pub use access_log::{Client, RequestLog};
 pub use app::{App, Request, Settings};
 pub use budget::ByteBudget;
-pub use clock::{Alarm, Clock};
-pub use connection::{Admission, Application, serve};
+pub use connection::{Application, HeadDecision, serve};
 pub use content::Content;
-pub use local::Local;
+pub use executor_context::ExecutorContext;
 pub use pages::File;
 pub use proxy_protocol::read_proxy_header;
 pub use rate_limits::RateLimits;
-pub use route::{Audience, ENDPOINTS, KeyPath, Miss, Route};
-pub use traffic::{Client, Exchange};
+pub use response::{HandlerOutput, ListStream, Response};
+pub use route::{Audience, ENDPOINTS, KeyPath, Route, RouteError};
+pub use timers::{Deadline, Timers};
 
 /// How many entries of a list the caller's key does not open: a header, or a trailer when the list
 /// was longer than one page.
@@ -60,7 +60,7 @@ pub fn plain_text_to_tls() -> Vec<u8> {
     whole("400 Bad Request", "", &error::plain_text_to_tls())
 }
 
-fn whole(status: &str, fields: &str, answer: &Answer) -> Vec<u8> {
+fn whole(status: &str, fields: &str, answer: &Response) -> Vec<u8> {
     let length = answer.body.len();
     let mut bytes = format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{fields}\

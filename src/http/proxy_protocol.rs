@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use futures_lite::{AsyncRead, AsyncReadExt};
 use ppp::v2;
 
-use super::clock::Clock;
-use super::traffic::Client;
+use super::access_log::Client;
+use super::timers::Timers;
 use crate::config::Proxies;
 use crate::limits::{HEAD_DEADLINE, PROXY_HEADER_BYTES_MAX};
 
@@ -22,7 +22,7 @@ const FIXED_BYTES: usize = 16;
 /// When there is no such header, it does not come in time, or (`PermissionDenied`) its sender is not believed.
 pub async fn read_proxy_header<S>(
     stream: &mut S,
-    clock: &Clock,
+    clock: &Timers,
     client: Client,
     proxies: &Proxies,
 ) -> io::Result<Client>

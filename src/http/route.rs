@@ -77,7 +77,7 @@ pub enum Audience {
 
 /// Why a path leads to no route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Miss {
+pub enum RouteError {
     /// No such path.
     NotFound,
     /// The path takes other methods.
@@ -147,7 +147,7 @@ impl<'a> Route<'a> {
     ///
     /// # Errors
     /// With what to answer instead, when there is none.
-    pub fn find(method: Method, path: &'a [u8]) -> Result<Self, Miss> {
+    pub fn find(method: Method, path: &'a [u8]) -> Result<Self, RouteError> {
         Self::find_for(Audience::Everyone, method, path).map(|(route, _)| route)
     }
 
@@ -155,7 +155,7 @@ impl<'a> Route<'a> {
     ///
     /// # Errors
     /// As [`Self::find`]. The endpoints that are not for it do not exist.
-    pub fn find_for(audience: Audience, method: Method, path: &'a [u8]) -> Result<(Self, usize), Miss> {
+    pub fn find_for(audience: Audience, method: Method, path: &'a [u8]) -> Result<(Self, usize), RouteError> {
         let find = |path| Resource::find(path).filter(|resource| resource.is_for(audience));
         let Some(resource) = find(path) else {
             // The only paths with a slash behind them that can reach this are those of fixed resources.
@@ -163,9 +163,9 @@ impl<'a> Route<'a> {
                 && shorter != b"/"
                 && find(shorter).is_some()
             {
-                return Err(Miss::Redirect(header_text(shorter)));
+                return Err(RouteError::Redirect(header_text(shorter)));
             }
-            return Err(Miss::NotFound);
+            return Err(RouteError::NotFound);
         };
         let (endpoint, allow) = (resource.endpoint(), resource.allow());
         let method = if method == Method::Head { Method::Get } else { method };
@@ -195,7 +195,7 @@ impl<'a> Route<'a> {
             (Resource::Metrics, Method::Get) => Self::Metrics,
             (Resource::OpenApi, Method::Get) => Self::OpenApi,
             (Resource::Page(file), Method::Get) => Self::Page(file),
-            _ => return Err(Miss::MethodNotAllowed { allow, endpoint }),
+            _ => return Err(RouteError::MethodNotAllowed { allow, endpoint }),
         };
         Ok((route, endpoint))
     }
@@ -481,7 +481,7 @@ mod tests {
         }
         for (path, goal) in [("/configs/", "/configs"), ("/cluster/health/", "/cluster/health")] {
             for method in [Method::Get, Method::Post, Method::Head] {
-                assert_eq!(Route::find(method, path.as_bytes()), Err(Miss::Redirect(goal.to_owned())));
+                assert_eq!(Route::find(method, path.as_bytes()), Err(RouteError::Redirect(goal.to_owned())));
             }
         }
         assert_eq!(header_text("/configs/é\r\n".as_bytes()), "/configs/%C3%A9%0D%0A");
@@ -495,10 +495,13 @@ mod tests {
             for method in [Method::Post, Method::Get] {
                 let (clients, peers) =
                     (found(Audience::Clients, method, &path), found(Audience::Peers, method, &path));
-                assert_eq!(clients, Some(Miss::NotFound), "{path}");
-                assert_ne!(peers, Some(Miss::NotFound), "{path}");
+                assert_eq!(clients, Some(RouteError::NotFound), "{path}");
+                assert_ne!(peers, Some(RouteError::NotFound), "{path}");
             }
-            assert_eq!(found(Audience::Clients, Method::Get, &format!("{path}/")), Some(Miss::NotFound));
+            assert_eq!(
+                found(Audience::Clients, Method::Get, &format!("{path}/")),
+                Some(RouteError::NotFound)
+            );
         }
         for path in [
             "/",
@@ -514,13 +517,13 @@ mod tests {
             "/redoc",
         ] {
             assert_eq!(found(Audience::Clients, Method::Get, path), None, "{path}");
-            assert_eq!(found(Audience::Peers, Method::Get, path), Some(Miss::NotFound), "{path}");
-            assert_eq!(found(Audience::Peers, Method::Delete, path), Some(Miss::NotFound), "{path}");
+            assert_eq!(found(Audience::Peers, Method::Get, path), Some(RouteError::NotFound), "{path}");
+            assert_eq!(found(Audience::Peers, Method::Delete, path), Some(RouteError::NotFound), "{path}");
             let admin = found(Audience::Admin, Method::Get, path);
-            assert_eq!(admin, (path != "/metrics").then_some(Miss::NotFound), "{path}");
+            assert_eq!(admin, (path != "/metrics").then_some(RouteError::NotFound), "{path}");
         }
-        assert_eq!(found(Audience::Admin, Method::Get, "/cluster/salt"), Some(Miss::NotFound));
-        assert_eq!(found(Audience::Admin, Method::Post, "/cluster/changes"), Some(Miss::NotFound));
+        assert_eq!(found(Audience::Admin, Method::Get, "/cluster/salt"), Some(RouteError::NotFound));
+        assert_eq!(found(Audience::Admin, Method::Post, "/cluster/changes"), Some(RouteError::NotFound));
         for path in ["/health", "/ready", "/cluster/health"] {
             assert_eq!(found(Audience::Admin, Method::Get, path), None, "{path}");
         }
@@ -536,7 +539,7 @@ mod tests {
         for path in
             ["", "*", "/nope", "/cluster", "/cluster/", "//configs", "/Configs", "//", "/cluster/salt/x"]
         {
-            assert_eq!(Route::find(Method::Get, path.as_bytes()), Err(Miss::NotFound), "{path}");
+            assert_eq!(Route::find(Method::Get, path.as_bytes()), Err(RouteError::NotFound), "{path}");
         }
         for (method, path, allow) in [
             (Method::Patch, "/configs", "GET, HEAD, POST"),
@@ -545,7 +548,8 @@ mod tests {
             (Method::Put, "/cluster/salt", "GET, HEAD, POST"),
             (Method::Get, "/cluster/changes", "POST"),
         ] {
-            let Err(Miss::MethodNotAllowed { allow: found, endpoint }) = Route::find(method, path.as_bytes())
+            let Err(RouteError::MethodNotAllowed { allow: found, endpoint }) =
+                Route::find(method, path.as_bytes())
             else {
                 panic!("{path}")
             };

@@ -3,13 +3,13 @@
 //! Own code, because the usual parsers take what a strict server must not: empty sizes, sizes that
 //! wrap, line feeds in extensions. Each of these has let a request be smuggled past somebody.
 
-use super::{rejection::Rejection, scan::is_token_byte};
+use super::{protocol_error::ProtocolError, scan::is_token_byte};
 use crate::limits;
 
 /// Most digits of a chunk size: 32 bits, so that no sum of sizes can wrap.
 const SIZE_DIGITS_MAX: u8 = 8;
 
-const MALFORMED: Rejection = Rejection::BadRequest("chunk is malformed");
+const MALFORMED: ProtocolError = ProtocolError::BadRequest("chunk is malformed");
 
 /// Which byte is expected next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,11 @@ impl Decoder {
 
     /// Reads `input`, hands the data in it to `sink`, and returns how many bytes belonged to this
     /// body: all of them unless it is done.
-    pub(super) fn decode(&mut self, input: &[u8], mut sink: impl FnMut(&[u8])) -> Result<usize, Rejection> {
+    pub(super) fn decode(
+        &mut self,
+        input: &[u8],
+        mut sink: impl FnMut(&[u8]),
+    ) -> Result<usize, ProtocolError> {
         let mut at = 0;
         while at < input.len() && !self.is_done() {
             if let Expect::Data { remaining } = self.expect {
@@ -90,7 +94,7 @@ impl Decoder {
     }
 
     /// What is expected after one byte that is not data.
-    fn after(&mut self, byte: u8) -> Result<Expect, Rejection> {
+    fn after(&mut self, byte: u8) -> Result<Expect, ProtocolError> {
         match (self.expect, byte) {
             (Expect::Size { digits: 1.. }, b'\r') => Ok(Expect::SizeLf),
             // RFC 9112 7.1.1 has white space before the semicolon only for readers to repair.
@@ -117,12 +121,14 @@ impl Decoder {
             (Expect::LastLf, b'\n') => Ok(Expect::Nothing),
 
             (Expect::TrailerStart | Expect::TrailerName | Expect::TrailerValue, _)
-            | (Expect::TrailerLf | Expect::LastLf, _) => Err(Rejection::BadRequest("trailer is malformed")),
+            | (Expect::TrailerLf | Expect::LastLf, _) => {
+                Err(ProtocolError::BadRequest("trailer is malformed"))
+            }
             _ => Err(MALFORMED),
         }
     }
 
-    fn size_digit(&mut self, digits: u8, byte: u8) -> Result<Expect, Rejection> {
+    fn size_digit(&mut self, digits: u8, byte: u8) -> Result<Expect, ProtocolError> {
         let digit = match byte {
             b'0'..=b'9' => byte - b'0',
             b'a'..=b'f' => byte - b'a' + 10,
@@ -137,35 +143,35 @@ impl Decoder {
     }
 
     /// Extensions are read over, but not without end: they cost bytes that no body limit counts.
-    fn extension(&mut self, count: usize) -> Result<Expect, Rejection> {
+    fn extension(&mut self, count: usize) -> Result<Expect, ProtocolError> {
         let count = count + 1;
         self.extensions_count += 1;
         if count > limits::CHUNK_EXTENSION_BYTES_MAX
             || self.extensions_count > limits::CHUNK_EXTENSIONS_BYTES_MAX
         {
-            return Err(Rejection::BadRequest("chunk extension is too long"));
+            return Err(ProtocolError::BadRequest("chunk extension is too long"));
         }
         Ok(Expect::Extension { count })
     }
 
     /// The body is refused when a size announces too much, before any of it is read.
-    fn data(&mut self) -> Result<Expect, Rejection> {
+    fn data(&mut self) -> Result<Expect, ProtocolError> {
         if self.size == 0 {
             return Ok(Expect::TrailerStart);
         }
         self.decoded_count += self.size;
         if self.decoded_count > self.bytes_max {
-            return Err(Rejection::BodyTooLarge { bytes_max: self.bytes_max });
+            return Err(ProtocolError::BodyTooLarge { bytes_max: self.bytes_max });
         }
         Ok(Expect::Data { remaining: self.size })
     }
 
     /// Trailers are read over: merging them into the head would let them say what heads decide
     /// (RFC 9110 6.5.1).
-    fn trailer(&mut self, expect: Expect) -> Result<Expect, Rejection> {
+    fn trailer(&mut self, expect: Expect) -> Result<Expect, ProtocolError> {
         self.trailers_count += 1;
         if self.trailers_count > limits::TRAILERS_BYTES_MAX {
-            return Err(Rejection::HeadTooLarge);
+            return Err(ProtocolError::HeadTooLarge);
         }
         Ok(expect)
     }
@@ -185,7 +191,7 @@ mod tests {
     /// Decoded bytes and what is left of the input; `None` when more is needed.
     type Expected<'a> = Option<(&'a [u8], &'a [u8])>;
 
-    fn check(input: &[u8], expected: Result<Expected<'_>, Rejection>) {
+    fn check(input: &[u8], expected: Result<Expected<'_>, ProtocolError>) {
         for size in [1, 2, 3, 7, input.len().max(1)] {
             let text = String::from_utf8_lossy(&input[..input.len().min(60)]);
             assert_eq!(decode(input, size).as_ref().map(as_slices), expected.as_ref().map(|e| *e), "{text}");
@@ -198,7 +204,7 @@ mod tests {
         decoded.as_ref().map(|(body, rest)| (&body[..], &rest[..]))
     }
 
-    fn decode(input: &[u8], size: usize) -> Result<Decoded, Rejection> {
+    fn decode(input: &[u8], size: usize) -> Result<Decoded, ProtocolError> {
         let mut decoder = Decoder::new(limits::BODY_BYTES_MAX);
         let mut body = Vec::new();
         let mut at = 0;
@@ -267,7 +273,7 @@ mod tests {
             ["a\r\n", ": b\r\n", "a : b\r\n", " a: b\r\n", "a: b\n", "a: b\r\n c\r\n", "a: \0\r\n", "\n"]
         {
             let input = format!("0\r\n{trailer}\r\n");
-            check(input.as_bytes(), Err(Rejection::BadRequest("trailer is malformed")));
+            check(input.as_bytes(), Err(ProtocolError::BadRequest("trailer is malformed")));
         }
     }
 
@@ -275,7 +281,7 @@ mod tests {
     fn limits_hold() {
         let extension = |count: usize| format!("1;{}\r\na\r\n", "x".repeat(count - 1));
         let longest = extension(limits::CHUNK_EXTENSION_BYTES_MAX);
-        let too_long = Err(Rejection::BadRequest("chunk extension is too long"));
+        let too_long = Err(ProtocolError::BadRequest("chunk extension is too long"));
         check(format!("{longest}0\r\n\r\n").as_bytes(), Ok(Some((b"a", b""))));
         check(extension(limits::CHUNK_EXTENSION_BYTES_MAX + 1).as_bytes(), too_long);
         let count = limits::CHUNK_EXTENSIONS_BYTES_MAX / limits::CHUNK_EXTENSION_BYTES_MAX;
@@ -284,9 +290,9 @@ mod tests {
 
         let trailers = |count: usize| format!("0\r\na:{}\r\n\r\n", "b".repeat(count - 4));
         check(trailers(limits::TRAILERS_BYTES_MAX).as_bytes(), Ok(Some((b"", b""))));
-        check(trailers(limits::TRAILERS_BYTES_MAX + 1).as_bytes(), Err(Rejection::HeadTooLarge));
+        check(trailers(limits::TRAILERS_BYTES_MAX + 1).as_bytes(), Err(ProtocolError::HeadTooLarge));
 
-        let too_large = Rejection::BodyTooLarge { bytes_max: limits::BODY_BYTES_MAX };
+        let too_large = ProtocolError::BodyTooLarge { bytes_max: limits::BODY_BYTES_MAX };
         check(format!("{:x}\r\n", limits::BODY_BYTES_MAX).as_bytes(), Ok(None));
         check(format!("{:x}\r\n", limits::BODY_BYTES_MAX + 1).as_bytes(), Err(too_large));
         check(format!("1\r\na\r\n{:x}\r\n", limits::BODY_BYTES_MAX).as_bytes(), Err(too_large));

@@ -7,22 +7,22 @@ use super::{
     body,
     chunked::Decoder,
     fields::Framing,
-    head::{self, Head, HeadView},
-    inbox::Inbox,
+    head::{self, Head, RequestHead},
     method::Method,
-    outbox::Outbox,
     pace::Pace,
     phase::{Phase, Progress, Step},
-    rejection::Rejection,
+    protocol_error::ProtocolError,
+    read_buffer::ReadBuffer,
     response,
     scan::{HeadScan, Scanned},
+    write_buffer::WriteBuffer,
 };
 
 /// One server connection. Requests are delivered one at a time and in order; the next one stays in
 /// the buffer until the one before is answered.
 pub struct Connection {
-    pub(super) inbox: Inbox,
-    pub(super) outbox: Outbox,
+    pub(super) inbox: ReadBuffer,
+    pub(super) outbox: WriteBuffer,
     pub(super) body: Zeroizing<Vec<u8>>,
     pub(super) body_pace: Pace,
     pub(super) phase: Phase,
@@ -43,8 +43,8 @@ impl Connection {
     /// A connection that was just accepted.
     pub fn new(now_ms: u64) -> Self {
         Self {
-            inbox: Inbox::new(),
-            outbox: Outbox::new(),
+            inbox: ReadBuffer::new(),
+            outbox: WriteBuffer::new(),
             body: Zeroizing::new(Vec::new()),
             body_pace: Pace::new(now_ms),
             phase: Phase::Head,
@@ -141,9 +141,9 @@ impl Connection {
     /// # Panics
     ///
     /// When there is none, see [`Connection::has_head`].
-    pub fn head(&self) -> HeadView<'_> {
+    pub fn head(&self) -> RequestHead<'_> {
         let head = self.head.as_ref().expect("the driver asks for a head only when there is one");
-        HeadView { head, bytes: self.inbox.held() }
+        RequestHead { head, bytes: self.inbox.held() }
     }
 
     /// The first `Origin` of a head that was refused, as far as it has arrived.
@@ -165,7 +165,7 @@ impl Connection {
             Framing::Chunked => Phase::Body(Progress::Chunked(Decoder::new(bytes_max))),
             Framing::Length(length) => match usize::try_from(length) {
                 Ok(total) if total <= bytes_max => Phase::Body(Progress::Length { total, remaining: total }),
-                _ => return self.refuse(Rejection::BodyTooLarge { bytes_max }),
+                _ => return self.refuse(ProtocolError::BodyTooLarge { bytes_max }),
             },
         };
         self.advance_body(now_ms);
@@ -220,7 +220,7 @@ impl Connection {
                     self.since_ms = now_ms;
                 }
                 Ok(Scanned::EmptyLine) => {
-                    return self.refuse(Rejection::BadRequest("request line is malformed"));
+                    return self.refuse(ProtocolError::BadRequest("request line is malformed"));
                 }
                 Err(rejection) => return self.refuse(rejection),
             }
@@ -269,7 +269,7 @@ impl Connection {
 
     /// Refuses the current request. What has arrived of it and after it is wiped unread, except a
     /// head that was delivered.
-    pub(super) fn refuse(&mut self, rejection: Rejection) {
+    pub(super) fn refuse(&mut self, rejection: ProtocolError) {
         if self.head.is_none() {
             self.is_head_request = self.inbox.unread().starts_with(b"HEAD ");
             let origin = head::field_values(self.inbox.unread(), "origin").next();

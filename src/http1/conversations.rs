@@ -1,14 +1,14 @@
 //! Whole conversations: what a client sends, what it gets, and what the driver is told to do.
 
-use super::{Answer, Connection, Rejection, Step};
+use super::{Connection, ProtocolError, Response, Step};
 use crate::limits;
 
 pub(super) const GET: &str = "GET /a HTTP/1.1\r\nHost: x\r\nX-User-Key: canary\r\n\r\n";
 pub(super) const OK: &str = "HTTP/1.1 200 OK\r\ndate: D\r\ncontent-length: 2\r\n\r\nok";
 pub(super) const OK_CLOSE: &str =
     "HTTP/1.1 200 OK\r\ndate: D\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
-pub(super) const ANSWER: Answer<'static> =
-    Answer { status: 200, content_type: None, headers: &[], body: b"ok", date: "D" };
+pub(super) const ANSWER: Response<'static> =
+    Response { status: 200, content_type: None, headers: &[], body: b"ok", date: "D" };
 
 pub(super) fn connection() -> Connection {
     Connection::new(0)
@@ -131,7 +131,7 @@ fn head_gets_no_body() {
 
     let mut connection = connection();
     send(&mut connection, "HEAD / HTTP/1.1\r\n\r\n", 0);
-    assert_eq!(step(&mut connection), Step::Reject(Rejection::BadRequest("host is missing")));
+    assert_eq!(step(&mut connection), Step::Reject(ProtocolError::BadRequest("host is missing")));
     connection.respond_and_close(&ANSWER, 0);
     assert_eq!(take_output(&mut connection, 0), OK_CLOSE.trim_end_matches("ok"));
 }
@@ -158,7 +158,7 @@ fn expectations() {
 
     let mut other = connection();
     send(&mut other, "PUT / HTTP/1.1\r\nHost: x\r\nExpect: tea\r\n\r\n", 0);
-    assert_eq!(step(&mut other), Step::Reject(Rejection::ExpectationFailed));
+    assert_eq!(step(&mut other), Step::Reject(ProtocolError::ExpectationFailed));
     check_early_answer("PUT / HTTP/1.0\r\nExpect: tea\r\n\r\n", OK_CLOSE, Step::Linger);
 }
 
@@ -169,7 +169,11 @@ fn bodies_that_are_too_large_are_refused_after_the_application_had_its_say() {
         send(&mut connection, &format!("PUT /a HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n{body}"), 0);
         assert_eq!(step(&mut connection), Step::Head);
         connection.accept_body(bytes_max, 0);
-        assert_eq!(step(&mut connection), Step::Reject(Rejection::BodyTooLarge { bytes_max }), "{framing}");
+        assert_eq!(
+            step(&mut connection),
+            Step::Reject(ProtocolError::BodyTooLarge { bytes_max }),
+            "{framing}"
+        );
         assert!(connection.has_head() && connection.head().path() == b"/a");
         connection.respond_and_close(&ANSWER, 0);
         assert_eq!(take_output(&mut connection, 0), OK_CLOSE);
@@ -211,7 +215,7 @@ fn the_largest_body_arrives_in_steps() {
 
 #[test]
 fn limits_of_the_head() {
-    let check = |text: String, expected: Rejection| {
+    let check = |text: String, expected: ProtocolError| {
         let mut connection = connection();
         for piece in text.as_bytes().chunks(1000) {
             send(&mut connection, std::str::from_utf8(piece).expect("ASCII"), 0);
@@ -221,11 +225,11 @@ fn limits_of_the_head() {
         }
         panic!("{expected:?} was expected");
     };
-    check(format!("GET /{}", "a".repeat(limits::REQUEST_LINE_BYTES_MAX)), Rejection::RequestLineTooLong);
+    check(format!("GET /{}", "a".repeat(limits::REQUEST_LINE_BYTES_MAX)), ProtocolError::RequestLineTooLong);
     let large_field = format!("GET / HTTP/1.1\r\na: {}", "a".repeat(limits::HEAD_BYTES_MAX - 19));
-    check(large_field, Rejection::HeadTooLarge);
+    check(large_field, ProtocolError::HeadTooLarge);
     let many_fields = "a: b\r\n".repeat(limits::HEADERS_COUNT_MAX + 1);
-    check(format!("GET / HTTP/1.1\r\n{many_fields}"), Rejection::HeadTooLarge);
+    check(format!("GET / HTTP/1.1\r\n{many_fields}"), ProtocolError::HeadTooLarge);
     let most_fields = "a: b\r\n".repeat(limits::HEADERS_COUNT_MAX - 1);
     check_early_answer(&format!("GET / HTTP/1.1\r\nHost: x\r\n{most_fields}\r\n"), OK, Step::Read);
 }
@@ -253,7 +257,7 @@ fn output_fills_up() {
     send(&mut connection, &GET.repeat(2), 0);
     for is_full in [false, true] {
         assert_eq!(step(&mut connection), Step::Head);
-        connection.respond(&Answer { body: &body, ..ANSWER }, 0);
+        connection.respond(&Response { body: &body, ..ANSWER }, 0);
         assert_eq!(connection.output_is_full(), is_full);
     }
     take_output(&mut connection, 0);

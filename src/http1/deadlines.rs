@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{connection::Connection, phase::Phase, rejection::Rejection};
+use super::{connection::Connection, phase::Phase, protocol_error::ProtocolError};
 use crate::limits;
 
 impl Connection {
@@ -35,8 +35,8 @@ impl Connection {
         match self.phase {
             // An answer here would be taken for that to a request the client is about to send.
             Phase::Head if self.inbox.unread().is_empty() => self.linger(now_ms),
-            Phase::Head => self.refuse(Rejection::HeadTimeout),
-            Phase::Body(_) => self.refuse(Rejection::BodyTimeout),
+            Phase::Head => self.refuse(ProtocolError::HeadTimeout),
+            Phase::Body(_) => self.refuse(ProtocolError::BodyTimeout),
             _ => self.close(),
         }
     }

@@ -1,6 +1,6 @@
 //! The header fields of a request that decide its framing and the life of the connection.
 
-use super::{rejection::Rejection, target::is_host};
+use super::{protocol_error::ProtocolError, target::is_host};
 
 /// How the end of a body is found (RFC 9112 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +28,8 @@ pub(super) struct Fields {
 impl Fields {
     /// RFC 9112 6.3: several lengths, or a list of them, MAY be merged when they are equal. They
     /// never come from a sane client, so each request has one or is refused.
-    pub(super) fn content_length(&mut self, value: &[u8]) -> Result<(), Rejection> {
-        const MALFORMED: Rejection = Rejection::BadRequest("content-length is malformed");
+    pub(super) fn content_length(&mut self, value: &[u8]) -> Result<(), ProtocolError> {
+        const MALFORMED: ProtocolError = ProtocolError::BadRequest("content-length is malformed");
         if self.length.is_some() || value.is_empty() {
             return Err(MALFORMED);
         }
@@ -45,8 +45,8 @@ impl Fields {
     }
 
     /// Exactly `chunked`, once: every other way to write it has been read differently by someone.
-    pub(super) fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Rejection> {
-        const MALFORMED: Rejection = Rejection::BadRequest("transfer-encoding is malformed");
+    pub(super) fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), ProtocolError> {
+        const MALFORMED: ProtocolError = ProtocolError::BadRequest("transfer-encoding is malformed");
         if self.is_chunked {
             return Err(MALFORMED);
         }
@@ -55,13 +55,13 @@ impl Fields {
             return Ok(());
         }
         let is_one_token = !value.is_empty() && value.iter().all(|&byte| super::scan::is_token_byte(byte));
-        Err(if is_one_token { Rejection::TransferCodingNotImplemented } else { MALFORMED })
+        Err(if is_one_token { ProtocolError::TransferCodingNotImplemented } else { MALFORMED })
     }
 
-    pub(super) fn host(&mut self, value: &[u8]) -> Result<(), Rejection> {
+    pub(super) fn host(&mut self, value: &[u8]) -> Result<(), ProtocolError> {
         self.hosts_count += 1;
         if self.hosts_count > 1 || !is_host(value) {
-            return Err(Rejection::BadRequest("host is malformed"));
+            return Err(ProtocolError::BadRequest("host is malformed"));
         }
         Ok(())
     }
@@ -84,12 +84,12 @@ impl Fields {
     }
 
     /// The framing, once every field has been seen.
-    pub(super) fn framing(&self, is_http_11: bool) -> Result<Framing, Rejection> {
+    pub(super) fn framing(&self, is_http_11: bool) -> Result<Framing, ProtocolError> {
         match (self.is_chunked, self.length) {
             // RFC 9112 6.1: such a request is an attempt at smuggling, or as good as one.
-            (true, Some(_)) => Err(Rejection::BadRequest("both transfer-encoding and content-length")),
+            (true, Some(_)) => Err(ProtocolError::BadRequest("both transfer-encoding and content-length")),
             // RFC 9112 6.1: framing is faulty when a 1.0 message has it.
-            (true, None) if !is_http_11 => Err(Rejection::BadRequest("transfer-encoding in HTTP/1.0")),
+            (true, None) if !is_http_11 => Err(ProtocolError::BadRequest("transfer-encoding in HTTP/1.0")),
             (true, None) => Ok(Framing::Chunked),
             (false, None | Some(0)) => Ok(Framing::Empty),
             (false, Some(length)) => Ok(Framing::Length(length)),
@@ -102,17 +102,17 @@ impl Fields {
     }
 
     /// RFC 9112 3.2: a 1.1 request without a host is refused.
-    pub(super) fn check_host(&self, is_http_11: bool) -> Result<(), Rejection> {
+    pub(super) fn check_host(&self, is_http_11: bool) -> Result<(), ProtocolError> {
         if is_http_11 && self.hosts_count == 0 {
-            return Err(Rejection::BadRequest("host is missing"));
+            return Err(ProtocolError::BadRequest("host is missing"));
         }
         Ok(())
     }
 
     /// Whether the client waits for `100 Continue`; a 1.0 client cannot (RFC 9110 10.1.1).
-    pub(super) fn expects_continue(&self, is_http_11: bool) -> Result<bool, Rejection> {
+    pub(super) fn expects_continue(&self, is_http_11: bool) -> Result<bool, ProtocolError> {
         if is_http_11 && self.expects_other {
-            return Err(Rejection::ExpectationFailed);
+            return Err(ProtocolError::ExpectationFailed);
         }
         Ok(is_http_11 && self.expects_continue)
     }
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     /// `(name, value)` pairs to the framing of a 1.1 request.
-    fn check(fields: &[(&str, &str)], expected: Result<Framing, Rejection>) {
+    fn check(fields: &[(&str, &str)], expected: Result<Framing, ProtocolError>) {
         let mut gathered = Fields::default();
         let mut framing = Ok(());
         for (name, value) in fields {
@@ -155,7 +155,7 @@ mod tests {
         check(&[("length", "007")], Ok(Framing::Length(7)));
         check(&[("length", "18446744073709551615")], Ok(Framing::Length(u64::MAX)));
         check(&[("length", "99999999999999999999999")], Ok(Framing::Length(u64::MAX)));
-        let malformed = Err(Rejection::BadRequest("content-length is malformed"));
+        let malformed = Err(ProtocolError::BadRequest("content-length is malformed"));
         for value in ["", "+3", "-3", "0x5", "5,", "5,5", "5 5", "5\u{b}", "1e3"] {
             check(&[("length", value)], malformed);
         }
@@ -164,14 +164,14 @@ mod tests {
 
     #[test]
     fn the_only_coding_is_chunked() {
-        let malformed = Err(Rejection::BadRequest("transfer-encoding is malformed"));
+        let malformed = Err(ProtocolError::BadRequest("transfer-encoding is malformed"));
         check(&[("coding", "Chunked")], Ok(Framing::Chunked));
-        check(&[("coding", "gzip")], Err(Rejection::TransferCodingNotImplemented));
+        check(&[("coding", "gzip")], Err(ProtocolError::TransferCodingNotImplemented));
         for value in ["", "chunked,", "chunked, gzip", "chunked;q=1", "\u{b}chunked", "chunked chunked"] {
             check(&[("coding", value)], malformed);
         }
         check(&[("coding", "chunked"), ("coding", "identity")], malformed);
-        let both = Err(Rejection::BadRequest("both transfer-encoding and content-length"));
+        let both = Err(ProtocolError::BadRequest("both transfer-encoding and content-length"));
         check(&[("coding", "chunked"), ("length", "0")], both);
     }
 

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use super::{
     fields::{Fields, Framing, trim},
     method::Method,
-    rejection::Rejection,
+    protocol_error::ProtocolError,
     target,
 };
 use crate::limits;
@@ -50,16 +50,16 @@ pub(super) struct Head {
 }
 
 /// Parses a head that [`super::scan::HeadScan`] has found complete.
-pub(super) fn parse(bytes: &[u8]) -> Result<Head, Rejection> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Head, ProtocolError> {
     let mut storage = [const { MaybeUninit::uninit() }; limits::HEADERS_COUNT_MAX];
     let mut request = httparse::Request::new(&mut []);
     let status = request.parse_with_uninit_headers(bytes, &mut storage);
     match status.map_err(|error| rejection(error, bytes))? {
         httparse::Status::Complete(count) if count == bytes.len() => {}
-        _ => return Err(Rejection::BadRequest("head is malformed")),
+        _ => return Err(ProtocolError::BadRequest("head is malformed")),
     }
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
-        return Err(Rejection::BadRequest("head is malformed"));
+        return Err(ProtocolError::BadRequest("head is malformed"));
     };
     let is_http_11 = version == 1;
     let mut fields = Fields::default();
@@ -98,7 +98,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, Rejection> {
     let framing = fields.framing(is_http_11)?;
     fields.check_host(is_http_11)?;
     Ok(Head {
-        method: known.ok_or(Rejection::MethodNotImplemented)?,
+        method: known.ok_or(ProtocolError::MethodNotImplemented)?,
         is_http_11,
         framing,
         keeps_alive: fields.keeps_alive(is_http_11),
@@ -134,7 +134,7 @@ pub(super) fn field_values<'a>(
 }
 
 /// Checks a request line of which no header has arrived yet; it ends with its CRLF.
-pub(super) fn check_request_line(line: &[u8]) -> Result<(), Rejection> {
+pub(super) fn check_request_line(line: &[u8]) -> Result<(), ProtocolError> {
     match httparse::Request::new(&mut []).parse(line) {
         Ok(_) => Ok(()),
         Err(error) => Err(rejection(error, line)),
@@ -147,13 +147,13 @@ fn pick(first: &mut Option<Span>, value: &[u8], bytes: &[u8]) {
     }
 }
 
-fn rejection(error: httparse::Error, bytes: &[u8]) -> Rejection {
+fn rejection(error: httparse::Error, bytes: &[u8]) -> ProtocolError {
     match error {
-        httparse::Error::TooManyHeaders => Rejection::HeadTooLarge,
-        httparse::Error::HeaderName => Rejection::BadRequest("header name is malformed"),
-        httparse::Error::HeaderValue => Rejection::BadRequest("header value is malformed"),
-        httparse::Error::Version if has_other_version(bytes) => Rejection::VersionNotSupported,
-        _ => Rejection::BadRequest("request line is malformed"),
+        httparse::Error::TooManyHeaders => ProtocolError::HeadTooLarge,
+        httparse::Error::HeaderName => ProtocolError::BadRequest("header name is malformed"),
+        httparse::Error::HeaderValue => ProtocolError::BadRequest("header value is malformed"),
+        httparse::Error::Version if has_other_version(bytes) => ProtocolError::VersionNotSupported,
+        _ => ProtocolError::BadRequest("request line is malformed"),
     }
 }
 
@@ -168,12 +168,12 @@ fn has_other_version(bytes: &[u8]) -> bool {
 
 /// The head of the current request, read in the buffer of its connection.
 #[derive(Clone, Copy)]
-pub struct HeadView<'a> {
+pub struct RequestHead<'a> {
     pub(super) head: &'a Head,
     pub(super) bytes: &'a [u8],
 }
 
-impl<'a> HeadView<'a> {
+impl<'a> RequestHead<'a> {
     /// The method.
     pub fn method(&self) -> Method {
         self.head.method
@@ -283,12 +283,12 @@ impl<'a> HeadView<'a> {
 mod tests {
     use super::*;
 
-    fn check(text: &str, look: impl Fn(HeadView<'_>)) {
+    fn check(text: &str, look: impl Fn(RequestHead<'_>)) {
         let head = parse(text.as_bytes()).expect(text);
-        look(HeadView { head: &head, bytes: text.as_bytes() });
+        look(RequestHead { head: &head, bytes: text.as_bytes() });
     }
 
-    fn check_refused(text: &str, expected: Rejection) {
+    fn check_refused(text: &str, expected: ProtocolError) {
         assert_eq!(parse(text.as_bytes()).map(|_| ()), Err(expected), "{text}");
     }
 
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn refusals() {
-        let bad = Rejection::BadRequest;
+        let bad = ProtocolError::BadRequest;
         check_refused("GET / HTTP/1.1\r\n\r\n", bad("host is missing"));
         check_refused("GET http://x/ HTTP/1.1\r\n\r\n", bad("host is missing"));
         for host in ["a b", "a/b", "u@h", "x\r\nHost: x"] {
@@ -346,10 +346,10 @@ mod tests {
         }
         check_refused("GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", bad("host is malformed"));
         check_refused("GET /#a HTTP/1.1\r\nHost: x\r\n\r\n", bad("request target is malformed"));
-        check_refused("get / HTTP/1.1\r\nHost: x\r\n\r\n", Rejection::MethodNotImplemented);
+        check_refused("get / HTTP/1.1\r\nHost: x\r\n\r\n", ProtocolError::MethodNotImplemented);
         check_refused("get / HTTP/1.1\r\n\r\n", bad("host is missing"));
         let expectation = "PUT / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nExpect: more\r\n\r\n";
-        check_refused(expectation, Rejection::ExpectationFailed);
+        check_refused(expectation, ProtocolError::ExpectationFailed);
         let coding = "PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
         check_refused(coding, bad("transfer-encoding in HTTP/1.0"));
     }
@@ -357,11 +357,11 @@ mod tests {
     #[test]
     fn versions() {
         for version in ["HTTP/2.0", "HTTP/9.9", "HTTP/1.2", "HTTP/0.9"] {
-            check_refused(&format!("GET / {version}\r\n\r\n"), Rejection::VersionNotSupported);
+            check_refused(&format!("GET / {version}\r\n\r\n"), ProtocolError::VersionNotSupported);
         }
         for version in ["HTTP/1.11", "HTTP/2", "http/1.1", "HTTP/1.1 ", " HTTP/2.0", "x HTTP/2.0", "HTTP/1,1"]
         {
-            let expected = Rejection::BadRequest("request line is malformed");
+            let expected = ProtocolError::BadRequest("request line is malformed");
             check_refused(&format!("GET / {version}\r\n\r\n"), expected);
         }
     }

@@ -1,7 +1,7 @@
 //! Inputs from real request smuggling bugs, by the name of the bug. Each is refused with the right
 //! status, however its bytes are split, and what follows it is never taken for a request.
 
-use super::{Answer, Connection, Rejection, Step};
+use super::{Connection, ProtocolError, Response, Step};
 use crate::limits;
 
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -14,16 +14,16 @@ struct Outcome {
     refused_with: Option<u16>,
 }
 
-fn status(rejection: Rejection) -> u16 {
+fn status(rejection: ProtocolError) -> u16 {
     match rejection {
-        Rejection::BadRequest(_) => 400,
-        Rejection::HeadTimeout | Rejection::BodyTimeout => 408,
-        Rejection::BodyTooLarge { .. } => 413,
-        Rejection::RequestLineTooLong => 414,
-        Rejection::ExpectationFailed => 417,
-        Rejection::HeadTooLarge => 431,
-        Rejection::MethodNotImplemented | Rejection::TransferCodingNotImplemented => 501,
-        Rejection::VersionNotSupported => 505,
+        ProtocolError::BadRequest(_) => 400,
+        ProtocolError::HeadTimeout | ProtocolError::BodyTimeout => 408,
+        ProtocolError::BodyTooLarge { .. } => 413,
+        ProtocolError::RequestLineTooLong => 414,
+        ProtocolError::ExpectationFailed => 417,
+        ProtocolError::HeadTooLarge => 431,
+        ProtocolError::MethodNotImplemented | ProtocolError::TransferCodingNotImplemented => 501,
+        ProtocolError::VersionNotSupported => 505,
     }
 }
 
@@ -33,7 +33,7 @@ fn run(input: &[u8], size: usize) -> Outcome {
     let mut outcome = Outcome { requests: Vec::new(), refused_with: None };
     let mut rest = input;
     loop {
-        let answer = |status| Answer { status, content_type: None, headers: &[], body: b"", date: "" };
+        let answer = |status| Response { status, content_type: None, headers: &[], body: b"", date: "" };
         match connection.step(0) {
             Step::Head => connection.accept_body(limits::BODY_BYTES_MAX, 0),
             Step::Body => {

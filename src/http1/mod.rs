@@ -12,7 +12,6 @@
 //!
 //! `client` is the same for the other end, with [`ClientConnection`], for what nodes ask of each other.
 
-mod answering;
 mod body;
 mod chunked;
 mod client;
@@ -20,16 +19,17 @@ mod connection;
 mod deadlines;
 mod fields;
 mod head;
-mod inbox;
 mod method;
-mod outbox;
 mod pace;
 mod phase;
+mod protocol_error;
 mod proxy_header;
-mod rejection;
+mod read_buffer;
 mod response;
+mod response_writer;
 mod scan;
 mod target;
+mod write_buffer;
 
 #[cfg(test)]
 mod conversations;
@@ -42,11 +42,11 @@ mod timeouts;
 #[cfg(test)]
 mod wiping;
 
-pub use client::{Call, ClientConnection, ClientFailure, ClientStep};
+pub use client::{ClientConnection, ClientFailure, ClientRequest, ClientStep};
 pub use connection::Connection;
-pub use head::HeadView;
+pub use head::RequestHead;
 pub use method::Method;
 pub use phase::Step;
+pub use protocol_error::ProtocolError;
 pub use proxy_header::PROXY_LOCAL;
-pub use rejection::Rejection;
-pub use response::Answer;
+pub use response::Response;

@@ -1,6 +1,6 @@
 //! What a connection is in the middle of, and what that means for its driver.
 
-use super::{chunked::Decoder, rejection::Rejection};
+use super::{chunked::Decoder, protocol_error::ProtocolError};
 
 /// What the driver does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum Step {
     /// The accepted body is complete: take it, then respond or begin a stream.
     Body,
     /// Answer with [`super::Connection::respond_and_close`]; nothing more is ever parsed.
-    Reject(Rejection),
+    Reject(ProtocolError),
     /// The last answer is given: flush, shut down writing, then read and discard until the client
     /// closes or the deadline passes. Closing at once could reset the connection and take the
     /// answer away from a client that is still sending (RFC 9112 9.6).
@@ -32,7 +32,7 @@ pub(super) enum Phase {
     /// The whole request is delivered.
     Answering,
     Streaming(Stream),
-    Refused(Rejection),
+    Refused(ProtocolError),
     Lingering,
     Closed,
 }

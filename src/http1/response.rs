@@ -1,11 +1,11 @@
 //! Encodes answers straight into the outbox.
 
-use super::outbox::Outbox;
+use super::write_buffer::WriteBuffer;
 
 /// An answer as the application gives it. Framing, `date` and `connection` are written here and
 /// must not be among the headers.
 #[derive(Clone, Copy, Debug)]
-pub struct Answer<'a> {
+pub struct Response<'a> {
     /// 200 to 599.
     pub status: u16,
     /// The media type of the body, if it has one.
@@ -46,8 +46,8 @@ pub(super) fn is_bodiless(status: u16) -> bool {
 
 /// Writes the head of an answer and, for [`BodyFraming::Length`], its body.
 pub(super) fn encode(
-    outbox: &mut Outbox,
-    answer: &Answer<'_>,
+    outbox: &mut WriteBuffer,
+    answer: &Response<'_>,
     framing: BodyFraming<'_>,
     connection: ConnectionField,
     now_ms: u64,
@@ -98,7 +98,7 @@ pub(super) fn encode(
 }
 
 /// Writes one chunk; an empty one would end the body and is not written.
-pub(super) fn encode_chunk(outbox: &mut Outbox, bytes: &[u8], now_ms: u64) {
+pub(super) fn encode_chunk(outbox: &mut WriteBuffer, bytes: &[u8], now_ms: u64) {
     const SIZE_BYTES_MAX: usize = 16;
     if bytes.is_empty() {
         return;
@@ -119,7 +119,7 @@ pub(super) fn encode_chunk(outbox: &mut Outbox, bytes: &[u8], now_ms: u64) {
 }
 
 /// Writes the last chunk and the trailers after it.
-pub(super) fn encode_end(outbox: &mut Outbox, trailers: &[(&str, &str)], now_ms: u64) {
+pub(super) fn encode_end(outbox: &mut WriteBuffer, trailers: &[(&str, &str)], now_ms: u64) {
     let trailers_bytes: usize = trailers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
     outbox.reserve(trailers_bytes + 5, now_ms);
     outbox.put(b"0\r\n");
@@ -130,13 +130,13 @@ pub(super) fn encode_end(outbox: &mut Outbox, trailers: &[(&str, &str)], now_ms:
 }
 
 /// Writes `100 Continue`.
-pub(super) fn encode_continue(outbox: &mut Outbox, now_ms: u64) {
+pub(super) fn encode_continue(outbox: &mut WriteBuffer, now_ms: u64) {
     const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
     outbox.reserve(CONTINUE.len(), now_ms);
     outbox.put(CONTINUE);
 }
 
-fn put_status_line(outbox: &mut Outbox, status: u16) {
+fn put_status_line(outbox: &mut WriteBuffer, status: u16) {
     // What almost every answer begins with goes in one piece.
     if status == 200 {
         return outbox.put(b"HTTP/1.1 200 OK\r\n");
@@ -150,7 +150,7 @@ fn put_status_line(outbox: &mut Outbox, status: u16) {
 
 /// Writes a field, or nothing when its value could end the field: an answer must never be split
 /// by something that a client has chosen.
-fn put_field(outbox: &mut Outbox, name: &str, value: &str) {
+fn put_field(outbox: &mut WriteBuffer, name: &str, value: &str) {
     let is_safe = is_safe(name) && is_safe(value);
     debug_assert!(is_safe, "a header field with a line end: {name:?}");
     if is_safe {
@@ -161,7 +161,7 @@ fn put_field(outbox: &mut Outbox, name: &str, value: &str) {
     }
 }
 
-fn put_trailer_names(outbox: &mut Outbox, names: &[&str]) {
+fn put_trailer_names(outbox: &mut WriteBuffer, names: &[&str]) {
     if names.is_empty() || !names.iter().all(|name| is_safe(name)) {
         return;
     }
@@ -232,16 +232,16 @@ mod tests {
 
     const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 
-    fn check(answer: Answer<'_>, framing: BodyFraming<'_>, connection: ConnectionField, expected: &str) {
-        let mut outbox = Outbox::new();
+    fn check(answer: Response<'_>, framing: BodyFraming<'_>, connection: ConnectionField, expected: &str) {
+        let mut outbox = WriteBuffer::new();
         encode(&mut outbox, &answer, framing, connection, 0);
         let expected = expected.replace('\n', "\r\n").replace("DATE", DATE);
         assert_eq!(String::from_utf8_lossy(outbox.unwritten()), expected);
     }
 
-    fn answer(status: u16) -> Answer<'static> {
+    fn answer(status: u16) -> Response<'static> {
         let headers = &[("x-a", "b"), ("allow", "GET")];
-        Answer { status, content_type: Some("text/plain"), headers, body: b"hello", date: DATE }
+        Response { status, content_type: Some("text/plain"), headers, body: b"hello", date: DATE }
     }
 
     #[test]
@@ -262,9 +262,9 @@ mod tests {
             "HTTP/1.1 404 Not Found\ndate: DATE\ncontent-type: text/plain\ncontent-length: 5\nx-a: b\n\
             allow: GET\nconnection: close\n\n",
         );
-        let plain = Answer { content_type: None, headers: &[], ..answer(204) };
+        let plain = Response { content_type: None, headers: &[], ..answer(204) };
         check(plain, Length, KeepAlive, "HTTP/1.1 204 No Content\ndate: DATE\nconnection: keep-alive\n\n");
-        let plain = Answer { status: 599, ..plain };
+        let plain = Response { status: 599, ..plain };
         check(plain, UntilClose, Close, "HTTP/1.1 599 \ndate: DATE\nconnection: close\n\n");
         let chunked = "HTTP/1.1 599 \ndate: DATE\ntransfer-encoding: chunked\n";
         check(plain, Chunked(&[]), Absent, &format!("{chunked}\n"));
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn chunks() {
-        let mut outbox = Outbox::new();
+        let mut outbox = WriteBuffer::new();
         encode_chunk(&mut outbox, b"", 0);
         encode_chunk(&mut outbox, &[b'x'; 26], 0);
         encode_end(&mut outbox, &[("a", "b")], 0);
@@ -285,7 +285,7 @@ mod tests {
     #[cfg_attr(debug_assertions, should_panic(expected = "a header field with a line end"))]
     fn a_value_cannot_split_the_answer() {
         let headers = &[("x-a", "b\r\nset-cookie: c")];
-        let plain = Answer { content_type: None, headers, ..answer(200) };
+        let plain = Response { content_type: None, headers, ..answer(200) };
         let expected = "HTTP/1.1 200 OK\ndate: DATE\ncontent-length: 5\n\nhello";
         check(plain, BodyFraming::Length, ConnectionField::Absent, expected);
     }

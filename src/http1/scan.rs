@@ -5,7 +5,7 @@
 
 use memchr::memchr2;
 
-use super::{head, rejection::Rejection};
+use super::{head, protocol_error::ProtocolError};
 use crate::limits;
 
 /// What the bytes so far amount to.
@@ -31,7 +31,7 @@ pub(super) struct HeadScan {
 
 impl HeadScan {
     /// Looks at what is new in `bytes`, which begin with the head and only ever get longer.
-    pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Scanned, Rejection> {
+    pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Scanned, ProtocolError> {
         let scanned = self.find_end(bytes);
         // The first line speaks first, so that the refusal is the same however the bytes were split.
         match scanned {
@@ -42,17 +42,17 @@ impl HeadScan {
     }
 
     /// Like [`HeadScan::advance`], but any first line will do: that of a response is another.
-    pub(super) fn find_end(&mut self, bytes: &[u8]) -> Result<Scanned, Rejection> {
+    pub(super) fn find_end(&mut self, bytes: &[u8]) -> Result<Scanned, ProtocolError> {
         while let Some(offset) = memchr2(b'\r', b'\n', &bytes[self.scanned..]) {
             let at = self.scanned + offset;
             // RFC 9112 2.2 lets a recipient take a bare LF as a line end. Those in front of us may
             // not, and a bare CR is read differently by each, so only CRLF ends a line here.
             if bytes[at] == b'\n' {
-                return Err(Rejection::BadRequest("line end is not CRLF"));
+                return Err(ProtocolError::BadRequest("line end is not CRLF"));
             }
             match bytes.get(at + 1) {
                 Some(b'\n') => {}
-                Some(_) => return Err(Rejection::BadRequest("line end is not CRLF")),
+                Some(_) => return Err(ProtocolError::BadRequest("line end is not CRLF")),
                 None => {
                     self.scanned = at;
                     return self.check_length(bytes, at);
@@ -71,11 +71,11 @@ impl HeadScan {
             if self.lines_count == 1 {
                 self.request_line_end = at + 2;
                 if at > limits::REQUEST_LINE_BYTES_MAX {
-                    return Err(Rejection::RequestLineTooLong);
+                    return Err(ProtocolError::RequestLineTooLong);
                 }
             }
             if self.lines_count > 1 + limits::HEADERS_COUNT_MAX {
-                return Err(Rejection::HeadTooLarge);
+                return Err(ProtocolError::HeadTooLarge);
             }
         }
         self.scanned = bytes.len();
@@ -83,20 +83,20 @@ impl HeadScan {
     }
 
     /// `line_end` is how far the last, incomplete line has come.
-    fn check_length(&self, bytes: &[u8], line_end: usize) -> Result<Scanned, Rejection> {
+    fn check_length(&self, bytes: &[u8], line_end: usize) -> Result<Scanned, ProtocolError> {
         if self.lines_count == 0 && line_end > limits::REQUEST_LINE_BYTES_MAX {
-            return Err(Rejection::RequestLineTooLong);
+            return Err(ProtocolError::RequestLineTooLong);
         }
         // Not complete with this many bytes, so longer than allowed.
         if bytes.len() >= limits::HEAD_BYTES_MAX {
-            return Err(Rejection::HeadTooLarge);
+            return Err(ProtocolError::HeadTooLarge);
         }
         Ok(Scanned::Incomplete)
     }
 
     /// Refuses what cannot become a request before the rest of the head is there, such as the
     /// greeting of TLS: those clients wait for us and would never send the end of a head.
-    fn check_request_line(&mut self, bytes: &[u8]) -> Result<(), Rejection> {
+    fn check_request_line(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
         if self.lines_count == 0 {
             // Longer than any method that is known, and few bytes to look at again each time.
             const LOOKED_AT: usize = 24;
@@ -108,7 +108,7 @@ impl HeadScan {
                 if is_empty_line {
                     return Ok(());
                 }
-                return Err(Rejection::BadRequest("request line is malformed"));
+                return Err(ProtocolError::BadRequest("request line is malformed"));
             }
             return Ok(());
         }
@@ -131,7 +131,7 @@ mod tests {
 
     /// The answer must be the same for all bytes at once and for one at a time, where it may only
     /// come earlier.
-    fn check(bytes: &[u8], expected: Result<Scanned, Rejection>) {
+    fn check(bytes: &[u8], expected: Result<Scanned, ProtocolError>) {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
         assert_eq!(HeadScan::default().advance(bytes), expected, "{text}");
         let mut scan = HeadScan::default();
@@ -155,8 +155,8 @@ mod tests {
 
     #[test]
     fn only_crlf_ends_a_line() {
-        let rejection = Err(Rejection::BadRequest("line end is not CRLF"));
-        check(b"\n", Err(Rejection::BadRequest("request line is malformed")));
+        let rejection = Err(ProtocolError::BadRequest("line end is not CRLF"));
+        check(b"\n", Err(ProtocolError::BadRequest("request line is malformed")));
         check(b"GET / HTTP/1.1\n", rejection);
         check(b"GET / HTTP/1.1\rhost: x\r\n\r\n", rejection);
         check(b"GET / HTTP/1.1\r\nhost: x\n\r\n", rejection);
@@ -166,15 +166,15 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_seen_early() {
-        let rejection = Err(Rejection::BadRequest("request line is malformed"));
+        let rejection = Err(ProtocolError::BadRequest("request line is malformed"));
         check(b"\x16\x03\x01\x02\x00\x01", rejection);
         check(b"\xff", rejection);
         check(b" GET / HTTP/1.1", rejection);
         check(b"SSH-2.0-OpenSSH_9.2\r\n", rejection);
         check(b"GET /\r\n", rejection);
         check(b"GET / HTTP/1.1 \r\n", rejection);
-        check(b"GET / HTTP/2.0\r\n", Err(Rejection::VersionNotSupported));
-        check(b"GET / HTTP/2.0\r\na\nb", Err(Rejection::VersionNotSupported));
+        check(b"GET / HTTP/2.0\r\n", Err(ProtocolError::VersionNotSupported));
+        check(b"GET / HTTP/2.0\r\na\nb", Err(ProtocolError::VersionNotSupported));
     }
 
     #[test]
@@ -184,17 +184,17 @@ mod tests {
         check(longest.as_bytes(), Ok(Scanned::Incomplete));
         check(format!("{longest}\r\n").as_bytes(), Ok(Scanned::Incomplete));
         let longer = target(limits::REQUEST_LINE_BYTES_MAX + 1);
-        check(longer.as_bytes(), Err(Rejection::RequestLineTooLong));
-        check(format!("{longer}\r\n\r\n").as_bytes(), Err(Rejection::RequestLineTooLong));
+        check(longer.as_bytes(), Err(ProtocolError::RequestLineTooLong));
+        check(format!("{longer}\r\n\r\n").as_bytes(), Err(ProtocolError::RequestLineTooLong));
 
         let head = |size: usize| format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "b".repeat(size - 23));
         let largest = head(limits::HEAD_BYTES_MAX);
         check(largest.as_bytes(), Ok(Scanned::Complete(limits::HEAD_BYTES_MAX)));
         let larger = &head(limits::HEAD_BYTES_MAX + 1).into_bytes()[..limits::HEAD_BYTES_MAX];
-        check(larger, Err(Rejection::HeadTooLarge));
+        check(larger, Err(ProtocolError::HeadTooLarge));
 
         let fields = |count: usize| format!("GET / HTTP/1.1\r\n{}", "a: b\r\n".repeat(count));
         check(fields(limits::HEADERS_COUNT_MAX).as_bytes(), Ok(Scanned::Incomplete));
-        check(fields(limits::HEADERS_COUNT_MAX + 1).as_bytes(), Err(Rejection::HeadTooLarge));
+        check(fields(limits::HEADERS_COUNT_MAX + 1).as_bytes(), Err(ProtocolError::HeadTooLarge));
     }
 }

@@ -2,14 +2,14 @@
 
 use proptest::prelude::*;
 
-use super::{Answer, Connection, Rejection, Step};
+use super::{Connection, ProtocolError, Response, Step};
 use crate::limits;
 
 /// What an application gets to see of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Event {
     Request { method: String, target: Vec<u8>, user_key: Option<Vec<u8>>, body: Vec<u8> },
-    Refused(Rejection),
+    Refused(ProtocolError),
     Closed,
 }
 
@@ -19,7 +19,7 @@ fn run(input: &[u8], mut next_size: impl FnMut() -> usize) -> Vec<Event> {
     let mut events = Vec::new();
     let mut rest = input;
     loop {
-        let answer = Answer { status: 200, content_type: None, headers: &[], body: b"x", date: "" };
+        let answer = Response { status: 200, content_type: None, headers: &[], body: b"x", date: "" };
         match connection.step(0) {
             Step::Head => connection.accept_body(limits::BODY_BYTES_MAX, 0),
             Step::Body => {
@@ -186,7 +186,7 @@ fn no_bytes_panic_and_even_refusals_are_the_same_for_any_split() {
 #[test]
 fn random_calls_do_not_panic() {
     let mut random = Random(0x2545_F491_4F6C_DD1D);
-    let answer = Answer { status: 200, content_type: None, headers: &[], body: b"x", date: "" };
+    let answer = Response { status: 200, content_type: None, headers: &[], body: b"x", date: "" };
     for _ in 0..2000 {
         let mut connection = Connection::new(0);
         let mut now_ms = 0;

@@ -1,6 +1,6 @@
 //! The forms of a request target (RFC 9112 3.2).
 
-use super::{method::Method, rejection::Rejection};
+use super::{method::Method, protocol_error::ProtocolError};
 
 /// The parts of a target.
 #[derive(Debug, PartialEq, Eq)]
@@ -15,8 +15,8 @@ pub(super) struct Target<'a> {
 /// Splits a target; the path stays as it came, percent-encoded.
 ///
 /// An unknown method is treated like GET, so that a malformed target is refused as such.
-pub(super) fn parse(method: Option<Method>, target: &[u8]) -> Result<Target<'_>, Rejection> {
-    const MALFORMED: Rejection = Rejection::BadRequest("request target is malformed");
+pub(super) fn parse(method: Option<Method>, target: &[u8]) -> Result<Target<'_>, ProtocolError> {
+    const MALFORMED: ProtocolError = ProtocolError::BadRequest("request target is malformed");
     // A fragment is never sent; a reader that cuts it off would see another path than one that does not.
     if target.contains(&b'#') {
         return Err(MALFORMED);

@@ -1,7 +1,7 @@
 //! Every deadline: one millisecond before it nothing happens, and at it the right thing.
 
 use super::{
-    Connection, Rejection, Step,
+    Connection, ProtocolError, Step,
     conversations::{ANSWER, GET, OK_CLOSE, connection, send, step, take_output},
 };
 use crate::limits;
@@ -29,7 +29,7 @@ fn deadlines_of_requests() {
         send(&mut slow, "G", now_ms);
         slow.step(now_ms);
     }
-    check_expiry(&mut slow, 1000 + head_ms, Step::Reject(Rejection::HeadTimeout));
+    check_expiry(&mut slow, 1000 + head_ms, Step::Reject(ProtocolError::HeadTimeout));
 
     // An empty line begins no request.
     let mut empty_line = Connection::new(7);
@@ -46,7 +46,7 @@ fn deadlines_of_requests() {
     ahead.expire(u64::MAX);
     ahead.respond(&ANSWER, 50_000);
     take_output(&mut ahead, 50_000);
-    check_expiry(&mut ahead, 50_000 + head_ms, Step::Reject(Rejection::HeadTimeout));
+    check_expiry(&mut ahead, 50_000 + head_ms, Step::Reject(ProtocolError::HeadTimeout));
 
     let mut again = connection();
     send(&mut again, GET, 0);
@@ -77,7 +77,7 @@ fn deadlines_of_bodies() {
     for now_ms in 28..37 {
         assert_eq!(send_at(1, now_ms * 1000), Some(37_000));
     }
-    check_expiry(&mut connection, 37_000, Step::Reject(Rejection::BodyTimeout));
+    check_expiry(&mut connection, 37_000, Step::Reject(ProtocolError::BodyTimeout));
     connection.respond_and_close(&ANSWER, 37_000);
     assert_eq!(take_output(&mut connection, 37_000), OK_CLOSE);
 }
@@ -93,7 +93,7 @@ fn deadlines_of_chunked_bodies() {
         send(&mut connection, "1;a=b\r\nx\r\n", now_ms);
         assert_eq!(connection.step(now_ms), Step::Read);
     }
-    check_expiry(&mut connection, 10_000, Step::Reject(Rejection::BodyTimeout));
+    check_expiry(&mut connection, 10_000, Step::Reject(ProtocolError::BodyTimeout));
 }
 
 #[test]

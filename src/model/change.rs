@@ -40,12 +40,12 @@ pub struct Change {
     /// Since when it is so.
     pub version: Version,
     /// What it holds; `None` when it was deleted.
-    pub content: Option<Content>,
+    pub content: Option<SealedBody>,
 }
 
 /// What an entry holds besides its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Content {
+pub struct SealedBody {
     /// Its category.
     pub category: Option<String>,
     /// Its sealed value: opens on every node that has the salt, and tells nothing to one that has no user key.
@@ -58,7 +58,7 @@ pub struct Content {
 
 /// A version of an entry without its content, for comparing stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct VersionedDigest {
     /// Which entry.
     pub id: EntryId,
     /// Its version.
@@ -82,7 +82,7 @@ impl EntryId {
     }
 }
 
-impl Content {
+impl SealedBody {
     /// Whether a client of a node could have made it, apart from its times.
     ///
     /// # Errors

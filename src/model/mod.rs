@@ -11,10 +11,10 @@ pub mod secret;
 pub mod timestamp;
 pub mod version;
 
-pub use change::{Change, Content, Digest, EntryId, Known};
+pub use change::{Change, Digest, EntryId, SealedBody, VersionedDigest};
 pub use ciphertext::Ciphertext;
 pub use entry::{Category, EntryKey, Environment};
 pub use requester::Requester;
 pub use secret::{ApiKey, ApiKeys, ClusterSecret, Plaintext, SecretBytes, UserKey, wipe_stack};
 pub use timestamp::Timestamp;
-pub use version::{Horizon, HybridClock, NodeNumber, Stamp, Version};
+pub use version::{HlcTimestamp, HybridClock, ReplicaId, TombstoneHorizon, Version};

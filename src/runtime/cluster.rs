@@ -17,7 +17,7 @@ use crate::cluster::{Network, run};
 use crate::config::{Config, PeerAddress};
 use crate::http1::PROXY_LOCAL;
 use crate::limits::DEADLINE_TICK;
-use crate::service::federation::Errands;
+use crate::service::federation::ClusterTaskQueue;
 use crate::service::{NodeAuth, Service};
 use crate::tls::{self, Certificates};
 
@@ -39,7 +39,7 @@ impl ClusterThread {
         config: &Config,
         service: &Arc<Service>,
         auth: &Arc<NodeAuth>,
-        errands: Option<Errands>,
+        errands: Option<ClusterTaskQueue>,
     ) -> Result<Option<Self>, Error> {
         let Some(cluster) = config.cluster.clone() else { return Ok(None) };
         let peers = cluster.peers.clone();

@@ -5,13 +5,13 @@
 //! `osc-read-N`), the writer (`osc-writer`), the cluster (`osc-cluster`), one for signals, and
 //! the main thread, which waits.
 
+mod cache_size;
 mod cluster;
-mod descriptors;
 mod engine;
-mod greeting;
+mod executor;
+mod fd_budget;
 mod listener;
 pub mod maintenance;
-mod memory;
 mod peer_stream;
 mod per_address;
 mod placement;
@@ -19,11 +19,11 @@ mod process_limits;
 mod reload;
 pub mod repair;
 mod ring;
-mod shard;
 mod shutdown;
 mod start_report;
 mod supervisor;
 mod terminal;
+mod tls_accept;
 mod wiping;
 
 use std::io;
@@ -37,14 +37,14 @@ use crossbeam_channel::RecvTimeoutError as Timeout;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use self::cluster::ClusterThread;
-use self::descriptors::Descriptors;
 use self::engine::{Engine, Epoll, Uring};
-pub use self::engine::{Kind as EngineKind, Obstacle};
+pub use self::engine::{EngineKind, UringUnavailable};
+use self::executor::{Ready, ReadyReporter};
+use self::fd_budget::Descriptors;
 use self::per_address::PerAddress;
 use self::placement::Plan;
 pub use self::process_limits::{LimitError, deny_others, survive_file_size_limit};
-use self::shard::{Started, Starting};
-use self::shutdown::{Reason, Stop};
+use self::shutdown::{ControlEvent, Stop};
 use self::supervisor::Supervisor;
 pub use self::terminal::{PromptError, prompt_user_key};
 pub use self::wiping::WipingAllocator;
@@ -53,8 +53,8 @@ use crate::crypto::{KeyCache, Pool, PoolConfig};
 use crate::http::{App, Audience, ByteBudget, RateLimits, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
 use crate::model::{ApiKeys, Timestamp};
-use crate::service::{ClusterView, Federation, Guard, NodeAuth, Service, Signal};
-use crate::store::{Keeping, OpenError, Options, Store};
+use crate::service::{ClusterView, Federation, Guard, NodeAuth, SequenceWatch, Service};
+use crate::store::{OpenError, Options, Store, VersioningOptions};
 use crate::telemetry::Log;
 
 /// How often the files of certificates are looked at.
@@ -67,7 +67,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 pub enum Error {
     /// io_uring is not to be had.
     #[error(transparent)]
-    Engine(#[from] Obstacle),
+    Engine(#[from] UringUnavailable),
     /// Limits of the process that are too low: all of them, with the settings that raise them.
     #[error(transparent)]
     Limits(#[from] LimitError),
@@ -93,7 +93,7 @@ pub enum Error {
     Fatal(String),
 }
 
-type Shards = Vec<JoinHandle<io::Result<()>>>;
+type ExecutorThreads = Vec<JoinHandle<io::Result<()>>>;
 
 /// Runs the server until SIGTERM or SIGINT. SIGHUP reads the settings again.
 ///
@@ -138,30 +138,30 @@ fn run_on<E: Engine>(
     config: &Config,
     log: &Log,
 ) -> Result<(), Error> {
-    let (reasons, why_end) = shutdown::reasons();
+    let (reasons, why_end) = shutdown::control_events();
     shutdown::watch_signals(reasons.clone())
         .map_err(|error| Error::Part("the signal handler", error.to_string()))?;
 
     let from_store = reasons.clone();
     let on_fatal = Box::new(move |error: crate::store::Error| {
         let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-        from_store.send(Reason::Fatal(format!("the database failed: {error}{cause}"))).ok();
+        from_store.send(ControlEvent::Fatal(format!("the database failed: {error}{cause}"))).ok();
     });
     // Before any file is changed: another server may have the address.
     let listeners = bind(config, plan.cores.len())?;
     let instance = random_number();
-    let outbox = Arc::new(Signal::default());
+    let outbox = Arc::new(SequenceWatch::default());
     let grown = Arc::clone(&outbox);
     let options = Options {
-        cache_bytes_max: memory::entry_cache_bytes_max(),
+        cache_bytes_max: cache_size::entry_cache_bytes_max(),
         accepted_salt: config.accepted_salt,
         readers_count: plan.read_threads,
         versions: versions(config),
         on_fatal,
-        on_outbox: Box::new(move |last| grown.raise(last)),
+        on_outbox: Box::new(move |last| grown.advance(last)),
     };
     let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, options)?);
-    if let Some(copy) = store.copy() {
+    if let Some(copy) = store.migration_backup() {
         tracing::info!(copy = %copy.display(), "the database was migrated, after it was copied");
     }
 
@@ -193,7 +193,7 @@ fn run_on<E: Engine>(
         rates: RateLimits::new(&config.clients),
         engine: kind.name(),
         connections_max,
-        answers: ByteBudget::new(memory::answers_bytes_max()),
+        answers: ByteBudget::new(cache_size::answers_bytes_max()),
         certificate_expiry: expiry.gauge(),
         ..Settings::default()
     };
@@ -201,7 +201,7 @@ fn run_on<E: Engine>(
     let seen_executors = Arc::clone(&executors);
     let answers = Arc::clone(&settings.answers);
     let stop = Stop::default();
-    let shared = shard::Shared {
+    let shared = executor::ExecutorShared {
         app: Arc::new(App::new(Arc::clone(&service), settings)),
         stop: stop.clone(),
         connections: Arc::default(),
@@ -239,7 +239,7 @@ fn run_on<E: Engine>(
     let reason = loop {
         supervisor.sign_of_life(&seen_executors);
         match why_end.recv_timeout(tick) {
-            Ok(Reason::Reload) => {
+            Ok(ControlEvent::Reload) => {
                 supervisor.reloading();
                 let new = reload::read();
                 // A configuration that is refused leaves the server as ready as before.
@@ -265,7 +265,7 @@ fn run_on<E: Engine>(
                     expiry.look(&config.certificates, jiff::Timestamp::now());
                 }
             }
-            Err(Timeout::Disconnected) => break Reason::Fatal("the signal handler has gone".into()),
+            Err(Timeout::Disconnected) => break ControlEvent::Fatal("the signal handler has gone".into()),
         }
     };
     supervisor.stopping();
@@ -286,7 +286,7 @@ fn run_on<E: Engine>(
     store.close();
     keys.clear();
     match (reason, failed) {
-        (Reason::Fatal(reason), _) => Err(Error::Fatal(reason)),
+        (ControlEvent::Fatal(reason), _) => Err(Error::Fatal(reason)),
         (_, Err(error)) => Err(error),
         (_, Ok(())) => {
             tracing::info!("stopped");
@@ -296,11 +296,11 @@ fn run_on<E: Engine>(
 }
 
 /// Nodes of a federation exchange nothing, so there are no versions to keep.
-fn versions(config: &Config) -> Keeping {
-    let Some(cluster) = &config.cluster else { return Keeping::new(false) };
+fn versions(config: &Config) -> VersioningOptions {
+    let Some(cluster) = &config.cluster else { return VersioningOptions::new(false) };
     let offset_ms = cluster.clock_offset_ms;
     let wall_clock = Arc::new(move || Timestamp::now().as_milliseconds().saturating_add_signed(offset_ms));
-    Keeping { wall_clock, ..Keeping::new(cluster.federation.is_none()) }
+    VersioningOptions { wall_clock, ..VersioningOptions::new(cluster.federation.is_none()) }
 }
 
 /// Tells this process from every other one.
@@ -331,8 +331,8 @@ fn start_shards<E: Engine>(
     engine: E,
     listeners: Vec<Vec<(TcpListener, Audience)>>,
     plan: &Plan,
-    shared: &shard::Shared,
-) -> Result<(Shards, Vec<(SocketAddr, Audience)>), Error> {
+    shared: &executor::ExecutorShared,
+) -> Result<(ExecutorThreads, Vec<(SocketAddr, Audience)>), Error> {
     let addresses = listeners.first().map_or_else(Vec::new, |listeners| {
         let address =
             |(listener, audience): &(TcpListener, _)| Some((listener.local_addr().ok()?, *audience));
@@ -341,8 +341,8 @@ fn start_shards<E: Engine>(
     let (reports, started) = mpsc::channel();
     let mut shards = Vec::with_capacity(plan.cores.len());
     for (index, (core, listeners)) in plan.cores.iter().zip(listeners).enumerate() {
-        let starting = Starting::new(index, reports.clone());
-        match shard::start(engine, *core, listeners, shared.clone(), starting) {
+        let starting = ReadyReporter::new(index, reports.clone());
+        match executor::start(engine, *core, listeners, shared.clone(), starting) {
             Ok(shard) => shards.push(shard),
             Err(error) => return Err(Error::Shard { index, reason: error.to_string() }),
         }
@@ -375,12 +375,15 @@ fn bind(config: &Config, shards: usize) -> Result<Vec<Vec<(TcpListener, Audience
 }
 
 /// All shards, once all of them listen; otherwise the reason of the first one that does not.
-fn await_listening(mut shards: Shards, started: &mpsc::Receiver<Started>) -> Result<Shards, Error> {
+fn await_listening(
+    mut shards: ExecutorThreads,
+    started: &mpsc::Receiver<Ready>,
+) -> Result<ExecutorThreads, Error> {
     let deadline = Instant::now() + START_DEADLINE;
     for _ in 0..shards.len() {
         match started.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Started { is_listening: true, .. }) => {}
-            Ok(Started { index, .. }) => {
+            Ok(Ready { is_listening: true, .. }) => {}
+            Ok(Ready { index, .. }) => {
                 let outcome = outcome(shards.swap_remove(index));
                 let reason = outcome.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
                 return Err(Error::Shard { index, reason });
@@ -393,7 +396,7 @@ fn await_listening(mut shards: Shards, started: &mpsc::Receiver<Started>) -> Res
     Ok(shards)
 }
 
-fn join(shards: Shards) -> Result<(), Error> {
+fn join(shards: ExecutorThreads) -> Result<(), Error> {
     let mut first = Ok(());
     for (index, shard) in shards.into_iter().enumerate() {
         if let Err(error) = outcome(shard)

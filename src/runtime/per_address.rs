@@ -24,7 +24,7 @@ struct Shared {
 
 /// One connection's place among those of its address, given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place(Option<(PerAddress, IpAddr)>);
+pub(super) struct AddressPermit(Option<(PerAddress, IpAddr)>);
 
 /// The address has as many connections as it may.
 #[derive(Debug)]
@@ -48,10 +48,10 @@ impl PerAddress {
     ///
     /// # Errors
     /// When its address has as many as it may.
-    pub(super) fn take(&self, address: IpAddr) -> Result<Place, TooMany> {
+    pub(super) fn take(&self, address: IpAddr) -> Result<AddressPermit, TooMany> {
         let is_free = self.0.proxies.contain(address) || address.is_loopback() && !self.0.binds_loopback;
         if is_free {
-            return Ok(Place(None));
+            return Ok(AddressPermit(None));
         }
         let network = network(address);
         let mut counts = self.0.lock();
@@ -60,7 +60,7 @@ impl PerAddress {
             return Err(TooMany);
         }
         *count += 1;
-        Ok(Place(Some((self.clone(), network))))
+        Ok(AddressPermit(Some((self.clone(), network))))
     }
 }
 
@@ -70,7 +70,7 @@ impl Shared {
     }
 }
 
-impl Drop for Place {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         let Some((of, network)) = &self.0 else { return };
         let mut counts = of.0.lock();

@@ -11,8 +11,8 @@ use rustix::process::{Resource, getrlimit, setrlimit, umask};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
 
-use super::descriptors::Descriptors;
-use super::memory;
+use super::cache_size;
+use super::fd_budget::Descriptors;
 use crate::limits::{ADDRESS_SPACE_BYTES_MIN, MEMORY_BYTES_MIN};
 
 /// Threads beyond those of the plan: the check of a large file, and what libraries start for a moment.
@@ -64,7 +64,7 @@ pub(super) fn check(descriptors: Descriptors, threads: usize) -> Result<(), Limi
     });
     let memory = [
         (
-            memory::control_group(),
+            cache_size::control_group(),
             MEMORY_BYTES_MIN,
             "the control group",
             "memory.max, `--memory`, MemoryMax=",

@@ -23,7 +23,7 @@ impl Stop {
 
 /// Why the server ends.
 #[derive(Debug)]
-pub(super) enum Reason {
+pub(super) enum ControlEvent {
     /// SIGTERM or SIGINT.
     Signal,
     /// SIGHUP: no reason to end, but to read the settings again.
@@ -33,7 +33,7 @@ pub(super) enum Reason {
 }
 
 /// Receives the reasons to end, and those to read the settings again.
-pub(super) fn reasons() -> (Sender<Reason>, Receiver<Reason>) {
+pub(super) fn control_events() -> (Sender<ControlEvent>, Receiver<ControlEvent>) {
     unbounded()
 }
 
@@ -41,13 +41,13 @@ pub(super) fn reasons() -> (Sender<Reason>, Receiver<Reason>) {
 ///
 /// # Errors
 /// When the handlers cannot be installed.
-pub(super) fn watch_signals(reasons: Sender<Reason>) -> std::io::Result<()> {
+pub(super) fn watch_signals(reasons: Sender<ControlEvent>) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
     std::thread::Builder::new().name("osc-signals".into()).spawn(move || {
         let mut is_ending = false;
         for signal in signals.forever() {
             if signal == SIGHUP {
-                reasons.send(Reason::Reload).ok();
+                reasons.send(ControlEvent::Reload).ok();
                 continue;
             }
             if is_ending {
@@ -55,7 +55,7 @@ pub(super) fn watch_signals(reasons: Sender<Reason>) -> std::io::Result<()> {
                 std::process::exit(130);
             }
             is_ending = true;
-            reasons.send(Reason::Signal).ok();
+            reasons.send(ControlEvent::Signal).ok();
         }
     })?;
     Ok(())

@@ -18,7 +18,7 @@ pub struct Acknowledgements(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     peers: BTreeMap<PeerId, Peer>,
-    waiting: Vec<Waiting>,
+    waiting: Vec<Waiter>,
 }
 
 /// What one peer has.
@@ -46,7 +46,7 @@ impl Peer {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct Waiter {
     line: i64,
     peers_count: usize,
     since: Instant,
@@ -102,7 +102,7 @@ impl Acknowledgements {
         if reached(&state.peers, line) >= peers_count {
             answer.send(()).ok();
         } else {
-            state.waiting.push(Waiting { line, peers_count, since: Instant::now(), answer });
+            state.waiting.push(Waiter { line, peers_count, since: Instant::now(), answer });
         }
         receiver
     }

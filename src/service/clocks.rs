@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::model::NodeNumber;
+use crate::model::ReplicaId;
 
 /// Nodes that are remembered; there are as many as peers, unless one makes them up.
 const NODES_COUNT_MAX: usize = 1024;
@@ -21,13 +21,13 @@ pub struct Clocks {
 
 #[derive(Debug, Default)]
 struct State {
-    ahead: BTreeMap<NodeNumber, (u64, Instant)>,
+    ahead: BTreeMap<ReplicaId, (u64, Instant)>,
     logged: Option<Instant>,
 }
 
 impl Clocks {
     /// Notes changes that were refused: whose they are, and by how many milliseconds they are ahead.
-    pub(super) fn note(&self, ahead: &[(NodeNumber, u64)]) {
+    pub(super) fn note(&self, ahead: &[(ReplicaId, u64)]) {
         let Some((node, ahead_ms)) = ahead.iter().max_by_key(|(_, ahead_ms)| *ahead_ms) else { return };
         self.refused_count.fetch_add(ahead.len() as u64, Ordering::Relaxed);
         let now = Instant::now();
@@ -47,13 +47,13 @@ impl Clocks {
     }
 
     /// How many milliseconds changes of a node were ahead when they were last refused, if that was within `time`.
-    pub fn ahead_ms(&self, node: NodeNumber, time: Duration) -> Option<u64> {
+    pub fn ahead_ms(&self, node: ReplicaId, time: Duration) -> Option<u64> {
         let state = self.lock();
         state.ahead.get(&node).filter(|(_, since)| since.elapsed() <= time).map(|(ahead_ms, _)| *ahead_ms)
     }
 
     /// A node was found to hold the same as this one.
-    pub fn forget(&self, node: NodeNumber) {
+    pub fn forget(&self, node: ReplicaId) {
         self.lock().ahead.remove(&node);
     }
 
@@ -74,12 +74,12 @@ mod tests {
     #[test]
     fn each_refused_change_counts_and_nodes_are_remembered_for_a_while() {
         let clocks = Clocks::default();
-        let [one, two] = [NodeNumber::from_random(2), NodeNumber::from_random(4)];
+        let [one, two] = [ReplicaId::from_random(2), ReplicaId::from_random(4)];
         clocks.note(&[(one, 600_000), (two, 700_000), (one, 650_000)]);
         clocks.note(&[]);
         let hour = Duration::from_secs(3600);
         assert_eq!((clocks.ahead_ms(one, hour), clocks.ahead_ms(two, hour)), (Some(650_000), Some(700_000)));
-        assert_eq!(clocks.ahead_ms(NodeNumber::from_random(6), hour), None);
+        assert_eq!(clocks.ahead_ms(ReplicaId::from_random(6), hour), None);
         assert_eq!(clocks.refused_count(), 3);
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(clocks.ahead_ms(one, Duration::from_millis(1)), None, "that was too long ago");

@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use super::federation::Choice;
+use super::decryptor::{DecryptError, Decryptor};
+use super::federation::OwnerPolicy;
 use super::guarded::Purpose;
-use super::opener::{Opener, Unopened};
 use super::value::{SealedValue, Value};
 use super::{Credentials, Error, Service};
 use crate::crypto::DerivedKey;
 use crate::limits::LARGE_VALUE_BYTES;
 use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp};
-use crate::store::{Group, OwnerTag, Row, Write, WriteError, WriteResult};
+use crate::store::{KeyEntries, OwnerTag, SealedEntry, Write, WriteError, WriteResult};
 
 /// How often a write looks again when another one was faster; each time someone else has made progress.
 const ATTEMPTS_MAX: usize = 16;
 
 /// An entry that the caller's key opened.
 #[derive(Debug)]
-pub struct Found {
+pub struct DecryptedEntry {
     /// Its row.
-    pub row: Arc<Row>,
+    pub row: Arc<SealedEntry>,
     /// Its value.
     pub value: Value,
 }
@@ -50,14 +50,14 @@ pub struct Update {
 
 /// An entry whose row and key are both in memory.
 #[derive(Debug)]
-pub struct AtHand {
-    row: Arc<Row>,
+pub struct CachedEntry {
+    row: Arc<SealedEntry>,
     derived: Arc<DerivedKey>,
 }
 
-impl AtHand {
+impl CachedEntry {
     /// Its row.
-    pub fn row(&self) -> &Row {
+    pub fn row(&self) -> &SealedEntry {
         &self.row
     }
 
@@ -78,14 +78,19 @@ impl AtHand {
 
 impl Service {
     /// What [`Self::read`] would read, if nothing has to be waited for. `user_key` is the header's value.
-    pub fn at_hand(&self, user_key: &[u8], key: &str, environment: Option<&str>) -> Option<AtHand> {
+    pub fn try_read_cached(
+        &self,
+        user_key: &[u8],
+        key: &str,
+        environment: Option<&str>,
+    ) -> Option<CachedEntry> {
         let group = self.store.cache().get(key)?;
         let row = match environment {
             Some(_) => Arc::clone(group.exact(environment)?),
-            None => pick(&group, key).ok()?,
+            None => select(&group, key).ok()?,
         };
         let derived = self.keys.cached(user_key, self.now_seconds())?;
-        Some(AtHand { row, derived })
+        Some(CachedEntry { row, derived })
     }
 
     /// Reads one entry. Without an environment: the entry that has none, else the only one of that key.
@@ -97,7 +102,7 @@ impl Service {
         credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
-    ) -> Result<Found, Error> {
+    ) -> Result<DecryptedEntry, Error> {
         let use_case = self.read_unguarded(credentials, key, environment);
         self.guarded(credentials, key, Purpose::Open, use_case).await
     }
@@ -107,17 +112,17 @@ impl Service {
         credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
-    ) -> Result<Found, Error> {
+    ) -> Result<DecryptedEntry, Error> {
         // The row first: a key that is not there costs no derivation.
         let row = match (self.resolve(key, environment).await, &self.federation) {
             (Err(Error::NotFound { .. }), Some(federation)) => {
-                self.find_elsewhere(federation, key, environment, Choice::First).await?.row
+                self.find_remote(federation, key, environment, OwnerPolicy::FirstReply).await?.row
             }
             (row, _) => row?,
         };
         let derived = self.derived_key(credentials).await?;
         let value = read_value(&derived, &row)?;
-        Ok(Found { row, value })
+        Ok(DecryptedEntry { row, value })
     }
 
     /// Creates an entry; it is durable when this returns. The key is derived before the name is looked up:
@@ -125,12 +130,20 @@ impl Service {
     ///
     /// # Errors
     /// When an entry of this name exists, whichever user key opens it.
-    pub async fn create(&self, credentials: &Credentials<'_>, new: NewEntry) -> Result<Found, Error> {
+    pub async fn create(
+        &self,
+        credentials: &Credentials<'_>,
+        new: NewEntry,
+    ) -> Result<DecryptedEntry, Error> {
         let name = new.key.as_str().to_owned();
         self.guarded(credentials, &name, Purpose::Create, self.create_unguarded(credentials, new)).await
     }
 
-    async fn create_unguarded(&self, credentials: &Credentials<'_>, new: NewEntry) -> Result<Found, Error> {
+    async fn create_unguarded(
+        &self,
+        credentials: &Credentials<'_>,
+        new: NewEntry,
+    ) -> Result<DecryptedEntry, Error> {
         self.has_joined().await?;
         let key = new.key.as_str();
         let environment = new.environment.as_ref().map(Environment::as_str);
@@ -145,7 +158,7 @@ impl Service {
             Ok(row) => {
                 derived.mark_proven();
                 let value = Value::of(&derived, &row, new.value);
-                Ok(Found { row, value })
+                Ok(DecryptedEntry { row, value })
             }
             Err(WriteError::AlreadyExists | WriteError::Changed) => {
                 Err(self.already_exists(&derived, key, environment).await?)
@@ -180,7 +193,7 @@ impl Service {
         key: &str,
         environment: Option<&str>,
         update: Update,
-    ) -> Result<Found, Error> {
+    ) -> Result<DecryptedEntry, Error> {
         let use_case = self.update_unguarded(credentials, key, environment, update);
         self.guarded(credentials, key, Purpose::Open, use_case).await
     }
@@ -191,7 +204,7 @@ impl Service {
         key: &str,
         environment: Option<&str>,
         update: Update,
-    ) -> Result<Found, Error> {
+    ) -> Result<DecryptedEntry, Error> {
         self.has_joined().await?;
         for _ in 0..ATTEMPTS_MAX {
             let (seen, derived) = match (self.owned(credentials, key, environment).await, &self.federation) {
@@ -206,10 +219,10 @@ impl Service {
                 // Every peer would have to take it, and none would see a difference. What is there may not
                 // have reached them yet: a client repeats a write that was not acknowledged.
                 if let Some(cluster) = self.cluster() {
-                    cluster.own_changes_are_out().await?;
+                    cluster.wait_for_write_acks().await?;
                 }
                 let value = Value::of(&derived, &seen, update.value);
-                return Ok(Found { row: seen, value });
+                return Ok(DecryptedEntry { row: seen, value });
             }
             let write = Write::Update {
                 seen,
@@ -220,7 +233,7 @@ impl Service {
             match self.write(write, &derived).await? {
                 Ok(row) => {
                     let value = Value::of(&derived, &row, update.value);
-                    return Ok(Found { row, value });
+                    return Ok(DecryptedEntry { row, value });
                 }
                 Err(WriteError::Changed) => {}
                 Err(WriteError::AlreadyExists) => {
@@ -278,7 +291,7 @@ impl Service {
         credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
-    ) -> Result<(Arc<Row>, Arc<DerivedKey>), Error> {
+    ) -> Result<(Arc<SealedEntry>, Arc<DerivedKey>), Error> {
         let row = self.resolve(key, environment).await?;
         let derived = self.derived_key(credentials).await?;
         verify(&derived, &row)?;
@@ -286,7 +299,7 @@ impl Service {
     }
 
     async fn write(&self, write: Write, derived: &DerivedKey) -> Result<WriteResult, Error> {
-        if !self.store.salt().seal_with(derived.salt().as_bytes()) {
+        if !self.store.salt().pin(derived.salt().as_bytes()) {
             // The salt has just yielded to another node's; the next attempt derives anew.
             return Err(Error::Busy);
         }
@@ -294,13 +307,17 @@ impl Service {
         // From here on the change is made, whether or not anybody waits for the answer.
         let result = receiver.await.map_err(|_| Error::Unavailable)?;
         if let (Ok(_), Some(cluster)) = (&result, self.cluster()) {
-            cluster.own_changes_are_out().await?;
+            cluster.wait_for_write_acks().await?;
         }
         Ok(result)
     }
 
     /// The entry of this node that is meant.
-    pub(super) async fn resolve(&self, key: &str, environment: Option<&str>) -> Result<Arc<Row>, Error> {
+    pub(super) async fn resolve(
+        &self,
+        key: &str,
+        environment: Option<&str>,
+    ) -> Result<Arc<SealedEntry>, Error> {
         match self.resolve_now(key, environment).await {
             Err(Error::NotFound { .. })
                 if self.cluster().is_some_and(|cluster| !cluster.joining().is_open()) =>
@@ -312,7 +329,7 @@ impl Service {
         }
     }
 
-    async fn resolve_now(&self, key: &str, environment: Option<&str>) -> Result<Arc<Row>, Error> {
+    async fn resolve_now(&self, key: &str, environment: Option<&str>) -> Result<Arc<SealedEntry>, Error> {
         let missing = || Error::NotFound {
             key: key.to_owned(),
             environment: environment.map(str::to_owned),
@@ -322,7 +339,7 @@ impl Service {
             return self.exact(key, environment).await?.ok_or_else(missing);
         }
         match self.group(key).await? {
-            Some(group) => pick(&group, key),
+            Some(group) => select(&group, key),
             // More environments than are read at once: only the entry without one can be meant.
             None => {
                 self.exact(key, None).await?.ok_or_else(|| Error::Ambiguous {
@@ -337,7 +354,7 @@ impl Service {
         &self,
         key: &str,
         environment: Option<&str>,
-    ) -> Result<Option<Arc<Row>>, Error> {
+    ) -> Result<Option<Arc<SealedEntry>>, Error> {
         if let Some(group) = self.group(key).await? {
             return Ok(group.exact(environment).cloned());
         }
@@ -345,21 +362,21 @@ impl Service {
             (Arc::clone(&self.store), key.to_owned(), environment.map(str::to_owned));
         let job = move || store.exact(&key, environment.as_deref());
         self.pool
-            .submit_short(job)
+            .submit_batched(job)
             .map_err(|_| Error::Busy)?
             .await
             .map_err(|_| Error::Unavailable)?
             .map_err(Error::from)
     }
 
-    async fn group(&self, key: &str) -> Result<Option<Arc<Group>>, Error> {
+    async fn group(&self, key: &str) -> Result<Option<Arc<KeyEntries>>, Error> {
         if let Some(group) = self.store.cache().get(key) {
             return Ok(Some(group));
         }
         let (store, key) = (Arc::clone(&self.store), key.to_owned());
         let job = move || store.group(&key);
         self.pool
-            .submit_short(job)
+            .submit_batched(job)
             .map_err(|_| Error::Busy)?
             .await
             .map_err(|_| Error::Unavailable)?
@@ -368,7 +385,7 @@ impl Service {
 }
 
 /// Which entry a key without an environment means.
-fn pick(group: &Group, key: &str) -> Result<Arc<Row>, Error> {
+fn select(group: &KeyEntries, key: &str) -> Result<Arc<SealedEntry>, Error> {
     if let Some(row) = group.exact(None) {
         return Ok(Arc::clone(row));
     }
@@ -382,7 +399,12 @@ fn pick(group: &Group, key: &str) -> Result<Arc<Row>, Error> {
     }
 }
 
-fn changes_nothing(derived: &DerivedKey, seen: &Row, update: &Update, moved: Option<&Environment>) -> bool {
+fn changes_nothing(
+    derived: &DerivedKey,
+    seen: &SealedEntry,
+    update: &Update,
+    moved: Option<&Environment>,
+) -> bool {
     let same = |new: Option<&str>, old: &Option<String>| new.is_none() || new == old.as_deref();
     same(update.category.as_ref().map(Category::as_str), &seen.category)
         && same(moved.map(Environment::as_str), &seen.environment)
@@ -394,17 +416,17 @@ pub(super) fn seal(derived: &DerivedKey, value: &Plaintext) -> Ciphertext {
 }
 
 /// Sees to it that the user key opens a row, without opening it.
-pub(super) fn verify(derived: &DerivedKey, row: &Row) -> Result<(), Error> {
-    let sealed = row.ciphertext.as_ref().ok_or_else(|| Unopened::NotAToken.of(row))?;
+pub(super) fn verify(derived: &DerivedKey, row: &SealedEntry) -> Result<(), Error> {
+    let sealed = row.ciphertext.as_ref().ok_or_else(|| DecryptError::NotAToken.of(row))?;
     if !derived.fernet().verifies_raw(sealed.as_bytes()) {
-        return Err(Unopened::WrongKey.of(row));
+        return Err(DecryptError::WrongKey.of(row));
     }
     derived.mark_proven();
     Ok(())
 }
 
 /// Opens a row, or leaves it sealed where it is large and known to be canonical.
-fn read_value(derived: &Arc<DerivedKey>, row: &Arc<Row>) -> Result<Value, Error> {
+fn read_value(derived: &Arc<DerivedKey>, row: &Arc<SealedEntry>) -> Result<Value, Error> {
     let is_large = row.ciphertext.as_ref().is_some_and(|sealed| sealed.as_bytes().len() > LARGE_VALUE_BYTES);
     if is_large && row.is_canonical() {
         return SealedValue::verify(derived, row).map(Value::Sealed).map_err(|unopened| unopened.of(row));
@@ -414,6 +436,6 @@ fn read_value(derived: &Arc<DerivedKey>, row: &Arc<Row>) -> Result<Value, Error>
 }
 
 /// Opens a row to canonical JSON.
-fn open(derived: &DerivedKey, row: &Row) -> Result<Plaintext, Error> {
-    Opener::new(derived).into_plaintext(row).map_err(|unopened| unopened.of(row))
+fn open(derived: &DerivedKey, row: &SealedEntry) -> Result<Plaintext, Error> {
+    Decryptor::new(derived).into_plaintext(row).map_err(|unopened| unopened.of(row))
 }

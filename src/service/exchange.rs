@@ -17,7 +17,8 @@ use crate::limits::{
 };
 use crate::model::change::EntryError;
 use crate::model::{
-    Change, Ciphertext, Content, Digest, EntryId, Horizon, Known, NodeNumber, Stamp, Timestamp, Version,
+    Change, Ciphertext, Digest, EntryId, HlcTimestamp, ReplicaId, SealedBody, Timestamp, TombstoneHorizon,
+    Version, VersionedDigest,
 };
 use crate::store::{AppliedChanges, VersionsPage, bucket_of};
 
@@ -39,22 +40,22 @@ pub const HORIZON_HEADER: &str = "x-osc-horizon";
 /// A message that is not what it should be.
 #[derive(Debug, thiserror::Error)]
 #[error("not a message of a peer: {0}")]
-pub struct Malformed(String);
+pub struct DecodeError(String);
 
-impl Malformed {
+impl DecodeError {
     /// Says what is wrong, without quoting any of it.
     pub(super) fn new(what: &str) -> Self {
         Self(what.to_owned())
     }
 }
 
-impl From<EntryError> for Malformed {
+impl From<EntryError> for DecodeError {
     fn from(error: EntryError) -> Self {
         Self(error.to_string())
     }
 }
 
-impl From<serde_json::Error> for Malformed {
+impl From<serde_json::Error> for DecodeError {
     fn from(error: serde_json::Error) -> Self {
         // Its text says where and what, and quotes nothing of the content.
         Self(error.to_string())
@@ -124,7 +125,7 @@ pub fn encode_changes(salt: u64, changes: &[Change]) -> Vec<u8> {
 
 /// # Errors
 /// When it is no such message.
-pub fn decode_changes(text: &[u8]) -> Result<(u64, Vec<Change>), Malformed> {
+pub fn decode_changes(text: &[u8]) -> Result<(u64, Vec<Change>), DecodeError> {
     let message: ChangesText<'_> = serde_json::from_slice(text)?;
     let salt = hexadecimal(&message.salt, 16)?;
     let salt = u64::try_from(salt).expect("sixteen digits");
@@ -155,11 +156,11 @@ pub fn encode_applied(applied: &AppliedChanges) -> Vec<u8> {
 
 /// # Errors
 /// When it is no such message, or about more changes than were sent.
-pub fn decode_applied(text: &[u8], sent_count: usize) -> Result<ChangesAnswer, Malformed> {
+pub fn decode_applied(text: &[u8], sent_count: usize) -> Result<ChangesAnswer, DecodeError> {
     let answer: ChangesAnswer = serde_json::from_slice(text)?;
     match answer.applied.checked_add(answer.refused).is_some_and(|count| count <= sent_count) {
         true => Ok(answer),
-        false => Err(Malformed::new("more changes than were sent")),
+        false => Err(DecodeError::new("more changes than were sent")),
     }
 }
 
@@ -167,12 +168,12 @@ pub fn decode_applied(text: &[u8], sent_count: usize) -> Result<ChangesAnswer, M
 ///
 /// # Errors
 /// When it is no such message, or about another entry.
-pub fn decode_entries(text: &[u8], ids: &[EntryId]) -> Result<(u64, Vec<Change>), Malformed> {
+pub fn decode_entries(text: &[u8], ids: &[EntryId]) -> Result<(u64, Vec<Change>), DecodeError> {
     let (salt, changes) = decode_changes(text)?;
     let mut asked = ids.iter();
     match changes.iter().all(|change| asked.any(|id| *id == change.id)) {
         true => Ok((salt, changes)),
-        false => Err(Malformed::new("an entry that was not asked for")),
+        false => Err(DecodeError::new("an entry that was not asked for")),
     }
 }
 
@@ -196,18 +197,18 @@ pub fn encode_versions(page: &VersionsPage) -> Vec<u8> {
 ///
 /// # Errors
 /// When it is no such message, or about something else.
-pub fn decode_versions(text: &[u8], buckets: &[usize]) -> Result<VersionsPage, Malformed> {
+pub fn decode_versions(text: &[u8], buckets: &[usize]) -> Result<VersionsPage, DecodeError> {
     let message: VersionsText = serde_json::from_slice(text)?;
     let buckets_count = message.buckets_count;
     if !(1..=buckets.len()).contains(&buckets_count) {
-        return Err(Malformed::new("versions of more buckets than were asked for, or of none"));
+        return Err(DecodeError::new("versions of more buckets than were asked for, or of none"));
     }
     let asked: HashSet<usize> = buckets[..buckets_count].iter().copied().collect();
     let known = message.known.0.into_iter().map(known_of).collect::<Result<Vec<_>, _>>()?;
     all_differ(known.iter().map(|known| &known.id))?;
     match known.iter().all(|known| asked.contains(&bucket_of(&known.id))) {
         true => Ok(VersionsPage { known, buckets_count }),
-        false => Err(Malformed::new("a version of another bucket")),
+        false => Err(DecodeError::new("a version of another bucket")),
     }
 }
 
@@ -220,7 +221,7 @@ pub fn encode_ids(ids: &[EntryId]) -> Vec<u8> {
 
 /// # Errors
 /// When it is no such message.
-pub fn decode_ids(text: &[u8]) -> Result<Vec<EntryId>, Malformed> {
+pub fn decode_ids(text: &[u8]) -> Result<Vec<EntryId>, DecodeError> {
     let texts: Bounded<IdText, ENTRIES_PER_MESSAGE_MAX> = serde_json::from_slice(text)?;
     let ids = texts.0.into_iter().map(|text| id_of(text.k, text.e)).collect::<Result<Vec<_>, _>>()?;
     all_differ(ids.iter())?;
@@ -234,25 +235,25 @@ pub fn encode_buckets(buckets: &[usize]) -> Vec<u8> {
 
 /// # Errors
 /// When it is no such message, or names a bucket that does not exist, or one twice.
-pub fn decode_buckets(text: &[u8]) -> Result<Vec<usize>, Malformed> {
+pub fn decode_buckets(text: &[u8]) -> Result<Vec<usize>, DecodeError> {
     let Bounded(buckets): Bounded<usize, BUCKETS_COUNT> = serde_json::from_slice(text)?;
     if let Some(bucket) = buckets.iter().find(|bucket| **bucket >= BUCKETS_COUNT) {
-        return Err(Malformed(format!("there is no bucket {bucket}")));
+        return Err(DecodeError(format!("there is no bucket {bucket}")));
     }
     all_differ(buckets.iter())?;
     Ok(buckets)
 }
 
 /// A horizon as a header's value.
-pub fn encode_horizon(horizon: &Horizon) -> String {
+pub fn encode_horizon(horizon: &TombstoneHorizon) -> String {
     format!("{:016x}-{:016x}", horizon.synced.to_database(), horizon.forgotten.to_database())
 }
 
 /// What [`encode_horizon`] gave.
-pub fn decode_horizon(text: &str) -> Option<Horizon> {
+pub fn decode_horizon(text: &str) -> Option<TombstoneHorizon> {
     let (synced, forgotten) = text.split_once('-')?;
-    let stamp = |text| i64::from_str_radix(text, 16).ok().map(Stamp::from_database);
-    Some(Horizon { synced: stamp(synced)?, forgotten: stamp(forgotten)? })
+    let stamp = |text| i64::from_str_radix(text, 16).ok().map(HlcTimestamp::from_database);
+    Some(TombstoneHorizon { synced: stamp(synced)?, forgotten: stamp(forgotten)? })
 }
 
 /// A digest as text; also the answer to a node that has the same one.
@@ -262,8 +263,8 @@ pub fn encode_digest(digest: Digest) -> String {
 
 /// # Errors
 /// When it is no digest.
-pub fn decode_digest(text: &[u8]) -> Result<Digest, Malformed> {
-    let text = std::str::from_utf8(text).map_err(|error| Malformed(error.to_string()))?;
+pub fn decode_digest(text: &[u8]) -> Result<Digest, DecodeError> {
+    let text = std::str::from_utf8(text).map_err(|error| DecodeError(error.to_string()))?;
     hexadecimal(text, 32).map(Digest)
 }
 
@@ -274,10 +275,10 @@ pub fn encode_digests(digests: &[Digest]) -> Vec<u8> {
 
 /// # Errors
 /// When it is not one digest for each bucket.
-pub fn decode_digests(bytes: &[u8]) -> Result<Vec<Digest>, Malformed> {
+pub fn decode_digests(bytes: &[u8]) -> Result<Vec<Digest>, DecodeError> {
     let (digests, rest) = bytes.as_chunks::<16>();
     if digests.len() != BUCKETS_COUNT || !rest.is_empty() {
-        return Err(Malformed(format!("{} bytes of digests", bytes.len())));
+        return Err(DecodeError(format!("{} bytes of digests", bytes.len())));
     }
     Ok(digests.iter().map(|bytes| Digest(u128::from_be_bytes(*bytes))).collect())
 }
@@ -287,41 +288,41 @@ fn encode(message: &impl Serialize) -> Vec<u8> {
 }
 
 /// Exactly so many hexadecimal digits.
-pub(super) fn hexadecimal(text: &str, digits_count: usize) -> Result<u128, Malformed> {
+pub(super) fn hexadecimal(text: &str, digits_count: usize) -> Result<u128, DecodeError> {
     let is_whole = text.len() == digits_count && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let number = u128::from_str_radix(text, 16).ok().filter(|_| is_whole);
-    number.ok_or_else(|| Malformed(format!("not {digits_count} hexadecimal digits")))
+    number.ok_or_else(|| DecodeError(format!("not {digits_count} hexadecimal digits")))
 }
 
-fn all_differ<T: Hash + Eq>(items: impl Iterator<Item = T>) -> Result<(), Malformed> {
+fn all_differ<T: Hash + Eq>(items: impl Iterator<Item = T>) -> Result<(), DecodeError> {
     let mut seen = HashSet::new();
     match items.into_iter().all(|item| seen.insert(item)) {
         true => Ok(()),
-        false => Err(Malformed::new("something is named twice")),
+        false => Err(DecodeError::new("something is named twice")),
     }
 }
 
 /// Number 0 stands for "before there were versions", from which no deletion can be known.
-fn version_of(stamp: i64, node: i64, is_deletion: bool) -> Result<Version, Malformed> {
+fn version_of(stamp: i64, node: i64, is_deletion: bool) -> Result<Version, DecodeError> {
     if stamp < 0 || node < 0 || (node > 0 && stamp == 0) || (node == 0 && is_deletion) {
-        return Err(Malformed::new("a version that no node makes"));
+        return Err(DecodeError::new("a version that no node makes"));
     }
-    Ok(Version { stamp: Stamp::from_database(stamp), node: NodeNumber::from_database(node) })
+    Ok(Version { stamp: HlcTimestamp::from_database(stamp), node: ReplicaId::from_database(node) })
 }
 
-pub(super) fn id_of(key: String, environment: Option<String>) -> Result<EntryId, Malformed> {
+pub(super) fn id_of(key: String, environment: Option<String>) -> Result<EntryId, DecodeError> {
     let id = EntryId { key, environment };
     id.check()?;
     Ok(id)
 }
 
-fn known_of(text: KnownText) -> Result<Known, Malformed> {
+fn known_of(text: KnownText) -> Result<VersionedDigest, DecodeError> {
     let digest = text.d.as_deref().map(|digits| hexadecimal(digits, 32)).transpose()?;
     if digest == Some(0) {
-        return Err(Malformed::new("a digest that no entry has"));
+        return Err(DecodeError::new("a digest that no entry has"));
     }
     let version = version_of(text.s, text.n, digest.is_none())?;
-    Ok(Known { id: id_of(text.k, text.e)?, version, digest: Digest(digest.unwrap_or_default()) })
+    Ok(VersionedDigest { id: id_of(text.k, text.e)?, version, digest: Digest(digest.unwrap_or_default()) })
 }
 
 /// A time that no peer would take is left out: another program has written it, and the entry should not wait
@@ -344,10 +345,10 @@ fn change_text(change: &Change, latest: Timestamp) -> ChangeText<'_> {
     }
 }
 
-fn change_of(text: ChangeText<'_>) -> Result<Change, Malformed> {
+fn change_of(text: ChangeText<'_>) -> Result<Change, DecodeError> {
     let content = match text.token {
         None => None,
-        Some(token) => Some(Content {
+        Some(token) => Some(SealedBody {
             category: text.category.map(Cow::into_owned),
             ciphertext: Ciphertext::from_text(token.as_bytes()).ok_or(EntryError::Token)?,
             created_at: text.created_at.map(Timestamp::from_microseconds),

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::federation::Others;
-use super::opener::Opener;
+use super::decryptor::Decryptor;
+use super::federation::RemoteEntries;
 use super::{Credentials, Error, Service};
 use crate::crypto::DerivedKey;
 use crate::limits::LIST_INLINE_BYTES;
 use crate::model::{EntryId, SecretBytes};
-use crate::store::{Filter, Page, Row};
+use crate::store::{Filter, Page, SealedEntry};
 
 /// Appends one entry to the bytes of a page. Called between reading and answering, on a pool thread if the
 /// page is not small.
-pub type Render = fn(row: &Row, value: &[u8], out: &mut Vec<u8>);
+pub type Render = fn(row: &SealedEntry, value: &[u8], out: &mut Vec<u8>);
 
 /// Which entries, and how many.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +61,7 @@ pub struct EntryList {
     /// The user key was not in memory.
     tries_key: bool,
     render: Render,
-    others: Option<Others>,
+    others: Option<RemoteEntries>,
     finished: bool,
     silent: Vec<String>,
     next_after: Option<After>,
@@ -232,8 +232,9 @@ impl EntryList {
         };
         let salt = self.service.salt_in_use().0;
         let filter = &self.query.filter;
-        let others =
-            self.others.get_or_insert_with(|| Others::new(federation, salt, filter.clone(), after, false));
+        let others = self
+            .others
+            .get_or_insert_with(|| RemoteEntries::new(federation, salt, filter.clone(), after, false));
         let rows_max =
             self.query.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         let rows = self.service.next_of_others(federation, others, rows_max).await?;
@@ -260,10 +261,15 @@ impl OwnPage {
     }
 }
 
-fn render_page(rows: &[Arc<Row>], derived: &DerivedKey, limit: Option<u64>, render: Render) -> RenderedPage {
+fn render_page(
+    rows: &[Arc<SealedEntry>],
+    derived: &DerivedKey,
+    limit: Option<u64>,
+    render: Render,
+) -> RenderedPage {
     let bytes = SecretBytes::with_capacity(rows.iter().map(|row| rendered_bytes(row)).sum());
     let mut page = RenderedPage { bytes, ..RenderedPage::default() };
-    let mut opener = Opener::new(derived);
+    let mut opener = Decryptor::new(derived);
     for (index, row) in rows.iter().enumerate() {
         if limit.is_some_and(|limit| page.shown_count >= limit) {
             break;
@@ -283,12 +289,12 @@ fn render_page(rows: &[Arc<Row>], derived: &DerivedKey, limit: Option<u64>, rend
 }
 
 /// About as many bytes as the entry takes: a token is longer than its value by what surrounds it.
-fn rendered_bytes(row: &Row) -> usize {
+fn rendered_bytes(row: &SealedEntry) -> usize {
     row.names_bytes() + row.ciphertext.as_ref().map_or(0, |sealed| sealed.as_bytes().len())
 }
 
 /// So many bytes at most besides the value: each byte of a text becomes six if it is escaped.
-fn rendered_names_bytes_max(row: &Row) -> usize {
+fn rendered_names_bytes_max(row: &SealedEntry) -> usize {
     const FIXED_BYTES_MAX: usize = 256;
     FIXED_BYTES_MAX + 6 * row.names_bytes()
 }

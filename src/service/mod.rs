@@ -7,6 +7,7 @@ mod acks;
 mod bounded;
 mod clocks;
 mod configs;
+mod decryptor;
 mod error;
 pub mod exchange;
 mod failures;
@@ -17,12 +18,11 @@ mod guarded;
 mod keys;
 mod list;
 pub mod node_auth;
-mod numbers;
-mod opener;
 mod peer_id;
 mod peer_work;
 mod replication;
-mod signal;
+mod sequence_watch;
+mod stats;
 mod value;
 mod verify;
 
@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 pub use acks::Acknowledgements;
 pub use clocks::Clocks;
-pub use configs::{AtHand, Found, NewEntry, Update};
+pub use configs::{CachedEntry, DecryptedEntry, NewEntry, Update};
 pub use error::Error;
 pub use federation::Federation;
 pub use gate::Gate;
@@ -39,15 +39,15 @@ pub use guard::{CredentialKind, Guard};
 pub use keys::Credentials;
 pub use list::{After, EntryList, ListQuery, Render, RenderedPage};
 pub use node_auth::NodeAuth;
-pub use numbers::Numbers;
 pub use peer_id::PeerId;
 pub use replication::{ClusterView, Member, salt_fingerprint};
-pub use signal::Signal;
+pub use sequence_watch::SequenceWatch;
+pub use stats::Stats;
 pub use value::{SealedValue, Value};
 pub use verify::{OpenedCounts, VerifyTarget, verify};
 
 use crate::crypto::{KeyCache, Pool};
-use crate::store::{Adopted, Store};
+use crate::store::{ImportResult, Store};
 
 /// Handles to everything that a use case needs; one for the process, shared by all executors.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ impl Service {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn adopt_salt(&self, sent: Vec<u8>) -> Result<Adopted, Error> {
+    pub async fn adopt_salt(&self, sent: Vec<u8>) -> Result<ImportResult, Error> {
         let store = Arc::clone(&self.store);
         let job = move || store.salt().adopt(&sent);
         match self.pool.submit(job).map_err(|_| Error::Busy)?.await {

@@ -67,7 +67,7 @@ pub enum Barrier {
 pub struct Challenge([u8; 32]);
 
 /// The keys of nodes that are valid now.
-pub struct Credentials {
+pub struct NodeCredentials {
     shared: SharedKey,
     /// The first one is presented, all are accepted.
     keys: Vec<Hmac<Sha256>>,
@@ -79,7 +79,7 @@ pub struct Credentials {
 #[derive(Debug)]
 pub struct NodeAuth {
     challenge: Challenge,
-    current: ArcSwap<Credentials>,
+    current: ArcSwap<NodeCredentials>,
     refused_count: AtomicU64,
     unlogged: Mutex<Unlogged>,
 }
@@ -153,7 +153,7 @@ impl fmt::Display for Challenge {
     }
 }
 
-impl Credentials {
+impl NodeCredentials {
     fn new(secrets: &[ClusterSecret], api_keys: &ApiKeys, challenge: Challenge) -> Self {
         let key = |bytes: &[u8]| Hmac::new_from_slice(bytes).expect("HMAC takes keys of any length");
         let (shared, keys) = match (secrets, api_keys.own()) {
@@ -188,7 +188,7 @@ impl Credentials {
     }
 }
 
-impl fmt::Debug for Credentials {
+impl fmt::Debug for NodeCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Credentials({}, {} keys, redacted)", self.shared.name(), self.keys.len())
     }
@@ -198,13 +198,13 @@ impl NodeAuth {
     /// Takes the secrets or, without any, the first API key.
     pub fn new(secrets: &[ClusterSecret], api_keys: &ApiKeys) -> Self {
         let challenge = Challenge::random();
-        let current = ArcSwap::from_pointee(Credentials::new(secrets, api_keys, challenge));
+        let current = ArcSwap::from_pointee(NodeCredentials::new(secrets, api_keys, challenge));
         Self { challenge, current, refused_count: AtomicU64::default(), unlogged: Mutex::default() }
     }
 
     /// Replaces the keys; connections to peers are authenticated again.
     pub fn replace(&self, secrets: &[ClusterSecret], api_keys: &ApiKeys) {
-        let credentials = Credentials::new(secrets, api_keys, self.challenge);
+        let credentials = NodeCredentials::new(secrets, api_keys, self.challenge);
         let current = self.current.load();
         // Connections of unchanged keys are kept.
         if credentials.shared != current.shared || credentials.tokens != current.tokens {
@@ -213,12 +213,12 @@ impl NodeAuth {
     }
 
     /// The keys that are valid now.
-    pub fn credentials(&self) -> Arc<Credentials> {
+    pub fn credentials(&self) -> Arc<NodeCredentials> {
         self.current.load_full()
     }
 
     /// Whether these keys are still the valid ones.
-    pub fn is_current(&self, credentials: &Arc<Credentials>) -> bool {
+    pub fn is_current(&self, credentials: &Arc<NodeCredentials>) -> bool {
         Arc::ptr_eq(&self.current.load(), credentials)
     }
 

@@ -11,12 +11,12 @@ use super::acks::Acknowledgements;
 use super::clocks::Clocks;
 use super::exchange::{encode_changes, encode_versions};
 use super::gate::Gate;
-use super::signal::Signal;
+use super::sequence_watch::SequenceWatch;
 use super::{Error, PeerId, Service};
 use crate::config::{ClusterConfig, PeerAddress, WriteAcks};
 use crate::limits::VERSIONS_BYTES_PER_MESSAGE;
-use crate::model::{Change, Digest, EntryId, Horizon, NodeNumber, Version};
-use crate::store::{AppliedChanges, OpenError, OutboxPage, PeerNote, Store, VersionsPage, Yielded};
+use crate::model::{Change, Digest, EntryId, ReplicaId, TombstoneHorizon, Version};
+use crate::store::{AppliedChanges, OpenError, OutboxPage, PeerProgress, Store, VersionsPage, Yielded};
 use crate::telemetry::{Durations, Histogram};
 
 /// What the cluster has found out, for those who ask, and those who wait for the salt.
@@ -28,7 +28,7 @@ pub struct ClusterView {
     salt: Gate,
     joining: Gate,
     has_joined: AtomicBool,
-    outbox: Arc<Signal>,
+    outbox: Arc<SequenceWatch>,
     acknowledgements: Acknowledgements,
     clocks: Clocks,
     write_acks: WriteAcks,
@@ -44,7 +44,7 @@ pub struct Member {
     /// Its address in the configuration.
     pub address: String,
     /// The number of its data directory, once it has told.
-    pub node: Option<NodeNumber>,
+    pub node: Option<ReplicaId>,
     /// `unknown`, `healthy`, `down`, `self` or `refused`.
     pub state: &'static str,
     /// Whether a question to it may be worth while.
@@ -52,7 +52,7 @@ pub struct Member {
     /// Why it is refused.
     pub reason: Option<String>,
     /// Whether this node should take no requests for that reason.
-    pub is_in_the_way: bool,
+    pub blocks_readiness: bool,
     /// Milliseconds since it last answered.
     pub last_contact_ms: Option<u64>,
     /// How long the oldest own change that it has not confirmed has waited, zero if there is none; `None`
@@ -69,7 +69,7 @@ pub struct Member {
 impl ClusterView {
     /// All peers, of none of which anything is known yet: a write that comes before the cluster's executor
     /// has begun must wait for as many as any other. `outbox` is raised by the store.
-    pub fn new(instance: u64, outbox: Arc<Signal>, config: &ClusterConfig) -> Self {
+    pub fn new(instance: u64, outbox: Arc<SequenceWatch>, config: &ClusterConfig) -> Self {
         Self {
             instance,
             members: RwLock::new(Arc::new(unknown_members(config))),
@@ -126,7 +126,7 @@ impl ClusterView {
     }
 
     /// The last line of the outbox, and a way to wait for the next one.
-    pub fn outbox(&self) -> &Signal {
+    pub fn outbox(&self) -> &SequenceWatch {
         &self.outbox
     }
 
@@ -144,7 +144,7 @@ impl ClusterView {
     ///
     /// # Errors
     /// [`Error::NotReplicated`] when that takes too long; the write stays, and will replicate.
-    pub(super) async fn own_changes_are_out(&self) -> Result<(), Error> {
+    pub(super) async fn wait_for_write_acks(&self) -> Result<(), Error> {
         let peers_count = self.members().iter().filter(|member| member.state != "self").count();
         let wanted = match self.write_acks {
             WriteAcks::Local => return Ok(()),
@@ -175,7 +175,7 @@ fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
         state: "unknown",
         may_answer: true,
         reason: None,
-        is_in_the_way: false,
+        blocks_readiness: false,
         last_contact_ms: None,
         lag_ms: None,
         outbox_length: None,
@@ -199,7 +199,7 @@ impl Service {
     }
 
     /// The number of the data directory; `None` on a node that never was one of a cluster.
-    pub fn node(&self) -> Option<NodeNumber> {
+    pub fn node(&self) -> Option<ReplicaId> {
         self.store.node()
     }
 
@@ -230,11 +230,11 @@ impl Service {
     /// The fingerprint of the salt, and whether anything was sealed with it.
     pub fn salt_in_use(&self) -> (Option<u64>, bool) {
         let salt = self.store.salt();
-        (salt.current().map(|salt| salt_fingerprint(&salt)), salt.is_sealed_with())
+        (salt.current().map(|salt| salt_fingerprint(&salt)), salt.is_pinned())
     }
 
     /// How far back this node knows of deletions.
-    pub fn horizon(&self) -> Horizon {
+    pub fn horizon(&self) -> TombstoneHorizon {
         self.store.horizon()
     }
 
@@ -257,7 +257,7 @@ impl Service {
     /// [`Error::SaltDiffers`] when they were sealed with another salt: they would open nowhere here.
     pub async fn apply(&self, salt: u64, changes: Vec<Change>) -> Result<AppliedChanges, Error> {
         let own = self.store.salt().current().filter(|own| salt_fingerprint(own) == salt);
-        if !own.is_some_and(|own| self.store.salt().seal_with(&own)) {
+        if !own.is_some_and(|own| self.store.salt().pin(&own)) {
             return Err(Error::SaltDiffers);
         }
         let receiver = self.store.apply(changes)?;
@@ -282,7 +282,7 @@ impl Service {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn note(&self, note: PeerNote) -> Result<(), Error> {
+    pub async fn note(&self, note: PeerProgress) -> Result<(), Error> {
         let receiver = self.store.note(note)?;
         match receiver.await.map_err(|_| Error::Unavailable)? {
             Ok(()) => Ok(()),
@@ -316,7 +316,7 @@ impl Service {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn acknowledged(&self, peer: NodeNumber) -> Result<Option<i64>, Error> {
+    pub async fn acknowledged(&self, peer: ReplicaId) -> Result<Option<i64>, Error> {
         let all = self.read_store(Store::acknowledged).await?;
         Ok(all.into_iter().find(|(node, _)| *node == peer).map(|(_, line)| line))
     }
@@ -389,7 +389,7 @@ impl Service {
     pub async fn yield_salt_to(&self, other: Vec<u8>) -> Result<Yielded, Error> {
         let keys = self.keys.clone();
         self.on_store(move |store| {
-            let yielded = store.salt().yield_to(&other)?;
+            let yielded = store.salt().replace_unused(&other)?;
             if yielded == Yielded::Taken {
                 // Keys derived with the old salt must not be used any more, whoever waits for this.
                 keys.clear();

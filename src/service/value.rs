@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::opener::Unopened;
+use super::decryptor::DecryptError;
 use crate::crypto::DerivedKey;
 use crate::limits::LARGE_VALUE_BYTES;
 use crate::model::Plaintext;
-use crate::store::Row;
+use crate::store::SealedEntry;
 
 /// A value: canonical JSON.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub enum Value {
 /// in memory that it sends.
 #[derive(Debug)]
 pub struct SealedValue {
-    row: Arc<Row>,
+    row: Arc<SealedEntry>,
     derived: Arc<DerivedKey>,
     len: usize,
     opened_len: usize,
@@ -29,7 +29,7 @@ pub struct SealedValue {
 
 impl Value {
     /// Leaves a large value sealed, if its row has the same text as `plaintext`.
-    pub(super) fn of(derived: &Arc<DerivedKey>, row: &Arc<Row>, plaintext: Plaintext) -> Self {
+    pub(super) fn of(derived: &Arc<DerivedKey>, row: &Arc<SealedEntry>, plaintext: Plaintext) -> Self {
         if plaintext.expose().len() > LARGE_VALUE_BYTES
             && row.is_canonical()
             && let Ok(sealed) = SealedValue::verify(derived, row)
@@ -46,9 +46,9 @@ impl SealedValue {
     ///
     /// # Errors
     /// When the key does not open it.
-    pub(super) fn verify(derived: &Arc<DerivedKey>, row: &Arc<Row>) -> Result<Self, Unopened> {
+    pub(super) fn verify(derived: &Arc<DerivedKey>, row: &Arc<SealedEntry>) -> Result<Self, DecryptError> {
         debug_assert!(row.is_canonical(), "other rows need to be rewritten");
-        let sealed = row.ciphertext.as_ref().ok_or(Unopened::NotAToken)?;
+        let sealed = row.ciphertext.as_ref().ok_or(DecryptError::NotAToken)?;
         let len = derived.fernet().message_len(sealed.as_bytes())?;
         derived.mark_proven();
         Ok(Self { row: Arc::clone(row), derived: Arc::clone(derived), len, opened_len: 0 })

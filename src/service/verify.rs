@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::opener::Unopened;
+use super::decryptor::DecryptError;
 use crate::crypto::{FernetKey, derive};
 use crate::model::{SecretBytes, UserKey, json};
-use crate::store::Row;
+use crate::store::SealedEntry;
 use crate::store::maintenance::{DataFiles, Inspection, MaintenanceError, Verified};
 
 /// The files to verify.
@@ -48,17 +48,17 @@ pub fn verify(
     let verified = inspection.run(&mut |row| {
         *(match open(&fernet, row, &mut value) {
             Ok(()) => &mut counts.opened,
-            Err(Unopened::BadPadding | Unopened::NotJson) => &mut counts.unreadable,
-            Err(Unopened::NotAToken | Unopened::WrongKey) => &mut counts.other_key,
+            Err(DecryptError::BadPadding | DecryptError::NotJson) => &mut counts.unreadable,
+            Err(DecryptError::NotAToken | DecryptError::WrongKey) => &mut counts.other_key,
         }) += 1;
     })?;
     Ok((verified, Some(counts)))
 }
 
-fn open(fernet: &FernetKey, row: &Row, value: &mut SecretBytes) -> Result<(), Unopened> {
-    let sealed = row.ciphertext.as_ref().ok_or(Unopened::NotAToken)?.as_bytes();
+fn open(fernet: &FernetKey, row: &SealedEntry, value: &mut SecretBytes) -> Result<(), DecryptError> {
+    let sealed = row.ciphertext.as_ref().ok_or(DecryptError::NotAToken)?.as_bytes();
     value.clear();
     fernet.open_raw(sealed, value.with_room(sealed.len()))?;
     let mut canonical = SecretBytes::default();
-    json::canonicalize(value, canonical.with_room(value.len())).map(|_| ()).map_err(|_| Unopened::NotJson)
+    json::canonicalize(value, canonical.with_room(value.len())).map(|_| ()).map_err(|_| DecryptError::NotJson)
 }

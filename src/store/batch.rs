@@ -5,44 +5,44 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, params};
 
-use super::buckets::Delta;
+use super::digest_table::Delta;
 use super::entry_cache::EntryCache;
 use super::error::Error;
 use super::reader::{self, content_of};
-use super::row::{OwnerTag, Row};
-use super::schema::{self, Spelling};
+use super::schema::{self, NullEncoding};
+use super::sealed_entry::{OwnerTag, SealedEntry};
 use super::versions::Versions;
-use super::write::{AppliedChanges, PeerNote, Write, WriteError, WriteResult};
+use super::write::{AppliedChanges, PeerProgress, Write, WriteError, WriteResult};
 use crate::model::{Change, EntryId, Timestamp};
 
 /// Rows as the open transaction sees them, by key and environment; `None` was deleted or moved away.
-type Overlay = HashMap<EntryId, Option<Arc<Row>>>;
+type Overlay = HashMap<EntryId, Option<Arc<SealedEntry>>>;
 
 /// What an applied job does to the cache once it is committed.
 pub(super) struct Effect {
     pub(super) key: String,
     pub(super) id: i64,
-    pub(super) after: Option<Arc<Row>>,
+    pub(super) after: Option<Arc<SealedEntry>>,
 }
 
 /// The jobs of one transaction.
 pub(super) struct Batch<'a> {
     pub(super) connection: &'a Connection,
     pub(super) cache: &'a EntryCache,
-    pub(super) spelling: Spelling,
+    pub(super) spelling: NullEncoding,
     pub(super) versions: Option<&'a mut Versions>,
     pub(super) effects: Vec<Effect>,
     pub(super) delta: Delta,
     overlay: Overlay,
     /// What the running job has replaced in the overlay, for the case that it fails.
-    replaced: Vec<(EntryId, Option<Option<Arc<Row>>>)>,
+    replaced: Vec<(EntryId, Option<Option<Arc<SealedEntry>>>)>,
 }
 
 impl<'a> Batch<'a> {
     pub(super) fn new(
         connection: &'a Connection,
         cache: &'a EntryCache,
-        spelling: Spelling,
+        spelling: NullEncoding,
         versions: Option<&'a mut Versions>,
     ) -> Self {
         Self {
@@ -59,7 +59,7 @@ impl<'a> Batch<'a> {
 
     /// Runs one job in a savepoint of its own. One that fails alone is undone alone; the outer error
     /// ends the transaction.
-    pub(super) fn alone<T>(
+    pub(super) fn in_savepoint<T>(
         &mut self,
         job: impl FnOnce(&mut Self) -> Result<T, WriteError>,
     ) -> Result<Result<T, WriteError>, Error> {
@@ -93,7 +93,7 @@ impl<'a> Batch<'a> {
                 if self.current(&id)?.is_some() {
                     return Err(WriteError::AlreadyExists);
                 }
-                let mut row = Row::new(0, key.clone(), environment.clone(), Some(ciphertext.clone()));
+                let mut row = SealedEntry::new(0, key.clone(), environment.clone(), Some(ciphertext.clone()));
                 row.category.clone_from(category);
                 row.created_at = Some(at);
                 row.updated_at = Some(at);
@@ -105,7 +105,7 @@ impl<'a> Batch<'a> {
                 let current = self.unchanged(seen, owner)?;
                 let environment = environment.as_ref().or(current.environment.as_ref()).cloned();
                 let mut row =
-                    Row::new(current.id, current.key.clone(), environment, Some(ciphertext.clone()));
+                    SealedEntry::new(current.id, current.key.clone(), environment, Some(ciphertext.clone()));
                 row.category = category.as_ref().or(current.category.as_ref()).cloned();
                 row.created_at = current.created_at;
                 // The clock may have been set back since.
@@ -137,7 +137,7 @@ impl<'a> Batch<'a> {
                 applied.ahead.push((change.version.node, ahead_ms));
                 continue;
             }
-            if versions.wins(self.connection, &mut self.delta, change).map_err(Error::from)? {
+            if versions.record_if_newer(self.connection, &mut self.delta, change).map_err(Error::from)? {
                 self.apply_one(change)?;
                 applied.won += 1;
             }
@@ -146,17 +146,19 @@ impl<'a> Batch<'a> {
     }
 
     /// What a peer is known to have.
-    pub(super) fn note(&mut self, note: &PeerNote) -> Result<(), WriteError> {
+    pub(super) fn note(&mut self, note: &PeerProgress) -> Result<(), WriteError> {
         let Some(versions) = self.versions.as_deref_mut() else { return Err(Error::Stopped.into()) };
         let noted = match note {
-            PeerNote::Acknowledged { peer, sequence } => {
+            PeerProgress::Acknowledged { peer, sequence } => {
                 versions.acknowledge(self.connection, *peer, *sequence)
             }
-            PeerNote::Synced { peer, stamp, forgotten } => {
+            PeerProgress::Synced { peer, stamp, forgotten } => {
                 versions.note_synced(self.connection, *peer, *stamp, *forgotten)
             }
-            PeerNote::Members { peers, before } => versions.forget_others(self.connection, peers, *before),
-            PeerNote::Collect { before } => versions.collect(self.connection, *before).map(|_| ()),
+            PeerProgress::Members { peers, before } => {
+                versions.forget_others(self.connection, peers, *before)
+            }
+            PeerProgress::Collect { before } => versions.collect(self.connection, *before).map(|_| ()),
         };
         noted.map_err(|error| Error::from(error).into())
     }
@@ -166,7 +168,7 @@ impl<'a> Batch<'a> {
         match (&change.content, current) {
             (Some(content), current) => {
                 let EntryId { key, environment } = change.id.clone();
-                let mut row = Row::new(0, key, environment, Some(content.ciphertext.clone()));
+                let mut row = SealedEntry::new(0, key, environment, Some(content.ciphertext.clone()));
                 row.category.clone_from(&content.category);
                 row.created_at = content.created_at;
                 row.updated_at = content.updated_at;
@@ -185,13 +187,13 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn record_own(&mut self, id: &EntryId, row: Option<&Row>) -> Result<(), WriteError> {
+    fn record_own(&mut self, id: &EntryId, row: Option<&SealedEntry>) -> Result<(), WriteError> {
         let Some(versions) = self.versions.as_deref_mut() else { return Ok(()) };
         let content = row.and_then(content_of);
         versions.record_own(self.connection, &mut self.delta, id, content.as_ref())
     }
 
-    fn insert(&self, row: &mut Row) -> Result<(), WriteError> {
+    fn insert(&self, row: &mut SealedEntry) -> Result<(), WriteError> {
         let sql = r#"INSERT INTO configurations ("key", encrypted_value, category, environment, created_at, updated_at, id)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"#;
         // SQLite would give the id of the last entry again once that is deleted, and cursors would skip the new one.
@@ -211,7 +213,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn replace(&self, row: &Row) -> Result<(), WriteError> {
+    fn replace(&self, row: &SealedEntry) -> Result<(), WriteError> {
         let sql = "UPDATE configurations SET encrypted_value = ?2, category = ?3, environment = ?4, \
                    created_at = ?5, updated_at = ?6 WHERE id = ?1";
         let values = params![
@@ -226,7 +228,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn remove(&mut self, row: &Row) -> Result<(), WriteError> {
+    fn remove(&mut self, row: &SealedEntry) -> Result<(), WriteError> {
         schema::retire_id(self.connection, row.id).map_err(Error::from)?;
         prepare(self.connection, "DELETE FROM configurations WHERE id = ?1")?
             .execute([row.id])
@@ -236,7 +238,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn put(&mut self, mut row: Row, owner: Option<OwnerTag>) -> Arc<Row> {
+    fn put(&mut self, mut row: SealedEntry, owner: Option<OwnerTag>) -> Arc<SealedEntry> {
         row.written_by = owner;
         if owner.is_some() {
             // What the service seals is canonical.
@@ -253,7 +255,7 @@ impl<'a> Batch<'a> {
     }
 
     /// The row as it is now, if it is still the one that was seen, or was since written by the same owner.
-    fn unchanged(&self, seen: &Arc<Row>, owner: Option<OwnerTag>) -> WriteResult {
+    fn unchanged(&self, seen: &Arc<SealedEntry>, owner: Option<OwnerTag>) -> WriteResult {
         match self.current(&seen.entry_id())? {
             Some(row)
                 if row.id == seen.id
@@ -266,7 +268,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn current(&self, id: &EntryId) -> Result<Option<Arc<Row>>, Error> {
+    fn current(&self, id: &EntryId) -> Result<Option<Arc<SealedEntry>>, Error> {
         if let Some(row) = self.overlay.get(id) {
             return Ok(row.clone());
         }
@@ -276,7 +278,7 @@ impl<'a> Batch<'a> {
         Ok(reader::exact(self.connection, &id.key, id.environment.as_deref())?.map(Arc::new))
     }
 
-    fn see(&mut self, id: EntryId, row: Option<Arc<Row>>) {
+    fn see(&mut self, id: EntryId, row: Option<Arc<SealedEntry>>) {
         let before = self.overlay.insert(id.clone(), row);
         self.replaced.push((id, before));
     }
@@ -291,7 +293,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn sealed_text(row: &Row) -> String {
+fn sealed_text(row: &SealedEntry) -> String {
     row.ciphertext.as_ref().map(crate::model::Ciphertext::to_text).unwrap_or_default()
 }
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::versions::Versions;
 use super::*;
-use crate::model::{Ciphertext, Content, Digest, NodeNumber, Stamp, Version};
+use crate::model::{Ciphertext, Digest, HlcTimestamp, ReplicaId, SealedBody, Version};
 
 const OWNER: OwnerTag = OwnerTag([1; 32]);
 
@@ -22,10 +22,10 @@ impl Node {
     }
 
     fn at(directory: Arc<tempfile::TempDir>, is_clustered: bool) -> Self {
-        Self::with_clock(directory, Keeping::new(is_clustered))
+        Self::with_clock(directory, VersioningOptions::new(is_clustered))
     }
 
-    fn with_clock(directory: Arc<tempfile::TempDir>, versions: Keeping) -> Self {
+    fn with_clock(directory: Arc<tempfile::TempDir>, versions: VersioningOptions) -> Self {
         let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
         fs::write(&salt, PROPER_SALT).expect("writable");
         let options = Options {
@@ -45,7 +45,7 @@ impl Node {
         Self::at(directory, is_clustered)
     }
 
-    fn create(&self, key: &str, sealed: &[u8]) -> Arc<Row> {
+    fn create(&self, key: &str, sealed: &[u8]) -> Arc<SealedEntry> {
         let write = Write::Create {
             key: key.to_owned(),
             environment: None,
@@ -55,7 +55,7 @@ impl Node {
         block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("new")
     }
 
-    fn update(&self, seen: &Arc<Row>, sealed: &[u8]) -> Arc<Row> {
+    fn update(&self, seen: &Arc<SealedEntry>, sealed: &[u8]) -> Arc<SealedEntry> {
         let write = Write::Update {
             seen: Arc::clone(seen),
             category: None,
@@ -65,7 +65,7 @@ impl Node {
         block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("seen")
     }
 
-    fn delete(&self, seen: &Arc<Row>) {
+    fn delete(&self, seen: &Arc<SealedEntry>) {
         let write = Write::Delete { seen: Arc::clone(seen) };
         block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("seen");
     }
@@ -86,7 +86,7 @@ impl Node {
         self.store.changes(&[id]).expect("readable").first().expect("there").version
     }
 
-    fn note(&self, note: PeerNote) {
+    fn note(&self, note: PeerProgress) {
         block_on(self.store.note(note).expect("room")).expect("answered").expect("noted");
     }
 
@@ -117,9 +117,11 @@ fn token(mark: &[u8]) -> Ciphertext {
 }
 
 fn change(key: &str, milliseconds: u64, node: u64, sealed: Option<&[u8]>) -> Change {
-    let version =
-        Version { stamp: Stamp::from_milliseconds(milliseconds), node: NodeNumber::from_random(node << 1) };
-    let content = sealed.map(|sealed| Content {
+    let version = Version {
+        stamp: HlcTimestamp::from_milliseconds(milliseconds),
+        node: ReplicaId::from_random(node << 1),
+    };
+    let content = sealed.map(|sealed| SealedBody {
         category: None,
         ciphertext: token(sealed),
         created_at: None,
@@ -146,14 +148,14 @@ fn own_changes_reach_another_store_through_the_outbox() {
 }
 
 /// A clock that a test sets.
-fn set_clock(offset_ms: &Arc<std::sync::atomic::AtomicI64>) -> Keeping {
+fn set_clock(offset_ms: &Arc<std::sync::atomic::AtomicI64>) -> VersioningOptions {
     let offset_ms = Arc::clone(offset_ms);
     let wall_clock = Arc::new(move || {
         Timestamp::now()
             .as_milliseconds()
             .saturating_add_signed(offset_ms.load(std::sync::atomic::Ordering::SeqCst))
     });
-    Keeping { wall_clock, ..Keeping::new(true) }
+    VersioningOptions { wall_clock, ..VersioningOptions::new(true) }
 }
 
 fn directory() -> Arc<tempfile::TempDir> {
@@ -198,7 +200,7 @@ fn what_is_ahead_of_the_clock_is_refused_alone() {
     let applied = node.applied(changes);
     assert_eq!(applied.won, 2);
     let ahead: Vec<_> = applied.ahead.iter().map(|(node, ahead_ms)| (*node, ahead_ms / minute)).collect();
-    let number = |bits: u64| NodeNumber::from_random(bits << 1);
+    let number = |bits: u64| ReplicaId::from_random(bits << 1);
     assert_eq!(ahead.len(), 3);
     assert_eq!(ahead[0].0, saturated.version.node);
     assert!((5..=6).contains(&ahead[1].1) && ahead[1].0 == number(5), "{ahead:?}");
@@ -320,7 +322,7 @@ fn changes_by_another_program_are_own_changes() {
 #[test]
 fn stamps_do_not_go_back_over_a_restart() {
     let mut node = Node::new();
-    let mut last = Stamp::default();
+    let mut last = HlcTimestamp::default();
     for round in 0..5 {
         node.create(&format!("k{round}"), b"1");
         let page = node.store.outbox(0).expect("readable");
@@ -334,50 +336,55 @@ fn stamps_do_not_go_back_over_a_restart() {
 #[test]
 fn tombstones_go_when_all_peers_have_them() {
     let node = Node::new();
-    let peers = [NodeNumber::from_random(2), NodeNumber::from_random(4)];
+    let peers = [ReplicaId::from_random(2), ReplicaId::from_random(4)];
     let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
     let tombstones = || node.store.versions(&all, usize::MAX).expect("readable").known.len();
-    let future = Stamp::from_milliseconds(Timestamp::now().as_milliseconds() + 100_000);
+    let future = HlcTimestamp::from_milliseconds(Timestamp::now().as_milliseconds() + 100_000);
     let row = node.create("k", b"1");
     node.delete(&row);
-    node.note(PeerNote::Collect { before: future });
+    node.note(PeerProgress::Collect { before: future });
     assert_eq!(tombstones(), 1, "no peer is known yet");
-    node.note(PeerNote::Synced { peer: peers[0], stamp: future, forgotten: Stamp::default() });
-    node.note(PeerNote::Acknowledged { peer: peers[1], sequence: 1 });
-    node.note(PeerNote::Collect { before: future });
+    node.note(PeerProgress::Synced { peer: peers[0], stamp: future, forgotten: HlcTimestamp::default() });
+    node.note(PeerProgress::Acknowledged { peer: peers[1], sequence: 1 });
+    node.note(PeerProgress::Collect { before: future });
     assert_eq!(tombstones(), 1, "one peer has not been compared with");
-    node.note(PeerNote::Synced { peer: peers[1], stamp: future, forgotten: Stamp::default() });
-    node.note(PeerNote::Collect { before: Stamp::default() });
+    node.note(PeerProgress::Synced { peer: peers[1], stamp: future, forgotten: HlcTimestamp::default() });
+    node.note(PeerProgress::Collect { before: HlcTimestamp::default() });
     assert_eq!(tombstones(), 1, "it is too young");
     let root = node.store.buckets().root();
-    node.note(PeerNote::Collect { before: future });
+    node.note(PeerProgress::Collect { before: future });
     assert_eq!((tombstones(), node.store.buckets().root()), (0, root), "forgetting changes no digest");
-    assert_eq!(node.store.horizon(), Horizon { synced: future, forgotten: future });
+    assert_eq!(node.store.horizon(), TombstoneHorizon { synced: future, forgotten: future });
     // It is kept, goes only forward, and takes in what a peer has forgotten.
     let node = node.restart(true);
-    for (stamp, forgotten) in [(Stamp::default(), Stamp::default()), (Stamp::default(), future.next())] {
-        node.note(PeerNote::Synced { peer: peers[0], stamp, forgotten });
-        assert_eq!(node.store.horizon(), Horizon { synced: future, forgotten: future.max(forgotten) });
+    for (stamp, forgotten) in
+        [(HlcTimestamp::default(), HlcTimestamp::default()), (HlcTimestamp::default(), future.next())]
+    {
+        node.note(PeerProgress::Synced { peer: peers[0], stamp, forgotten });
+        assert_eq!(
+            node.store.horizon(),
+            TombstoneHorizon { synced: future, forgotten: future.max(forgotten) }
+        );
     }
 }
 
 #[test]
 fn a_node_that_is_no_peer_any_more_holds_nothing_up() {
     let node = Node::new();
-    let [stays, left] = [NodeNumber::from_random(2), NodeNumber::from_random(4)];
-    let (early, late) = (Stamp::from_milliseconds(1000), Stamp::from_milliseconds(2000));
+    let [stays, left] = [ReplicaId::from_random(2), ReplicaId::from_random(4)];
+    let (early, late) = (HlcTimestamp::from_milliseconds(1000), HlcTimestamp::from_milliseconds(2000));
     for (peer, stamp) in [(stays, early), (left, late)] {
-        node.note(PeerNote::Acknowledged { peer, sequence: 0 });
-        node.note(PeerNote::Synced { peer, stamp, forgotten: Stamp::default() });
+        node.note(PeerProgress::Acknowledged { peer, sequence: 0 });
+        node.note(PeerProgress::Synced { peer, stamp, forgotten: HlcTimestamp::default() });
     }
     let known = || {
         let mut known: Vec<_> = node.store.acknowledged().expect("readable");
         known.sort();
         known.into_iter().map(|(peer, _)| peer).collect::<Vec<_>>()
     };
-    node.note(PeerNote::Members { peers: vec![stays], before: late });
+    node.note(PeerProgress::Members { peers: vec![stays], before: late });
     assert_eq!(known(), [stays, left], "it may come back yet");
-    node.note(PeerNote::Members { peers: vec![stays], before: late.next() });
+    node.note(PeerProgress::Members { peers: vec![stays], before: late.next() });
     assert_eq!(known(), [stays]);
 }
 
@@ -406,26 +413,26 @@ fn versions_come_in_whole_buckets() {
 #[test]
 fn the_outbox_is_trimmed_to_what_a_peer_lacks() {
     let node = Node::new();
-    let peer = |number: u64| NodeNumber::from_random(number);
+    let peer = |number: u64| ReplicaId::from_random(number);
     for number in 0..5 {
         node.create(&format!("k{number}"), b"1");
     }
-    node.note(PeerNote::Acknowledged { peer: peer(2), sequence: 5 });
+    node.note(PeerProgress::Acknowledged { peer: peer(2), sequence: 5 });
     assert_eq!(node.store.outbox_range().expect("readable"), (0, 5));
     node.create("k5", b"1");
-    node.note(PeerNote::Acknowledged { peer: peer(4), sequence: 0 });
-    node.note(PeerNote::Acknowledged { peer: peer(2), sequence: 6 });
+    node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 0 });
+    node.note(PeerProgress::Acknowledged { peer: peer(2), sequence: 6 });
     assert_eq!(node.store.outbox_range().expect("readable"), (6, 6), "the other peer lacks it");
-    node.note(PeerNote::Acknowledged { peer: peer(4), sequence: 3 });
+    node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 3 });
     let mut acknowledged = node.store.acknowledged().expect("readable");
     acknowledged.sort();
     assert_eq!(acknowledged, [(peer(2), 6), (peer(4), 3)]);
     // Whoever asks for lines that were dropped is told how far they go, and does not ask for them again.
-    node.note(PeerNote::Acknowledged { peer: peer(4), sequence: 6 });
+    node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 6 });
     let page = node.store.outbox(4).expect("readable");
     assert_eq!((page.changes.len(), page.sequence, page.more), (0, 6, false));
     // Numbers are never used twice, even after everything was trimmed.
-    node.note(PeerNote::Acknowledged { peer: peer(4), sequence: 6 });
+    node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 6 });
     let node = node.restart(true);
     node.create("k6", b"1");
     assert_eq!(node.store.outbox_range().expect("readable"), (7, 7));
@@ -479,20 +486,20 @@ fn commits_between_two_buckets_count_once() {
         open::open(&path, &SaltFile::open(&directory.path().join("c.salt"), None).expect("there"))
             .expect("it opens")
             .connection;
-    let buckets = Arc::new(Buckets::default());
-    let (keeping, horizon) = (Keeping::new(true), Arc::default());
+    let buckets = Arc::new(DigestTable::default());
+    let (keeping, horizon) = (VersioningOptions::new(true), Arc::default());
     let mut versions =
         Versions::open(&mut connection, 1, keeping, Arc::clone(&buckets), horizon).expect("it opens");
     let change = |versions: &mut Versions, number: usize, key: &str| {
         let ciphertext = Ciphertext::from_bytes(number.to_be_bytes().to_vec());
-        let content = (!number.is_multiple_of(3)).then_some(Content {
+        let content = (!number.is_multiple_of(3)).then_some(SealedBody {
             category: None,
             ciphertext,
             created_at: None,
             updated_at: None,
         });
         let id = EntryId { key: key.to_owned(), environment: None };
-        let mut delta = buckets::Delta::default();
+        let mut delta = digest_table::Delta::default();
         versions.record_own(&connection, &mut delta, &id, content.as_ref()).expect("noted");
         versions.publish(&delta);
     };
@@ -501,15 +508,15 @@ fn commits_between_two_buckets_count_once() {
         change(&mut versions, number, &row.key);
         change(&mut versions, number + 1, &format!("new-{number}"));
         for _ in 0..3 {
-            assert!(versions.add_up_next(&connection).expect("readable"));
+            assert!(versions.load_next_bucket(&connection).expect("readable"));
         }
     }
-    while versions.add_up_next(&connection).expect("readable") {}
+    while versions.load_next_bucket(&connection).expect("readable") {}
     let found = (buckets.root(), buckets.entries_count());
     assert!(found.0.is_some() && found != (before, count));
     buckets.forget();
     assert_eq!(buckets.root(), None);
-    while versions.add_up_next(&connection).expect("readable") {}
+    while versions.load_next_bucket(&connection).expect("readable") {}
     assert_eq!((buckets.root(), buckets.entries_count()), found);
 }
 
@@ -524,12 +531,13 @@ fn what_was_rolled_back_was_never_noted() {
         open::open(&path, &SaltFile::open(&directory.path().join("c.salt"), None).expect("there"))
             .expect("it opens")
             .connection;
-    let mut versions = Versions::open(&mut connection, 1, Keeping::new(true), Arc::default(), Arc::default())
-        .expect("it opens");
+    let mut versions =
+        Versions::open(&mut connection, 1, VersioningOptions::new(true), Arc::default(), Arc::default())
+            .expect("it opens");
     let id = EntryId { key: "k".to_owned(), environment: None };
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("there");
     let mut write = |end: &str| {
-        let mut delta = buckets::Delta::default();
+        let mut delta = digest_table::Delta::default();
         connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
         versions.record_own(&connection, &mut delta, &id, None).expect("noted");
         connection.execute_batch(end).expect("ended");
@@ -548,7 +556,7 @@ fn what_was_rolled_back_was_never_noted() {
     assert_eq!(write("COMMIT"), (Some(1), 1));
     assert_eq!(write("ROLLBACK"), (Some(2), 1));
     assert_eq!(write("COMMIT"), (Some(2), 2));
-    let mut delta = buckets::Delta::default();
+    let mut delta = digest_table::Delta::default();
     let mark = delta.mark();
     versions.record_own(&connection, &mut delta, &id, None).expect("noted");
     assert!(delta.noted().outbox_line.is_some());

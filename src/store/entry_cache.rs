@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 
-use super::row::{Group, Row, allocation};
+use super::sealed_entry::{KeyEntries, SealedEntry, allocation};
 
 /// Enough that executors seldom meet at one lock, few enough that one large value fits a stripe.
 const STRIPES_COUNT: usize = 16;
@@ -47,7 +47,7 @@ struct Stripe {
 struct Slot {
     hash: u64,
     key: Box<str>,
-    group: Arc<Group>,
+    group: Arc<KeyEntries>,
     bytes: usize,
     used: bool,
 }
@@ -63,7 +63,7 @@ impl EntryCache {
     }
 
     /// The group of this key, if it is cached.
-    pub fn get(&self, key: &str) -> Option<Arc<Group>> {
+    pub fn get(&self, key: &str) -> Option<Arc<KeyEntries>> {
         let hash = self.hasher.hash_one(key);
         self.stripe(hash).get(hash, key)
     }
@@ -76,7 +76,7 @@ impl EntryCache {
     }
 
     /// Caches what was read, unless a commit has touched the stripe since the ticket was taken.
-    pub fn fill(&self, ticket: &FillTicket, key: &str, group: &Arc<Group>) {
+    pub fn fill(&self, ticket: &FillTicket, key: &str, group: &Arc<KeyEntries>) {
         let mut stripe = self.stripe(ticket.hash);
         let is_current = !stripe.closed && ticket.epoch == Some(stripe.epoch);
         // What is there already is the same and knows more: who wrote it, and that it is canonical.
@@ -93,7 +93,7 @@ impl EntryCache {
     }
 
     /// After COMMIT: replaces the cached group of `key`, if there is one, by what `change` makes of it.
-    pub(super) fn publish(&self, key: &str, change: impl FnOnce(&Group) -> Group) {
+    pub(super) fn publish(&self, key: &str, change: impl FnOnce(&KeyEntries) -> KeyEntries) {
         let hash = self.hasher.hash_one(key);
         let mut stripe = self.stripe(hash);
         if let Some(old) = stripe.get(hash, key) {
@@ -147,14 +147,14 @@ impl Stripe {
         self.table.find(hash, same).copied()
     }
 
-    fn get(&mut self, hash: u64, key: &str) -> Option<Arc<Group>> {
+    fn get(&mut self, hash: u64, key: &str) -> Option<Arc<KeyEntries>> {
         let index = self.find(hash, key)?;
         let slot = self.slots[index].as_mut()?;
         slot.used = true;
         Some(Arc::clone(&slot.group))
     }
 
-    fn insert(&mut self, hash: u64, key: &str, group: Arc<Group>) {
+    fn insert(&mut self, hash: u64, key: &str, group: Arc<KeyEntries>) {
         self.remove(hash, key);
         let bytes = size_of::<Slot>() + allocation(key.len()) + group.weight();
         if bytes > self.bytes_max / 2 {
@@ -209,13 +209,13 @@ impl Stripe {
 }
 
 /// The group after one row was made or changed (`after`) or removed (`None`), found by its id.
-pub(super) fn with_row(group: &Group, id: i64, after: Option<&Arc<Row>>) -> Group {
+pub(super) fn with_row(group: &KeyEntries, id: i64, after: Option<&Arc<SealedEntry>>) -> KeyEntries {
     let mut rows: Vec<_> = group.rows.iter().filter(|row| row.id != id).map(Arc::clone).collect();
     if let Some(row) = after {
         rows.push(Arc::clone(row));
         rows.sort_by_key(|row| row.id);
     }
-    Group { rows }
+    KeyEntries { rows }
 }
 
 #[cfg(test)]
@@ -226,9 +226,9 @@ mod tests {
     const BYTES_MAX: usize = 16 << 20;
     const STRIPE_BYTES_MAX: usize = BYTES_MAX / STRIPES_COUNT;
 
-    fn group(key: &str, bytes: usize) -> Arc<Group> {
-        let row = Row::new(1, key.to_owned(), None, Some(Ciphertext::from_bytes(vec![7; bytes])));
-        Arc::new(Group { rows: vec![Arc::new(row)] })
+    fn group(key: &str, bytes: usize) -> Arc<KeyEntries> {
+        let row = SealedEntry::new(1, key.to_owned(), None, Some(Ciphertext::from_bytes(vec![7; bytes])));
+        Arc::new(KeyEntries { rows: vec![Arc::new(row)] })
     }
 
     fn fill(cache: &EntryCache, key: &str, bytes: usize) {

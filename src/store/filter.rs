@@ -2,7 +2,7 @@
 
 use rusqlite::ToSql;
 
-use super::row::Row;
+use super::sealed_entry::SealedEntry;
 
 /// Which entries a list wants; each `None` means "all".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Filter {
     }
 
     /// Whether this row would have been read: the same as [`Self::restrict`], if [`Self::is_plain`].
-    pub(super) fn admits(&self, row: &Row) -> bool {
+    pub(super) fn admits(&self, row: &SealedEntry) -> bool {
         let same = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
         same(&self.category, &row.category)
             && same(&self.environment, &row.environment)

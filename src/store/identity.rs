@@ -29,7 +29,7 @@ struct OpenFile {
 
 /// Why nothing must be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct FileChange {
     /// With a remedy.
     pub(super) text: String,
     /// What is not in a cache may be read from a mixture of two files.
@@ -58,14 +58,14 @@ impl Identity {
     }
 
     /// The first file that is another one than it was opened as, or has other content, in words.
-    pub(super) fn fault(&mut self) -> Option<Fault> {
+    pub(super) fn fault(&mut self) -> Option<FileChange> {
         let displaced =
             self.files.iter().find(|file| file.inode.is_some() && inode(&file.path) != file.inode);
         let name = match displaced {
             Some(file) => file.name,
             None if !self.salt.is_in_place() => "the salt file",
             None => {
-                return self.content.fault().map(|name| Fault {
+                return self.content.fault().map(|name| FileChange {
                     text: format!(
                         "{name} was overwritten or truncated while the server runs: stop the server, and restore a \
                          backup by `opensecureconf restore`"
@@ -77,7 +77,7 @@ impl Identity {
         let text = format!(
             "{name} was removed or replaced while the server runs: put it back, or restart the server"
         );
-        Some(Fault { text, spoils_reads: false })
+        Some(FileChange { text, spoils_reads: false })
     }
 }
 

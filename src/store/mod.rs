@@ -5,9 +5,9 @@
 //! must not be an executor unless the answer is in the cache.
 
 mod batch;
-mod buckets;
 mod check;
 mod counts;
+mod digest_table;
 mod entry_cache;
 mod error;
 mod filter;
@@ -23,10 +23,10 @@ mod reader;
 mod repair;
 mod replica;
 mod room;
-mod row;
 mod salt;
 mod salt_file;
 mod schema;
+mod sealed_entry;
 mod versions;
 mod wal_watch;
 mod write;
@@ -40,8 +40,8 @@ use std::{fmt, fs};
 
 use futures_channel::oneshot;
 
-pub use buckets::{Buckets, bucket_of, root_of};
 pub use counts::WriterCounts;
+pub use digest_table::{DigestTable, bucket_of, root_of};
 pub use entry_cache::{EntryCache, FillTicket};
 pub use error::{Error, OpenError};
 pub use filter::Filter;
@@ -50,10 +50,10 @@ pub use reader::Page;
 pub use repair::{Repaired, repair_versions};
 pub use replica::{OutboxPage, VersionsPage};
 pub use room::Shortage;
-pub use row::{Group, OwnerTag, Row};
 pub use salt::SaltProblem;
-pub use salt_file::{Adopted, SaltFile, Yielded};
-pub use write::{AppliedChanges, PeerNote, Write, WriteError, WriteResult};
+pub use salt_file::{ImportResult, SaltFile, Yielded};
+pub use sealed_entry::{KeyEntries, OwnerTag, SealedEntry};
+pub use write::{AppliedChanges, PeerProgress, Write, WriteError, WriteResult};
 pub use writer::{OnFatal, OnOutbox};
 
 use self::identity::Identity;
@@ -61,7 +61,7 @@ use self::page_cache::PageCache;
 use self::room::{Reserve, WalIndex};
 use self::versions::Versions;
 use crate::limits::{CLOCK_AHEAD_MAX, ENTRY_CACHE_BYTES_MIN, PAGE_CACHE_PART, SQLITE_VERSION_MIN};
-use crate::model::{Change, EntryId, Horizon, NodeNumber, Timestamp, Version};
+use crate::model::{Change, EntryId, ReplicaId, Timestamp, TombstoneHorizon, Version};
 
 /// How long SQLite waits for another process, such as a backup, before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -75,7 +75,7 @@ pub struct Options {
     /// How many threads read at a time.
     pub readers_count: usize,
     /// How versions are kept.
-    pub versions: Keeping,
+    pub versions: VersioningOptions,
     /// Called on a thread of the store if it has to give up.
     pub on_fatal: OnFatal,
     /// Called on the writer's thread with the last line of the outbox, after each commit that added one.
@@ -83,7 +83,7 @@ pub struct Options {
 }
 
 /// How versions are kept.
-pub struct Keeping {
+pub struct VersioningOptions {
     /// Whether this node is one of a cluster now. One that ever was goes on counting versions.
     pub is_clustered: bool,
     /// Milliseconds since 1970, which versions are made from.
@@ -96,7 +96,7 @@ pub struct Keeping {
 /// Tells the time.
 pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-impl Keeping {
+impl VersioningOptions {
     /// By this machine's clock.
     pub fn new(is_clustered: bool) -> Self {
         Self { is_clustered, wall_clock: Arc::new(|| Timestamp::now().as_milliseconds()), node_bits: None }
@@ -110,7 +110,7 @@ impl Options {
             cache_bytes_max: 4 * ENTRY_CACHE_BYTES_MIN,
             accepted_salt: None,
             readers_count: 1,
-            versions: Keeping::new(false),
+            versions: VersioningOptions::new(false),
             on_fatal,
             on_outbox: Box::new(|_| {}),
         }
@@ -123,9 +123,9 @@ pub struct Store {
     cache: Arc<EntryCache>,
     pages: Arc<PageCache>,
     counts: Arc<WriterCounts>,
-    buckets: Arc<Buckets>,
-    horizon: Arc<Mutex<Horizon>>,
-    node: Option<NodeNumber>,
+    buckets: Arc<DigestTable>,
+    horizon: Arc<Mutex<TombstoneHorizon>>,
+    node: Option<ReplicaId>,
     wall_clock: WallClock,
     salt: Arc<SaltFile>,
     writer: Mutex<Option<Arc<writer::Writer>>>,
@@ -166,9 +166,9 @@ impl Store {
         }
         let identity = Identity::new(given, &lock, Arc::clone(&salt_file));
         if opened.has_entries {
-            salt_file.set_sealed_with();
+            salt_file.set_pinned();
         }
-        let buckets = Arc::new(Buckets::default());
+        let buckets = Arc::new(DigestTable::default());
         let horizon = Arc::default();
         let wall_clock = Arc::clone(&options.versions.wall_clock);
         let mut versions = open_versions(&mut opened.connection, options.versions, &buckets, &horizon)
@@ -178,7 +178,7 @@ impl Store {
         {
             // Of a large store the writer does it.
             while versions
-                .add_up_next(&opened.connection)
+                .load_next_bucket(&opened.connection)
                 .map_err(|error| OpenError::sqlite(database, error))?
             {}
         }
@@ -263,7 +263,7 @@ impl Store {
     }
 
     /// Where the database was copied to before it was migrated, if it was.
-    pub fn copy(&self) -> Option<&Path> {
+    pub fn migration_backup(&self) -> Option<&Path> {
         self.copy.as_deref()
     }
 
@@ -276,7 +276,7 @@ impl Store {
     ///
     /// # Errors
     /// When SQLite cannot read.
-    pub fn group(&self, key: &str) -> Result<Option<Arc<Group>>, Error> {
+    pub fn group(&self, key: &str) -> Result<Option<Arc<KeyEntries>>, Error> {
         let ticket = self.cache.prepare_fill(key);
         let group = self.readers.group(key)?.map(Arc::new);
         if let Some(group) = &group {
@@ -289,7 +289,7 @@ impl Store {
     ///
     /// # Errors
     /// When SQLite cannot read.
-    pub fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<Arc<Row>>, Error> {
+    pub fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<Arc<SealedEntry>>, Error> {
         Ok(self.readers.exact(key, environment)?.map(Arc::new))
     }
 
@@ -323,7 +323,7 @@ impl Store {
         after: Option<&EntryId>,
         bytes_max: usize,
         names_only: bool,
-    ) -> Result<(Vec<Row>, bool), Error> {
+    ) -> Result<(Vec<SealedEntry>, bool), Error> {
         self.readers.page_by_name(filter, after, bytes_max, names_only)
     }
 
@@ -358,12 +358,12 @@ impl Store {
     ///
     /// # Errors
     /// When the queue is full or the store is closed.
-    pub fn note(&self, note: PeerNote) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
+    pub fn note(&self, note: PeerProgress) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
         self.writer()?.note(note)
     }
 
     /// This data directory's number, if it is or was one of a cluster.
-    pub fn node(&self) -> Option<NodeNumber> {
+    pub fn node(&self) -> Option<ReplicaId> {
         self.node
     }
 
@@ -373,12 +373,12 @@ impl Store {
     }
 
     /// Digests of everything that is stored; zero in a store without versions.
-    pub fn buckets(&self) -> &Buckets {
+    pub fn buckets(&self) -> &DigestTable {
         &self.buckets
     }
 
     /// How far back this store knows of deletions.
-    pub fn horizon(&self) -> Horizon {
+    pub fn horizon(&self) -> TombstoneHorizon {
         *versions::lock(&self.horizon)
     }
 
@@ -402,7 +402,7 @@ impl Store {
     ///
     /// # Errors
     /// When SQLite cannot read.
-    pub fn acknowledged(&self) -> Result<Vec<(NodeNumber, i64)>, Error> {
+    pub fn acknowledged(&self) -> Result<Vec<(ReplicaId, i64)>, Error> {
         self.readers.acknowledged()
     }
 
@@ -458,9 +458,9 @@ impl Drop for Store {
 
 fn open_versions(
     connection: &mut rusqlite::Connection,
-    keeping: Keeping,
-    buckets: &Arc<Buckets>,
-    horizon: &Arc<Mutex<Horizon>>,
+    keeping: VersioningOptions,
+    buckets: &Arc<DigestTable>,
+    horizon: &Arc<Mutex<TombstoneHorizon>>,
 ) -> rusqlite::Result<Option<Versions>> {
     use rusqlite::config::DbConfig;
     if !keeping.is_clustered && !versions::are_kept(connection)? {

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, backup, 
 use super::error::OpenError;
 use super::room::{self, Shortage, WalIndex};
 use super::salt_file::SaltFile;
-use super::schema::{self, Generation, Spelling};
+use super::schema::{self, Generation, NullEncoding};
 use super::{BUSY_TIMEOUT, check, immutable, maintenance};
 
 /// Between two attempts to copy a database that another program has locked.
@@ -37,7 +37,7 @@ pub(super) struct Header {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) connection: Connection,
-    pub(super) spelling: Spelling,
+    pub(super) spelling: NullEncoding,
     pub(super) has_entries: bool,
     /// There are entries, and the database has the tag of the salt that they were sealed with.
     pub(super) is_bound_to_salt: bool,

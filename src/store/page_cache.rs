@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::batch::Effect;
 use super::filter::Filter;
 use super::reader::Page;
-use super::row::Row;
+use super::sealed_entry::SealedEntry;
 use crate::limits::{LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX, PAGE_CHANGES_BYTES_MAX, PAGES_CACHED_COUNT_MAX};
 
 /// Process-wide cache of [`Page`]s, bounded by bytes and by number, evicting by second chance.
@@ -43,7 +43,7 @@ struct State {
 #[derive(Clone, Debug)]
 struct Change {
     id: i64,
-    row: Option<Arc<Row>>,
+    row: Option<Arc<SealedEntry>>,
 }
 
 #[derive(Debug)]
@@ -230,11 +230,16 @@ mod tests {
 
     const BYTES_MAX: usize = 1 << 20;
 
-    fn row(id: i64, sealed: u8) -> Arc<Row> {
-        Arc::new(Row::new(id, format!("key {id}"), None, Some(Ciphertext::from_bytes(vec![sealed; 100]))))
+    fn row(id: i64, sealed: u8) -> Arc<SealedEntry> {
+        Arc::new(SealedEntry::new(
+            id,
+            format!("key {id}"),
+            None,
+            Some(Ciphertext::from_bytes(vec![sealed; 100])),
+        ))
     }
 
-    fn page(rows: impl IntoIterator<Item = Arc<Row>>, next_after: Option<i64>) -> Page {
+    fn page(rows: impl IntoIterator<Item = Arc<SealedEntry>>, next_after: Option<i64>) -> Page {
         let rows: Vec<_> = rows.into_iter().collect();
         Page { bytes: rows.iter().map(|row| row.weight()).sum(), rows, unreadable_count: 0, next_after }
     }
@@ -301,13 +306,13 @@ mod tests {
     #[test]
     fn what_is_no_longer_known_is_not_made_good() {
         let all = Filter::default();
-        let large = Arc::new(Row::new(
+        let large = Arc::new(SealedEntry::new(
             9,
             "key 9".into(),
             None,
             Some(Ciphertext::from_bytes(vec![1; PAGE_CHANGES_BYTES_MAX])),
         ));
-        let forget: [fn(&PageCache, Arc<Row>); 2] = [
+        let forget: [fn(&PageCache, Arc<SealedEntry>); 2] = [
             |cache, _| cache.clear(),
             |cache, row| cache.publish(&[Effect { key: row.key.clone(), id: row.id, after: Some(row) }]),
         ];

@@ -33,7 +33,7 @@ fn create(key: String, environment: Option<&str>, category: Option<&str>, sealed
     }
 }
 
-fn update(seen: Arc<Row>, environment: Option<&str>, category: Option<&str>, sealed: u8) -> Write {
+fn update(seen: Arc<SealedEntry>, environment: Option<&str>, category: Option<&str>, sealed: u8) -> Write {
     Write::Update {
         seen,
         category: category.map(str::to_owned),

@@ -11,9 +11,9 @@ use super::error::Error;
 use super::filter::Filter;
 use super::identity::{self, Inode};
 use super::room::WalIndex;
-use super::row::{Group, Row};
+use super::sealed_entry::{KeyEntries, SealedEntry};
 use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
-use crate::model::{Ciphertext, Content, EntryId, Timestamp};
+use crate::model::{Ciphertext, EntryId, SealedBody, Timestamp};
 
 /// Read-only connections, as many as threads that read at one time.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(super) struct Readers {
 #[derive(Clone, Debug)]
 pub struct Page {
     /// The rows that passed the filter.
-    pub rows: Vec<Arc<Row>>,
+    pub rows: Vec<Arc<SealedEntry>>,
     /// Memory that they take, roughly.
     pub bytes: usize,
     /// Rows that cannot be shown to anyone: a key that is not text.
@@ -56,14 +56,14 @@ impl Readers {
     }
 
     /// Everything stored under `key`; `None` when that is more than is read or cached at once.
-    pub(super) fn group(&self, key: &str) -> Result<Option<Group>, Error> {
+    pub(super) fn group(&self, key: &str) -> Result<Option<KeyEntries>, Error> {
         self.with(|connection| {
             let sql =
                 format!(r#"SELECT {COLUMNS} FROM configurations WHERE "key" = ?1 ORDER BY id LIMIT ?2"#);
             let mut statement = connection.prepare_cached(&sql)?;
             let limit = i64::try_from(ENTRY_GROUP_COUNT_MAX + 1).unwrap_or(i64::MAX);
             let mut rows = statement.query((key, limit))?;
-            let mut group = Group::default();
+            let mut group = KeyEntries::default();
             while let Some(row) = rows.next()? {
                 group.rows.extend(parse_row(row)?.map(Arc::new));
             }
@@ -72,7 +72,7 @@ impl Readers {
     }
 
     /// The one entry of a key that has very many.
-    pub(super) fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<Row>, Error> {
+    pub(super) fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<SealedEntry>, Error> {
         self.with(|connection| exact(connection, key, environment))
     }
 
@@ -88,7 +88,7 @@ impl Readers {
         after: Option<&EntryId>,
         bytes_max: usize,
         names_only: bool,
-    ) -> Result<(Vec<Row>, bool), Error> {
+    ) -> Result<(Vec<SealedEntry>, bool), Error> {
         self.with(|connection| page_by_name(connection, filter, after, bytes_max, names_only))
     }
 
@@ -137,7 +137,7 @@ pub(super) fn exact(
     connection: &Connection,
     key: &str,
     environment: Option<&str>,
-) -> Result<Option<Row>, Error> {
+) -> Result<Option<SealedEntry>, Error> {
     let sql =
         format!(r#"SELECT {COLUMNS} FROM configurations WHERE "key" = ?1 AND ifnull(environment, '') = ?2"#);
     let mut statement = connection.prepare_cached(&sql)?;
@@ -183,7 +183,7 @@ fn page_by_name(
     after: Option<&EntryId>,
     bytes_max: usize,
     names_only: bool,
-) -> Result<(Vec<Row>, bool), Error> {
+) -> Result<(Vec<SealedEntry>, bool), Error> {
     let columns = match names_only {
         true => r#"id, "key", NULL, NULL, environment, NULL, NULL"#,
         false => COLUMNS,
@@ -214,7 +214,7 @@ fn page_by_name(
 }
 
 /// `None` when the key is no text, so that nobody can name the entry.
-pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<Row>, Error> {
+pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<SealedEntry>, Error> {
     let Some(key) = text(row.get_ref(1)?) else { return Ok(None) };
     let environment = text(row.get_ref(4)?).filter(|environment| !environment.is_empty());
     // The column may hold a BLOB as well as a TEXT; neither need be a token.
@@ -223,7 +223,7 @@ pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<Row>, Error> {
         _ => None,
     };
     let time = |value: ValueRef<'_>| text(value).as_deref().and_then(Timestamp::from_database);
-    let mut parsed = Row::new(row.get(0)?, key, environment, ciphertext);
+    let mut parsed = SealedEntry::new(row.get(0)?, key, environment, ciphertext);
     parsed.category = text(row.get_ref(3)?);
     parsed.created_at = time(row.get_ref(5)?);
     parsed.updated_at = time(row.get_ref(6)?);
@@ -231,8 +231,8 @@ pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<Row>, Error> {
 }
 
 /// What a row holds for other nodes; `None` if its value is no token, which opens nowhere.
-pub(super) fn content_of(row: &Row) -> Option<Content> {
-    Some(Content {
+pub(super) fn content_of(row: &SealedEntry) -> Option<SealedBody> {
+    Some(SealedBody {
         category: row.category.clone(),
         ciphertext: row.ciphertext.clone()?,
         created_at: row.created_at,

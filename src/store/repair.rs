@@ -7,13 +7,13 @@ use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use super::buckets::{bucket_of, digest_of};
+use super::digest_table::{bucket_of, digest_of};
 use super::error::OpenError;
 use super::salt_file::SaltFile;
 use super::versions::{self, digest_at, entry_id, version_at};
 use super::{lock, open, reader, schema};
 use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_RESERVE, TOMBSTONE_GRACE};
-use crate::model::{Digest, EntryId, HybridClock, NodeNumber, Stamp, Version};
+use crate::model::{Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, Version};
 
 /// What a repair has changed, or would change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,8 +34,8 @@ pub struct Repaired {
 /// The same as the store sees it: one table, and what is noted besides.
 struct Repair<'a> {
     transaction: Transaction<'a>,
-    now: Stamp,
-    latest: Stamp,
+    now: HlcTimestamp,
+    latest: HlcTimestamp,
     repaired: Repaired,
 }
 
@@ -83,8 +83,8 @@ fn repair(connection: &mut Connection, now_ms: u64, is_trial: bool) -> rusqlite:
     let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
     schema::begin_cycle(&transaction)?;
     let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
-    let latest = Stamp::from_milliseconds(now_ms.saturating_add(bound_ms));
-    let now = Stamp::from_milliseconds(now_ms);
+    let latest = HlcTimestamp::from_milliseconds(now_ms.saturating_add(bound_ms));
+    let now = HlcTimestamp::from_milliseconds(now_ms);
     let mut repair = Repair { transaction, now, latest, repaired: Repaired::default() };
     repair.versions(now_ms)?;
     repair.horizon()?;
@@ -98,10 +98,12 @@ fn repair(connection: &mut Connection, now_ms: u64, is_trial: bool) -> rusqlite:
 
 impl Repair<'_> {
     fn versions(&mut self, now_ms: u64) -> rusqlite::Result<()> {
-        let node = NodeNumber::from_database(schema::meta(&self.transaction, "node")?.unwrap_or_default());
-        let kept = schema::meta(&self.transaction, "clock")?.map_or(Stamp::default(), Stamp::from_database);
+        let node = ReplicaId::from_database(schema::meta(&self.transaction, "node")?.unwrap_or_default());
+        let kept = schema::meta(&self.transaction, "clock")?
+            .map_or(HlcTimestamp::default(), HlcTimestamp::from_database);
         self.repaired.has_clock = kept > self.latest;
-        let mut clock = HybridClock::after(if self.repaired.has_clock { Stamp::default() } else { kept });
+        let mut clock =
+            HybridClock::after(if self.repaired.has_clock { HlcTimestamp::default() } else { kept });
         for (id, version, digest) in self.ahead()? {
             let is_deletion = digest == Digest::default();
             *(match is_deletion {
@@ -113,14 +115,14 @@ impl Repair<'_> {
             // Of this node, so that no other one can have given out the same version.
             self.set_version(
                 &id,
-                Version { stamp: clock.stamp(now_ms, Stamp::default()), node },
+                Version { stamp: clock.stamp(now_ms, HlcTimestamp::default()), node },
                 is_deletion,
             )?;
         }
         if self.repaired.has_clock || clock.last() > kept {
             let reserve_ms = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
             let last_ms = clock.last().max(self.now).milliseconds();
-            let reserved = Stamp::from_milliseconds(last_ms.saturating_add(reserve_ms));
+            let reserved = HlcTimestamp::from_milliseconds(last_ms.saturating_add(reserve_ms));
             schema::set_meta(&self.transaction, "clock", reserved.to_database())?;
         }
         Ok(())
@@ -177,7 +179,7 @@ impl Repair<'_> {
     /// refuses this one as outdated.
     fn horizon(&mut self) -> rusqlite::Result<()> {
         let grace_ms = u64::try_from(TOMBSTONE_GRACE.as_millis()).unwrap_or(u64::MAX);
-        let safe = Stamp::from_milliseconds(self.now.milliseconds().saturating_sub(grace_ms));
+        let safe = HlcTimestamp::from_milliseconds(self.now.milliseconds().saturating_sub(grace_ms));
         let latest = self.latest.to_database();
         for name in ["synced", "forgotten"] {
             if schema::meta(&self.transaction, name)?.is_some_and(|stamp| stamp > latest) {

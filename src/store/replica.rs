@@ -9,13 +9,13 @@ use super::error::Error;
 use super::reader::{Readers, content_of, exact};
 use super::versions::{LAST_SEQUENCE, digest_at, entry_id, known, version_at};
 use crate::limits::{CHANGES_BYTES_PER_MESSAGE, CHANGES_PER_MESSAGE_MAX};
-use crate::model::{Change, EntryId, Known, NodeNumber};
+use crate::model::{Change, EntryId, ReplicaId, VersionedDigest};
 
 /// The versions of all entries of some buckets, deleted ones too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VersionsPage {
     /// The versions.
-    pub known: Vec<Known>,
+    pub known: Vec<VersionedDigest>,
     /// Of how many of the buckets that were asked for: the first ones.
     pub buckets_count: usize,
 }
@@ -36,7 +36,7 @@ pub struct OutboxPage {
 
 impl Readers {
     /// Own changes after a line of the outbox, as many as fit one message.
-    pub(super) fn outbox(&self, node: NodeNumber, after: i64) -> Result<OutboxPage, Error> {
+    pub(super) fn outbox(&self, node: ReplicaId, after: i64) -> Result<OutboxPage, Error> {
         self.with(|connection| {
             // One snapshot, so that no version is told with another version's content.
             let snapshot = connection.unchecked_transaction()?;
@@ -54,11 +54,11 @@ impl Readers {
     }
 
     /// The line up to which each known peer has the own changes.
-    pub(super) fn acknowledged(&self) -> Result<Vec<(NodeNumber, i64)>, Error> {
+    pub(super) fn acknowledged(&self) -> Result<Vec<(ReplicaId, i64)>, Error> {
         self.with(|connection| {
             let mut statement = connection.prepare_cached("SELECT node, acknowledged FROM osc_peers")?;
             let rows =
-                statement.query_map([], |row| Ok((NodeNumber::from_database(row.get(0)?), row.get(1)?)))?;
+                statement.query_map([], |row| Ok((ReplicaId::from_database(row.get(0)?), row.get(1)?)))?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
     }
@@ -78,7 +78,11 @@ impl Readers {
                 while let Some(row) = rows.next()? {
                     let id = entry_id(row.get(0)?, row.get(1)?);
                     bytes += id.key.len() + id.environment.as_ref().map_or(0, String::len) + VERSION_BYTES;
-                    page.known.push(Known { id, version: version_at(row, 2)?, digest: digest_at(row, 4)? });
+                    page.known.push(VersionedDigest {
+                        id,
+                        version: version_at(row, 2)?,
+                        digest: digest_at(row, 4)?,
+                    });
                 }
                 page.buckets_count += 1;
             }
@@ -104,7 +108,7 @@ impl Readers {
     }
 }
 
-fn outbox(connection: &Connection, node: NodeNumber, after: i64) -> Result<OutboxPage, Error> {
+fn outbox(connection: &Connection, node: ReplicaId, after: i64) -> Result<OutboxPage, Error> {
     let mut statement = connection.prepare_cached(
         r#"SELECT sequence, "key", environment FROM osc_outbox WHERE sequence > ?1 ORDER BY sequence"#,
     )?;

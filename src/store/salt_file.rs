@@ -33,7 +33,7 @@ type Stat = (u64, u64, i64, i64, i64, i64);
 
 /// What became of a salt that another node sent.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Adopted {
+pub enum ImportResult {
     /// There was none; it is this node's salt now.
     Created,
     /// It is the one that this node has.
@@ -80,7 +80,7 @@ impl SaltFile {
 
     /// Must be true before anything sealed under a key from `salt` is stored: it still is this node's
     /// salt, and will be for ever after.
-    pub fn seal_with(&self, salt: &[u8]) -> bool {
+    pub fn pin(&self, salt: &[u8]) -> bool {
         let mut is_sealed_with = self.lock();
         let is_current = self.current().is_some_and(|current| *current == *salt);
         *is_sealed_with |= is_current;
@@ -88,12 +88,12 @@ impl SaltFile {
     }
 
     /// Whether anything was sealed with the salt, so that it can no longer yield.
-    pub fn is_sealed_with(&self) -> bool {
+    pub fn is_pinned(&self) -> bool {
         *self.lock()
     }
 
     /// Says that the database has entries.
-    pub(super) fn set_sealed_with(&self) {
+    pub(super) fn set_pinned(&self) {
         *self.lock() = true;
     }
 
@@ -150,16 +150,16 @@ impl SaltFile {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn adopt(&self, sent: &[u8]) -> Result<Adopted, OpenError> {
+    pub fn adopt(&self, sent: &[u8]) -> Result<ImportResult, OpenError> {
         let _making = self.lock();
         match self.load()? {
-            Some(own) if *own == *sent => Ok(Adopted::Same),
-            Some(_) => Ok(Adopted::Differs),
+            Some(own) if *own == *sent => Ok(ImportResult::Same),
+            Some(_) => Ok(ImportResult::Differs),
             None => match self.problem(sent) {
-                Some(problem) => Ok(Adopted::Refused(problem)),
+                Some(problem) => Ok(ImportResult::Refused(problem)),
                 None => {
                     self.write(sent, false)?;
-                    Ok(Adopted::Created)
+                    Ok(ImportResult::Created)
                 }
             },
         }
@@ -169,7 +169,7 @@ impl SaltFile {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn yield_to(&self, other: &[u8]) -> Result<Yielded, OpenError> {
+    pub fn replace_unused(&self, other: &[u8]) -> Result<Yielded, OpenError> {
         let is_sealed_with = self.lock();
         let own = self.load()?;
         if own.as_deref() == Some(other) {
@@ -338,15 +338,15 @@ mod tests {
         let directory = tempfile::tempdir().expect("temporary directory");
         let file = open(&directory.path().join("s"));
         for size in [0, 1, 63, 65, 4096] {
-            let refused = Adopted::Refused(SaltProblem::Size(size));
+            let refused = ImportResult::Refused(SaltProblem::Size(size));
             assert_eq!(file.adopt(&vec![b's'; size]).expect("writable"), refused);
         }
-        let refused = Adopted::Refused(SaltProblem::Degenerate { distinct: 1 });
+        let refused = ImportResult::Refused(SaltProblem::Degenerate { distinct: 1 });
         assert_eq!(file.adopt(&[0; 64]).expect("writable"), refused);
-        assert_eq!(file.adopt(&salt(7)).expect("writable"), Adopted::Created);
-        assert_eq!(file.adopt(&salt(7)).expect("writable"), Adopted::Same);
-        assert_eq!(file.adopt(&salt(8)).expect("writable"), Adopted::Differs);
-        assert_eq!(file.adopt(b"").expect("writable"), Adopted::Differs);
+        assert_eq!(file.adopt(&salt(7)).expect("writable"), ImportResult::Created);
+        assert_eq!(file.adopt(&salt(7)).expect("writable"), ImportResult::Same);
+        assert_eq!(file.adopt(&salt(8)).expect("writable"), ImportResult::Differs);
+        assert_eq!(file.adopt(b"").expect("writable"), ImportResult::Differs);
         assert_eq!(fs::read(directory.path().join("s")).expect("there"), salt(7));
     }
 
@@ -359,14 +359,18 @@ mod tests {
         for (peers, problem) in
             [(vec![3; 64], SaltProblem::Degenerate { distinct: 1 }), (vec![3; 63], SaltProblem::Size(63))]
         {
-            assert_eq!(file.yield_to(&peers).expect("nothing is written"), Yielded::Refused(problem));
+            assert_eq!(file.replace_unused(&peers).expect("nothing is written"), Yielded::Refused(problem));
         }
-        assert_eq!(file.yield_to(&salt(1)).expect("writable"), Yielded::Taken);
+        assert_eq!(file.replace_unused(&salt(1)).expect("writable"), Yielded::Taken);
         assert_eq!(fs::read(&path).expect("there"), salt(1));
-        assert!(!file.seal_with(&own), "a key from the old salt must not be used");
-        assert!(!file.is_sealed_with() && file.seal_with(&salt(1)) && file.is_sealed_with());
-        assert_eq!(file.yield_to(&salt(2)).expect("nothing is written"), Yielded::Kept);
-        assert_eq!(file.yield_to(&salt(1)).expect("nothing is written"), Yielded::Taken, "it has that one");
+        assert!(!file.pin(&own), "a key from the old salt must not be used");
+        assert!(!file.is_pinned() && file.pin(&salt(1)) && file.is_pinned());
+        assert_eq!(file.replace_unused(&salt(2)).expect("nothing is written"), Yielded::Kept);
+        assert_eq!(
+            file.replace_unused(&salt(1)).expect("nothing is written"),
+            Yielded::Taken,
+            "it has that one"
+        );
         assert_eq!(fs::read(&path).expect("there"), salt(1));
     }
 

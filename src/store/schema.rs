@@ -28,7 +28,7 @@ pub(super) enum Generation {
 
 /// How a file spells what is not there: NULL, unless its column may not be NULL.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Spelling {
+pub(super) struct NullEncoding {
     /// "No environment", in files that came from 3.x.
     pub(super) no_environment: Option<&'static str>,
     /// A time that is not known, in files that came from 2.2 or later.
@@ -295,11 +295,11 @@ pub(super) fn duplicate_key(
 }
 
 /// How the migrated file spells what is not there.
-pub(super) fn spelling(connection: &Connection) -> rusqlite::Result<Spelling> {
+pub(super) fn spelling(connection: &Connection) -> rusqlite::Result<NullEncoding> {
     let not_null: Vec<String> =
         columns(connection)?.into_iter().filter(|column| column.not_null).map(|column| column.name).collect();
     let has = |name: &str| not_null.iter().any(|column| column == name);
-    Ok(Spelling {
+    Ok(NullEncoding {
         no_environment: has("environment").then_some(""),
         no_time: has("created_at").then_some("1970-01-01 00:00:00.000000"),
     })

@@ -51,7 +51,7 @@ fn create(key: &str, environment: Option<&str>, sealed: &[u8]) -> Write {
     }
 }
 
-fn update(seen: &Arc<Row>, sealed: &[u8]) -> Write {
+fn update(seen: &Arc<SealedEntry>, sealed: &[u8]) -> Write {
     Write::Update {
         seen: Arc::clone(seen),
         category: None,
@@ -122,7 +122,7 @@ fn moving_to_another_environment() {
     let fixture = Fixture::new();
     let plain = fixture.create("k", None, b"1").expect("new");
     let production = fixture.create("k", Some("production"), b"2").expect("new");
-    let to = |seen: &Arc<Row>, environment: &str| Write::Update {
+    let to = |seen: &Arc<SealedEntry>, environment: &str| Write::Update {
         seen: Arc::clone(seen),
         category: Some("c".into()),
         environment: Some(environment.to_owned()),

@@ -7,26 +7,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use super::buckets::{Buckets, Delta, bucket_of, digest_of};
+use super::digest_table::{Delta, DigestTable, bucket_of, digest_of};
 use super::error::Error;
-use super::row::Row;
+use super::sealed_entry::SealedEntry;
 use super::write::WriteError;
-use super::{Keeping, WallClock, reader, schema};
+use super::{VersioningOptions, WallClock, reader, schema};
 use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_LEAD_MAX, CLOCK_RESERVE, OUTBOX_COUNT_MAX};
 use crate::model::{
-    Change, Content, Digest, EntryId, Horizon, HybridClock, Known, NodeNumber, Stamp, Timestamp, Version,
+    Change, Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, SealedBody, Timestamp, TombstoneHorizon,
+    Version, VersionedDigest,
 };
 
 /// The writer's knowledge of versions.
 pub(super) struct Versions {
-    node: NodeNumber,
+    node: ReplicaId,
     clock: HybridClock,
     /// The database says that stamps up to here may have been given out.
-    reserved: Stamp,
+    reserved: HlcTimestamp,
     wall_clock: WallClock,
     is_clustered: bool,
-    buckets: Arc<Buckets>,
-    horizon: Arc<Mutex<Horizon>>,
+    buckets: Arc<DigestTable>,
+    horizon: Arc<Mutex<TombstoneHorizon>>,
     /// The number of the last line of the outbox.
     last_sequence: i64,
     /// Versions ahead of the clock in the buckets that were added up since the start.
@@ -62,19 +63,19 @@ impl Versions {
     pub(super) fn open(
         connection: &mut Connection,
         random: u64,
-        keeping: Keeping,
-        buckets: Arc<Buckets>,
-        horizon: Arc<Mutex<Horizon>>,
+        keeping: VersioningOptions,
+        buckets: Arc<DigestTable>,
+        horizon: Arc<Mutex<TombstoneHorizon>>,
     ) -> rusqlite::Result<Self> {
-        let Keeping { is_clustered, wall_clock, .. } = keeping;
+        let VersioningOptions { is_clustered, wall_clock, .. } = keeping;
         let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
         // This may be the first commit of a cycle; if it is not, it says the same again.
         schema::begin_cycle(&transaction)?;
         transaction.execute_batch(TRIGGERS)?;
         let node = match schema::meta(&transaction, "node")? {
-            Some(number) => NodeNumber::from_database(number),
+            Some(number) => ReplicaId::from_database(number),
             None => {
-                let node = NodeNumber::from_random(random);
+                let node = ReplicaId::from_random(random);
                 schema::set_meta(&transaction, "node", node.to_database())?;
                 adopt_rows_without_version(&transaction)?;
                 node
@@ -82,13 +83,14 @@ impl Versions {
         };
         let stamp = |name| {
             Ok::<_, rusqlite::Error>(
-                schema::meta(&transaction, name)?.map_or(Stamp::default(), Stamp::from_database),
+                schema::meta(&transaction, name)?
+                    .map_or(HlcTimestamp::default(), HlcTimestamp::from_database),
             )
         };
-        *lock(&horizon) = Horizon { synced: stamp("synced")?, forgotten: stamp("forgotten")? };
+        *lock(&horizon) = TombstoneHorizon { synced: stamp("synced")?, forgotten: stamp("forgotten")? };
         // What is far ahead of a clock that is right now must not stamp other entries.
         let was_set_back = stamp("clock")?.ahead_of(wall_clock(), CLOCK_LEAD_MAX).is_some();
-        let reserved = if was_set_back { Stamp::default() } else { stamp("clock")? };
+        let reserved = if was_set_back { HlcTimestamp::default() } else { stamp("clock")? };
         let last_sequence = transaction.query_row(LAST_SEQUENCE, [], |row| row.get(0))?;
         transaction.commit()?;
         buckets.forget();
@@ -106,7 +108,7 @@ impl Versions {
         })
     }
 
-    pub(super) fn node(&self) -> NodeNumber {
+    pub(super) fn node(&self) -> ReplicaId {
         self.node
     }
 
@@ -126,7 +128,7 @@ impl Versions {
     /// Adds up one more bucket, if there is one; false if not. All of them at once would keep a large store
     /// from being opened. Between two buckets there may be commits, because a change counts only in buckets
     /// that are known by then, and is found in the others.
-    pub(super) fn add_up_next(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
+    pub(super) fn load_next_bucket(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
         let Some(bucket) = self.buckets.next_unknown() else {
             self.warn_of_ahead();
             return Ok(false);
@@ -136,13 +138,13 @@ impl Versions {
         let mut statement = connection.prepare_cached(sql)?;
         let digests =
             statement.query_map([i64::try_from(bucket).unwrap_or_default()], |row| digest_at(row, 0))?;
-        self.buckets.add_up(&digests.collect::<rusqlite::Result<Vec<_>>>()?);
+        self.buckets.load_bucket(&digests.collect::<rusqlite::Result<Vec<_>>>()?);
         Ok(true)
     }
 
     fn count_ahead(&self, connection: &Connection, bucket: usize) -> rusqlite::Result<i64> {
         let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
-        let latest = Stamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
+        let latest = HlcTimestamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
         connection
             .prepare_cached("SELECT count(*) FROM osc_versions WHERE bucket = ?1 AND stamp > ?2")?
             .query_row((i64::try_from(bucket).unwrap_or_default(), latest.to_database()), |row| row.get(0))
@@ -169,10 +171,10 @@ impl Versions {
         connection: &Connection,
         delta: &mut Delta,
         id: &EntryId,
-        content: Option<&Content>,
+        content: Option<&SealedBody>,
     ) -> Result<(), WriteError> {
         let before = known(connection, id)?;
-        let seen = before.as_ref().map_or(Stamp::default(), |known| known.version.stamp);
+        let seen = before.as_ref().map_or(HlcTimestamp::default(), |known| known.version.stamp);
         let now_ms = (self.wall_clock)();
         let version = Version { stamp: self.clock.stamp(now_ms, seen), node: self.node };
         // No peer would take it, or it would not even win here.
@@ -194,11 +196,11 @@ impl Versions {
         let now_ms = (self.wall_clock)();
         let times = change.content.iter().flat_map(|content| [content.created_at, content.updated_at]);
         let latest_ms = times.flatten().map(Timestamp::as_milliseconds).max().unwrap_or(0);
-        change.version.stamp.max(Stamp::from_milliseconds(latest_ms)).ahead_of(now_ms, CLOCK_AHEAD_MAX)
+        change.version.stamp.max(HlcTimestamp::from_milliseconds(latest_ms)).ahead_of(now_ms, CLOCK_AHEAD_MAX)
     }
 
     /// Whether a change of another node is later than what is here; notes its version if it is.
-    pub(super) fn wins(
+    pub(super) fn record_if_newer(
         &self,
         connection: &Connection,
         delta: &mut Delta,
@@ -217,7 +219,7 @@ impl Versions {
     }
 
     /// Entries that another program has changed, as own changes. Returns how many there were.
-    pub(super) fn adopt_foreign(
+    pub(super) fn adopt_external_changes(
         &mut self,
         connection: &Connection,
         delta: &mut Delta,
@@ -257,7 +259,7 @@ impl Versions {
     pub(super) fn acknowledge(
         &self,
         connection: &Connection,
-        peer: NodeNumber,
+        peer: ReplicaId,
         sequence: i64,
     ) -> rusqlite::Result<()> {
         connection
@@ -279,9 +281,9 @@ impl Versions {
     pub(super) fn note_synced(
         &self,
         connection: &Connection,
-        peer: NodeNumber,
-        stamp: Stamp,
-        forgotten: Stamp,
+        peer: ReplicaId,
+        stamp: HlcTimestamp,
+        forgotten: HlcTimestamp,
     ) -> rusqlite::Result<()> {
         connection
             .prepare_cached(
@@ -289,19 +291,19 @@ impl Versions {
                  ON CONFLICT (node) DO UPDATE SET synced = max(synced, ?2)",
             )?
             .execute((peer.to_database(), stamp.to_database(), self.last_sequence))?;
-        self.move_horizon(connection, Horizon { synced: stamp, forgotten })
+        self.move_horizon(connection, TombstoneHorizon { synced: stamp, forgotten })
     }
 
     /// Forgets nodes that are no peers any more, for which tombstones and the outbox would be kept for ever.
     pub(super) fn forget_others(
         &self,
         connection: &Connection,
-        peers: &[NodeNumber],
-        before: Stamp,
+        peers: &[ReplicaId],
+        before: HlcTimestamp,
     ) -> rusqlite::Result<()> {
-        let known: Vec<NodeNumber> = connection
+        let known: Vec<ReplicaId> = connection
             .prepare_cached("SELECT node FROM osc_peers WHERE synced < ?1")?
-            .query_map([before.to_database()], |row| Ok(NodeNumber::from_database(row.get(0)?)))?
+            .query_map([before.to_database()], |row| Ok(ReplicaId::from_database(row.get(0)?)))?
             .collect::<rusqlite::Result<_>>()?;
         for node in known.into_iter().filter(|node| !peers.contains(node)) {
             connection
@@ -313,7 +315,7 @@ impl Versions {
 
     /// Forgets tombstones older than `before` that every known peer has, and lines of the outbox
     /// beyond its bound. Returns how many tombstones went.
-    pub(super) fn collect(&self, connection: &Connection, before: Stamp) -> rusqlite::Result<usize> {
+    pub(super) fn collect(&self, connection: &Connection, before: HlcTimestamp) -> rusqlite::Result<usize> {
         let count = i64::try_from(OUTBOX_COUNT_MAX).unwrap_or(i64::MAX);
         connection.execute(
             "DELETE FROM osc_outbox WHERE sequence <= (SELECT max(sequence) FROM osc_outbox) - ?1",
@@ -321,9 +323,9 @@ impl Versions {
         )?;
         let all_have: Option<i64> =
             connection.query_row("SELECT min(synced) FROM osc_peers", [], |row| row.get(0))?;
-        let Some(all_have) = all_have.map(Stamp::from_database) else { return Ok(0) };
+        let Some(all_have) = all_have.map(HlcTimestamp::from_database) else { return Ok(0) };
         let forgotten = before.min(all_have);
-        self.move_horizon(connection, Horizon { forgotten, ..Horizon::default() })?;
+        self.move_horizon(connection, TombstoneHorizon { forgotten, ..TombstoneHorizon::default() })?;
         connection.execute(
             "DELETE FROM osc_versions WHERE digest IS NULL AND stamp < ?1",
             [forgotten.to_database()],
@@ -331,11 +333,11 @@ impl Versions {
     }
 
     /// Only ever forward. In memory it moves before the commit, which is lost with it at the worst.
-    fn move_horizon(&self, connection: &Connection, to: Horizon) -> rusqlite::Result<()> {
+    fn move_horizon(&self, connection: &Connection, to: TombstoneHorizon) -> rusqlite::Result<()> {
         // A peer may tell anything.
         let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
-        let latest = Stamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
-        let to = Horizon { synced: to.synced.min(latest), forgotten: to.forgotten.min(latest) };
+        let latest = HlcTimestamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
+        let to = TombstoneHorizon { synced: to.synced.min(latest), forgotten: to.forgotten.min(latest) };
         let mut horizon = lock(&self.horizon);
         if to.synced > horizon.synced {
             schema::set_meta(connection, "synced", to.synced.to_database())?;
@@ -353,7 +355,7 @@ impl Versions {
         let stamp = self.clock.last();
         if stamp > delta.noted().reserved.unwrap_or(self.reserved) {
             let ahead = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
-            let reserved = Stamp::from_milliseconds(stamp.milliseconds().saturating_add(ahead));
+            let reserved = HlcTimestamp::from_milliseconds(stamp.milliseconds().saturating_add(ahead));
             schema::set_meta(connection, "clock", reserved.to_database())?;
             delta.note().reserved = Some(reserved);
         }
@@ -365,10 +367,10 @@ impl Versions {
 fn record(
     connection: &Connection,
     delta: &mut Delta,
-    before: Option<&Known>,
+    before: Option<&VersionedDigest>,
     id: &EntryId,
     version: Version,
-    content: Option<&Content>,
+    content: Option<&SealedBody>,
 ) -> rusqlite::Result<()> {
     let digest = content.map_or(Digest::default(), |content| digest_of(id, version, content));
     let stored = (digest != Digest::default()).then(|| digest.0.to_be_bytes());
@@ -391,14 +393,14 @@ fn record(
 }
 
 /// The version of one entry, deleted or not.
-pub(super) fn known(connection: &Connection, id: &EntryId) -> rusqlite::Result<Option<Known>> {
+pub(super) fn known(connection: &Connection, id: &EntryId) -> rusqlite::Result<Option<VersionedDigest>> {
     connection
         .prepare_cached(
             r#"SELECT stamp, node, digest FROM osc_versions
                WHERE bucket = ?1 AND "key" = ?2 AND environment = ?3"#,
         )?
         .query_row((bucket_number(id), &id.key, id.environment.as_deref().unwrap_or_default()), |row| {
-            Ok(Known { id: id.clone(), version: version_at(row, 0)?, digest: digest_at(row, 2)? })
+            Ok(VersionedDigest { id: id.clone(), version: version_at(row, 0)?, digest: digest_at(row, 2)? })
         })
         .optional()
 }
@@ -408,8 +410,8 @@ fn bucket_number(id: &EntryId) -> i64 {
 }
 
 pub(super) fn version_at(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Version> {
-    let stamp = Stamp::from_database(row.get(index)?);
-    Ok(Version { stamp, node: NodeNumber::from_database(row.get(index + 1)?) })
+    let stamp = HlcTimestamp::from_database(row.get(index)?);
+    Ok(Version { stamp, node: ReplicaId::from_database(row.get(index + 1)?) })
 }
 
 pub(super) fn digest_at(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Digest> {
@@ -435,7 +437,7 @@ fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
             continue;
         };
         let changed = row.updated_at.map_or(0, Timestamp::as_milliseconds);
-        let version = Version { stamp: Stamp::from_milliseconds(changed), node: NodeNumber::default() };
+        let version = Version { stamp: HlcTimestamp::from_milliseconds(changed), node: ReplicaId::default() };
         let id = EntryId { key: row.key, environment: row.environment };
         record(connection, &mut delta, None, &id, version, Some(&content))?;
     }
@@ -443,11 +445,11 @@ fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// What a row that another program may have written holds for other nodes; `None` if no client could have made it.
-fn exchangeable_content_of(row: &Row) -> Option<Content> {
+fn exchangeable_content_of(row: &SealedEntry) -> Option<SealedBody> {
     reader::content_of(row).filter(|content| content.check().is_ok())
 }
 
-pub(super) fn lock(horizon: &Mutex<Horizon>) -> MutexGuard<'_, Horizon> {
+pub(super) fn lock(horizon: &Mutex<TombstoneHorizon>) -> MutexGuard<'_, TombstoneHorizon> {
     horizon.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::error::Error;
-use super::row::Row;
-use crate::model::{Ciphertext, NodeNumber, Stamp};
+use super::sealed_entry::SealedEntry;
+use crate::model::{Ciphertext, HlcTimestamp, ReplicaId};
 
 /// What a client of this node wants to be written.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub enum Write {
     /// A new value for an entry that the writer's user key was seen to open.
     Update {
         /// The row that was opened.
-        seen: Arc<Row>,
+        seen: Arc<SealedEntry>,
         /// The new category; `None` keeps it.
         category: Option<String>,
         /// The environment to move to; `None` stays.
@@ -34,40 +34,40 @@ pub enum Write {
     /// The end of an entry that the writer's user key was seen to open.
     Delete {
         /// The row that was opened.
-        seen: Arc<Row>,
+        seen: Arc<SealedEntry>,
     },
 }
 
 /// What this node learns of a peer, and keeps.
 #[derive(Clone, Debug)]
-pub enum PeerNote {
+pub enum PeerProgress {
     /// It has the own changes up to this line of the outbox.
     Acknowledged {
         /// Which peer.
-        peer: NodeNumber,
+        peer: ReplicaId,
         /// The line.
         sequence: i64,
     },
     /// It was found to hold the same as this node.
     Synced {
         /// Which peer.
-        peer: NodeNumber,
+        peer: ReplicaId,
         /// When, by this node's clock.
-        stamp: Stamp,
+        stamp: HlcTimestamp,
         /// The peer may have forgotten deletions from before this.
-        forgotten: Stamp,
+        forgotten: HlcTimestamp,
     },
     /// These are all peers there are: of others nothing need be kept any more, unless they were equal since.
     Members {
         /// The peers.
-        peers: Vec<NodeNumber>,
+        peers: Vec<ReplicaId>,
         /// Others that were equal after this may come back.
-        before: Stamp,
+        before: HlcTimestamp,
     },
     /// Tombstones from before this may go, if all peers have them.
     Collect {
         /// Before when.
-        before: Stamp,
+        before: HlcTimestamp,
     },
 }
 
@@ -104,8 +104,8 @@ pub struct AppliedChanges {
     pub won: usize,
     /// Those that were refused because they are ahead of this node's clock: whose they are, and by how many
     /// milliseconds.
-    pub ahead: Vec<(NodeNumber, u64)>,
+    pub ahead: Vec<(ReplicaId, u64)>,
 }
 
 /// What a write leaves behind: the new row, or the one that was deleted.
-pub type WriteResult = Result<Arc<Row>, WriteError>;
+pub type WriteResult = Result<Arc<SealedEntry>, WriteError>;

@@ -15,21 +15,21 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::BUSY_TIMEOUT;
 use super::batch::{Batch, Effect, execute, prepare};
-use super::buckets::Delta;
 use super::check;
 use super::counts::WriterCounts;
+use super::digest_table::Delta;
 use super::entry_cache::{EntryCache, with_row};
 use super::error::Error;
 use super::identity::Identity;
 use super::open::sibling;
 use super::page_cache::PageCache;
 use super::room::{self, Reserve, Shortage};
-use super::row::{OwnerTag, Row};
 use super::salt_file::SaltFile;
-use super::schema::{self, Spelling};
+use super::schema::{self, NullEncoding};
+use super::sealed_entry::{OwnerTag, SealedEntry};
 use super::versions::Versions;
 use super::wal_watch::WalWatch;
-use super::write::{AppliedChanges, PeerNote, Write, WriteError, WriteResult};
+use super::write::{AppliedChanges, PeerProgress, Write, WriteError, WriteResult};
 use crate::limits::{CHECKPOINT_PATIENCE, WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
 use crate::model::{Change, Timestamp};
 
@@ -42,9 +42,9 @@ const WAL_BYTES_MAX: u64 = WAL_PAGES_MAX as u64 * (4096 + 24);
 type Answer<T> = oneshot::Sender<Result<T, WriteError>>;
 
 enum Job {
-    Write { write: Write, owner: Option<OwnerTag>, at: Timestamp, answer: Answer<Arc<Row>> },
+    Write { write: Write, owner: Option<OwnerTag>, at: Timestamp, answer: Answer<Arc<SealedEntry>> },
     Apply { changes: Vec<Change>, answer: Answer<AppliedChanges> },
-    Note { note: PeerNote, answer: Answer<()> },
+    Note { note: PeerProgress, answer: Answer<()> },
 }
 
 /// What a job came to, as long as the transaction is open.
@@ -69,7 +69,7 @@ pub type OnOutbox = Box<dyn Fn(i64) + Send>;
 pub(super) struct Start {
     pub(super) connection: Connection,
     pub(super) path: PathBuf,
-    pub(super) spelling: Spelling,
+    pub(super) spelling: NullEncoding,
     pub(super) reserve: Reserve,
     pub(super) identity: Identity,
     pub(super) salt: Arc<SaltFile>,
@@ -131,7 +131,10 @@ impl Writer {
     }
 
     /// Queues a note about a peer.
-    pub(super) fn note(&self, note: PeerNote) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
+    pub(super) fn note(
+        &self,
+        note: PeerProgress,
+    ) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
         self.queue(|answer| Job::Note { note, answer })
     }
 
@@ -157,10 +160,10 @@ impl Job {
     fn run(&self, batch: &mut Batch<'_>) -> Result<Outcome, Error> {
         Ok(match self {
             Self::Write { write, owner, at, .. } => {
-                Outcome::Write(batch.alone(|batch| batch.write(write, *owner, *at))?)
+                Outcome::Write(batch.in_savepoint(|batch| batch.write(write, *owner, *at))?)
             }
-            Self::Apply { changes, .. } => Outcome::Apply(batch.alone(|batch| batch.apply(changes))?),
-            Self::Note { note, .. } => Outcome::Note(batch.alone(|batch| batch.note(note))?),
+            Self::Apply { changes, .. } => Outcome::Apply(batch.in_savepoint(|batch| batch.apply(changes))?),
+            Self::Note { note, .. } => Outcome::Note(batch.in_savepoint(|batch| batch.note(note))?),
         })
     }
 
@@ -209,7 +212,7 @@ impl Worker {
     fn run(mut self, queue: &Receiver<Job>) {
         self.data_version = self.read_data_version();
         // What another program has changed while no server ran.
-        self.adopt_foreign();
+        self.adopt_external_changes();
         self.start.reserve.keep();
         loop {
             self.start.counts.beat();
@@ -221,7 +224,7 @@ impl Worker {
                     if self.is_displaced() {
                         continue;
                     }
-                    self.notice_foreign_changes();
+                    self.detect_external_changes();
                     self.look_for_room();
                     if self.wal_bytes_max > WAL_BYTES_MAX {
                         // The reader that was in the way may be gone.
@@ -238,7 +241,7 @@ impl Worker {
                 jobs.into_iter().for_each(|job| job.fail(Error::Displaced));
                 continue;
             }
-            self.notice_foreign_changes();
+            self.detect_external_changes();
             if let Err(fatal) = self.commit(jobs) {
                 // After a failed fsync nobody knows what is on the disk; trying again would lie
                 // (<https://wiki.postgresql.org/wiki/Fsync_Errors>). The next start recovers.
@@ -387,7 +390,7 @@ impl Worker {
             schema::begin_cycle(connection)?;
         }
         // In the transaction of the first write that is sealed with it: never an entry without the tag of its salt.
-        let binds_to_salt = !self.start.is_bound_to_salt && self.start.salt.is_sealed_with();
+        let binds_to_salt = !self.start.is_bound_to_salt && self.start.salt.is_pinned();
         if binds_to_salt {
             schema::set_salt_tag(connection, self.start.salt.tag())?;
         }
@@ -465,7 +468,7 @@ impl Worker {
     /// One more bucket of a large store between two transactions; false when nothing is left to do now.
     fn add_up_next(&mut self) -> bool {
         let Some(versions) = &mut self.start.versions else { return false };
-        versions.add_up_next(&self.start.connection).unwrap_or_else(|error| {
+        versions.load_next_bucket(&self.start.connection).unwrap_or_else(|error| {
             tracing::warn!(%error, "the digests of the store cannot be added up yet");
             false
         })
@@ -479,7 +482,7 @@ impl Worker {
 
     /// An operator may repair entries with sqlite3 while the server runs; neither the cache nor the
     /// peers must be left behind.
-    fn notice_foreign_changes(&mut self) {
+    fn detect_external_changes(&mut self) {
         let version = self.read_data_version();
         if version != self.data_version {
             self.data_version = version;
@@ -488,19 +491,19 @@ impl Worker {
             self.adoption_due = Some(Instant::now());
         }
         if self.adoption_due.is_some_and(|due| due <= Instant::now()) {
-            self.adopt_foreign();
+            self.adopt_external_changes();
         }
     }
 
     /// Tried again a while later when it fails.
-    fn adopt_foreign(&mut self) {
+    fn adopt_external_changes(&mut self) {
         if self.start.versions.is_none() {
             self.adoption_due = None;
             return;
         }
         let adopted = self.transact(|batch| {
             if let Some(versions) = batch.versions.as_deref_mut() {
-                versions.adopt_foreign(batch.connection, &mut batch.delta)?;
+                versions.adopt_external_changes(batch.connection, &mut batch.delta)?;
             }
             Ok(Vec::new())
         });

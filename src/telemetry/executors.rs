@@ -38,7 +38,7 @@ pub struct ExecutorCounts {
 
 /// Which requests a sum is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Requests {
+pub struct RequestLabels {
     /// The place of the endpoint in the list that the counts were made for.
     pub endpoint: usize,
     /// The place in [`METHODS`].
@@ -137,13 +137,13 @@ impl Executors {
     }
 
     /// Requests of each kind, where there were any.
-    pub fn requests(&self) -> BTreeMap<Requests, u64> {
+    pub fn requests(&self) -> BTreeMap<RequestLabels, u64> {
         let mut sums = BTreeMap::new();
         for counts in &*self.all() {
             for (index, count) in counts.requests.iter().enumerate().filter(|(_, count)| count.get() > 0) {
                 let (pair, place) = (index / STATUSES.len(), index % STATUSES.len());
                 let (endpoint, method) = (pair / METHODS.len(), pair % METHODS.len());
-                let requests = Requests { endpoint, method, status: STATUSES[place] };
+                let requests = RequestLabels { endpoint, method, status: STATUSES[place] };
                 *sums.entry(requests).or_default() += count.get();
             }
         }
@@ -183,7 +183,7 @@ mod tests {
         other.note(1, 0, 200, Duration::from_secs(1));
         other.note(0, 6, 599, Duration::ZERO);
         let requests: Vec<_> = executors.requests().into_iter().collect();
-        let of = |endpoint, method, status| Requests { endpoint, method, status };
+        let of = |endpoint, method, status| RequestLabels { endpoint, method, status };
         assert_eq!(requests, [(of(0, 6, 0), 1), (of(1, 0, 200), 2)]);
         assert_eq!(executors.durations()[&(1, 0)].count(), 2);
         assert!(executors.stalled(Duration::from_secs(60)).is_empty());

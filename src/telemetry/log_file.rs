@@ -69,7 +69,7 @@ impl LogFile {
         };
         let mut file = Self { path: path.to_owned(), opened: Instant::now(), is_failing: false, sink };
         if file.sink.is_none() {
-            file.complain("there is no room, so the log goes to standard error");
+            file.report_error("there is no room, so the log goes to standard error");
         }
         Ok(file)
     }
@@ -84,7 +84,7 @@ impl LogFile {
     }
 
     /// Says on standard error what the log cannot, when it begins.
-    fn complain(&mut self, reason: &str) {
+    fn report_error(&mut self, reason: &str) {
         if !std::mem::replace(&mut self.is_failing, true) {
             let path = self.path.display();
             writeln!(io::stderr(), "opensecureconf: cannot write to the log file {path}: {reason}").ok();
@@ -107,7 +107,7 @@ impl Write for LogFile {
             Ok(()) => self.is_failing = false,
             Err(error) => {
                 LOST.fetch_add(1, Relaxed);
-                self.complain(&error.to_string());
+                self.report_error(&error.to_string());
             }
         }
         written

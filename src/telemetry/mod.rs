@@ -10,7 +10,7 @@ mod log_file;
 mod process;
 
 pub use counters::{Counter, Durations, Gauge, Histogram};
-pub use executors::{ExecutorCounts, Executors, METHODS, Requests};
+pub use executors::{ExecutorCounts, Executors, METHODS, RequestLabels};
 pub use exposition::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Exposition, Label};
 pub use log::{Log, LogError, dropped_lines_count};
 pub use process::ProcessNumbers;

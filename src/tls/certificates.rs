@@ -7,10 +7,10 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustls::ClientConfig;
 
-use super::fault::{Faults, Role};
-use super::files::{Files, Stamp};
+use super::error::{CertificateFileErrors, FileRole};
+use super::files::{Files, Fingerprint};
 use super::loaded::Loaded;
-use super::own;
+use super::self_client;
 use super::server::ServerContext;
 
 /// A handle; all copies lead to the same certificates.
@@ -31,11 +31,11 @@ struct Current {
 #[derive(Clone)]
 struct Watch {
     /// When they were read last and could be used.
-    read: Stamp,
+    read: Fingerprint,
     /// When they were looked at last.
-    seen: Stamp,
+    seen: Fingerprint,
     /// What was wrong then, and has been said.
-    faults: Option<Faults>,
+    faults: Option<CertificateFileErrors>,
 }
 
 impl Certificates {
@@ -43,7 +43,7 @@ impl Certificates {
     ///
     /// # Errors
     /// With everything that is wrong with them.
-    pub fn load(files: Files) -> Result<Self, Faults> {
+    pub fn load(files: Files) -> Result<Self, CertificateFileErrors> {
         // Before they are read: what is written meanwhile is seen as a change.
         let stamp = files.stamp();
         let loaded = Arc::new(Loaded::read(&files)?);
@@ -81,7 +81,7 @@ impl Certificates {
     pub fn to_self(&self) -> Option<Arc<ClientConfig>> {
         let current = self.0.current.load();
         let shown = current.files.clients.is_some();
-        current.loaded.own.clone().map(|own| Arc::new(own::config(own, shown)))
+        current.loaded.own.clone().map(|own| Arc::new(self_client::config(own, shown)))
     }
 
     /// When the certificate of this node expires.
@@ -92,7 +92,7 @@ impl Certificates {
     /// When each file is of no more use, by its setting: the own certificate, and authorities.
     pub fn expiries(&self) -> Vec<(&'static str, Timestamp)> {
         let loaded = &self.0.current.load().loaded;
-        let own = loaded.expires.map(|expires| (Role::Certificate, expires));
+        let own = loaded.expires.map(|expires| (FileRole::Certificate, expires));
         let all = own.into_iter().chain(loaded.authorities_expire.iter().copied());
         all.map(|(role, expires)| (role.variable(), expires)).collect()
     }
@@ -103,9 +103,9 @@ impl Certificates {
     }
 
     /// Certificates that are valid only later by the clock of this machine; `None` if all are valid.
-    pub fn not_yet_valid(&self) -> Option<Faults> {
+    pub fn not_yet_valid(&self) -> Option<CertificateFileErrors> {
         let faults = self.0.current.load().loaded.not_yet_valid.clone();
-        (!faults.is_empty()).then_some(Faults(faults))
+        (!faults.is_empty()).then_some(CertificateFileErrors(faults))
     }
 
     /// Takes over what `newer` has read, and where that came from. Says whether the certificates are others.
@@ -131,7 +131,7 @@ impl Certificates {
     /// # Errors
     /// When they cannot be used; then what was in use stays in use, and the next call tries again: a certificate
     /// may not be valid yet, or the descriptors be short. What is wrong is said once.
-    pub fn reload_if_changed(&self) -> Result<bool, Faults> {
+    pub fn reload_if_changed(&self) -> Result<bool, CertificateFileErrors> {
         let files = self.files();
         let stamp = files.stamp();
         {
@@ -147,7 +147,7 @@ impl Certificates {
         let read = Loaded::read(&files).and_then(|loaded| match loaded.not_yet_valid.is_empty() {
             true => Ok(loaded),
             // What is in use is better than what is not valid yet.
-            false => Err(Faults(loaded.not_yet_valid)),
+            false => Err(CertificateFileErrors(loaded.not_yet_valid)),
         });
         match read {
             Ok(loaded) => {

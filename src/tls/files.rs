@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::fault::{Fault, Problem, Role};
+use super::error::{CertificateFileError, FileProblem, FileRole};
 use crate::limits::TLS_FILE_BYTES_MAX;
 
 /// What TLS is made of.
@@ -76,16 +76,18 @@ impl fmt::Debug for Password {
 /// Differs when a file is another one than before, or was written. Behind symbolic links, which is how
 /// Kubernetes and certbot change files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stamp(Vec<Option<[i64; 4]>>);
+pub(super) struct Fingerprint(Vec<Option<[i64; 4]>>);
 
 impl Files {
-    pub(super) fn stamp(&self) -> Stamp {
+    pub(super) fn stamp(&self) -> Fingerprint {
         let own = self.own.iter().flat_map(|own| [&own.certificate, &own.key]);
         let peers = self.peers.iter().filter_map(|roots| match roots {
             Roots::File(path) => Some(path),
             Roots::System => None,
         });
-        Stamp(own.chain(&self.clients).chain(&self.nodes).chain(peers).map(|path| stamp(path)).collect())
+        Fingerprint(
+            own.chain(&self.clients).chain(&self.nodes).chain(peers).map(|path| stamp(path)).collect(),
+        )
     }
 }
 
@@ -97,18 +99,18 @@ fn stamp(path: &Path) -> Option<[i64; 4]> {
 }
 
 /// The bytes of a file, which are wiped: it may hold a key.
-pub(super) fn read(role: Role, path: &Path) -> Result<Zeroizing<Vec<u8>>, Fault> {
-    let unreadable = |error: std::io::Error| fault(role, path, Problem::Unreadable(error.to_string()));
+pub(super) fn read(role: FileRole, path: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFileError> {
+    let unreadable = |error: std::io::Error| fault(role, path, FileProblem::Unreadable(error.to_string()));
     let found = fs::metadata(path).map_err(unreadable)?;
     if !found.is_file() {
-        return Err(fault(role, path, Problem::NoFile));
+        return Err(fault(role, path, FileProblem::NoFile));
     }
     if found.len() > TLS_FILE_BYTES_MAX {
-        return Err(fault(role, path, Problem::TooLong(TLS_FILE_BYTES_MAX)));
+        return Err(fault(role, path, FileProblem::TooLong(TLS_FILE_BYTES_MAX)));
     }
     fs::read(path).map(Zeroizing::new).map_err(unreadable)
 }
 
-pub(super) fn fault(role: Role, path: &Path, problem: Problem) -> Fault {
-    Fault { role, path: Some(path.display().to_string()), problem }
+pub(super) fn fault(role: FileRole, path: &Path, problem: FileProblem) -> CertificateFileError {
+    CertificateFileError { role, path: Some(path.display().to_string()), problem }
 }

@@ -15,7 +15,7 @@ use rustls::{ClientConfig, Error, InconsistentKeys, RootCertStore};
 use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::der::Decode;
 
-use super::fault::{Fault, Faults, Problem, Role};
+use super::error::{CertificateFileError, CertificateFileErrors, FileProblem, FileRole};
 use super::files::{Files, Own, Roots, fault, read};
 use super::key;
 use super::server::{ServerContext, Trusted, refusal_as_node};
@@ -35,11 +35,11 @@ pub(super) struct Loaded {
     /// When that expires, or a certificate between it and the authority.
     pub(super) expires: Option<Timestamp>,
     /// When no authority of a file is valid any more.
-    pub(super) authorities_expire: Vec<(Role, Timestamp)>,
+    pub(super) authorities_expire: Vec<(FileRole, Timestamp)>,
     /// Why peers with the same CA certificates for nodes would refuse it.
     pub(super) refusal_as_node: Option<String>,
     /// Certificates that are valid only later by the clock of this machine, which may be wrong at boot.
-    pub(super) not_yet_valid: Vec<Fault>,
+    pub(super) not_yet_valid: Vec<CertificateFileError>,
     /// Of the bytes of all files, in this process.
     pub(super) digest: u64,
 }
@@ -47,9 +47,9 @@ pub(super) struct Loaded {
 /// Collects what is wrong, and the bytes.
 #[derive(Default)]
 struct Reading {
-    faults: Vec<Fault>,
-    not_yet_valid: Vec<Fault>,
-    authorities_expire: Vec<(Role, Timestamp)>,
+    faults: Vec<CertificateFileError>,
+    not_yet_valid: Vec<CertificateFileError>,
+    authorities_expire: Vec<(FileRole, Timestamp)>,
     digests: Vec<u64>,
 }
 
@@ -59,23 +59,23 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 }
 
 impl Loaded {
-    pub(super) fn read(files: &Files) -> Result<Self, Faults> {
+    pub(super) fn read(files: &Files) -> Result<Self, CertificateFileErrors> {
         let mut reading = Reading::default();
         let own = files.own.as_ref().and_then(|own| reading.own(own));
-        let clients = files.clients.as_ref().and_then(|path| reading.roots(Role::Clients, path));
+        let clients = files.clients.as_ref().and_then(|path| reading.roots(FileRole::Clients, path));
         // The same file needs to be complained about once.
         let nodes = files.nodes.as_ref().and_then(|path| match files.clients.as_ref() == Some(path) {
             true => clients.clone(),
-            false => reading.roots(Role::Peers, path),
+            false => reading.roots(FileRole::Peers, path),
         });
         let peers = files.peers.as_ref().and_then(|roots| match roots {
             Roots::File(path) if files.clients.as_ref() == Some(path) => clients.clone(),
             Roots::File(path) if files.nodes.as_ref() == Some(path) => nodes.clone(),
-            Roots::File(path) => reading.roots(Role::Peers, path),
+            Roots::File(path) => reading.roots(FileRole::Peers, path),
             Roots::System => reading.system_roots(),
         });
         if !reading.faults.is_empty() {
-            return Err(Faults(reading.faults));
+            return Err(CertificateFileErrors(reading.faults));
         }
         let (own, expires) = own.unzip();
         let trusted = Trusted { clients, nodes };
@@ -110,7 +110,7 @@ fn hash(value: impl std::hash::Hash) -> u64 {
 }
 
 impl Reading {
-    fn bytes(&mut self, role: Role, path: &Path) -> Option<zeroize::Zeroizing<Vec<u8>>> {
+    fn bytes(&mut self, role: FileRole, path: &Path) -> Option<zeroize::Zeroizing<Vec<u8>>> {
         match read(role, path) {
             Ok(bytes) => {
                 self.digests.push(hash(&*bytes));
@@ -123,42 +123,44 @@ impl Reading {
         }
     }
 
-    fn take<T>(&mut self, role: Role, path: &Path, result: Result<T, Problem>) -> Option<T> {
+    fn take<T>(&mut self, role: FileRole, path: &Path, result: Result<T, FileProblem>) -> Option<T> {
         result.map_err(|problem| self.faults.push(fault(role, path, problem))).ok()
     }
 
     fn own(&mut self, own: &Own) -> Option<(Arc<CertifiedKey>, Timestamp)> {
-        let chain = self.bytes(Role::Certificate, &own.certificate).and_then(|pem| {
+        let chain = self.bytes(FileRole::Certificate, &own.certificate).and_then(|pem| {
             let chain = certificates(&pem).and_then(|chain| {
                 let validity = Validity::of(&chain[0])?;
                 let ends = chain.iter().map(|one| Ok(Validity::of(one)?.ends));
-                let ends = ends.collect::<Result<Vec<_>, Problem>>()?.into_iter().min();
+                let ends = ends.collect::<Result<Vec<_>, FileProblem>>()?.into_iter().min();
                 Ok((chain, validity, ends))
             });
-            self.take(Role::Certificate, &own.certificate, chain)
+            self.take(FileRole::Certificate, &own.certificate, chain)
         });
-        let key = self.bytes(Role::Key, &own.key).and_then(|pem| {
+        let key = self.bytes(FileRole::Key, &own.key).and_then(|pem| {
             let key = key::parse(&pem, own.password.as_ref());
-            if let Err(problem @ (Problem::NoPassword | Problem::WrongPassword)) = key {
-                self.faults.push(Fault { role: Role::Password, path: None, problem });
+            if let Err(problem @ (FileProblem::NoPassword | FileProblem::WrongPassword)) = key {
+                self.faults.push(CertificateFileError { role: FileRole::Password, path: None, problem });
                 return None;
             }
-            self.take(Role::Key, &own.key, key)
+            self.take(FileRole::Key, &own.key, key)
         });
         let (chain, validity, ends) = chain?;
-        let expires = self.in_time(Role::Certificate, &own.certificate, validity)?.min(ends?);
+        let expires = self.in_time(FileRole::Certificate, &own.certificate, validity)?.min(ends?);
         match certified(chain, key?) {
             Ok(certified) => Some((Arc::new(certified), expires)),
-            Err(problem @ Problem::Malformed) => self.take(Role::Certificate, &own.certificate, Err(problem)),
-            Err(problem) => self.take(Role::Key, &own.key, Err(problem)),
+            Err(problem @ FileProblem::Malformed) => {
+                self.take(FileRole::Certificate, &own.certificate, Err(problem))
+            }
+            Err(problem) => self.take(FileRole::Key, &own.key, Err(problem)),
         }
     }
 
     /// The end of the validity. A clock that is behind is set soon, but not one that has passed the end.
-    fn in_time(&mut self, role: Role, path: &Path, validity: Validity) -> Option<Timestamp> {
+    fn in_time(&mut self, role: FileRole, path: &Path, validity: Validity) -> Option<Timestamp> {
         match validity.check() {
             Ok(()) => Some(validity.ends),
-            Err(problem @ Problem::NotYetValid(_)) => {
+            Err(problem @ FileProblem::NotYetValid(_)) => {
                 self.not_yet_valid.push(fault(role, path, problem));
                 Some(validity.ends)
             }
@@ -166,12 +168,12 @@ impl Reading {
         }
     }
 
-    fn roots(&mut self, role: Role, path: &Path) -> Option<Arc<RootCertStore>> {
+    fn roots(&mut self, role: FileRole, path: &Path) -> Option<Arc<RootCertStore>> {
         let pem = self.bytes(role, path)?;
         let roots = certificates(&pem).and_then(|found| {
             let mut roots = RootCertStore::empty();
             for certificate in &found {
-                roots.add(certificate.clone()).map_err(|_| Problem::Malformed)?;
+                roots.add(certificate.clone()).map_err(|_| FileProblem::Malformed)?;
             }
             // Others may have expired: bundles hold old ones, too.
             let is_in_time =
@@ -194,7 +196,11 @@ impl Reading {
         self.digests.push(hash(&found));
         roots.add_parsable_certificates(found);
         if roots.is_empty() {
-            self.faults.push(Fault { role: Role::Peers, path: None, problem: Problem::NoRoots });
+            self.faults.push(CertificateFileError {
+                role: FileRole::Peers,
+                path: None,
+                problem: FileProblem::NoRoots,
+            });
             return None;
         }
         Some(Arc::new(roots))
@@ -202,12 +208,12 @@ impl Reading {
 }
 
 /// All certificates in PEM; at least one.
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Problem> {
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileProblem> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
-        Ok(found) if found.is_empty() => Err(Problem::NoCertificate),
+        Ok(found) if found.is_empty() => Err(FileProblem::NoCertificate),
         Ok(found) => Ok(found),
-        Err(_) => Err(Problem::Malformed),
+        Err(_) => Err(FileProblem::Malformed),
     }
 }
 
@@ -218,9 +224,9 @@ struct Validity {
 }
 
 impl Validity {
-    fn of(certificate: &CertificateDer<'static>) -> Result<Self, Problem> {
+    fn of(certificate: &CertificateDer<'static>) -> Result<Self, FileProblem> {
         // The profile that is not strict about what only authorities get wrong.
-        let parsed = CertificateInner::<Raw>::from_der(certificate).map_err(|_| Problem::Malformed)?;
+        let parsed = CertificateInner::<Raw>::from_der(certificate).map_err(|_| FileProblem::Malformed)?;
         let validity = parsed.tbs_certificate().validity();
         let time = |since_epoch: Duration| {
             // The last second of the year 9999 means that there is no end (RFC 5280, 4.1.2.5), and is the last one here.
@@ -231,13 +237,13 @@ impl Validity {
         Ok(Self { begins, ends })
     }
 
-    fn check(&self) -> Result<(), Problem> {
+    fn check(&self) -> Result<(), FileProblem> {
         let now = Timestamp::now();
         if now < self.begins {
-            return Err(Problem::NotYetValid(self.begins.to_string()));
+            return Err(FileProblem::NotYetValid(self.begins.to_string()));
         }
         if now > self.ends {
-            return Err(Problem::Expired(self.ends.to_string()));
+            return Err(FileProblem::Expired(self.ends.to_string()));
         }
         Ok(())
     }
@@ -246,14 +252,14 @@ impl Validity {
 fn certified(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-) -> Result<CertifiedKey, Problem> {
-    let key = provider().key_provider.load_private_key(key).map_err(|_| Problem::UnusableKey)?;
+) -> Result<CertifiedKey, FileProblem> {
+    let key = provider().key_provider.load_private_key(key).map_err(|_| FileProblem::UnusableKey)?;
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
         Ok(()) => Ok(certified),
-        Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(Problem::Mismatch),
-        Err(Error::InconsistentKeys(_)) => Err(Problem::UnusableKey),
-        Err(_) => Err(Problem::Malformed),
+        Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(FileProblem::Mismatch),
+        Err(Error::InconsistentKeys(_)) => Err(FileProblem::UnusableKey),
+        Err(_) => Err(FileProblem::Malformed),
     }
 }
 

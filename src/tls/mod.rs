@@ -4,12 +4,12 @@
 //! connection keeps what it began with. Nothing here knows HTTP, and no message tells what a key or a password is.
 
 mod certificates;
-mod distrust;
-mod fault;
+mod error;
 mod files;
 mod key;
 mod loaded;
-mod own;
+mod peer_error;
+mod self_client;
 mod server;
 mod stream;
 #[cfg(test)]
@@ -18,9 +18,9 @@ mod tests;
 pub use rustls::ClientConfig;
 
 pub use self::certificates::Certificates;
-pub use self::distrust::Distrust;
-pub use self::fault::{Fault, Faults, Problem, Role};
+pub use self::error::{CertificateFileError, CertificateFileErrors, FileProblem, FileRole};
 pub use self::files::{Files, Own, Password, Roots};
-pub use self::own::over;
+pub use self::peer_error::PeerTlsError;
+pub use self::self_client::connect_to_self;
 pub use self::server::ServerContext;
 pub use self::stream::{Refused, Stream};

@@ -182,9 +182,9 @@ fn who_is_not_trusted_gets_no_connection() {
                 .await
             },
         ));
-        client.err().and_then(|error| Distrust::of(&error))
+        client.err().and_then(|error| PeerTlsError::of(&error))
     };
     assert_eq!(connect("localhost", &one), None);
-    assert_eq!(connect("localhost", &other), Some(Distrust::UnknownAuthority));
-    assert_eq!(connect("other.example.org", &one), Some(Distrust::OtherName));
+    assert_eq!(connect("localhost", &other), Some(PeerTlsError::UnknownAuthority));
+    assert_eq!(connect("other.example.org", &one), Some(PeerTlsError::OtherName));
 }

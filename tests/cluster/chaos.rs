@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use opensecureconf::model::{EntryId, NodeNumber, Version};
+use opensecureconf::model::{EntryId, ReplicaId, Version};
 use opensecureconf::service::exchange::{decode_changes, encode_ids};
 
 use crate::link::{Mode, Place};
@@ -171,7 +171,7 @@ pub(crate) fn chaos<N: Network>(mut cluster: Cluster<N>, seed: u64) {
     cluster.start();
     cluster.wait_until_whole();
 
-    let numbers: Vec<NodeNumber> = cluster.nodes.iter().map(number).collect();
+    let numbers: Vec<ReplicaId> = cluster.nodes.iter().map(number).collect();
     let is_over = AtomicBool::new(false);
     let serial = AtomicU64::new(0);
     let places: Vec<Place> = cluster.nodes.iter().map(|node| node.place.clone()).collect();
@@ -205,7 +205,7 @@ pub(crate) fn chaos<N: Network>(mut cluster: Cluster<N>, seed: u64) {
 }
 
 /// Every key is everywhere what the write with the largest version made it.
-fn expect_written<N>(cluster: &Cluster<N>, keys: &[String], numbers: &[NodeNumber], journals: &[Journal]) {
+fn expect_written<N>(cluster: &Cluster<N>, keys: &[String], numbers: &[ReplicaId], journals: &[Journal]) {
     let versions: Vec<_> = cluster.nodes.iter().map(|node| versions_on(node, keys)).collect();
     assert!(versions.iter().all(|other| *other == versions[0]), "{versions:?}");
     let mut acknowledged_count = 0;
@@ -256,7 +256,7 @@ fn expect_quiet<N: Network>(cluster: &Cluster<N>) {
 
 fn write_at_random(
     place: &Place,
-    number: NodeNumber,
+    number: ReplicaId,
     mut random: Random,
     is_over: &AtomicBool,
     serial: &AtomicU64,
@@ -323,7 +323,7 @@ fn disturb<N: Network>(cluster: &mut Cluster<N>, random: &mut Random) {
     }
 }
 
-fn number(node: &Node) -> NodeNumber {
+fn number(node: &Node) -> ReplicaId {
     node.report()["node"].as_str().and_then(|text| text.parse().ok()).expect("a number")
 }
 

@@ -422,7 +422,8 @@ fn a_machine_can_ask_itself() {
             config.certificates.to_self().expect("it has one")
         };
         let ask = |config| -> io::Result<String> {
-            let mut stream = opensecureconf::tls::over(TcpStream::connect(server.address)?, config)?;
+            let mut stream =
+                opensecureconf::tls::connect_to_self(TcpStream::connect(server.address)?, config)?;
             stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).map(|_| answer)

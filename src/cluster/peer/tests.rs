@@ -3,37 +3,37 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::tls::Distrust;
+use crate::tls::PeerTlsError;
 
 const SYNC_INTERVAL_MS: u64 = 60_000;
 
-fn number(bits: u64) -> NodeNumber {
-    NodeNumber::from_random(bits << 1)
+fn number(bits: u64) -> ReplicaId {
+    ReplicaId::from_random(bits << 1)
 }
 
-fn introduction(instance: u64, node: u64, salt: Option<u64>, has_entries: bool) -> Introduction {
-    Introduction {
+fn introduction(instance: u64, node: u64, salt: Option<u64>, has_entries: bool) -> NodeInfo {
+    NodeInfo {
         name: "n".to_owned(),
         instance,
         node: Some(number(node)),
         is_federated: false,
         salt,
         has_entries,
-        horizon: Horizon::default(),
+        horizon: TombstoneHorizon::default(),
     }
 }
 
 /// In hours.
-fn horizon(synced: u64, forgotten: u64) -> Horizon {
-    let stamp = |hours| Stamp::from_milliseconds(hours * CLOCKS_DIFFER_MS_MAX);
-    Horizon { synced: stamp(synced), forgotten: stamp(forgotten) }
+fn horizon(synced: u64, forgotten: u64) -> TombstoneHorizon {
+    let stamp = |hours| HlcTimestamp::from_milliseconds(hours * CLOCKS_DIFFER_MS_MAX);
+    TombstoneHorizon { synced: stamp(synced), forgotten: stamp(forgotten) }
 }
 
-fn own() -> Introduction {
-    Introduction { horizon: horizon(70, 60), ..introduction(1, 1, Some(7), true) }
+fn own() -> NodeInfo {
+    NodeInfo { horizon: horizon(70, 60), ..introduction(1, 1, Some(7), true) }
 }
 
-fn other() -> Introduction {
+fn other() -> NodeInfo {
     introduction(2, 2, Some(7), true)
 }
 
@@ -65,7 +65,7 @@ impl Run {
         run
     }
 
-    fn tell(&mut self, event: Event) -> Vec<Notice> {
+    fn tell(&mut self, event: Event) -> Vec<Effect> {
         self.peer.step(self.now_ms, event, &own())
     }
 
@@ -94,11 +94,11 @@ fn from_the_first_contact_to_a_peer_that_fails_and_comes_back() {
     // Nodes start together: one that does not answer yet is asked again soon.
     for _ in 0..3 {
         assert_eq!(run.next(), Action::CheckHealth);
-        assert!(run.tell(Event::Health(Err(Failure::Unreachable))).is_empty());
+        assert!(run.tell(Event::Health(Err(PeerError::Unreachable))).is_empty());
         assert_eq!(run.peer.state(), &State::Unknown);
         assert_eq!(run.wait(), FIRST_CONTACT_INTERVAL_MS);
     }
-    assert_eq!(run.tell(Event::Health(Ok(other()))), [Notice::StateChanged]);
+    assert_eq!(run.tell(Event::Health(Ok(other()))), [Effect::StateChanged]);
     assert_eq!((run.peer.state(), run.peer.node()), (&State::Healthy, Some(number(2))));
     assert_eq!(run.peer.last_contact_ms(), Some(run.now_ms));
     assert!(run.peer.needs_cursor());
@@ -107,18 +107,18 @@ fn from_the_first_contact_to_a_peer_that_fails_and_comes_back() {
     // What clients write goes before the first comparison.
     run.tell(Event::OutboxGrew(9));
     assert_eq!((run.next(), run.peer.outbox_length()), (Action::Push { after: 4 }, Some(5)));
-    assert_eq!(run.tell(Event::Pushed(Ok(pushed(7, true)))), [Notice::Acknowledged(7)]);
+    assert_eq!(run.tell(Event::Pushed(Ok(pushed(7, true)))), [Effect::Acknowledged(7)]);
     // What it has refused holds up nothing of what comes after.
     let refused = Pushed { has_refused: true, ..pushed(8, true) };
-    assert_eq!(run.tell(Event::Pushed(Ok(refused))), [Notice::Refused { after: 7, last: 8 }]);
+    assert_eq!(run.tell(Event::Pushed(Ok(refused))), [Effect::Refused { after: 7, last: 8 }]);
     assert_eq!(run.next(), Action::Push { after: 8 });
     run.tell(Event::Pushed(Ok(pushed(9, false))));
     assert_eq!(run.peer.outbox_length(), Some(0));
     assert_eq!(run.next(), Action::CompareDigests);
-    let begun = Stamp::from_milliseconds(5);
+    let begun = HlcTimestamp::from_milliseconds(5);
     assert_eq!(
         run.tell(Event::Digests(Ok(Comparison { begun, ..Comparison::default() }))),
-        [Notice::Synced { begun, forgotten: Stamp::default() }]
+        [Effect::Synced { begun, forgotten: HlcTimestamp::default() }]
     );
     // It refuses again and again: the same request, later and later.
     run.tell(Event::OutboxGrew(10));
@@ -128,7 +128,7 @@ fn from_the_first_contact_to_a_peer_that_fails_and_comes_back() {
             run.wait();
         }
         assert_eq!(run.next(), Action::Push { after: 9 });
-        run.tell(Event::Pushed(Err(Failure::Refused)));
+        run.tell(Event::Pushed(Err(PeerError::Refused)));
         let mut waited_ms = run.wait();
         while run.next() == Action::CheckHealth {
             run.tell(Event::Health(Ok(other())));
@@ -137,14 +137,14 @@ fn from_the_first_contact_to_a_peer_that_fails_and_comes_back() {
         assert!(is_about(waited_ms, expected_ms), "{waited_ms} for {expected_ms}");
     }
     // It is gone: that shows when its health is asked for, which is at once.
-    run.tell(Event::Pushed(Err(Failure::Unreachable)));
+    run.tell(Event::Pushed(Err(PeerError::Unreachable)));
     assert_eq!(run.next(), Action::CheckHealth);
-    assert_eq!(run.tell(Event::Health(Err(Failure::Unreachable))), [Notice::StateChanged]);
+    assert_eq!(run.tell(Event::Health(Err(PeerError::Unreachable))), [Effect::StateChanged]);
     assert_eq!(run.peer.state(), &State::Down);
     let waited_ms = run.wait();
     assert!(is_about(waited_ms, HEALTH_INTERVAL_MS), "{waited_ms}");
     // Back again: at once what it lacks, then everything is compared.
-    assert_eq!(run.tell(Event::Health(Ok(other()))), [Notice::StateChanged]);
+    assert_eq!(run.tell(Event::Health(Ok(other()))), [Effect::StateChanged]);
     assert_eq!(run.next(), Action::Push { after: 9 });
     run.tell(Event::Pushed(Ok(pushed(10, false))));
     assert_eq!(run.next(), Action::CompareDigests);
@@ -154,20 +154,32 @@ fn from_the_first_contact_to_a_peer_that_fails_and_comes_back() {
 fn peers_that_are_not_replicated_with() {
     for (theirs, expected) in [
         (Ok(introduction(1, 1, Some(7), true)), State::Myself),
-        (Ok(introduction(2, 1, Some(7), true)), State::Refused(Refusal::CopiedData)),
-        (Ok(introduction(2, 2, Some(8), true)), State::Refused(Refusal::SaltDiffers)),
-        (Ok(Introduction { horizon: horizon(1, 0), ..other() }), State::Refused(Refusal::Outdated)),
-        (Ok(Introduction { horizon: horizon(80, 75), ..other() }), State::Refused(Refusal::OutdatedHere)),
-        (Ok(Introduction { is_federated: true, ..other() }), State::Refused(Refusal::ModeDiffers)),
+        (Ok(introduction(2, 1, Some(7), true)), State::Incompatible(IncompatibleReason::CopiedData)),
+        (Ok(introduction(2, 2, Some(8), true)), State::Incompatible(IncompatibleReason::SaltDiffers)),
         (
-            Err(Failure::Identity(IdentityError::ApiKey)),
-            State::Refused(Refusal::Identity(IdentityError::ApiKey)),
+            Ok(NodeInfo { horizon: horizon(1, 0), ..other() }),
+            State::Incompatible(IncompatibleReason::Outdated),
         ),
-        (Err(Failure::Distrust(Distrust::Expired)), State::Refused(Refusal::Distrust(Distrust::Expired))),
+        (
+            Ok(NodeInfo { horizon: horizon(80, 75), ..other() }),
+            State::Incompatible(IncompatibleReason::OutdatedHere),
+        ),
+        (
+            Ok(NodeInfo { is_federated: true, ..other() }),
+            State::Incompatible(IncompatibleReason::ModeDiffers),
+        ),
+        (
+            Err(PeerError::Identity(IdentityError::ApiKey)),
+            State::Incompatible(IncompatibleReason::Identity(IdentityError::ApiKey)),
+        ),
+        (
+            Err(PeerError::Distrust(PeerTlsError::Expired)),
+            State::Incompatible(IncompatibleReason::Distrust(PeerTlsError::Expired)),
+        ),
     ] {
         let mut run = Run::new();
         run.tell(Event::OutboxGrew(3));
-        assert_eq!(run.tell(Event::Health(theirs.clone())), [Notice::StateChanged]);
+        assert_eq!(run.tell(Event::Health(theirs.clone())), [Effect::StateChanged]);
         assert_eq!(run.peer.state(), &expected);
         assert!(!run.peer.needs_cursor());
         // A key may be refused only because the peer is just starting: once more, soon.
@@ -206,12 +218,12 @@ fn a_peer_whose_salt_will_be_settled_is_looked_at_again_soon() {
 fn a_peer_with_the_same_entries_still_gets_each_change() {
     let mut run = Run::in_sync();
     run.tell(Event::OutboxGrew(5));
-    let begun = Stamp::from_milliseconds(5);
+    let begun = HlcTimestamp::from_milliseconds(5);
     // A deletion that came in after the machine had decided to compare.
     let equal = Comparison { begun, ..Comparison::default() };
     assert_eq!(
         run.tell(Event::Digests(Ok(equal))),
-        [Notice::Synced { begun, forgotten: Stamp::default() }]
+        [Effect::Synced { begun, forgotten: HlcTimestamp::default() }]
     );
     assert_eq!(run.peer.outbox_length(), Some(5));
     assert_eq!(run.next(), Action::Push { after: 0 });
@@ -254,12 +266,12 @@ fn lag_is_the_age_of_the_oldest_change_that_waits() {
 
 #[test]
 fn a_peer_that_is_only_asked_is_only_asked_for_its_health() {
-    let own = Introduction { is_federated: true, node: None, ..own() };
-    let other = Introduction { instance: 2, ..own.clone() };
+    let own = NodeInfo { is_federated: true, node: None, ..own() };
+    let other = NodeInfo { instance: 2, ..own.clone() };
     let mut peer = Peer::federated(0, SYNC_INTERVAL_MS, 3);
     assert!(peer.may_answer(FIRST_CONTACT_MS), "nothing speaks against it yet");
     assert_eq!(peer.next(0), Action::CheckHealth);
-    peer.step(0, Event::Health(Err(Failure::Unreachable)), &own);
+    peer.step(0, Event::Health(Err(PeerError::Unreachable)), &own);
     assert!(peer.may_answer(FIRST_CONTACT_MS - 1), "it may be just starting");
     assert!(!peer.may_answer(FIRST_CONTACT_MS));
     peer.step(0, Event::Health(Ok(other)), &own);
@@ -269,7 +281,7 @@ fn a_peer_that_is_only_asked_is_only_asked_for_its_health() {
     // A question without an answer makes it look at once, so that the next ones need not wait.
     peer.step(5, Event::Unanswered, &own);
     assert_eq!(peer.next(5), Action::CheckHealth);
-    peer.step(6, Event::Health(Err(Failure::Unreachable)), &own);
+    peer.step(6, Event::Health(Err(PeerError::Unreachable)), &own);
     assert!(!peer.may_answer(6));
     peer.step(7, Event::Unanswered, &own);
     assert!(matches!(peer.next(7), Action::Wait { .. }), "it is known to be down");
@@ -280,10 +292,10 @@ fn an_api_key_that_is_refused_later_stops_everything_but_health_checks() {
     let mut run = Run::in_sync();
     run.tell(Event::OutboxGrew(1));
     assert_eq!(
-        run.tell(Event::Pushed(Err(Failure::Identity(IdentityError::ApiKey)))),
-        [Notice::StateChanged]
+        run.tell(Event::Pushed(Err(PeerError::Identity(IdentityError::ApiKey)))),
+        [Effect::StateChanged]
     );
-    assert_eq!(run.peer.state(), &State::Refused(Refusal::Identity(IdentityError::ApiKey)));
+    assert_eq!(run.peer.state(), &State::Incompatible(IncompatibleReason::Identity(IdentityError::ApiKey)));
     run.wait();
     assert_eq!(run.next(), Action::CheckHealth);
 }
@@ -293,7 +305,7 @@ fn another_node_on_the_connection_is_asked_who_it_is_at_once() {
     let mut run = Run::in_sync();
     run.tell(Event::OutboxGrew(1));
     let before = run.peer.outbox_length();
-    assert!(run.tell(Event::Pushed(Err(Failure::OtherNode))).is_empty());
+    assert!(run.tell(Event::Pushed(Err(PeerError::OtherNode))).is_empty());
     assert_eq!(run.next(), Action::CheckHealth);
     assert_eq!(run.peer.outbox_length(), before, "nothing is confirmed");
     run.tell(Event::Health(Ok(introduction(3, 2, Some(7), true))));
@@ -359,7 +371,7 @@ fn a_failure_ends_a_comparison_which_then_starts_anew() {
     let mut run = Run::in_sync();
     run.tell(Event::Digests(Ok(differing(vec![3]))));
     run.tell(Event::Versions(Ok(Difference { buckets_count: 1, fetch: vec![id("a")], send: Vec::new() })));
-    run.tell(Event::Fetched(Err(Failure::Refused)));
+    run.tell(Event::Fetched(Err(PeerError::Refused)));
     assert!(matches!(run.next(), Action::Wait { until_ms } if until_ms > run.now_ms));
     let begun_ms = run.now_ms;
     loop {
@@ -375,18 +387,18 @@ fn a_failure_ends_a_comparison_which_then_starts_anew() {
 /// How the next action ends.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
-    Fails(Failure),
+    Fails(PeerError),
     Succeeds,
 }
 
-fn failures() -> impl Strategy<Value = Failure> {
+fn failures() -> impl Strategy<Value = PeerError> {
     prop_oneof![
-        4 => Just(Failure::Unreachable),
-        2 => Just(Failure::Refused),
-        1 => Just(Failure::OtherNode),
-        1 => Just(Failure::SaltDiffers),
-        1 => Just(Failure::Identity(IdentityError::ApiKey)),
-        1 => Just(Failure::Distrust(Distrust::OfThisNode)),
+        4 => Just(PeerError::Unreachable),
+        2 => Just(PeerError::Refused),
+        1 => Just(PeerError::OtherNode),
+        1 => Just(PeerError::SaltDiffers),
+        1 => Just(PeerError::Identity(IdentityError::ApiKey)),
+        1 => Just(PeerError::Distrust(PeerTlsError::OfThisNode)),
     ]
 }
 
@@ -500,12 +512,12 @@ fn a_new_node_waits_for_a_peer_for_a_limited_time() {
 
     for (event, is_awaited) in [
         (Event::Digests(Ok(Comparison::default())), false),
-        (Event::Digests(Err(Failure::Malformed)), false),
-        (Event::Digests(Err(Failure::Unreachable)), true),
+        (Event::Digests(Err(PeerError::Malformed)), false),
+        (Event::Digests(Err(PeerError::Unreachable)), true),
         (health(Ok(introduction(2, 2, Some(8), true))), false),
-        (health(Err(Failure::Identity(IdentityError::Unproven))), true),
-        (health(Err(Failure::Identity(IdentityError::SecretDiffers))), false),
-        (health(Err(Failure::Unreachable)), true),
+        (health(Err(PeerError::Identity(IdentityError::Unproven))), true),
+        (health(Err(PeerError::Identity(IdentityError::SecretDiffers))), false),
+        (health(Err(PeerError::Unreachable)), true),
     ] {
         let mut peer = Peer::new(0, SYNC_INTERVAL_MS, 3);
         peer.step(0, health(Ok(other())), &own());

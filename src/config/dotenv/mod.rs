@@ -12,7 +12,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use self::statement::Statements;
-use super::fault::Fault;
+use super::error::SettingError;
 use super::text_file;
 
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -30,13 +30,13 @@ pub struct File {
 }
 
 /// The text of the file, if there is one.
-pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, SettingError> {
     let is_absent = path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
     // Some keep a directory of that name, with a Python environment in it.
     if is_absent || path.is_dir() {
         return Ok(None);
     }
-    read_named(path).map(Some).map_err(|message| Fault::new(".env", message))
+    read_named(path).map(Some).map_err(|message| SettingError::new(".env", message))
 }
 
 /// The text of a file that must be there.
@@ -48,9 +48,9 @@ pub(super) fn read_named(path: &Path) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// When the bytes are not UTF-8, or the values are larger than [`EXPANDED_BYTES_MAX`] together.
-pub fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<File, Fault> {
+pub fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<File, SettingError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
-        Fault::new(".env", format!("is not UTF-8 (from byte {} on)", error.valid_up_to() + 1))
+        SettingError::new(".env", format!("is not UTF-8 (from byte {} on)", error.valid_up_to() + 1))
     })?;
     // Python opens text files so, and a quoted value may go over several lines.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n").replace('\r', "\n");
@@ -69,7 +69,7 @@ pub fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<F
                                 "values are too large with their references expanded, at {name} \
                                  (allowed: {EXPANDED_BYTES_MAX} bytes together)"
                             );
-                            Fault::new(".env", message)
+                            SettingError::new(".env", message)
                         })?;
                         left_bytes -= expanded.len();
                         Some(expanded)

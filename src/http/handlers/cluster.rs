@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::http::answer::Answer;
 use crate::http::app::{Handshake, Prober, Settings, failed};
 use crate::http::cors::is_of_forms;
 use crate::http::error::{detail, not_clustered, salt_in_a_form};
 use crate::http::json::write_string;
+use crate::http::response::Response;
 use crate::limits::SALT_BYTES;
 use crate::service::exchange::{
     ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER, SALT_HEADER,
@@ -15,13 +15,13 @@ use crate::service::exchange::{
 };
 use crate::service::node_auth::{AUTH_HEADER, CHALLENGE_HEADER, PROOF_HEADER, signed_answer};
 use crate::service::{Member, Service};
-use crate::store::{Adopted, SaltProblem};
+use crate::store::{ImportResult, SaltProblem};
 
 /// `GET /cluster/status`: peers only, this node is not counted.
-pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Answer {
+pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Response {
     let Some(cluster) = service.cluster() else {
         let body = r#"{"enabled":false,"mode":null,"node_id":null,"total_nodes":null,"healthy_nodes":null}"#;
-        return Answer::json(200, body.as_bytes().to_vec());
+        return Response::json(200, body.as_bytes().to_vec());
     };
     let members = cluster.members();
     let others = members.iter().filter(|member| member.state != "self");
@@ -31,16 +31,16 @@ pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Answer 
     write_string(&settings.node_id, &mut body);
     let counts = format!(r#","total_nodes":{},"healthy_nodes":{healthy}}}"#, others.count());
     body.extend_from_slice(counts.as_bytes());
-    Answer::json(200, body)
+    Response::json(200, body)
 }
 
 /// `GET /cluster/health`. The body is the original's. A node of this cluster finds in headers what nodes know of each
 /// other, and a prober with a challenge what it needs to authenticate itself and this node.
-pub(in crate::http) fn health(settings: &Settings, service: &Service, prober: Prober) -> Answer {
+pub(in crate::http) fn health(settings: &Settings, service: &Service, prober: Prober) -> Response {
     let mut body = br#"{"status":"healthy","node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
     body.push(b'}');
-    let mut answer = Answer::json(200, body);
+    let mut answer = Response::json(200, body);
     let Some(cluster) = service.cluster() else { return answer };
     if prober.is_node {
         answer.headers = identity(service, cluster.instance);
@@ -81,7 +81,7 @@ fn identity(service: &Service, instance: u64) -> Vec<(&'static str, Cow<'static,
 }
 
 /// `GET /v1/cluster/members`
-pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Answer {
+pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Response {
     let Some(cluster) = service.cluster() else { return not_clustered() };
     let mut body = br#"{"node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
@@ -96,7 +96,7 @@ pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Answer
         write_member(member, &mut body);
     }
     body.extend_from_slice(b"]}");
-    Answer::json(200, body)
+    Response::json(200, body)
 }
 
 /// A JSON string of something that needs no escapes.
@@ -128,11 +128,11 @@ fn write_member(member: &Member, out: &mut Vec<u8>) {
 }
 
 /// `GET /cluster/salt`. In a cluster that has not agreed on one yet the answer waits for it.
-pub(in crate::http) async fn read_salt(service: &Service) -> Result<Answer, Answer> {
+pub(in crate::http) async fn read_salt(service: &Service) -> Result<Response, Response> {
     service.salt_is_agreed().await.map_err(failed)?;
     Ok(match service.salt() {
         None => detail(404, "Salt file not found on this node"),
-        Some(salt) => Answer {
+        Some(salt) => Response {
             status: 200,
             content_type: Some("application/octet-stream"),
             headers: vec![("content-disposition", "attachment; filename=encryption.salt".into())],
@@ -147,23 +147,23 @@ pub(in crate::http) async fn adopt_salt(
     service: &Service,
     body: &[u8],
     content_type: Option<&[u8]>,
-) -> Result<Answer, Answer> {
+) -> Result<Response, Response> {
     // A page of any site can send such a body, and a salt is for ever.
     if content_type.is_some_and(is_of_forms) {
         return Err(salt_in_a_form());
     }
     Ok(match service.adopt_salt(body.to_vec()).await.map_err(failed)? {
-        Adopted::Created => Answer::json(
+        ImportResult::Created => Response::json(
             200,
             format!(r#"{{"message":"Salt received and saved successfully","status":"created","size_bytes":{SALT_BYTES}}}"#)
                 .into_bytes(),
         ),
-        Adopted::Same => Answer::json(200, br#"{"message":"Salt already present and matches","status":"ok"}"#.to_vec()),
-        Adopted::Differs => detail(409, "Salt file already exists and differs from received salt"),
-        Adopted::Refused(SaltProblem::Size(size)) => {
+        ImportResult::Same => Response::json(200, br#"{"message":"Salt already present and matches","status":"ok"}"#.to_vec()),
+        ImportResult::Differs => detail(409, "Salt file already exists and differs from received salt"),
+        ImportResult::Refused(SaltProblem::Size(size)) => {
             detail(400, &format!("Invalid salt size: {size} bytes (expected {SALT_BYTES})"))
         }
-        Adopted::Refused(problem @ SaltProblem::Degenerate { .. }) => {
+        ImportResult::Refused(problem @ SaltProblem::Degenerate { .. }) => {
             detail(400, &format!("Invalid salt: it {problem}"))
         }
     })

@@ -7,21 +7,21 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::cursor;
-use crate::http::answer::{Answer, ListStream, Outcome};
 use crate::http::app::failed;
-use crate::http::body::{self, Fault};
+use crate::http::body::{self, ValidationError};
 use crate::http::content::Content;
 use crate::http::error::redirect;
-use crate::http::json::{Shape, write_after, write_before, write_entry, write_entry_with, write_string};
+use crate::http::json::{EntryView, write_after, write_before, write_entry, write_entry_with, write_string};
 use crate::http::query::parameter;
+use crate::http::response::{HandlerOutput, ListStream, Response};
 use crate::http::route::KeyPath;
 use crate::http::{ENTRIES_HIDDEN, NEXT_AFTER, PARTIAL_RESULT};
 use crate::limits::{LARGE_VALUE_BYTES, LIST_LIMIT_MAX};
 use crate::model::{Requester, UserKey};
 use crate::service::{
-    After, Credentials, EntryList, Error, Found, ListQuery, Render, RenderedPage, Service, Value,
+    After, Credentials, DecryptedEntry, EntryList, Error, ListQuery, Render, RenderedPage, Service, Value,
 };
-use crate::store::{Filter, Row};
+use crate::store::{Filter, SealedEntry};
 
 /// A list that is longer than this is sent as it is read.
 const FIRST_BYTES: usize = 256 * 1024;
@@ -45,16 +45,17 @@ impl Caller<'_> {
     }
 
     /// A path that ends in a slash, and no entry has a key that does: perhaps the slash is one too many.
-    fn missing_slash(&self, error: Error, key: &KeyPath<'_>) -> Answer {
+    fn missing_slash(&self, error: Error, key: &KeyPath<'_>) -> Response {
         match (&error, &key.without_slash) {
             (Error::NotFound { .. }, Some(path)) => redirect(path, self.query),
             _ => failed(error),
         }
     }
 
-    fn is_full(&self) -> Result<bool, Answer> {
-        is_full(self.query)
-            .map_err(|other| Fault::parameter("literal_error", "mode", "'short' or 'full'", &other).into())
+    fn is_full(&self) -> Result<bool, Response> {
+        is_full(self.query).map_err(|other| {
+            ValidationError::parameter("literal_error", "mode", "'short' or 'full'", &other).into()
+        })
     }
 }
 
@@ -63,16 +64,20 @@ pub(in crate::http) async fn create(
     caller: &Caller<'_>,
     body: &[u8],
     content_type: Option<&[u8]>,
-) -> Result<Outcome, Answer> {
-    let new = body::new_entry(body, content_type).map_err(Answer::from)?;
+) -> Result<HandlerOutput, Response> {
+    let new = body::new_entry(body, content_type).map_err(Response::from)?;
     // Ignored, it would make an entry of another environment than the one that was meant.
     let asked = caller.environment();
     if let Some(other) =
         asked.filter(|asked| new.environment.as_ref().is_none_or(|new| new.as_str() != &**asked))
     {
-        return Err(
-            Fault::parameter("value_error", "environment", "the environment in the body", &other).into()
-        );
+        return Err(ValidationError::parameter(
+            "value_error",
+            "environment",
+            "the environment in the body",
+            &other,
+        )
+        .into());
     }
     let found = caller.service.create(&caller.credentials(), new).await.map_err(failed)?;
     Ok(entry(201, found, None, true))
@@ -80,7 +85,7 @@ pub(in crate::http) async fn create(
 
 /// `GET /configs/{key}` of an entry whose row and key are both in memory, appended to `out`: nothing has to
 /// be waited for. `None` for everything else, faults included, about which [`read`] has more to say.
-pub(in crate::http) fn read_at_hand(
+pub(in crate::http) fn try_read_cached(
     service: &Service,
     user_key: &[u8],
     key: &KeyPath<'_>,
@@ -93,19 +98,19 @@ pub(in crate::http) fn read_at_hand(
     let full = is_full(query).ok()?;
     let environment = environment(query);
     let asked = environment.as_deref();
-    let found = service.at_hand(user_key, &key.text, asked)?;
+    let found = service.try_read_cached(user_key, &key.text, asked)?;
     let row = found.row();
     // A large one is sent piece by piece.
     if found.value_bytes_max() > LARGE_VALUE_BYTES {
         return None;
     }
-    write_entry_with(row, Shape::of(row, asked, full), found.value_bytes_max(), out, |out| {
+    write_entry_with(row, EntryView::of(row, asked, full), found.value_bytes_max(), out, |out| {
         found.open_into(out)
     })
 }
 
 /// `GET /configs/{key}`
-pub(in crate::http) async fn read(caller: &Caller<'_>, key: &KeyPath<'_>) -> Result<Outcome, Answer> {
+pub(in crate::http) async fn read(caller: &Caller<'_>, key: &KeyPath<'_>) -> Result<HandlerOutput, Response> {
     let full = caller.is_full()?;
     let environment = caller.environment();
     let asked = environment.as_deref();
@@ -121,8 +126,8 @@ pub(in crate::http) async fn update(
     key: &KeyPath<'_>,
     body: &[u8],
     content_type: Option<&[u8]>,
-) -> Result<Outcome, Answer> {
-    let update = body::update(body, content_type).map_err(Answer::from)?;
+) -> Result<HandlerOutput, Response> {
+    let update = body::update(body, content_type).map_err(Response::from)?;
     let environment = caller.environment();
     let asked = environment.as_deref();
     let text = named(key, asked)?;
@@ -132,7 +137,10 @@ pub(in crate::http) async fn update(
 }
 
 /// `DELETE /configs/{key}`
-pub(in crate::http) async fn delete(caller: &Caller<'_>, key: &KeyPath<'_>) -> Result<Outcome, Answer> {
+pub(in crate::http) async fn delete(
+    caller: &Caller<'_>,
+    key: &KeyPath<'_>,
+) -> Result<HandlerOutput, Response> {
     let environment = caller.environment();
     let text = named(key, environment.as_deref())?;
     let deleted = caller.service.delete(&caller.credentials(), text, environment.as_deref()).await;
@@ -140,11 +148,11 @@ pub(in crate::http) async fn delete(caller: &Caller<'_>, key: &KeyPath<'_>) -> R
     let mut body = b"{\"message\":".to_vec();
     write_string(&format!("Configuration '{text}' deleted successfully"), &mut body);
     body.push(b'}');
-    Ok(Answer::json(200, body).into())
+    Ok(Response::json(200, body).into())
 }
 
 /// `GET /configs`, and `GET /cluster/configs` of this node's own entries only.
-pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result<Outcome, Answer> {
+pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result<HandlerOutput, Response> {
     let render: Render = match (caller.environment().is_some(), caller.is_full()?) {
         (false, false) => |row, value, out| render(row, value, None, false, out),
         (false, true) => |row, value, out| render(row, value, None, true, out),
@@ -171,14 +179,14 @@ pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result
         None => first.with_room(2).push(b'['),
     }
     if !list.is_finished() {
-        return Ok(Outcome::List(Box::new(ListStream { first, hidden_count, rest: list })));
+        return Ok(HandlerOutput::List(Box::new(ListStream { first, hidden_count, rest: list })));
     }
     first.with_room(1).push(b']');
     let delay = match has_entries {
         true => Duration::ZERO,
         false => list.shows_nothing(&caller.credentials()).map_err(failed)?,
     };
-    let mut answer = Answer::json(200, first).delayed(delay);
+    let mut answer = Response::json(200, first).delayed(delay);
     answer.headers.extend(list_fields(&list, hidden_count).map(|(name, value)| (name, value.into())));
     Ok(answer.into())
 }
@@ -201,11 +209,11 @@ pub(in crate::http) fn list_fields(
     hidden.into_iter().chain(silent).chain(next_after)
 }
 
-fn render(row: &Row, value: &[u8], asked_environment: Option<&str>, full: bool, out: &mut Vec<u8>) {
-    write_entry(row, value, Shape::of(row, asked_environment, full), out);
+fn render(row: &SealedEntry, value: &[u8], asked_environment: Option<&str>, full: bool, out: &mut Vec<u8>) {
+    write_entry(row, value, EntryView::of(row, asked_environment, full), out);
 }
 
-fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Answer> {
+fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Response> {
     let text = |name: &str| parameter(caller.query, name).filter(|value| !value.is_empty());
     let limit = match text("limit") {
         None => None,
@@ -213,14 +221,19 @@ fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Answer> 
             Ok(limit) if (1..=LIST_LIMIT_MAX).contains(&limit) => Some(limit),
             _ => {
                 let allowed = format!("an integer from 1 to {LIST_LIMIT_MAX}");
-                return Err(Fault::parameter("int_parsing", "limit", &allowed, &found).into());
+                return Err(ValidationError::parameter("int_parsing", "limit", &allowed, &found).into());
             }
         },
     };
     let after = match text("after") {
         None => After::default(),
         Some(found) => cursor::parse(&found).ok_or_else(|| {
-            Fault::parameter("int_parsing", "after", "the id of an entry, or what X-Next-After gave", &found)
+            ValidationError::parameter(
+                "int_parsing",
+                "after",
+                "the id of an entry, or what X-Next-After gave",
+                &found,
+            )
         })?,
     };
     let filter = Filter {
@@ -231,14 +244,14 @@ fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Answer> 
     Ok(ListQuery { filter, after, limit, is_local })
 }
 
-fn entry(status: u16, found: Found, asked_environment: Option<&str>, full: bool) -> Outcome {
-    let Found { row, value } = found;
-    let shape = Shape::of(&row, asked_environment, full);
+fn entry(status: u16, found: DecryptedEntry, asked_environment: Option<&str>, full: bool) -> HandlerOutput {
+    let DecryptedEntry { row, value } = found;
+    let shape = EntryView::of(&row, asked_environment, full);
     let mut before = Vec::new();
     let content = match value {
         Value::Plain(value) if value.expose().len() <= LARGE_VALUE_BYTES => {
             write_entry(&row, value.expose(), shape, &mut before);
-            return Answer::json(status, before).into();
+            return Response::json(status, before).into();
         }
         Value::Plain(value) => Content::default().with_bytes(value.into()),
         Value::Sealed(value) => Content::default().with_sealed(value),
@@ -246,7 +259,7 @@ fn entry(status: u16, found: Found, asked_environment: Option<&str>, full: bool)
     let mut after = Vec::new();
     write_before(&row, shape, &mut before);
     write_after(&row, shape, &mut after);
-    Outcome::Large(Answer::json(status, Vec::new()), content.between(before, after))
+    HandlerOutput::Large(Response::json(status, Vec::new()), content.between(before, after))
 }
 
 /// An empty environment is no environment.
@@ -266,7 +279,7 @@ fn is_full(query: Option<&[u8]>) -> Result<bool, Cow<'_, str>> {
 }
 
 /// The key as text; bytes that are no UTF-8 name no entry.
-fn named<'a>(key: &'a KeyPath<'_>, environment: Option<&str>) -> Result<&'a str, Answer> {
+fn named<'a>(key: &'a KeyPath<'_>, environment: Option<&str>) -> Result<&'a str, Response> {
     if key.is_text {
         return Ok(&key.text);
     }

@@ -2,26 +2,26 @@
 
 use std::time::Duration;
 
-use crate::http::answer::{Answer, Outcome};
 use crate::http::content::Content;
 use crate::http::openapi;
 use crate::http::pages::File;
+use crate::http::response::{HandlerOutput, Response};
 
 /// `GET /openapi.json`
-pub(in crate::http) fn openapi() -> Outcome {
-    let head = Answer::json(200, Vec::new()).with_header("cache-control", "no-cache");
-    Outcome::Large(head, Content::default().with_static(openapi::document()))
+pub(in crate::http) fn openapi() -> HandlerOutput {
+    let head = Response::json(200, Vec::new()).with_header("cache-control", "no-cache");
+    HandlerOutput::Large(head, Content::default().with_static(openapi::document()))
 }
 
 /// `GET /docs`, `GET /redoc` and what they load.
-pub(in crate::http) fn file(file: &'static File) -> Outcome {
+pub(in crate::http) fn file(file: &'static File) -> HandlerOutput {
     let headers = file.headers.iter().map(|&(name, value)| (name, value.into())).collect();
-    let head = Answer {
+    let head = Response {
         status: 200,
         content_type: Some(file.content_type),
         headers,
         body: Vec::new().into(),
         delay: Duration::ZERO,
     };
-    Outcome::Large(head, Content::default().with_static(file.bytes))
+    HandlerOutput::Large(head, Content::default().with_static(file.bytes))
 }

@@ -5,38 +5,41 @@ use zeroize::Zeroizing;
 use super::cursor;
 use super::peers::decoded;
 use crate::http::PARTIAL_RESULT;
-use crate::http::answer::Answer;
 use crate::http::app::{Settings, failed};
-use crate::http::body::Fault;
+use crate::http::body::ValidationError;
 use crate::http::error::not_clustered;
 use crate::http::json::{write_optional, write_string};
 use crate::http::query::parameter;
+use crate::http::response::Response;
 use crate::limits::{DUPLICATES_COUNT_MAX, LIST_PAGE_BYTES};
 use crate::service::federation::messages::{decode_find, decode_order, decode_query};
 use crate::service::{After, Service};
 
 /// `POST /cluster/find`: an entry of this node.
-pub(in crate::http) async fn find(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
+pub(in crate::http) async fn find(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Response, Response> {
     require_federation(service)?;
     let find = decoded(service, body, decode_find).await?;
-    Ok(Answer::json(200, service.found_message(&find).await.map_err(failed)?))
+    Ok(Response::json(200, service.found_message(&find).await.map_err(failed)?))
 }
 
 /// `POST /cluster/page`: entries of this node, by name.
-pub(in crate::http) async fn page(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
+pub(in crate::http) async fn page(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Response, Response> {
     require_federation(service)?;
     let mut query = decoded(service, body, decode_query).await?;
     query.bytes_max = query.bytes_max.min(LIST_PAGE_BYTES);
     let _share = service.share_for_peer(query.bytes_max).map_err(failed)?;
-    Ok(Answer::json(200, service.page_message(query).await.map_err(failed)?))
+    Ok(Response::json(200, service.page_message(query).await.map_err(failed)?))
 }
 
 /// `POST /cluster/write`: changes an entry of this node.
-pub(in crate::http) async fn write(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
+pub(in crate::http) async fn write(
+    service: &Service,
+    body: Zeroizing<Vec<u8>>,
+) -> Result<Response, Response> {
     require_federation(service)?;
     let _share = service.share_for_peer(body.len()).map_err(failed)?;
     let order = decoded(service, body, decode_order).await?;
-    Ok(Answer::json(200, service.outcome_message(order).await.map_err(failed)?))
+    Ok(Response::json(200, service.outcome_message(order).await.map_err(failed)?))
 }
 
 /// `GET /v1/federation/duplicates`: entries that several nodes have.
@@ -44,13 +47,21 @@ pub(in crate::http) async fn duplicates(
     settings: &Settings,
     service: &Service,
     query: Option<&[u8]>,
-) -> Result<Answer, Answer> {
+) -> Result<Response, Response> {
     require_federation(service)?;
     let after = match parameter(query, "after").filter(|text| !text.is_empty()) {
         None => None,
         Some(text) => match cursor::parse(&text) {
             Some(After::Name(name)) => Some(name),
-            _ => return Err(Fault::parameter("value_error", "after", "what next_after gave", &text).into()),
+            _ => {
+                return Err(ValidationError::parameter(
+                    "value_error",
+                    "after",
+                    "what next_after gave",
+                    &text,
+                )
+                .into());
+            }
         },
     };
     let duplicates = service.duplicates(after, DUPLICATES_COUNT_MAX).await.map_err(failed)?;
@@ -72,7 +83,7 @@ pub(in crate::http) async fn duplicates(
     body.extend_from_slice(b",\"silent\":");
     write_list(duplicates.silent.iter(), &mut body);
     body.push(b'}');
-    let answer = Answer::json(200, body);
+    let answer = Response::json(200, body);
     Ok(match duplicates.silent.is_empty() {
         true => answer,
         false => answer.with_header(PARTIAL_RESULT, duplicates.silent.join(", ")),
@@ -90,6 +101,6 @@ fn write_list<'a>(texts: impl Iterator<Item = &'a String>, out: &mut Vec<u8>) {
     out.push(b']');
 }
 
-fn require_federation(service: &Service) -> Result<(), Answer> {
+fn require_federation(service: &Service) -> Result<(), Response> {
     if service.is_federated() { Ok(()) } else { Err(not_clustered()) }
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::{health, system};
-use crate::http::answer::Answer;
 use crate::http::app::Settings;
+use crate::http::response::Response;
 use crate::limits::WRITES_QUEUED_MAX;
 use crate::service::{Member, Service};
 use crate::telemetry::{
-    Exposition, METHODS, METRICS_CONTENT_TYPE, ProcessNumbers, Requests, dropped_lines_count,
+    Exposition, METHODS, METRICS_CONTENT_TYPE, ProcessNumbers, RequestLabels, dropped_lines_count,
 };
 
 /// What is counted from the start, for the endpoints of entries and for requests that came no further: nobody sees
@@ -16,7 +16,7 @@ use crate::telemetry::{
 const ERRORS_TO_WATCH: [&str; 3] = ["internal", "unavailable", "no_space"];
 
 /// `GET /metrics`
-pub(in crate::http) async fn metrics(settings: &Settings, service: &Service) -> Answer {
+pub(in crate::http) async fn metrics(settings: &Settings, service: &Service) -> Response {
     let mut exposition = Exposition::default();
     requests(settings, &mut exposition);
     // All the rest is wanted above all when the database does not answer.
@@ -30,7 +30,7 @@ pub(in crate::http) async fn metrics(settings: &Settings, service: &Service) -> 
     if let Some(numbers) = service.process_numbers().await {
         process(numbers, &mut exposition);
     }
-    let mut answer = Answer::json(200, exposition.encode());
+    let mut answer = Response::json(200, exposition.encode());
     answer.content_type = Some(METRICS_CONTENT_TYPE);
     answer
 }
@@ -255,7 +255,7 @@ fn guard(service: &Service, exposition: &mut Exposition) {
 }
 
 fn program(settings: &Settings, service: &Service, exposition: &mut Exposition) {
-    let is_healthy = health::faults(settings, service).is_empty();
+    let is_healthy = health::health_problems(settings, service).is_empty();
     exposition.gauge("osc_healthy", "Whether /health is 200.").with_count(&[], u64::from(is_healthy));
     let is_ready = system::obstacle(service).is_none();
     exposition.gauge("osc_ready", "Whether /ready is 200.").with_count(&[], u64::from(is_ready));
@@ -291,7 +291,10 @@ fn process(numbers: ProcessNumbers, exposition: &mut Exposition) {
 }
 
 /// Sums of counts by what `key` makes of them.
-fn sums<K: Ord>(counts: &BTreeMap<Requests, u64>, key: impl Fn(&Requests) -> Option<K>) -> BTreeMap<K, u64> {
+fn sums<K: Ord>(
+    counts: &BTreeMap<RequestLabels, u64>,
+    key: impl Fn(&RequestLabels) -> Option<K>,
+) -> BTreeMap<K, u64> {
     let mut sums = BTreeMap::new();
     for (of, count) in counts {
         if let Some(key) = key(of) {
@@ -301,7 +304,7 @@ fn sums<K: Ord>(counts: &BTreeMap<Requests, u64>, key: impl Fn(&Requests) -> Opt
     sums
 }
 
-fn operation(endpoints: &[&str], of: &Requests) -> Option<&'static str> {
+fn operation(endpoints: &[&str], of: &RequestLabels) -> Option<&'static str> {
     Some(match (endpoints[of.endpoint], METHODS[of.method]) {
         ("/configs", "POST") => "create",
         ("/configs", "GET" | "HEAD") => "list",

@@ -4,28 +4,31 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::http::answer::Answer;
 use crate::http::app::failed;
 use crate::http::error::{malformed_message, not_clustered};
+use crate::http::response::Response;
 use crate::limits::{CHANGES_BYTES_PER_MESSAGE, PEER_INLINE_BYTES, VERSIONS_BYTES_PER_MESSAGE};
 use crate::service::Service;
 use crate::service::exchange::{
-    Malformed, decode_buckets, decode_changes, decode_digest, decode_ids, encode_applied, encode_digest,
+    DecodeError, decode_buckets, decode_changes, decode_digest, decode_ids, encode_applied, encode_digest,
     encode_digests,
 };
 use crate::store::root_of;
 
 /// `POST /cluster/changes`: takes changes of a peer, those that win.
-pub(in crate::http) async fn changes(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
+pub(in crate::http) async fn changes(
+    service: &Service,
+    body: Zeroizing<Vec<u8>>,
+) -> Result<Response, Response> {
     require_cluster(service)?;
     let _share = service.share_for_peer(body.len()).map_err(failed)?;
     let (salt, changes) = decoded(service, body, decode_changes).await?;
     let applied = service.apply(salt, changes).await.map_err(failed)?;
-    Ok(Answer::json(200, encode_applied(&applied)))
+    Ok(Response::json(200, encode_applied(&applied)))
 }
 
 /// `POST /cluster/digests`: the peer's digest if it is this node's, else the digests of all buckets.
-pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Answer, Answer> {
+pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Response, Response> {
     require_cluster(service)?;
     let theirs = decode_digest(body).map_err(|error| malformed_message(&error))?;
     let own = service.bucket_digests().map_err(failed)?;
@@ -34,7 +37,7 @@ pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Answer,
         true => encode_digest(root).into_bytes(),
         false => encode_digests(&own),
     };
-    Ok(Answer {
+    Ok(Response {
         status: 200,
         content_type: Some("application/octet-stream"),
         headers: Vec::new(),
@@ -45,27 +48,33 @@ pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Answer,
 
 /// `POST /cluster/versions`: the versions of all entries of some buckets, of the first ones if it would be
 /// too many.
-pub(in crate::http) async fn versions(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
+pub(in crate::http) async fn versions(
+    service: &Service,
+    body: Zeroizing<Vec<u8>>,
+) -> Result<Response, Response> {
     require_cluster(service)?;
     let _share = service.share_for_peer(body.len() + VERSIONS_BYTES_PER_MESSAGE).map_err(failed)?;
     let buckets = decoded(service, body, decode_buckets).await?;
-    Ok(Answer::json(200, service.versions_message(buckets).await.map_err(failed)?))
+    Ok(Response::json(200, service.versions_message(buckets).await.map_err(failed)?))
 }
 
 /// `POST /cluster/entries`: entries by name, as many as fit one message.
-pub(in crate::http) async fn entries(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Answer, Answer> {
+pub(in crate::http) async fn entries(
+    service: &Service,
+    body: Zeroizing<Vec<u8>>,
+) -> Result<Response, Response> {
     require_cluster(service)?;
     let _share = service.share_for_peer(body.len() + CHANGES_BYTES_PER_MESSAGE).map_err(failed)?;
     let ids = decoded(service, body, decode_ids).await?;
-    Ok(Answer::json(200, service.entries_message(ids).await.map_err(failed)?))
+    Ok(Response::json(200, service.entries_message(ids).await.map_err(failed)?))
 }
 
 /// Reads a message: here if it is short, otherwise on the pool.
 pub(super) async fn decoded<T: Send + 'static>(
     service: &Service,
     body: Zeroizing<Vec<u8>>,
-    decode: fn(&[u8]) -> Result<T, Malformed>,
-) -> Result<T, Answer> {
+    decode: fn(&[u8]) -> Result<T, DecodeError>,
+) -> Result<T, Response> {
     let decoded = match body.len() <= PEER_INLINE_BYTES {
         true => decode(&body),
         false => service.on_pool(move || decode(&body)).await.map_err(failed)?,
@@ -74,7 +83,7 @@ pub(super) async fn decoded<T: Send + 'static>(
 }
 
 /// Nodes of a federation exchange nothing.
-fn require_cluster(service: &Service) -> Result<(), Answer> {
+fn require_cluster(service: &Service) -> Result<(), Response> {
     match service.cluster() {
         Some(_) if !service.is_federated() => Ok(()),
         _ => Err(not_clustered()),

@@ -1,12 +1,12 @@
 //! The root: what this service is.
 
-use crate::http::answer::Answer;
 use crate::http::app::Settings;
 use crate::http::error::not_ready;
+use crate::http::response::Response;
 use crate::service::Service;
 
 /// `GET /`
-pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Answer {
+pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Response {
     let (enabled, mode) = match service.cluster() {
         Some(_) if service.is_federated() => (true, "\"federated\""),
         Some(_) => (true, "\"replica\""),
@@ -25,14 +25,14 @@ pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Answer {
         enabled,
         mode,
     );
-    Answer::json(200, body.into_bytes())
+    Response::json(200, body.into_bytes())
 }
 
 /// `GET /ready`
-pub(in crate::http) fn ready(service: &Service) -> Answer {
+pub(in crate::http) fn ready(service: &Service) -> Response {
     match obstacle(service) {
         Some(reason) => not_ready(&reason),
-        None => Answer::json(200, br#"{"ready":true}"#.to_vec()),
+        None => Response::json(200, br#"{"ready":true}"#.to_vec()),
     }
 }
 
@@ -53,6 +53,6 @@ pub(super) fn obstacle(service: &Service) -> Option<String> {
         return Some(NOT_JOINED.to_owned());
     }
     let members = cluster.members();
-    let in_the_way = members.iter().find(|member| member.is_in_the_way)?;
+    let in_the_way = members.iter().find(|member| member.blocks_readiness)?;
     Some(format!("no replication with {}: {}", in_the_way.address, in_the_way.reason.as_ref()?))
 }

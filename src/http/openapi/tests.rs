@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{COMPONENTS, PATHS, document, members};
-use crate::http::answer::Answer;
-use crate::http::body::{self, Fault};
-use crate::http::error::{self, Refusal};
+use crate::http::body::{self, ValidationError};
+use crate::http::error::{self, RequestError};
+use crate::http::response::Response;
 use crate::http::route::{Audience, ENDPOINTS, Route};
-use crate::http1::{Method, Rejection};
+use crate::http1::{Method, ProtocolError};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, LIST_LIMIT_MAX};
 use crate::service::Error;
 
@@ -193,44 +193,44 @@ fn examples(document: &Value) -> BTreeSet<(u16, String)> {
 }
 
 /// One answer of each kind that the table of errors knows, about the entry that the document speaks of.
-fn table() -> Vec<Answer> {
+fn table() -> Vec<Response> {
     let key = || "database".to_owned();
     let production = || Some("production".to_owned());
     let two = || vec!["production".to_owned(), "staging".to_owned()];
     let silent = || vec!["node2:9000".to_owned()];
-    let mut answers: Vec<Answer> = Vec::new();
+    let mut answers: Vec<Response> = Vec::new();
     answers.extend(
         [
-            Refusal::ApiKeyMissing,
-            Refusal::ApiKeyWrong { delay: Duration::ZERO },
-            Refusal::ApiKeyOfClients,
-            Refusal::ClusterSecretMissing,
-            Refusal::ClusterSecretWrong { delay: Duration::ZERO },
-            Refusal::NodeCertificateMissing,
-            Refusal::UserKeyTooShort { bytes_min: 8 },
-            Refusal::ContentCoded,
-            Refusal::Conditional,
-            Refusal::PartialContent,
-            Refusal::TooManyRequests { wait: Duration::ZERO },
-            Refusal::TooManyFailures { wait: Duration::ZERO },
+            RequestError::ApiKeyMissing,
+            RequestError::ApiKeyWrong { delay: Duration::ZERO },
+            RequestError::ApiKeyOfClients,
+            RequestError::ClusterSecretMissing,
+            RequestError::ClusterSecretWrong { delay: Duration::ZERO },
+            RequestError::NodeCertificateMissing,
+            RequestError::UserKeyTooShort { bytes_min: 8 },
+            RequestError::ContentCoded,
+            RequestError::Conditional,
+            RequestError::PartialContent,
+            RequestError::TooManyRequests { wait: Duration::ZERO },
+            RequestError::TooManyFailures { wait: Duration::ZERO },
         ]
         .iter()
-        .map(Answer::from),
+        .map(Response::from),
     );
     answers.extend(
         [
-            Rejection::BadRequest("host is missing"),
-            Rejection::VersionNotSupported,
-            Rejection::MethodNotImplemented,
-            Rejection::TransferCodingNotImplemented,
-            Rejection::ExpectationFailed,
-            Rejection::RequestLineTooLong,
-            Rejection::HeadTooLarge,
-            Rejection::BodyTooLarge { bytes_max: crate::limits::BODY_BYTES_MAX },
-            Rejection::HeadTimeout,
-            Rejection::BodyTimeout,
+            ProtocolError::BadRequest("host is missing"),
+            ProtocolError::VersionNotSupported,
+            ProtocolError::MethodNotImplemented,
+            ProtocolError::TransferCodingNotImplemented,
+            ProtocolError::ExpectationFailed,
+            ProtocolError::RequestLineTooLong,
+            ProtocolError::HeadTooLarge,
+            ProtocolError::BodyTooLarge { bytes_max: crate::limits::BODY_BYTES_MAX },
+            ProtocolError::HeadTimeout,
+            ProtocolError::BodyTimeout,
         ]
-        .map(Answer::from),
+        .map(Response::from),
     );
     answers.extend(
         [
@@ -252,7 +252,7 @@ fn table() -> Vec<Answer> {
             Error::NoSalt,
             Error::NotJoined,
         ]
-        .map(Answer::from),
+        .map(Response::from),
     );
     answers.extend([error::internal(), error::not_clustered(), error::overloaded()]);
     answers.extend([error::host_not_allowed(), error::origin_not_allowed(), error::salt_in_a_form()]);
@@ -263,14 +263,15 @@ fn table() -> Vec<Answer> {
     answers
 }
 
-fn faults() -> Vec<Answer> {
+fn faults() -> Vec<Response> {
     let category = format!(r#"{{"category":"{}"}}"#, "c".repeat(101));
-    let entry = |body: &str| body::new_entry(body.as_bytes(), None).map(drop).map_err(Answer::from);
-    let update = |body: &[u8]| body::update(body, None).map(drop).map_err(Answer::from);
-    let parameter =
-        |kind, name, allowed: &str, found| Answer::from(Fault::parameter(kind, name, allowed, found));
+    let entry = |body: &str| body::new_entry(body.as_bytes(), None).map(drop).map_err(Response::from);
+    let update = |body: &[u8]| body::update(body, None).map(drop).map_err(Response::from);
+    let parameter = |kind, name, allowed: &str, found| {
+        Response::from(ValidationError::parameter(kind, name, allowed, found))
+    };
     assert!(entry(&category).is_err());
-    let mut found: Vec<Answer> = [
+    let mut found: Vec<Response> = [
         entry(""),
         entry(r#"{"value":NaN}"#),
         entry("[]"),
@@ -282,7 +283,7 @@ fn faults() -> Vec<Answer> {
     .into_iter()
     .map(|result| result.expect_err("no entry"))
     .collect();
-    found.push(Fault::user_key_missing().into());
+    found.push(ValidationError::user_key_missing().into());
     found.push(parameter("literal_error", "mode", "'short' or 'full'", "long"));
     found.push(parameter("int_parsing", "limit", &format!("an integer from 1 to {LIST_LIMIT_MAX}"), "0"));
     let place = "the id of an entry, or what X-Next-After gave";

@@ -3,19 +3,20 @@
 use zeroize::Zeroizing;
 
 use super::{
-    call::Call,
     head::{self, Head, ResponseFraming},
+    request::ClientRequest,
     step::{ClientFailure, ClientStep},
 };
 use crate::http1::{
-    body, chunked::Decoder, inbox::Inbox, method::Method, outbox::Outbox, response, scan::HeadScan,
+    body, chunked::Decoder, method::Method, read_buffer::ReadBuffer, response, scan::HeadScan,
+    write_buffer::WriteBuffer,
 };
 use crate::limits;
 
 /// One client connection: one call at a time, and none after anything was wrong.
 pub struct ClientConnection {
-    inbox: Inbox,
-    outbox: Outbox,
+    inbox: ReadBuffer,
+    outbox: WriteBuffer,
     body: Zeroizing<Vec<u8>>,
     body_bytes_max: usize,
     phase: Phase,
@@ -51,8 +52,8 @@ impl ClientConnection {
     /// A connection that was just made. A response with a larger body than this fails.
     pub fn new(body_bytes_max: usize) -> Self {
         Self {
-            inbox: Inbox::new(),
-            outbox: Outbox::new(),
+            inbox: ReadBuffer::new(),
+            outbox: WriteBuffer::new(),
             body: Zeroizing::new(Vec::new()),
             body_bytes_max,
             phase: Phase::Idle,
@@ -75,7 +76,7 @@ impl ClientConnection {
     /// Writes nothing and fails where the call cannot be written as one request, where the deadline
     /// has passed, and where the connection has failed: what has arrived before a call is no
     /// response to it, so read what is there before. A call during another fails both.
-    pub fn call(&mut self, call: &Call<'_>, now_ms: u64, deadline_ms: u64) {
+    pub fn call(&mut self, call: &ClientRequest<'_>, now_ms: u64, deadline_ms: u64) {
         self.advance();
         match self.phase {
             Phase::Idle => {}

@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 
-use super::{Call, ClientConnection, ClientStep};
-use crate::http1::{Answer, Connection, Method, Step};
+use super::{ClientConnection, ClientRequest, ClientStep};
+use crate::http1::{Connection, Method, Response, Step};
 
 const BODY_BYTES_MAX: usize = 8 * 1024;
 
@@ -64,7 +64,7 @@ fn serve(server: &mut Connection, exchange: &Exchange) {
 fn reply(server: &mut Connection, reply: &Reply) {
     let body = reply.pieces.concat();
     let headers = &[("etag", &reply.etag[..])];
-    let answer = Answer { status: reply.status, content_type: None, headers, body: &body, date: "D" };
+    let answer = Response { status: reply.status, content_type: None, headers, body: &body, date: "D" };
     if !reply.is_stream {
         return server.respond(&answer, 0);
     }
@@ -104,7 +104,7 @@ fn check(exchanges: &[Exchange], mut next_size: impl FnMut() -> usize) {
     for exchange in exchanges {
         let headers = &[("x-user-key", &exchange.user_key[..]), ("x-api-key", "k")];
         let Exchange { method, target, body, reply, .. } = exchange;
-        client.call(&Call { method: *method, target, host: "node-1:9000", headers, body }, 0, 1000);
+        client.call(&ClientRequest { method: *method, target, host: "node-1:9000", headers, body }, 0, 1000);
         let mut interim: &[u8] = if reply.has_interim { b"HTTP/1.1 103 Hints\r\nA: b\r\n\r\n" } else { b"" };
         loop {
             match client.step() {
@@ -143,11 +143,11 @@ proptest! {
 fn an_aborted_stream_is_no_response() {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
     let mut server = Connection::new(0);
-    let call = Call { method: Method::Get, target: "/", host: "x", headers: &[], body: b"" };
+    let call = ClientRequest { method: Method::Get, target: "/", host: "x", headers: &[], body: b"" };
     client.call(&call, 0, 1000);
     carry(&mut client, &mut server, usize::MAX, &mut &b""[..]);
     assert_eq!(server.step(0), Step::Head);
-    let answer = Answer { status: 200, content_type: None, headers: &[], body: b"", date: "D" };
+    let answer = Response { status: 200, content_type: None, headers: &[], body: b"", date: "D" };
     server.begin_stream(&answer, &[], 0);
     server.stream_chunk(b"[1,", 0);
     server.abort();
@@ -163,11 +163,11 @@ fn an_early_refusal_is_delivered_while_the_body_is_still_written() {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
     let mut server = Connection::new(0);
     let body = vec![b'x'; 5000];
-    let call = Call { method: Method::Put, target: "/", host: "x", headers: &[], body: &body };
+    let call = ClientRequest { method: Method::Put, target: "/", host: "x", headers: &[], body: &body };
     client.call(&call, 0, 1000);
     carry(&mut client, &mut server, 100, &mut &b""[..]);
     assert_eq!(server.step(0), Step::Head);
-    let answer = Answer { status: 413, content_type: None, headers: &[], body: b"no", date: "D" };
+    let answer = Response { status: 413, content_type: None, headers: &[], body: b"no", date: "D" };
     server.respond(&answer, 0);
     carry(&mut client, &mut server, 500, &mut &b""[..]);
     assert_eq!((client.step(), client.status()), (ClientStep::Response, 413));

@@ -1,7 +1,7 @@
 //! The life of a connection: many calls, deadlines, what ends it, and what is wiped.
 
 use super::{
-    Call, ClientConnection, ClientFailure, ClientStep,
+    ClientConnection, ClientFailure, ClientRequest, ClientStep,
     responses::{BODY_BYTES_MAX, Outcome, call, called, outcome, receive},
 };
 use crate::http1::Method;
@@ -122,7 +122,7 @@ fn the_end_of_the_stream() {
 #[test]
 fn an_answer_to_half_a_request_ends_the_connection() {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
-    client.call(&Call { body: b"0123456789", ..call(Method::Put) }, 0, 1000);
+    client.call(&ClientRequest { body: b"0123456789", ..call(Method::Put) }, 0, 1000);
     client.wrote(client.output().len() - 1);
     receive(&mut client, OK, || usize::MAX);
     assert_eq!(client.step(), ClientStep::Response);
@@ -136,7 +136,7 @@ fn an_answer_to_half_a_request_ends_the_connection() {
 fn a_call_that_is_not_one_request_is_not_written() {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
     let headers = &[("x-a", "b\r\nGET / HTTP/1.1\r\nx: y")];
-    client.call(&Call { headers, ..call(Method::Get) }, 0, 1000);
+    client.call(&ClientRequest { headers, ..call(Method::Get) }, 0, 1000);
     check_failed(&mut client, ClientFailure::Malformed("header of the call is malformed"));
 }
 
@@ -161,7 +161,7 @@ fn a_call_during_another_fails_both() {
 #[test]
 fn keys_and_secrets_are_wiped() {
     let mut written = ClientConnection::new(BODY_BYTES_MAX);
-    written.call(&Call { body: b"rest", ..call(Method::Put) }, 0, 1000);
+    written.call(&ClientRequest { body: b"rest", ..call(Method::Put) }, 0, 1000);
     assert!(keeps_canary(&written));
     written.wrote(written.output().len() - 4);
     assert!(!keeps_canary(&written));

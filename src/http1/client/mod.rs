@@ -8,9 +8,9 @@
 //! reads into [`ClientConnection::read_space`], asks [`ClientConnection::step`] what to do, and
 //! learns from [`ClientConnection::finish`] whether the connection is worth keeping.
 
-mod call;
 mod connection;
 mod head;
+mod request;
 mod step;
 
 #[cfg(test)]
@@ -22,6 +22,6 @@ mod noise;
 #[cfg(test)]
 mod responses;
 
-pub use call::Call;
 pub use connection::ClientConnection;
+pub use request::ClientRequest;
 pub use step::{ClientFailure, ClientStep};

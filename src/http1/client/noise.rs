@@ -1,7 +1,7 @@
 //! No bytes and no order of calls make a connection panic.
 
 use super::{
-    Call, ClientConnection, ClientStep,
+    ClientConnection, ClientRequest, ClientStep,
     responses::{call, called, outcome, receive},
 };
 use crate::http1::{Method, splits::Random};
@@ -80,7 +80,9 @@ fn random_calls_do_not_panic() {
         for _ in 0..30 {
             let is_idle = client.step() == ClientStep::Read && client.deadline_ms().is_none();
             match random.below(6) {
-                0..=2 if is_idle => client.call(&Call { body: b"abc", ..call(Method::Put) }, 0, 1000),
+                0..=2 if is_idle => {
+                    client.call(&ClientRequest { body: b"abc", ..call(Method::Put) }, 0, 1000)
+                }
                 3 if random.below(30) == 0 => client.received_eof(),
                 4 if random.below(30) == 0 => client.expire(),
                 _ => {}

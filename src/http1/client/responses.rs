@@ -1,13 +1,13 @@
 //! Responses as they may come, each in one segment and byte by byte: what is delivered, what is
 //! refused, and whether the connection may be used again.
 
-use super::{Call, ClientConnection, ClientFailure, ClientStep};
+use super::{ClientConnection, ClientFailure, ClientRequest, ClientStep};
 use crate::{http1::Method, limits};
 
 pub(super) const BODY_BYTES_MAX: usize = 20;
 
-pub(super) fn call(method: Method) -> Call<'static> {
-    Call { method, target: "/a", host: "x", headers: &[("x-api-key", "canary")], body: b"" }
+pub(super) fn call(method: Method) -> ClientRequest<'static> {
+    ClientRequest { method, target: "/a", host: "x", headers: &[("x-api-key", "canary")], body: b"" }
 }
 
 /// A connection on which a call was written.

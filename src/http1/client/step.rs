@@ -1,6 +1,6 @@
 //! What follows for the driver, and why a call fails.
 
-use crate::http1::rejection::Rejection;
+use crate::http1::protocol_error::ProtocolError;
 
 /// What the driver does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,18 +34,18 @@ pub enum ClientFailure {
 }
 
 /// The parts that both sides share speak of requests.
-impl From<Rejection> for ClientFailure {
-    fn from(rejection: Rejection) -> Self {
+impl From<ProtocolError> for ClientFailure {
+    fn from(rejection: ProtocolError) -> Self {
         match rejection {
-            Rejection::BadRequest(text) => Self::Malformed(text),
-            Rejection::TransferCodingNotImplemented => Self::Malformed("transfer coding is not chunked"),
-            Rejection::RequestLineTooLong | Rejection::HeadTooLarge | Rejection::BodyTooLarge { .. } => {
-                Self::TooLarge
-            }
-            Rejection::HeadTimeout | Rejection::BodyTimeout => Self::TimedOut,
-            Rejection::VersionNotSupported
-            | Rejection::MethodNotImplemented
-            | Rejection::ExpectationFailed => Self::Malformed("head is malformed"),
+            ProtocolError::BadRequest(text) => Self::Malformed(text),
+            ProtocolError::TransferCodingNotImplemented => Self::Malformed("transfer coding is not chunked"),
+            ProtocolError::RequestLineTooLong
+            | ProtocolError::HeadTooLarge
+            | ProtocolError::BodyTooLarge { .. } => Self::TooLarge,
+            ProtocolError::HeadTimeout | ProtocolError::BodyTimeout => Self::TimedOut,
+            ProtocolError::VersionNotSupported
+            | ProtocolError::MethodNotImplemented
+            | ProtocolError::ExpectationFailed => Self::Malformed("head is malformed"),
         }
     }
 }

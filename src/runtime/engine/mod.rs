@@ -3,8 +3,8 @@
 //! Everything above knows only [`Engine`], and is compiled once for each.
 
 mod epoll;
-mod obstacle;
 mod probe;
+mod unavailable;
 mod uring;
 
 use std::future::Future;
@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 pub(super) use self::epoll::Epoll;
-pub use self::obstacle::Obstacle;
+pub use self::unavailable::UringUnavailable;
 pub(super) use self::uring::Uring;
 use crate::config::EngineChoice;
 
@@ -82,14 +82,14 @@ pub(super) trait Sockets {
 
 /// Which engine it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EngineKind {
     /// io_uring.
     Uring,
     /// epoll.
     Epoll,
 }
 
-impl Kind {
+impl EngineKind {
     /// The name that `OSC_ENGINE` has for it.
     pub fn name(self) -> &'static str {
         match self {
@@ -105,14 +105,16 @@ impl Kind {
 /// # Errors
 /// When io_uring is wanted and not to be had, or when only something that may pass is in its way: a server that
 /// is started again must not be another one than before.
-pub(super) fn choose(choice: EngineChoice) -> Result<(Kind, Option<Obstacle>), Obstacle> {
+pub(super) fn choose(
+    choice: EngineChoice,
+) -> Result<(EngineKind, Option<UringUnavailable>), UringUnavailable> {
     if choice == EngineChoice::Epoll {
-        return Ok((Kind::Epoll, None));
+        return Ok((EngineKind::Epoll, None));
     }
     match probe::probe() {
-        Ok(()) => Ok((Kind::Uring, None)),
+        Ok(()) => Ok((EngineKind::Uring, None)),
         Err(obstacle) if choice == EngineChoice::Auto && obstacle.is_lasting() => {
-            Ok((Kind::Epoll, Some(obstacle)))
+            Ok((EngineKind::Epoll, Some(obstacle)))
         }
         Err(obstacle) => Err(obstacle),
     }
@@ -143,7 +145,7 @@ where
 }
 
 /// Tries again for a while when there is no locked memory.
-fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+fn retry_on_enomem<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let begun = Instant::now();
     loop {
         match attempt() {

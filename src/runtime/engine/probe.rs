@@ -6,8 +6,8 @@ use std::io;
 use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::process::{Resource, getrlimit};
 
-use super::obstacle::{Facts, Obstacle};
-use super::patiently;
+use super::retry_on_enomem;
+use super::unavailable::{Facts, UringUnavailable};
 
 /// What glommio looks for, and ends the process if it is not there.
 const OPERATIONS: [u8; 23] = [
@@ -51,17 +51,17 @@ const ENTER: &str = "io_uring_enter";
 ///
 /// # Errors
 /// With what is in the way.
-pub(super) fn probe() -> Result<(), Obstacle> {
+pub(super) fn probe() -> Result<(), UringUnavailable> {
     let mut call = SETUP;
-    patiently(|| round_trip(&mut call)).map_err(|error| obstacle(call, error))?;
+    retry_on_enomem(|| round_trip(&mut call)).map_err(|error| obstacle(call, error))?;
     match locked_bytes_max() {
-        Some(limit) if limit < LOCKED_BYTES_MIN => Err(Obstacle::locked_memory(Some(limit))),
+        Some(limit) if limit < LOCKED_BYTES_MIN => Err(UringUnavailable::locked_memory(Some(limit))),
         _ => Ok(()),
     }
 }
 
 /// What an error of one of the calls means on this machine.
-pub(super) fn obstacle(call: &'static str, error: io::Error) -> Obstacle {
+pub(super) fn obstacle(call: &'static str, error: io::Error) -> UringUnavailable {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let sysctl = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let facts = Facts {
@@ -70,7 +70,7 @@ pub(super) fn obstacle(call: &'static str, error: io::Error) -> Obstacle {
         release: rustix::system::uname().release().to_string_lossy().into_owned(),
         locked_bytes_max: locked_bytes_max(),
     };
-    Obstacle::new(call, error, facts)
+    UringUnavailable::new(call, error, facts)
 }
 
 fn locked_bytes_max() -> Option<u64> {

@@ -11,7 +11,7 @@ use glommio::{LocalExecutorBuilder, Placement, Task};
 use rustix::io::Errno;
 
 use super::probe::obstacle;
-use super::{Acceptor, Engine, Sockets, is_out_of_memory, patiently};
+use super::{Acceptor, Engine, Sockets, is_out_of_memory, retry_on_enomem};
 use crate::runtime::listener;
 use crate::runtime::ring::{self, Ring};
 
@@ -44,7 +44,7 @@ impl Engine for Uring {
                 .map_err(io::Error::from)
         };
         // The one thing that it panics on after our own probe is that other processes took all memory meanwhile.
-        let executor = panic::catch_unwind(|| patiently(make))
+        let executor = panic::catch_unwind(|| retry_on_enomem(make))
             .unwrap_or_else(|_| Err(io::Error::from(Errno::NOMEM)))
             .map_err(explained)?;
         executor.run(async {
@@ -72,7 +72,7 @@ impl Engine for Uring {
     /// By a ring of their own where that is possible, otherwise by glommio.
     fn accept(self, listeners: Vec<(TcpListener, impl Acceptor)>) -> io::Result<UringSockets> {
         if self.uses_ring {
-            let ring = patiently(|| {
+            let ring = retry_on_enomem(|| {
                 let own: io::Result<Vec<_>> =
                     listeners.iter().map(|(listener, _)| listener.try_clone()).collect();
                 Ring::new(own?)

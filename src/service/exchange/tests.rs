@@ -15,7 +15,7 @@ fn version(stamp: i64, node: i64) -> Version {
 #[test]
 fn messages_and_back() {
     let version = version(7, 9);
-    let content = Content {
+    let content = SealedBody {
         category: Some("c\"".into()),
         ciphertext: token(73),
         created_at: Some(Timestamp::from_microseconds(1)),
@@ -30,8 +30,8 @@ fn messages_and_back() {
     assert_eq!(decode_changes(&encode_changes(5, &changes)).expect("valid"), (5, changes));
     let other = EntryId { key: "gone".into(), environment: None };
     let known = vec![
-        Known { id: id.clone(), version, digest: Digest(u128::MAX - 1) },
-        Known { id: other.clone(), version, digest: Digest(0) },
+        VersionedDigest { id: id.clone(), version, digest: Digest(u128::MAX - 1) },
+        VersionedDigest { id: other.clone(), version, digest: Digest(0) },
     ];
     let page = VersionsPage { known, buckets_count: 2 };
     let asked = [bucket_of(&other), bucket_of(&id), 0];
@@ -40,7 +40,8 @@ fn messages_and_back() {
     assert_eq!(decode_buckets(&encode_buckets(&[0, 1023])).expect("valid"), [0, 1023]);
     let digests: Vec<Digest> = (0..1024).map(Digest).collect();
     assert_eq!(decode_digests(&encode_digests(&digests)).expect("valid"), digests);
-    let horizon = Horizon { synced: Stamp::from_milliseconds(5), forgotten: Stamp::default() };
+    let horizon =
+        TombstoneHorizon { synced: HlcTimestamp::from_milliseconds(5), forgotten: HlcTimestamp::default() };
     assert_eq!(decode_horizon(&encode_horizon(&horizon)), Some(horizon));
     assert_eq!(decode_digest(encode_digest(Digest(77)).as_bytes()).expect("valid"), Digest(77));
 }
@@ -55,7 +56,7 @@ fn a_time_that_no_peer_takes_is_left_out() {
         (now.later(std::time::Duration::from_secs(3600)), false),
     ] {
         let content =
-            Content { category: None, ciphertext: token(73), created_at: Some(time), updated_at: None };
+            SealedBody { category: None, ciphertext: token(73), created_at: Some(time), updated_at: None };
         let id = EntryId { key: "k".into(), environment: None };
         let change = Change { id, version: version(1, 1), content: Some(content) };
         let (_, changes) = decode_changes(&encode_changes(0, &[change])).expect("valid");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::listing::Others;
+use super::listing::RemoteEntries;
 use super::messages::PageQuery;
 use crate::limits::LIST_PAGE_BYTES;
 use crate::model::EntryId;
@@ -38,7 +38,7 @@ impl Service {
     /// When the own store cannot be read, or this node is in no federation.
     pub async fn duplicates(&self, after: Option<EntryId>, count_max: usize) -> Result<Duplicates, Error> {
         let Some(federation) = &self.federation else { return Err(Error::Unavailable) };
-        let mut others = Others::new(federation, None, Filter::default(), after.as_ref(), true);
+        let mut others = RemoteEntries::new(federation, None, Filter::default(), after.as_ref(), true);
         let mut own = Own { service: self, after, names: BTreeSet::new(), more: true };
         let mut duplicates = Duplicates::default();
         loop {
@@ -88,10 +88,10 @@ impl Own<'_> {
                 names_only: true,
                 ..PageQuery::default()
             };
-            let page = self.service.page_here(query).await?;
+            let page = self.service.page_local(query).await?;
             self.more = page.more;
-            self.after = page.rows.last().map(crate::store::Row::entry_id).or(self.after.take());
-            self.names.extend(page.rows.iter().map(crate::store::Row::entry_id));
+            self.after = page.rows.last().map(crate::store::SealedEntry::entry_id).or(self.after.take());
+            self.names.extend(page.rows.iter().map(crate::store::SealedEntry::entry_id));
         }
         let mut rest = self.names.split_off(last);
         // The bound itself belongs to what is given out.

@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::asking::{Answers, Federation, Peers};
 use super::messages::{NamePage, PAGE, PageQuery, decode_page, encode_query};
+use super::peer_requests::{Answers, Federation, Peers};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::EntryId;
 use crate::service::{Error, PeerId, Service};
-use crate::store::{Filter, Row};
+use crate::store::{Filter, SealedEntry};
 
 /// Bytes of sealed values that are held of one peer at a time, with few and with many peers.
 const PAGE_BYTES_MAX: usize = 256 * 1024;
@@ -18,12 +18,12 @@ const PAGE_BYTES_MIN: usize = 32 * 1024;
 
 /// The peers' entries under way.
 #[derive(Debug)]
-pub(in crate::service) struct Others {
+pub(in crate::service) struct RemoteEntries {
     filter: Filter,
     names_only: bool,
     bytes_max: usize,
     salt: Option<u64>,
-    sources: Vec<Source>,
+    sources: Vec<PeerCursor>,
     silent: Vec<PeerId>,
     /// As they were when the list began.
     peers: Peers,
@@ -31,21 +31,21 @@ pub(in crate::service) struct Others {
 
 /// One peer's entries: those that are here, and where the next ones begin.
 #[derive(Debug)]
-struct Source {
+struct PeerCursor {
     peer: PeerId,
-    rows: VecDeque<Row>,
+    rows: VecDeque<SealedEntry>,
     after: Option<EntryId>,
     more: bool,
 }
 
 /// An entry, and the peers that have one of that name, the nearest first: it is that one's.
 #[derive(Debug)]
-pub(super) struct Merged {
-    pub(super) row: Row,
+pub(super) struct MergedEntry {
+    pub(super) row: SealedEntry,
     pub(super) peers: Vec<PeerId>,
 }
 
-impl Others {
+impl RemoteEntries {
     /// All entries of the peers after a name.
     pub(in crate::service) fn new(
         federation: &Federation,
@@ -55,9 +55,9 @@ impl Others {
         names_only: bool,
     ) -> Self {
         let peers = federation.peers();
-        let sources: Vec<Source> = peers
+        let sources: Vec<PeerCursor> = peers
             .askable()
-            .map(|peer| Source { peer, rows: VecDeque::new(), after: after.map(nearest), more: true })
+            .map(|peer| PeerCursor { peer, rows: VecDeque::new(), after: after.map(nearest), more: true })
             .collect();
         let bytes_max = (8 * PAGE_BYTES_MAX / sources.len().max(1)).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
         let silent = peers.silent().collect();
@@ -85,22 +85,23 @@ impl Others {
         service: &Service,
         federation: &Federation,
         rows_max: usize,
-    ) -> Vec<Merged> {
+    ) -> Vec<MergedEntry> {
         self.fill(service, federation).await;
         let (mut merged, mut bytes) = (Vec::new(), 0);
         // Only while it is known of each peer what it has next.
         while self.sources.iter().all(|source| !source.rows.is_empty() || !source.more) {
-            let next = self.sources.iter().filter_map(|source| source.rows.front()).map(Row::entry_id).min();
+            let next =
+                self.sources.iter().filter_map(|source| source.rows.front()).map(SealedEntry::entry_id).min();
             let Some(id) = next else { break };
             if bytes >= LIST_PAGE_BYTES || merged.len() >= rows_max.min(LIST_PAGE_ROWS_MAX) {
                 break;
             }
-            let mut found: Option<Merged> = None;
+            let mut found: Option<MergedEntry> = None;
             for source in &mut self.sources {
                 if source.rows.front().is_some_and(|row| row.entry_id() == id)
                     && let Some(row) = source.rows.pop_front()
                 {
-                    let merged = found.get_or_insert(Merged { row, peers: Vec::new() });
+                    let merged = found.get_or_insert(MergedEntry { row, peers: Vec::new() });
                     merged.peers.push(source.peer);
                 }
             }
@@ -165,7 +166,7 @@ fn nearest(after: &EntryId) -> EntryId {
     }
 }
 
-impl Source {
+impl PeerCursor {
     /// A page must begin after what was asked for, or the list would never end.
     fn continues_with(&self, page: &NamePage) -> bool {
         match (&self.after, page.rows.first()) {
@@ -175,7 +176,7 @@ impl Source {
     }
 
     fn take(&mut self, page: NamePage) {
-        self.after = page.rows.last().map(Row::entry_id).or(self.after.take());
+        self.after = page.rows.last().map(SealedEntry::entry_id).or(self.after.take());
         self.more = page.more;
         self.rows = page.rows.into();
     }
@@ -189,16 +190,16 @@ impl Service {
     pub(in crate::service) async fn next_of_others(
         &self,
         federation: &Federation,
-        others: &mut Others,
+        others: &mut RemoteEntries,
         rows_max: usize,
-    ) -> Result<Option<Vec<Arc<Row>>>, Error> {
+    ) -> Result<Option<Vec<Arc<SealedEntry>>>, Error> {
         let merged = others.next_merged(self, federation, rows_max).await;
         if merged.is_empty() && others.is_over() {
             return Ok(None);
         }
         let rows = self.read_store(move |store| {
             let mut rows = Vec::with_capacity(merged.len());
-            for Merged { row, .. } in merged {
+            for MergedEntry { row, .. } in merged {
                 if store.exact(&row.key, row.environment.as_deref())?.is_none() {
                     rows.push(Arc::new(row));
                 }

@@ -10,8 +10,8 @@ use crate::limits::{CLOCK_AHEAD_MAX, LIST_PAGE_ROWS_MAX, REQUEST_LINE_BYTES_MAX}
 use crate::model::change::EntryError;
 use crate::model::{Category, Ciphertext, Digest, EntryId, Environment, Timestamp};
 use crate::service::bounded::Bounded;
-use crate::service::exchange::{Malformed, exchangeable, hexadecimal, id_of};
-use crate::store::{Filter, Row};
+use crate::service::exchange::{DecodeError, exchangeable, hexadecimal, id_of};
+use crate::store::{Filter, SealedEntry};
 
 /// `POST /cluster/find`: an entry of the node that is asked.
 pub const FIND: &str = "/cluster/find";
@@ -33,9 +33,9 @@ pub struct Find {
 
 /// What a node has of that name.
 #[derive(Clone, Debug)]
-pub enum Found {
+pub enum FindReply {
     /// This entry.
-    Row(Arc<Row>),
+    Row(Arc<SealedEntry>),
     /// Entries in several environments, none without one.
     Ambiguous(Vec<String>),
     /// Nothing.
@@ -59,14 +59,14 @@ pub struct PageQuery {
 #[derive(Debug, Default)]
 pub struct NamePage {
     /// The entries.
-    pub rows: Vec<Row>,
+    pub rows: Vec<SealedEntry>,
     /// There are more after them.
     pub more: bool,
 }
 
 /// A change of an entry that another node has.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Order {
+pub struct RemoteWrite {
     /// The fingerprint of the salt that everything was sealed with.
     pub salt: u64,
     /// Which entry.
@@ -74,12 +74,12 @@ pub struct Order {
     /// A digest of the sealed value that the user key was seen to open.
     pub seen: Digest,
     /// What to do.
-    pub action: OrderAction,
+    pub action: RemoteWriteAction,
 }
 
 /// What is to be done with an entry.
 #[derive(Debug, PartialEq, Eq)]
-pub enum OrderAction {
+pub enum RemoteWriteAction {
     /// Replace its value.
     Update {
         /// The new sealed value.
@@ -95,11 +95,11 @@ pub enum OrderAction {
 
 /// What became of an order.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum RemoteWriteOutcome {
     /// It is done, and durable. The entry as it is now, or was before it was deleted.
-    Done(Row),
+    Done(SealedEntry),
     /// The entry is not what was seen, but this; `None` if it is gone.
-    Changed(Option<Row>),
+    Changed(Option<SealedEntry>),
     /// The environment to move to has this key already.
     Exists,
     /// No space is left.
@@ -129,7 +129,7 @@ struct RowText {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum FoundText {
+enum FindReplyText {
     Row { salt: Option<u64>, row: RowText },
     Ambiguous(Vec<String>),
     Nothing,
@@ -157,7 +157,7 @@ struct PageText {
 }
 
 #[derive(Serialize, Deserialize)]
-struct OrderText {
+struct RemoteWriteText {
     salt: u64,
     id: Find,
     seen: String,
@@ -177,7 +177,7 @@ struct UpdateText {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum OutcomeText {
+enum RemoteWriteOutcomeText {
     Done(RowText),
     Changed(Option<RowText>),
     Exists,
@@ -192,38 +192,38 @@ pub fn encode_find(find: &Find) -> Vec<u8> {
 
 /// # Errors
 /// When it is no such message.
-pub fn decode_find(text: &[u8]) -> Result<Find, Malformed> {
+pub fn decode_find(text: &[u8]) -> Result<Find, DecodeError> {
     let find: Find = serde_json::from_slice(text)?;
     let EntryId { key, environment } = id_of(find.key, find.environment)?;
     Ok(Find { key, environment })
 }
 
 /// The answer to the question for an entry; `salt` is the fingerprint of the node's.
-pub fn encode_found(salt: Option<u64>, found: &Found) -> Vec<u8> {
+pub fn encode_found(salt: Option<u64>, found: &FindReply) -> Vec<u8> {
     encode(&match found {
-        Found::Row(row) => FoundText::Row { salt, row: row_text(row) },
-        Found::Ambiguous(environments) => FoundText::Ambiguous(environments.clone()),
-        Found::Nothing => FoundText::Nothing,
+        FindReply::Row(row) => FindReplyText::Row { salt, row: row_text(row) },
+        FindReply::Ambiguous(environments) => FindReplyText::Ambiguous(environments.clone()),
+        FindReply::Nothing => FindReplyText::Nothing,
     })
 }
 
 /// # Errors
 /// When it is no such message.
-pub fn decode_found(text: &[u8]) -> Result<(Option<u64>, Found), Malformed> {
+pub fn decode_found(text: &[u8]) -> Result<(Option<u64>, FindReply), DecodeError> {
     Ok(match serde_json::from_slice(text)? {
-        FoundText::Row { salt, row } => (salt, Found::Row(Arc::new(row_of(row)?))),
-        FoundText::Ambiguous(environments) => {
+        FindReplyText::Row { salt, row } => (salt, FindReply::Row(Arc::new(row_of(row)?))),
+        FindReplyText::Ambiguous(environments) => {
             environments
                 .iter()
                 .try_for_each(|name| Environment::check(name))
                 .map_err(EntryError::Environment)?;
             let all: HashSet<&String> = environments.iter().collect();
             if all.is_empty() || all.len() != environments.len() {
-                return Err(Malformed::new("several environments that are none"));
+                return Err(DecodeError::new("several environments that are none"));
             }
-            (None, Found::Ambiguous(environments))
+            (None, FindReply::Ambiguous(environments))
         }
-        FoundText::Nothing => (None, Found::Nothing),
+        FindReplyText::Nothing => (None, FindReply::Nothing),
     })
 }
 
@@ -243,13 +243,13 @@ pub fn encode_query(query: &PageQuery) -> Vec<u8> {
 
 /// # Errors
 /// When it is no such message.
-pub fn decode_query(text: &[u8]) -> Result<PageQuery, Malformed> {
+pub fn decode_query(text: &[u8]) -> Result<PageQuery, DecodeError> {
     let text: QueryText = serde_json::from_slice(text)?;
     let filter = Filter { category: text.category, environment: text.environment, prefix: text.prefix };
     // A client may ask for what no entry has, as long as its question fits a request line.
     let texts = [&filter.category, &filter.environment, &filter.prefix];
     if texts.into_iter().flatten().any(|text| text.len() > REQUEST_LINE_BYTES_MAX * REPLACED_BYTES) {
-        return Err(Malformed::new("a filter is too long"));
+        return Err(DecodeError::new("a filter is too long"));
     }
     let after = text.after.map(|after| id_of(after.key, after.environment)).transpose()?;
     Ok(PageQuery { after, filter, bytes_max: text.bytes, names_only: text.names })
@@ -262,64 +262,64 @@ pub fn encode_page(salt: Option<u64>, page: &NamePage) -> Vec<u8> {
 
 /// # Errors
 /// When it is no such message, or its names are not in order.
-pub fn decode_page(text: &[u8]) -> Result<(Option<u64>, NamePage), Malformed> {
+pub fn decode_page(text: &[u8]) -> Result<(Option<u64>, NamePage), DecodeError> {
     let PageText { salt, rows: Bounded(rows), more } = serde_json::from_slice(text)?;
     let rows = rows.into_iter().map(row_of).collect::<Result<Vec<_>, _>>()?;
     // Whoever says that there is more without giving anything would be asked for ever.
     if !rows.is_sorted_by(|one, next| one.entry_id() < next.entry_id()) || (more && rows.is_empty()) {
-        return Err(Malformed::new("a page whose names are not in order"));
+        return Err(DecodeError::new("a page whose names are not in order"));
     }
     Ok((salt, NamePage { rows, more }))
 }
 
 /// An order.
-pub fn encode_order(order: &Order) -> Vec<u8> {
+pub fn encode_order(order: &RemoteWrite) -> Vec<u8> {
     let update = match &order.action {
-        OrderAction::Delete => None,
-        OrderAction::Update { ciphertext, category, environment } => {
+        RemoteWriteAction::Delete => None,
+        RemoteWriteAction::Update { ciphertext, category, environment } => {
             Some(UpdateText { t: ciphertext.to_text(), c: category.clone(), e: environment.clone() })
         }
     };
     let seen = format!("{:032x}", order.seen.0);
-    encode(&OrderText { salt: order.salt, id: name_of(&order.id), seen, update })
+    encode(&RemoteWriteText { salt: order.salt, id: name_of(&order.id), seen, update })
 }
 
 /// # Errors
 /// When it is no such message.
-pub fn decode_order(text: &[u8]) -> Result<Order, Malformed> {
-    let OrderText { salt, id, seen, update } = serde_json::from_slice(text)?;
+pub fn decode_order(text: &[u8]) -> Result<RemoteWrite, DecodeError> {
+    let RemoteWriteText { salt, id, seen, update } = serde_json::from_slice(text)?;
     let seen = hexadecimal(&seen, 32)?;
     let action = match update {
-        None => OrderAction::Delete,
+        None => RemoteWriteAction::Delete,
         Some(UpdateText { t, c, e }) => {
             e.as_deref().map_or(Ok(()), Environment::check).map_err(EntryError::Environment)?;
             c.as_deref().map_or(Ok(()), Category::check).map_err(EntryError::Category)?;
-            OrderAction::Update { ciphertext: ciphertext_of(&t)?, category: c, environment: e }
+            RemoteWriteAction::Update { ciphertext: ciphertext_of(&t)?, category: c, environment: e }
         }
     };
-    Ok(Order { salt, id: id_of(id.key, id.environment)?, seen: Digest(seen), action })
+    Ok(RemoteWrite { salt, id: id_of(id.key, id.environment)?, seen: Digest(seen), action })
 }
 
 /// What became of an order.
-pub fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
+pub fn encode_outcome(outcome: &RemoteWriteOutcome) -> Vec<u8> {
     encode(&match outcome {
-        Outcome::Done(row) => OutcomeText::Done(row_text(row)),
-        Outcome::Changed(row) => OutcomeText::Changed(row.as_ref().map(row_text)),
-        Outcome::Exists => OutcomeText::Exists,
-        Outcome::Full => OutcomeText::Full,
-        Outcome::Busy => OutcomeText::Busy,
+        RemoteWriteOutcome::Done(row) => RemoteWriteOutcomeText::Done(row_text(row)),
+        RemoteWriteOutcome::Changed(row) => RemoteWriteOutcomeText::Changed(row.as_ref().map(row_text)),
+        RemoteWriteOutcome::Exists => RemoteWriteOutcomeText::Exists,
+        RemoteWriteOutcome::Full => RemoteWriteOutcomeText::Full,
+        RemoteWriteOutcome::Busy => RemoteWriteOutcomeText::Busy,
     })
 }
 
 /// # Errors
 /// When it is no such message.
-pub fn decode_outcome(text: &[u8]) -> Result<Outcome, Malformed> {
+pub fn decode_outcome(text: &[u8]) -> Result<RemoteWriteOutcome, DecodeError> {
     Ok(match serde_json::from_slice(text)? {
-        OutcomeText::Done(row) => Outcome::Done(row_of(row)?),
-        OutcomeText::Changed(row) => Outcome::Changed(row.map(row_of).transpose()?),
-        OutcomeText::Exists => Outcome::Exists,
-        OutcomeText::Full => Outcome::Full,
-        OutcomeText::Busy => Outcome::Busy,
+        RemoteWriteOutcomeText::Done(row) => RemoteWriteOutcome::Done(row_of(row)?),
+        RemoteWriteOutcomeText::Changed(row) => RemoteWriteOutcome::Changed(row.map(row_of).transpose()?),
+        RemoteWriteOutcomeText::Exists => RemoteWriteOutcome::Exists,
+        RemoteWriteOutcomeText::Full => RemoteWriteOutcome::Full,
+        RemoteWriteOutcomeText::Busy => RemoteWriteOutcome::Busy,
     })
 }
 
@@ -331,12 +331,12 @@ fn name_of(id: &EntryId) -> Find {
     Find { key: id.key.clone(), environment: id.environment.clone() }
 }
 
-fn ciphertext_of(text: &str) -> Result<Ciphertext, Malformed> {
+fn ciphertext_of(text: &str) -> Result<Ciphertext, DecodeError> {
     let token = Ciphertext::from_text(text.as_bytes()).filter(Ciphertext::has_token_shape);
     Ok(token.ok_or(EntryError::Token)?)
 }
 
-fn row_text(row: &Row) -> RowText {
+fn row_text(row: &SealedEntry) -> RowText {
     let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
     RowText {
         i: row.id,
@@ -349,11 +349,11 @@ fn row_text(row: &Row) -> RowText {
     }
 }
 
-fn row_of(text: RowText) -> Result<Row, Malformed> {
+fn row_of(text: RowText) -> Result<SealedEntry, DecodeError> {
     let EntryId { key, environment } = id_of(text.k, text.e)?;
     text.c.as_deref().map_or(Ok(()), Category::check).map_err(EntryError::Category)?;
     let ciphertext = text.t.as_deref().map(ciphertext_of).transpose()?;
-    let mut row = Row::new(text.i, key, environment, ciphertext);
+    let mut row = SealedEntry::new(text.i, key, environment, ciphertext);
     row.category = text.c;
     row.created_at = text.a.map(Timestamp::from_microseconds);
     row.updated_at = text.u.map(Timestamp::from_microseconds);

@@ -4,16 +4,16 @@
 //! never go in circles. Answers are sealed: the node that was asked by the client opens them, and the
 //! user key stays where it came to.
 
-mod asking;
 mod duplicates;
-mod elsewhere;
-mod here;
 mod listing;
-mod locations;
+mod local_lookup;
 pub mod messages;
+mod owner_hints;
+mod peer_requests;
+mod remote_lookup;
 mod writing;
 
-pub use asking::{Ask, Errand, Errands, Federation};
 pub use duplicates::{Duplicate, Duplicates};
-pub(super) use elsewhere::Choice;
-pub(super) use listing::Others;
+pub(super) use listing::RemoteEntries;
+pub use peer_requests::{ClusterTask, ClusterTaskQueue, Federation, PeerRequest};
+pub(super) use remote_lookup::OwnerPolicy;

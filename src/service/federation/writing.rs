@@ -4,14 +4,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::asking::{Answers, Federation};
-use super::elsewhere::{Choice, Remote};
-use super::here::digest_of;
-use super::messages::{Order, OrderAction, Outcome, WRITE, decode_outcome, encode_order};
+use super::local_lookup::digest_of;
+use super::messages::{
+    RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, WRITE, decode_outcome, encode_order,
+};
+use super::peer_requests::{Answers, Federation};
+use super::remote_lookup::{OwnerPolicy, Remote};
 use crate::model::{Category, EntryId, Environment};
 use crate::service::configs::{seal, verify};
-use crate::service::{Credentials, Error, Found, Service, Update, Value, salt_fingerprint};
-use crate::store::Row;
+use crate::service::{Credentials, DecryptedEntry, Error, Service, Update, Value, salt_fingerprint};
+use crate::store::SealedEntry;
 
 /// How often the owner is asked again when somebody else was faster. More often than for an own entry: its
 /// other clients are nearer to it.
@@ -31,34 +33,35 @@ impl Service {
         key: &str,
         environment: Option<&str>,
         update: Update,
-    ) -> Result<Found, Error> {
-        let mut remote = self.find_elsewhere(federation, key, environment, Choice::Nearest).await?;
+    ) -> Result<DecryptedEntry, Error> {
+        let mut remote = self.find_remote(federation, key, environment, OwnerPolicy::FirstConfigured).await?;
         let derived = self.derived_key(credentials).await?;
         for _ in 0..ATTEMPTS_MAX {
             verify(&derived, &remote.row)?;
             // An entry that was named with its environment stays there.
             let moved =
                 update.environment.as_ref().filter(|_| environment.is_none()).map(Environment::as_str);
-            let action = OrderAction::Update {
+            let action = RemoteWriteAction::Update {
                 ciphertext: seal(&derived, &update.value),
                 category: update.category.as_ref().map(|category| Category::as_str(category).to_owned()),
                 environment: moved.map(str::to_owned),
             };
             match self.order(federation, &remote, derived.salt().as_bytes(), action).await? {
-                Outcome::Done(row) => {
-                    return Ok(Found { row: Arc::new(row), value: Value::Plain(update.value) });
+                RemoteWriteOutcome::Done(row) => {
+                    return Ok(DecryptedEntry { row: Arc::new(row), value: Value::Plain(update.value) });
                 }
-                Outcome::Exists => {
+                RemoteWriteOutcome::Exists => {
                     let environment = moved.map(str::to_owned);
                     // Its value is at the owner: whether the key would open it is not known here.
                     return Err(Error::AlreadyExists { key: key.to_owned(), environment, is_foreign: true });
                 }
-                Outcome::Changed(Some(row)) => remote.row = Arc::new(row),
-                Outcome::Changed(None) => {
-                    remote = self.find_elsewhere(federation, key, environment, Choice::Nearest).await?;
+                RemoteWriteOutcome::Changed(Some(row)) => remote.row = Arc::new(row),
+                RemoteWriteOutcome::Changed(None) => {
+                    remote =
+                        self.find_remote(federation, key, environment, OwnerPolicy::FirstConfigured).await?;
                 }
-                Outcome::Full => return Err(Error::DiskFull),
-                Outcome::Busy => return Err(Error::Busy),
+                RemoteWriteOutcome::Full => return Err(Error::DiskFull),
+                RemoteWriteOutcome::Busy => return Err(Error::Busy),
             }
         }
         Err(Error::Busy)
@@ -75,21 +78,25 @@ impl Service {
         key: &str,
         environment: Option<&str>,
     ) -> Result<(), Error> {
-        let mut remote = self.find_elsewhere(federation, key, environment, Choice::Nearest).await?;
+        let mut remote = self.find_remote(federation, key, environment, OwnerPolicy::FirstConfigured).await?;
         let derived = self.derived_key(credentials).await?;
         for _ in 0..ATTEMPTS_MAX {
             verify(&derived, &remote.row)?;
-            match self.order(federation, &remote, derived.salt().as_bytes(), OrderAction::Delete).await? {
-                Outcome::Done(_) => {
+            match self
+                .order(federation, &remote, derived.salt().as_bytes(), RemoteWriteAction::Delete)
+                .await?
+            {
+                RemoteWriteOutcome::Done(_) => {
                     federation.locations.forget(key, environment);
                     return Ok(());
                 }
-                Outcome::Changed(Some(row)) => remote.row = Arc::new(row),
-                Outcome::Changed(None) | Outcome::Exists => {
-                    remote = self.find_elsewhere(federation, key, environment, Choice::Nearest).await?;
+                RemoteWriteOutcome::Changed(Some(row)) => remote.row = Arc::new(row),
+                RemoteWriteOutcome::Changed(None) | RemoteWriteOutcome::Exists => {
+                    remote =
+                        self.find_remote(federation, key, environment, OwnerPolicy::FirstConfigured).await?;
                 }
-                Outcome::Full => return Err(Error::DiskFull),
-                Outcome::Busy => return Err(Error::Busy),
+                RemoteWriteOutcome::Full => return Err(Error::DiskFull),
+                RemoteWriteOutcome::Busy => return Err(Error::Busy),
             }
         }
         Err(Error::Busy)
@@ -100,20 +107,20 @@ impl Service {
         federation: &Federation,
         remote: &Remote,
         salt: &[u8],
-        action: OrderAction,
-    ) -> Result<Outcome, Error> {
-        if !self.store.salt().seal_with(salt) {
+        action: RemoteWriteAction,
+    ) -> Result<RemoteWriteOutcome, Error> {
+        if !self.store.salt().pin(salt) {
             // The salt has just yielded to another node's; the next attempt derives anew.
             return Err(Error::Busy);
         }
-        let Row { ciphertext, .. } = &*remote.row;
+        let SealedEntry { ciphertext, .. } = &*remote.row;
         let seen = digest_of(ciphertext.as_ref());
         let id = remote.row.entry_id();
         let moved = match &action {
-            OrderAction::Update { environment, .. } => environment.clone(),
-            OrderAction::Delete => None,
+            RemoteWriteAction::Update { environment, .. } => environment.clone(),
+            RemoteWriteAction::Delete => None,
         };
-        let order = Order { salt: salt_fingerprint(salt), id: id.clone(), seen, action };
+        let order = RemoteWrite { salt: salt_fingerprint(salt), id: id.clone(), seen, action };
         let deadline = Instant::now() + WRITE_TIMEOUT;
         let mut answers = Answers::default();
         answers
@@ -135,14 +142,17 @@ impl Service {
 }
 
 /// Whether an outcome can be that of a change of this entry, which may have moved it to another environment.
-fn is_about(outcome: &Outcome, id: &EntryId, moved: Option<&str>) -> bool {
+fn is_about(outcome: &RemoteWriteOutcome, id: &EntryId, moved: Option<&str>) -> bool {
     match outcome {
-        Outcome::Done(row) => {
+        RemoteWriteOutcome::Done(row) => {
             let environment = moved.or(id.environment.as_deref());
             row.key == id.key && row.environment.as_deref() == environment
         }
-        Outcome::Changed(Some(row)) => row.entry_id() == *id,
-        Outcome::Changed(None) | Outcome::Exists | Outcome::Full | Outcome::Busy => true,
+        RemoteWriteOutcome::Changed(Some(row)) => row.entry_id() == *id,
+        RemoteWriteOutcome::Changed(None)
+        | RemoteWriteOutcome::Exists
+        | RemoteWriteOutcome::Full
+        | RemoteWriteOutcome::Busy => true,
     }
 }
 
@@ -153,19 +163,19 @@ mod tests {
     #[test]
     fn an_outcome_is_of_the_entry_that_was_to_be_changed() {
         let row = |key: &str, environment: Option<&str>| {
-            Row::new(1, key.to_owned(), environment.map(str::to_owned), None)
+            SealedEntry::new(1, key.to_owned(), environment.map(str::to_owned), None)
         };
         let id = EntryId { key: "k".into(), environment: Some("e".into()) };
         for (outcome, moved, is_right) in [
-            (Outcome::Done(row("k", Some("e"))), None, true),
-            (Outcome::Done(row("k", Some("f"))), Some("f"), true),
-            (Outcome::Done(row("k", Some("e"))), Some("f"), false),
-            (Outcome::Done(row("k", None)), None, false),
-            (Outcome::Done(row("other", Some("e"))), None, false),
-            (Outcome::Changed(Some(row("k", Some("e")))), Some("f"), true),
-            (Outcome::Changed(Some(row("k", Some("f")))), Some("f"), false),
-            (Outcome::Changed(None), None, true),
-            (Outcome::Exists, Some("f"), true),
+            (RemoteWriteOutcome::Done(row("k", Some("e"))), None, true),
+            (RemoteWriteOutcome::Done(row("k", Some("f"))), Some("f"), true),
+            (RemoteWriteOutcome::Done(row("k", Some("e"))), Some("f"), false),
+            (RemoteWriteOutcome::Done(row("k", None)), None, false),
+            (RemoteWriteOutcome::Done(row("other", Some("e"))), None, false),
+            (RemoteWriteOutcome::Changed(Some(row("k", Some("e")))), Some("f"), true),
+            (RemoteWriteOutcome::Changed(Some(row("k", Some("f")))), Some("f"), false),
+            (RemoteWriteOutcome::Changed(None), None, true),
+            (RemoteWriteOutcome::Exists, Some("f"), true),
         ] {
             assert_eq!(is_about(&outcome, &id, moved), is_right, "{outcome:?} {moved:?}");
         }

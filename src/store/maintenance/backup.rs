@@ -17,7 +17,7 @@ use super::manifest::{
     Checksum, DATABASE, DatabaseRecord, MANIFEST, Manifest, SALT, SaltRecord, hex, write_new,
 };
 use super::source::Source;
-use crate::model::{NodeNumber, Timestamp};
+use crate::model::{ReplicaId, Timestamp};
 
 /// A finished and verified backup.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ fn node(inspection: &Inspection) -> rusqlite::Result<Option<String>> {
         return Ok(None);
     }
     let number = schema::meta(inspection.connection(), "node")?;
-    Ok(number.map(|number| NodeNumber::from_database(number).to_string()))
+    Ok(number.map(|number| ReplicaId::from_database(number).to_string()))
 }
 
 /// Gives the copy a random cycle number, so that no WAL fits it: a server refuses the copy beside the WAL of another

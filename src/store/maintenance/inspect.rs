@@ -7,9 +7,9 @@ use rusqlite::Connection;
 
 use super::super::error::OpenError;
 use super::super::lock::DataLock;
-use super::super::row::Row;
 use super::super::salt_file::SaltFile;
 use super::super::schema::Generation;
+use super::super::sealed_entry::SealedEntry;
 use super::super::{check, immutable, open, reader};
 use super::DataFiles;
 use super::error::MaintenanceError;
@@ -187,7 +187,7 @@ impl Inspection {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn run(mut self, visit: &mut dyn FnMut(&Row)) -> Result<Verified, MaintenanceError> {
+    pub fn run(mut self, visit: &mut dyn FnMut(&SealedEntry)) -> Result<Verified, MaintenanceError> {
         let examined = self.examine(visit)?;
         Ok(Verified {
             has_salt: self.salt().is_some(),
@@ -203,7 +203,7 @@ impl Inspection {
 
     pub(super) fn examine(
         &mut self,
-        visit: &mut dyn FnMut(&Row),
+        visit: &mut dyn FnMut(&SealedEntry),
     ) -> Result<Option<Examined>, MaintenanceError> {
         let path = self.database.clone();
         let sql = |source| MaintenanceError::sqlite(&path, source);
@@ -244,7 +244,7 @@ impl Inspection {
 fn examine(
     connection: &Connection,
     generation: Generation,
-    visit: &mut dyn FnMut(&Row),
+    visit: &mut dyn FnMut(&SealedEntry),
 ) -> rusqlite::Result<Examined> {
     let columns = match generation {
         Generation::V20 => r#"id, "key", encrypted_value, category, NULL, NULL, NULL"#,

@@ -8,15 +8,15 @@ fn token() -> Ciphertext {
     Ciphertext::from_bytes(bytes)
 }
 
-fn row(key: &str, environment: Option<&str>) -> Row {
+fn row(key: &str, environment: Option<&str>) -> SealedEntry {
     let sealed = Some(token());
-    let mut row = Row::new(7, key.to_owned(), environment.map(str::to_owned), sealed);
+    let mut row = SealedEntry::new(7, key.to_owned(), environment.map(str::to_owned), sealed);
     row.category = Some("c\"".to_owned());
     row.updated_at = Some(Timestamp::from_microseconds(5));
     row
 }
 
-fn shown(row: &Row) -> String {
+fn shown(row: &SealedEntry) -> String {
     format!("{row:?}")
 }
 
@@ -26,15 +26,15 @@ fn messages_and_back() {
     assert_eq!(decode_find(&encode_find(&find)).expect("valid"), find);
     let entry = row("k", Some("e"));
     let (salt, found) =
-        decode_found(&encode_found(Some(u64::MAX), &Found::Row(Arc::new(row("k", Some("e"))))))
+        decode_found(&encode_found(Some(u64::MAX), &FindReply::Row(Arc::new(row("k", Some("e"))))))
             .expect("valid");
-    assert!(matches!(&found, Found::Row(found) if shown(found) == shown(&entry)), "{found:?}");
+    assert!(matches!(&found, FindReply::Row(found) if shown(found) == shown(&entry)), "{found:?}");
     assert_eq!(salt, Some(u64::MAX));
-    let several = Found::Ambiguous(vec!["a".into(), "b".into()]);
+    let several = FindReply::Ambiguous(vec!["a".into(), "b".into()]);
     assert!(
-        matches!(decode_found(&encode_found(None, &several)), Ok((None, Found::Ambiguous(found))) if found.len() == 2)
+        matches!(decode_found(&encode_found(None, &several)), Ok((None, FindReply::Ambiguous(found))) if found.len() == 2)
     );
-    assert!(matches!(decode_found(&encode_found(None, &Found::Nothing)), Ok((None, Found::Nothing))));
+    assert!(matches!(decode_found(&encode_found(None, &FindReply::Nothing)), Ok((None, FindReply::Nothing))));
     let filter = Filter { category: Some("c".into()), environment: None, prefix: Some("p".into()) };
     let after = Some(EntryId { key: "k".into(), environment: None });
     let query = PageQuery { after, filter, bytes_max: 5, names_only: true };
@@ -44,18 +44,18 @@ fn messages_and_back() {
     assert_eq!(format!("{decoded:?}"), format!("{page:?}"));
     let id = EntryId { key: "k".into(), environment: Some("e".into()) };
     let ciphertext = token();
-    let update = OrderAction::Update { ciphertext, category: Some("c".into()), environment: None };
-    for action in [update, OrderAction::Delete] {
-        let order = Order { salt: 3, id: id.clone(), seen: Digest(u128::MAX - 1), action };
+    let update = RemoteWriteAction::Update { ciphertext, category: Some("c".into()), environment: None };
+    for action in [update, RemoteWriteAction::Delete] {
+        let order = RemoteWrite { salt: 3, id: id.clone(), seen: Digest(u128::MAX - 1), action };
         assert_eq!(decode_order(&encode_order(&order)).expect("valid"), order);
     }
     for outcome in [
-        Outcome::Done(row("k", None)),
-        Outcome::Changed(None),
-        Outcome::Changed(Some(row("k", None))),
-        Outcome::Exists,
-        Outcome::Full,
-        Outcome::Busy,
+        RemoteWriteOutcome::Done(row("k", None)),
+        RemoteWriteOutcome::Changed(None),
+        RemoteWriteOutcome::Changed(Some(row("k", None))),
+        RemoteWriteOutcome::Exists,
+        RemoteWriteOutcome::Full,
+        RemoteWriteOutcome::Busy,
     ] {
         let decoded = decode_outcome(&encode_outcome(&outcome)).expect("valid");
         assert_eq!(format!("{decoded:?}"), format!("{outcome:?}"));
@@ -114,12 +114,12 @@ fn each_field_of_each_message_is_checked() {
     let names = ["k", "e", "t", "c", "a", "u"];
     let of_row = |before: &str| names.map(|name| format!("{before}/{name}")).to_vec();
     let id = EntryId { key: "k".into(), environment: Some("e".into()) };
-    let update = OrderAction::Update {
+    let update = RemoteWriteAction::Update {
         ciphertext: token(),
         category: Some("c".into()),
         environment: Some("f".into()),
     };
-    let order = Order { salt: 3, id: id.clone(), seen: Digest(1), action: update };
+    let order = RemoteWrite { salt: 3, id: id.clone(), seen: Digest(1), action: update };
     let some = || Some("x".to_owned());
     let query = PageQuery {
         after: Some(id),
@@ -128,7 +128,7 @@ fn each_field_of_each_message_is_checked() {
         names_only: true,
     };
     let find = Find { key: "k".into(), environment: Some("e".into()) };
-    let found = Found::Row(Arc::new(seven()));
+    let found = FindReply::Row(Arc::new(seven()));
     let page = NamePage { rows: vec![seven()], more: false };
     let of = |fields: &[&str]| fields.iter().map(|field| (*field).to_owned()).collect::<Vec<_>>();
     type Decode = fn(&[u8]) -> bool;
@@ -160,13 +160,13 @@ fn each_field_of_each_message_is_checked() {
         ),
         (
             "done",
-            text(encode_outcome(&Outcome::Done(seven()))),
+            text(encode_outcome(&RemoteWriteOutcome::Done(seven()))),
             |text| decode_outcome(text).is_ok(),
             of_row("/done"),
         ),
         (
             "changed",
-            text(encode_outcome(&Outcome::Changed(Some(seven())))),
+            text(encode_outcome(&RemoteWriteOutcome::Changed(Some(seven())))),
             |text| decode_outcome(text).is_ok(),
             of_row("/changed"),
         ),
