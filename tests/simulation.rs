@@ -388,7 +388,6 @@ impl Simulation {
             }),
         };
         let store = Store::open(&directory.join("c.db"), &directory.join("c.salt"), options).expect("opens");
-        outbox_last.fetch_max(store.outbox_range().expect("readable").1, Ordering::SeqCst);
         let peers = (0..NODES_COUNT).map(|_| PeerTask {
             machine: Peer::new(self.now_ms, SYNC_INTERVAL_MS, self.random.next()),
             under_way: None,

@@ -78,7 +78,8 @@ pub struct Options {
     pub versions: VersioningOptions,
     /// Called on a thread of the store if it has to give up.
     pub on_fatal: OnFatal,
-    /// Called on the writer's thread with the last line of the outbox, after each commit that added one.
+    /// Called with the last line of the outbox: once when the store is opened, then on the writer's thread after each
+    /// commit that added one.
     pub on_outbox: OnOutbox,
 }
 
@@ -181,6 +182,10 @@ impl Store {
                 .load_next_bucket(&opened.connection)
                 .map_err(|error| OpenError::sqlite(database, error))?
             {}
+        }
+        if let Some(versions) = &versions {
+            // Peers may lack changes from before this start.
+            (options.on_outbox)(versions.last_sequence());
         }
         let node = versions.as_ref().map(Versions::node);
         let counts = Arc::new(WriterCounts::new(opened.lacks_room));

@@ -112,7 +112,7 @@ impl Versions {
         self.node
     }
 
-    #[cfg(test)]
+    /// The last line of the outbox.
     pub(super) fn last_sequence(&self) -> i64 {
         self.last_sequence
     }

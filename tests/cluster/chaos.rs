@@ -14,7 +14,7 @@ use opensecureconf::model::{EntryId, ReplicaId, Version};
 use opensecureconf::service::exchange::{decode_changes, encode_ids};
 
 use crate::link::{Mode, Place};
-use crate::nodes::{Cluster, Links, Node, ask, happens_within, within};
+use crate::nodes::{CONVERGENCE, Cluster, Links, Node, ask, happens_within, within};
 use crate::support::{PATIENCE, USER_KEY};
 
 const SEEDS_COUNT: u64 = 20;
@@ -125,6 +125,24 @@ impl Network for Links {
 #[test]
 fn nodes_agree_after_everything_that_can_happen_to_them() {
     for_each_seed(SEEDS_COUNT, |seed| chaos(Cluster::of(3), seed));
+}
+
+/// Digests do not show it, so nothing but a push brings it to the peer.
+#[test]
+fn a_deletion_is_pushed_after_a_crash() {
+    let mut cluster = Cluster::started(2);
+    cluster.wait_until_whole();
+    cluster.links.iter().for_each(|(.., link)| link.set(Mode::Cut));
+    let keys = ["deleted".to_owned()];
+    assert_eq!(cluster.nodes[0].create(&keys[0], "1").status, 201);
+    assert_eq!(cluster.nodes[0].delete(&keys[0]).status, 200);
+    cluster.nodes[0].kill();
+    cluster.nodes[0].start();
+    cluster.links.heal();
+    within(CONVERGENCE, "the peer has the tombstone", || {
+        let versions: Vec<_> = cluster.nodes.iter().map(|node| versions_on(node, &keys)).collect();
+        versions[0].contains_key(&keys[0]) && versions[0] == versions[1]
+    });
 }
 
 /// Runs a trial with so many seeds, or as many as `OSC_TEST_CLUSTER_SEEDS` says, or only with the one that
