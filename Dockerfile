@@ -48,7 +48,7 @@ ENV OSC_HOST=0.0.0.0 \
     OSC_SALT_FILE_PATH=/data/encryption.salt
 EXPOSE 9000
 STOPSIGNAL SIGTERM
-# A database of some size is checked from end to end before the server listens.
+# A database of up to 64 MiB, or one that is to be migrated, is checked from end to end before the server listens.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["/usr/local/bin/opensecureconf", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/opensecureconf"]

@@ -1,17 +1,17 @@
-//! An encrypted configuration server with the API and the files of OpenSecureConf.
+//! Encrypted configuration server, compatible with the API and the files of OpenSecureConf.
 //!
-//! Data flows one way: socket, head, route, service, crypto and store, answer. The layers, lowest
-//! first; each imports only from the ones before it (`tests/layers.rs` keeps it so):
+//! Data flows in one direction: socket, head, route, service, crypto and store, response. The layers, highest first;
+//! each imports only from those below it, which `tests/layers.rs` enforces:
 //!
 //! ```text
-//! L4  main -> runtime  |  healthcheck      threads, cores and signals; asking a running server
+//! L4  main -> runtime  |  healthcheck      threads, cores and signals; probing a running server
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
-//! L2  service                             use cases; where crypto and store meet
-//! L1  http1  |  crypto  |  store          bytes, keys, rows; blind to each other
+//! L2  service                             use cases; combines crypto and store
+//! L1  http1  |  crypto  |  store          bytes, keys, rows; independent of each other
 //! L0  config  tls  limits  model  telemetry   vocabulary; TLS over any stream
 //! ```
 //!
-//! `docs/architecture.md` says which thread runs what.
+//! `docs/architecture.md` lists the threads and their tasks.
 
 pub mod cluster;
 pub mod config;

@@ -1,4 +1,5 @@
-//! What nodes that replicate exchange: own changes, and what differs. Each answer is checked against its question.
+//! Replication requests to a peer: pushes of local changes, and anti-entropy. Each response is validated against its
+//! request.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ use crate::service::exchange::{
 use crate::store::root_of;
 
 impl<N: Network> Context<N> {
-    /// Notes what is wrong with a peer, and logs it if it is new.
+    /// Records a problem of a peer, and logs it if it is new.
     pub(super) fn remark(&self, peer: &RefCell<PeerTask>, remark: Remark) {
         let mut peer = peer.borrow_mut();
         if !peer.remarks.make(self.network.now_ms(), remark) {
@@ -32,7 +33,7 @@ impl<N: Network> Context<N> {
             Remark::IsBehind(ahead_ms) => {
                 tracing::warn!(%address, ahead_ms, "peer refuses versions that are ahead of its clock");
             }
-            Remark::Malformed => tracing::warn!(%address, "peer does not answer as a node does"),
+            Remark::Malformed => tracing::warn!(%address, "peer sends malformed replies"),
         }
     }
 
@@ -46,7 +47,7 @@ impl<N: Network> Context<N> {
         transport.call(&*self.network, &request).await
     }
 
-    /// Sends changes; true if the peer has refused some because they are ahead of its clock.
+    /// Sends changes; returns whether the peer refused some because they are ahead of its clock.
     async fn post_changes(
         &self,
         transport: &mut Transport<N>,
@@ -54,21 +55,22 @@ impl<N: Network> Context<N> {
         changes: &[Change],
     ) -> Result<bool, PeerError> {
         let salt = self.service.salt_in_use().0.ok_or(PeerError::SaltDiffers)?;
-        let answer = self.post(transport, "/cluster/changes", &encode_changes(salt, changes)).await?;
-        let answer = decode_applied(&answer, changes.len()).map_err(malformed)?;
-        if answer.refused > 0 {
-            self.remark(peer, Remark::IsBehind(answer.ahead_ms));
+        let reply = self.post(transport, "/cluster/changes", &encode_changes(salt, changes)).await?;
+        let reply = decode_applied(&reply, changes.len()).map_err(malformed)?;
+        if reply.refused > 0 {
+            self.remark(peer, Remark::IsBehind(reply.ahead_ms));
         }
-        Ok(answer.refused > 0)
+        Ok(reply.refused > 0)
     }
 
+    /// Pushes one page of the local changes after a position of the replication log.
     pub(super) async fn push(
         &self,
         transport: &mut Transport<N>,
         peer: &RefCell<PeerTask>,
         after: i64,
     ) -> Result<Pushed, PeerError> {
-        let page = self.service.outbox(after).await.map_err(own_failure)?;
+        let page = self.service.outbox(after).await.map_err(store_error)?;
         let has_refused = match page.changes.is_empty() {
             true => false,
             false => self.post_changes(transport, peer, &page.changes).await?,
@@ -76,6 +78,7 @@ impl<N: Network> Context<N> {
         Ok(Pushed { sequence: page.sequence, more: page.more, has_refused })
     }
 
+    /// Compares the root digests and, if they differ, those of the buckets.
     pub(super) async fn compare_digests(
         &self,
         transport: &mut Transport<N>,
@@ -84,69 +87,72 @@ impl<N: Network> Context<N> {
         let begun = HlcTimestamp::from_milliseconds(Timestamp::now().as_milliseconds());
         let root = self.service.root_digest().ok_or(PeerError::Refused)?;
         let own_digest = encode_digest(root);
-        let answer = self.post(transport, "/cluster/digests", own_digest.as_bytes()).await?;
-        let told = |digest| peer.borrow_mut().digest = Some(digest);
-        if answer == own_digest.as_bytes() {
-            told(root);
+        let reply = self.post(transport, "/cluster/digests", own_digest.as_bytes()).await?;
+        let record = |digest| peer.borrow_mut().digest = Some(digest);
+        if reply == own_digest.as_bytes() {
+            record(root);
             return Ok(Comparison { buckets: Vec::new(), begun });
         }
-        let theirs = decode_digests(&answer).map_err(malformed)?;
-        told(root_of(&theirs));
-        let own = self.service.bucket_digests().map_err(own_failure)?;
+        let theirs = decode_digests(&reply).map_err(malformed)?;
+        record(root_of(&theirs));
+        let own = self.service.bucket_digests().map_err(store_error)?;
         let differing = own.iter().zip(&theirs).enumerate().filter(|(_, (own, theirs))| own != theirs);
         Ok(Comparison { buckets: differing.map(|(bucket, _)| bucket).collect(), begun })
     }
 
+    /// Compares the versions of the first of these buckets, as many as the reply covers.
     pub(super) async fn compare_versions(
         &self,
         transport: &mut Transport<N>,
         peer: &RefCell<PeerTask>,
         mut buckets: Vec<usize>,
     ) -> Result<Difference, PeerError> {
-        let answer = self.post(transport, "/cluster/versions", &encode_buckets(&buckets)).await?;
-        let theirs = decode_versions(&answer, &buckets).map_err(malformed)?;
+        let reply = self.post(transport, "/cluster/versions", &encode_buckets(&buckets)).await?;
+        let theirs = decode_versions(&reply, &buckets).map_err(malformed)?;
         let buckets_count = theirs.buckets_count;
         buckets.truncate(buckets_count);
-        let own = self.service.versions(buckets, usize::MAX).await.map_err(own_failure)?;
+        let own = self.service.versions(buckets, usize::MAX).await.map_err(store_error)?;
         let ahead = |version| self.service.ahead_ms(version);
         let ahead: HashMap<EntryId, u64> =
             theirs.known.iter().filter_map(|known| Some((known.id.clone(), ahead(known.version)?))).collect();
         let mut difference = Difference { buckets_count, ..difference(own.known, theirs.known) };
-        // They would be refused when they are here.
-        let refused_ms = difference.fetch.iter().filter_map(|id| ahead.get(id)).max();
-        if let Some(ahead_ms) = refused_ms {
+        // Entries that are too far ahead would be refused after the transfer.
+        let max_ahead_ms = difference.fetch.iter().filter_map(|id| ahead.get(id)).max();
+        if let Some(ahead_ms) = max_ahead_ms {
             self.remark(peer, Remark::IsAhead(*ahead_ms));
             difference.fetch.retain(|id| !ahead.contains_key(id));
         }
         Ok(difference)
     }
 
+    /// Fetches entries and applies them; returns how many of them are settled.
     pub(super) async fn fetch(
         &self,
         transport: &mut Transport<N>,
         peer: &RefCell<PeerTask>,
         ids: &[EntryId],
     ) -> Result<usize, PeerError> {
-        let answer = self.post(transport, "/cluster/entries", &encode_ids(ids)).await?;
-        let (salt, changes) = decode_entries(&answer, ids).map_err(malformed)?;
+        let reply = self.post(transport, "/cluster/entries", &encode_ids(ids)).await?;
+        let (salt, changes) = decode_entries(&reply, ids).map_err(malformed)?;
         let settled = settled_count(ids, changes.last().map(|change| &change.id));
-        let applied = self.service.apply(salt, changes).await.map_err(own_failure)?;
+        let applied = self.service.apply(salt, changes).await.map_err(store_error)?;
         if let Some(ahead_ms) = applied.ahead.iter().map(|(_, ahead_ms)| *ahead_ms).max() {
             self.remark(peer, Remark::IsAhead(ahead_ms));
         }
         Ok(settled)
     }
 
+    /// Sends entries; returns how many of them are settled.
     pub(super) async fn send(
         &self,
         transport: &mut Transport<N>,
         peer: &RefCell<PeerTask>,
         ids: Vec<EntryId>,
     ) -> Result<usize, PeerError> {
-        let changes = self.service.changes(ids.clone()).await.map_err(own_failure)?;
+        let changes = self.service.changes(ids.clone()).await.map_err(store_error)?;
         let settled = settled_count(&ids, changes.last().map(|change| &change.id));
         for group in changes.chunks(CHANGES_PER_MESSAGE_MAX) {
-            // What is refused is sent again with the next comparison.
+            // Refused changes are sent again in the next anti-entropy round.
             self.post_changes(transport, peer, group).await?;
         }
         Ok(settled)
@@ -154,12 +160,12 @@ impl<N: Network> Context<N> {
 }
 
 fn malformed(error: DecodeError) -> PeerError {
-    tracing::debug!(%error, "a peer's answer is not that of a node");
+    tracing::debug!(%error, "malformed reply from a peer");
     PeerError::Malformed
 }
 
-fn own_failure(error: Error) -> PeerError {
-    tracing::debug!(%error, "own store");
+fn store_error(error: Error) -> PeerError {
+    tracing::debug!(%error, "local store error");
     match error {
         Error::SaltDiffers => PeerError::SaltDiffers,
         _ => PeerError::Refused,

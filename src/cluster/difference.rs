@@ -1,11 +1,11 @@
-//! What two nodes lack of each other, from the versions that both hold: pure, and the same on both sides.
+//! Difference of two nodes, computed from the versions that both hold: pure, and symmetric.
 
 use std::collections::BTreeMap;
 
 use super::peer::Difference;
 use crate::model::{Digest, EntryId, VersionedDigest};
 
-/// What each side lacks: the larger of (version, digest) wins.
+/// Returns the entries that each side lacks: the larger (version, digest) wins.
 pub fn difference(own: Vec<VersionedDigest>, theirs: Vec<VersionedDigest>) -> Difference {
     let rank = |known: &VersionedDigest| (known.version, known.digest);
     let mut own: BTreeMap<EntryId, VersionedDigest> =
@@ -14,7 +14,7 @@ pub fn difference(own: Vec<VersionedDigest>, theirs: Vec<VersionedDigest>) -> Di
     let is_deleted = |known: &VersionedDigest| known.digest == Digest::default();
     for theirs in theirs {
         match own.remove(&theirs.id) {
-            // A deletion of what is not here changes nothing.
+            // A tombstone of an entry that this node does not have changes nothing.
             None if is_deleted(&theirs) => {}
             None => difference.fetch.push(theirs.id),
             Some(own) if rank(&own) < rank(&theirs) => difference.fetch.push(theirs.id),
@@ -26,8 +26,8 @@ pub fn difference(own: Vec<VersionedDigest>, theirs: Vec<VersionedDigest>) -> Di
     difference
 }
 
-/// How many of these entries are settled when the last one that was given is this: one that was not
-/// given has gone meanwhile.
+/// Returns how many of the requested entries are settled by a reply that ends with `last`. An entry before it that
+/// the reply lacks has been removed in the meantime.
 pub fn settled_count(ids: &[EntryId], last: Option<&EntryId>) -> usize {
     last.and_then(|last| ids.iter().position(|id| id == last)).map_or(ids.len(), |position| position + 1)
 }
@@ -55,13 +55,13 @@ mod tests {
         for (own, theirs, expected) in [
             (None, None, &both),
             (None, Some(known(1, 1)), &fetch),
-            // What was deleted and is not here needs no telling.
+            // A tombstone of an entry that the other side lacks is not exchanged.
             (None, Some(known(1, 0)), &both),
             (Some(known(1, 1)), Some(known(1, 1)), &both),
             (Some(known(1, 1)), Some(known(2, 1)), &fetch),
             (Some(known(1, 1)), Some(known(2, 0)), &fetch),
             (Some(known(2, 1)), Some(known(1, 0)), &send),
-            // Copies of one entry that were sealed apart before there were versions.
+            // Copies of one entry that were encrypted separately before there were versions.
             (Some(known(0, 1)), Some(known(0, 2)), &fetch),
             (Some(known(1, 1)), Some(known(1, 0)), &send),
         ] {
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_settles_what_comes_before_its_last_entry() {
+    fn a_reply_settles_all_entries_up_to_its_last_one() {
         let ids = [id("a"), id("b"), id("c")];
         for (last, expected) in [(Some(id("a")), 1), (Some(id("c")), 3), (None, 3), (Some(id("x")), 3)] {
             assert_eq!(settled_count(&ids, last.as_ref()), expected, "{last:?}");

@@ -1,9 +1,9 @@
-//! Keeps this node equal to its peers: asks for their health, sends own changes, compares everything
-//! now and then, and agrees on the salt.
+//! Cluster driver: keeps this node in sync with its peers through health checks, pushes of local changes,
+//! anti-entropy rounds and salt agreement.
 //!
-//! Knows the service and the client side of HTTP/1.1; never sees a user key or a plaintext. Runs on an
-//! executor of its own, so that bursts of replication do not disturb requests. What decides is pure
-//! (`peer`, `difference`, `bootstrap`); what does I/O is `transport` and this file.
+//! Knows the service and the HTTP/1.1 client; never sees a user key or a plaintext. Runs on a dedicated
+//! executor, so that bursts of replication do not delay requests. Decisions are pure (`peer`, `difference`,
+//! `readiness`, `salt_agreement`); `transport` does the I/O, for this file, `anti_entropy` and `peer_pool`.
 
 mod anti_entropy;
 mod difference;
@@ -45,72 +45,74 @@ use crate::service::federation::ClusterTaskQueue;
 use crate::service::{ClusterView, Error, Member, NodeAuth, PeerId, Service};
 use crate::store::{PeerProgress, Yielded};
 
-/// How long any other request to a peer may take.
+/// Timeout of a request to a peer, except for a health check.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long requests of clients wait for the salt.
-const SALT_PATIENCE: Duration = Duration::from_secs(12);
-/// How long requests of clients wait for the first comparison of a new node; somewhat longer than for a peer that does
-/// not answer.
-const JOIN_PATIENCE: Duration = Duration::from_millis(2500);
-/// How long after the start of a new node requests wait for a peer that does not answer. `/ready` waits for longer.
-const CONTACT_PATIENCE_MS: u64 = 2000;
-/// How long a write waits for its acknowledgements by peers.
-const ACKS_PATIENCE: Duration = Duration::from_secs(5);
-/// How often the salt is looked at while there is none.
+/// Timeout of client requests that wait for the salt.
+const SALT_TIMEOUT: Duration = Duration::from_secs(12);
+/// Timeout of client requests that wait for the first anti-entropy round of a new node; somewhat longer than
+/// [`CONTACT_TIMEOUT_MS`].
+const JOIN_TIMEOUT: Duration = Duration::from_millis(2500);
+/// Time after the start of a new node during which requests wait for an unreachable peer. `/ready` waits longer.
+const CONTACT_TIMEOUT_MS: u64 = 2000;
+/// Timeout of a write that waits for acknowledgements from peers.
+const ACKS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval between two evaluations of the salt agreement.
 const SALT_INTERVAL: Duration = Duration::from_millis(100);
-/// How often old tombstones are looked for.
+/// Interval of the garbage collection of tombstones.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// What all tasks of the cluster share; they run on one thread.
+/// State that all tasks of the cluster share; they run on one thread.
 struct Context<N> {
     network: Rc<N>,
     service: Arc<Service>,
     view: Arc<ClusterView>,
     node_id: String,
     auth: Arc<NodeAuth>,
-    /// At the start it had never held the same as a peer.
+    /// Whether the node had never been in sync with a peer when it started.
     is_new: bool,
-    /// In the order of the configuration.
+    /// Peers in the order of the configuration.
     peers: RefCell<Vec<KnownPeer>>,
-    /// Raised with each new list of peers.
+    /// Number of the current list of peers, incremented with each new list.
     list_number: Cell<u64>,
-    ids: Cell<u32>,
+    /// Number of the next [`PeerId`].
+    next_id: Cell<u32>,
     sync_interval_ms: u64,
-    /// How long a remark about a peer is shown after it was made last: nodes compare meanwhile.
-    remarks_patience: Duration,
+    /// How long a remark stays visible after it was last made: long enough for an anti-entropy round to repeat it.
+    remark_lifetime: Duration,
 }
 
-/// Shared by the task of the peer and by the list.
+/// Peer, shared by its task and by the list.
 type KnownPeer = Rc<RefCell<PeerTask>>;
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Lists of peers, each of which replaces the one before.
+/// Stream of peer lists, each of which replaces the previous one.
 pub type PeerLists = mpsc::UnboundedReceiver<Vec<PeerAddress>>;
 
-/// A peer, and what only this file needs to know of it.
+/// State machine of a peer, and what the driver keeps beside it.
 struct PeerTask {
-    /// Stays the same as long as the peer is in the list.
+    /// Identifier, constant as long as the peer is in the list.
     id: PeerId,
     address: PeerAddress,
     machine: Peer,
-    introduction: Option<NodeInfo>,
+    node_info: Option<NodeInfo>,
     synced_at_ms: Option<u64>,
-    /// Of everything that it holds, as it told last.
+    /// Root digest that the peer last reported.
     digest: Option<Digest>,
-    /// What is wrong with it besides.
+    /// Problems that do not prevent replication.
     remarks: Remarks,
-    /// Wakes the task that does what the machine says, when another one has told the machine something.
+    /// Waker of the peer's own task, for when another task has sent an event to the state machine.
     waker: Option<Waker>,
 }
 
-/// Runs until the returned future is dropped. A new list of peers leaves those that stay as they are.
+/// Drives the cluster until the returned future is dropped. A new list of peers does not disturb the peers that stay
+/// in it.
 pub async fn run<N: Network>(
     network: N,
     service: Arc<Service>,
     config: ClusterConfig,
     node_id: String,
     auth: Arc<NodeAuth>,
-    errands: Option<ClusterTaskQueue>,
+    cluster_tasks: Option<ClusterTaskQueue>,
     mut lists: PeerLists,
 ) {
     let Some(view) = service.cluster().cloned() else { return };
@@ -124,15 +126,15 @@ pub async fn run<N: Network>(
         is_new,
         peers: RefCell::default(),
         list_number: Cell::default(),
-        ids: Cell::default(),
+        next_id: Cell::default(),
         sync_interval_ms: u64::try_from(config.sync_interval.as_millis()).unwrap_or(u64::MAX),
-        remarks_patience: config.sync_interval.saturating_mul(2).saturating_add(REQUEST_TIMEOUT),
+        remark_lifetime: config.sync_interval.saturating_mul(2).saturating_add(REQUEST_TIMEOUT),
     });
     let mut peer_tasks = BTreeMap::new();
     context.set_peers(&config.peers, &mut peer_tasks);
     let mut tasks: Vec<Task> = vec![Box::pin(Rc::clone(&context).agree_on_salt())];
-    match errands {
-        Some(errands) => tasks.push(Box::pin(peer_pool::run(Rc::clone(&context), errands))),
+    match cluster_tasks {
+        Some(queue) => tasks.push(Box::pin(peer_pool::run(Rc::clone(&context), queue))),
         None => tasks.push(Box::pin(Rc::clone(&context).collect_tombstones())),
     }
     poll_fn(|cx| {
@@ -141,7 +143,7 @@ pub async fn run<N: Network>(
             tracing::info!(peers = peers.len(), "peer list changed");
         }
         for task in peer_tasks.values_mut().chain(&mut tasks) {
-            // None of them ends.
+            // These tasks never complete.
             let _ = task.as_mut().poll(cx);
         }
         Poll::<()>::Pending
@@ -150,13 +152,13 @@ pub async fn run<N: Network>(
 }
 
 impl<N: Network> Context<N> {
-    /// Takes a list of peers. A peer that stays keeps its connection and everything that is known of it; the tasks of
-    /// one that goes are dropped.
+    /// Applies a list of peers. A peer that stays keeps its connection and its state; the task of a removed peer is
+    /// dropped.
     fn set_peers(self: &Rc<Self>, addresses: &[PeerAddress], tasks: &mut BTreeMap<PeerId, Task>) {
-        let before = self.peers.take();
+        let previous = self.peers.take();
         let list = addresses.iter().map(|address| {
-            let stays = before.iter().find(|peer| peer.borrow().address == *address);
-            stays.cloned().unwrap_or_else(|| self.add_peer(address, tasks))
+            let existing = previous.iter().find(|peer| peer.borrow().address == *address);
+            existing.cloned().unwrap_or_else(|| self.add_peer(address, tasks))
         });
         let list: Vec<KnownPeer> = list.collect();
         let ids: Vec<PeerId> = list.iter().map(|peer| peer.borrow().id).collect();
@@ -171,8 +173,8 @@ impl<N: Network> Context<N> {
     }
 
     fn add_peer(self: &Rc<Self>, address: &PeerAddress, tasks: &mut BTreeMap<PeerId, Task>) -> KnownPeer {
-        let number = self.ids.get();
-        self.ids.set(number.wrapping_add(1));
+        let number = self.next_id.get();
+        self.next_id.set(number.wrapping_add(1));
         let id = PeerId::new(number);
         let (now_ms, interval_ms) = (self.network.now_ms(), self.sync_interval_ms);
         let seed = self.view.instance.rotate_left(7 * (number % 9 + 1)).wrapping_add(u64::from(number) + 1);
@@ -183,7 +185,7 @@ impl<N: Network> Context<N> {
                 true => Peer::federated(now_ms, interval_ms, seed),
                 false => Peer::new(now_ms, interval_ms, seed),
             },
-            introduction: None,
+            node_info: None,
             synced_at_ms: None,
             digest: None,
             remarks: Remarks::default(),
@@ -193,23 +195,23 @@ impl<N: Network> Context<N> {
         peer
     }
 
-    /// A peer that is still in the list.
+    /// Returns the peer, if it is still in the list.
     fn peer(&self, id: PeerId) -> Option<KnownPeer> {
         self.peers.borrow().iter().find(|peer| peer.borrow().id == id).cloned()
     }
 
-    /// Does what the machine of one peer says, one thing at a time.
+    /// Performs the actions of one peer's state machine, one after the other.
     async fn drive_peer(self: Rc<Self>, peer: KnownPeer) {
         let address = peer.borrow().address.clone();
         let mut transport = Transport::new(address, Arc::clone(&self.auth), None);
         loop {
-            self.look_up_cursor(&peer).await;
-            let told = self.view.outbox().value();
-            self.handle_event(&peer, Event::OutboxGrew(told)).await;
+            self.load_cursor(&peer).await;
+            let seen = self.view.outbox().value();
+            self.handle_event(&peer, Event::OutboxGrew(seen)).await;
             let action = peer.borrow().machine.next(self.network.now_ms());
             let event = match action {
                 Action::Wait { until_ms } => {
-                    self.wait(&peer, &mut transport, until_ms, told).await;
+                    self.wait(&peer, &mut transport, until_ms, seen).await;
                     continue;
                 }
                 Action::CheckHealth => Event::Health(transport.introduce(&*self.network).await),
@@ -227,7 +229,7 @@ impl<N: Network> Context<N> {
                 Action::Send(ids) => Event::Sent(self.send(&mut transport, &peer, ids).await),
             };
             if event.failure() == Some(PeerError::Malformed) {
-                // Its name may lead to another host by now.
+                // The name may resolve to another host by now.
                 transport.close();
                 self.remark(&peer, Remark::Malformed);
             }
@@ -235,66 +237,69 @@ impl<N: Network> Context<N> {
         }
     }
 
-    /// Until a time has come, or the outbox has grown beyond what the machine was told of: what came in
-    /// between would otherwise wait for the next health check.
-    async fn wait(&self, peer: &RefCell<PeerTask>, transport: &mut Transport<N>, until_ms: u64, told: i64) {
+    /// Waits until `until_ms`, until the state machine has something else to do, or until the replication log has
+    /// grown past `seen`, the position that the state machine knows: a change that was logged in between would
+    /// otherwise wait for the next health check.
+    async fn wait(&self, peer: &RefCell<PeerTask>, transport: &mut Transport<N>, until_ms: u64, seen: i64) {
         let now_ms = self.network.now_ms();
         let mut sleep = pin!(self.network.sleep(Duration::from_millis(until_ms.saturating_sub(now_ms))));
         poll_fn(|cx| {
             let mut peer = peer.borrow_mut();
-            let has_more = !matches!(peer.machine.next(self.network.now_ms()), Action::Wait { .. });
-            if has_more || self.view.outbox().poll_past(told, cx).is_ready() {
+            let has_action = !matches!(peer.machine.next(self.network.now_ms()), Action::Wait { .. });
+            if has_action || self.view.outbox().poll_past(seen, cx).is_ready() {
                 return Poll::Ready(());
             }
             peer.waker = Some(cx.waker().clone());
-            // Polled again only when it was ready: then there is no connection any more.
+            // Closes the connection when the peer does. May be polled again after that: no connection is kept then.
             let _ = transport.poll_over(cx);
             sleep.as_mut().poll(cx)
         })
         .await;
     }
 
-    async fn handle_event(&self, known: &RefCell<PeerTask>, event: Event) {
+    /// Passes an event to the state machine of a peer, and carries out the effects.
+    async fn handle_event(&self, task: &RefCell<PeerTask>, event: Event) {
         let own = self.introduction();
-        if let Event::Health(Ok(introduction)) = &event {
-            known.borrow_mut().introduction = Some(introduction.clone());
+        if let Event::Health(Ok(node_info)) = &event {
+            task.borrow_mut().node_info = Some(node_info.clone());
         }
-        let (id, notices, peer) = {
-            let mut known = known.borrow_mut();
-            let notices = known.machine.step(self.network.now_ms(), event, &own);
-            (known.id, notices, known.machine.node())
+        let (id, effects, peer) = {
+            let mut task = task.borrow_mut();
+            let effects = task.machine.step(self.network.now_ms(), event, &own);
+            (task.id, effects, task.machine.node())
         };
-        for notice in notices {
-            match (notice, peer) {
-                (Effect::StateChanged, _) => log_state(&known.borrow()),
+        for effect in effects {
+            match (effect, peer) {
+                (Effect::StateChanged, _) => log_state(&task.borrow()),
                 (Effect::Acknowledged(sequence), Some(peer)) => {
                     self.view.acknowledgements().note(id, sequence);
-                    self.note(PeerProgress::Acknowledged { peer, sequence }).await;
+                    self.persist(PeerProgress::Acknowledged { peer, sequence }).await;
                 }
                 (Effect::Refused { after, last }, Some(peer)) => {
                     self.view.acknowledgements().note_refused(id, after, last);
-                    self.note(PeerProgress::Acknowledged { peer, sequence: last }).await;
+                    self.persist(PeerProgress::Acknowledged { peer, sequence: last }).await;
                 }
-                (Effect::Synced { begun: stamp, forgotten }, Some(peer)) => {
+                (Effect::Synced { begun, forgotten }, Some(peer)) => {
                     self.view.acknowledgements().note_equal(id);
                     self.view.clocks().forget(peer);
-                    known.borrow_mut().remarks = Remarks::default();
-                    known.borrow_mut().synced_at_ms = Some(self.network.now_ms());
-                    self.note(PeerProgress::Synced { peer, stamp, forgotten }).await;
+                    task.borrow_mut().remarks = Remarks::default();
+                    task.borrow_mut().synced_at_ms = Some(self.network.now_ms());
+                    self.persist(PeerProgress::Synced { peer, stamp: begun, forgotten }).await;
                 }
                 (Effect::Acknowledged(_) | Effect::Refused { .. } | Effect::Synced { .. }, None) => {}
             }
         }
-        self.look_at_joining();
+        self.update_joining();
         self.publish();
     }
 
-    async fn note(&self, note: PeerProgress) {
-        if let Err(error) = self.service.note(note).await {
-            tracing::debug!(%error, "not noted of a peer; it will be learnt again");
+    async fn persist(&self, progress: PeerProgress) {
+        if let Err(error) = self.service.note(progress).await {
+            tracing::debug!(%error, "cannot persist peer progress; will retry");
         }
     }
 
+    /// Describes this node, as its peers see it.
     fn introduction(&self) -> NodeInfo {
         let (salt, has_entries) = self.service.salt_in_use();
         NodeInfo {
@@ -308,29 +313,30 @@ impl<N: Network> Context<N> {
         }
     }
 
-    /// Shows the peers as they are now to those who ask.
+    /// Publishes the current state of the peers to request handlers.
     fn publish(&self) {
         let now_ms = self.network.now_ms();
-        let ago = |then: Option<u64>| then.map(|then| now_ms.saturating_sub(then));
-        let patience = self.remarks_patience;
+        let ago = |at_ms: Option<u64>| at_ms.map(|at_ms| now_ms.saturating_sub(at_ms));
+        let lifetime = self.remark_lifetime;
         let list = self.peers.borrow();
         let peers: Vec<Ref<'_, PeerTask>> = list.iter().map(|peer| peer.borrow()).collect();
         let votes: Vec<_> =
-            peers.iter().map(|peer| (peer.machine.state(), peer.introduction.as_ref())).collect();
-        let obstacle = obstacle(&self.introduction(), &votes);
+            peers.iter().map(|peer| (peer.machine.state(), peer.node_info.as_ref())).collect();
+        let blocking = obstacle(&self.introduction(), &votes);
         let members = peers.iter().enumerate().map(|(index, peer)| {
-            let (state, refusal) = match peer.machine.state() {
+            let (state, incompatibility) = match peer.machine.state() {
                 State::Unknown => ("unknown", None),
                 State::Healthy => ("healthy", None),
                 State::Down => ("down", None),
                 State::Myself => ("self", None),
-                State::Incompatible(refusal) => ("refused", Some(refusal)),
+                State::Incompatible(reason) => ("refused", Some(reason)),
             };
             let remark = || {
-                let theirs = peer.machine.node().and_then(|node| self.view.clocks().ahead_ms(node, patience));
-                peer.remarks.text(now_ms, patience, theirs)
+                let ahead_ms =
+                    peer.machine.node().and_then(|node| self.view.clocks().ahead_ms(node, lifetime));
+                peer.remarks.text(now_ms, lifetime, ahead_ms)
             };
-            let reason = refusal.map(ToString::to_string).or_else(remark);
+            let reason = incompatibility.map(ToString::to_string).or_else(remark);
             Member {
                 id: peer.id,
                 address: peer.address.to_string(),
@@ -338,7 +344,7 @@ impl<N: Network> Context<N> {
                 state,
                 may_answer: peer.machine.may_answer(now_ms),
                 reason,
-                blocks_readiness: obstacle == Some(index),
+                blocks_readiness: blocking == Some(index),
                 last_contact_ms: ago(peer.machine.last_contact_ms()),
                 lag_ms: peer.machine.lag_ms(now_ms),
                 outbox_length: peer.machine.outbox_length(),
@@ -349,50 +355,51 @@ impl<N: Network> Context<N> {
         self.view.publish(members.collect());
     }
 
-    /// Where the changes for a peer go on, once it is known which node it is.
-    async fn look_up_cursor(&self, known: &RefCell<PeerTask>) {
+    /// Loads the position of a peer in the replication log, once its replica ID is known.
+    async fn load_cursor(&self, peer: &RefCell<PeerTask>) {
         let node = {
-            let machine = &known.borrow().machine;
+            let machine = &peer.borrow().machine;
             match machine.needs_cursor() {
                 true => machine.node(),
                 false => None,
             }
         };
         let Some(node) = node else { return };
-        let found = async {
+        let cursor = async {
             let (first, last) = self.service.outbox_range().await?;
             let acknowledged = self.service.acknowledged(node).await?;
-            // What a new peer lacks, or one for which lines were dropped, it gets by comparing.
-            Ok::<i64, Error>(acknowledged.filter(|line| line + 1 >= first).unwrap_or(last))
+            // A new peer, and one whose changes were dropped from the log, gets what it lacks by anti-entropy.
+            Ok::<i64, Error>(acknowledged.filter(|sequence| sequence + 1 >= first).unwrap_or(last))
         };
-        match found.await {
+        match cursor.await {
             Ok(cursor) => {
-                known.borrow_mut().machine.set_cursor(self.network.now_ms(), cursor);
-                // From now on the outbox keeps what this peer lacks, too.
-                self.note(PeerProgress::Acknowledged { peer: node, sequence: cursor }).await;
+                peer.borrow_mut().machine.set_cursor(self.network.now_ms(), cursor);
+                // From now on the log retains the changes that this peer lacks.
+                self.persist(PeerProgress::Acknowledged { peer: node, sequence: cursor }).await;
             }
             Err(error) => {
-                tracing::debug!(%error, "cannot read the outbox");
+                tracing::debug!(%error, "cannot read the replication log");
                 self.network.sleep(SALT_INTERVAL).await;
             }
         }
     }
 
-    /// Looks after the salt: until there is one, and as long as it may have to yield. Ends the waiting of requests.
+    /// Agrees on a salt with the peers: until there is one, and as long as it may have to be replaced. Also times
+    /// out waiting requests.
     async fn agree_on_salt(self: Rc<Self>) {
         let begun_ms = self.network.now_ms();
         loop {
-            self.view.salt().give_up(SALT_PATIENCE);
-            self.view.joining().give_up(JOIN_PATIENCE);
-            self.look_at_joining();
-            self.view.acknowledgements().give_up(ACKS_PATIENCE);
+            self.view.salt().give_up(SALT_TIMEOUT);
+            self.view.joining().give_up(JOIN_TIMEOUT);
+            self.update_joining();
+            self.view.acknowledgements().give_up(ACKS_TIMEOUT);
             let own = self.introduction();
             let candidates: Vec<Candidate> = self
                 .peers
                 .borrow()
                 .iter()
                 .map(|peer| peer.borrow())
-                .map(|peer| match (peer.machine.state(), &peer.introduction) {
+                .map(|peer| match (peer.machine.state(), &peer.node_info) {
                     (State::Myself, _) => Candidate::Myself,
                     (
                         State::Incompatible(
@@ -402,8 +409,8 @@ impl<N: Network> Context<N> {
                         _,
                     ) => Candidate::Silent,
                     (State::Incompatible(IncompatibleReason::Identity(_)), _) => Candidate::Stranger,
-                    (State::Healthy | State::Incompatible(_), Some(introduction)) => {
-                        Candidate::Known(introduction.clone())
+                    (State::Healthy | State::Incompatible(_), Some(node_info)) => {
+                        Candidate::Known(node_info.clone())
                     }
                     _ => Candidate::Silent,
                 })
@@ -413,38 +420,39 @@ impl<N: Network> Context<N> {
                 Decision::Wait => {}
                 Decision::Make => match self.service.make_salt().await {
                     Ok(()) => self.view.salt().open(),
-                    Err(error) => tracing::error!(%error, "cannot make the salt"),
+                    Err(error) => tracing::error!(%error, "cannot generate a salt"),
                 },
-                Decision::Take(index) => self.take_salt(index).await,
+                Decision::Take(index) => self.adopt_salt(index).await,
             }
             self.network.sleep(SALT_INTERVAL).await;
         }
     }
 
-    /// A node that has never been in step with a peer is new: it waits for its peers before it serves.
-    fn look_at_joining(&self) {
+    /// Opens or closes the gate of a new node, one that has never been in sync with a peer: it waits for its peers
+    /// before it serves.
+    fn update_joining(&self) {
         if self.view.has_joined() {
             return;
         }
         let now_ms = self.network.now_ms();
         let peers = self.peers.borrow();
         let is_any_awaited =
-            |patience_ms| peers.iter().any(|peer| peer.borrow().machine.is_awaited(now_ms, patience_ms));
+            |timeout_ms| peers.iter().any(|peer| peer.borrow().machine.is_awaited(now_ms, timeout_ms));
         if !self.is_new || !is_any_awaited(PATIENCE_MS) {
             self.view.set_joined();
-        } else if is_any_awaited(CONTACT_PATIENCE_MS) {
-            // A peer that answers late is waited for all the same.
+        } else if is_any_awaited(CONTACT_TIMEOUT_MS) {
+            // The gate may have been open: it closes again for a peer that replies only after the timeout.
             self.view.joining().close();
         } else {
             self.view.joining().open();
         }
     }
 
-    async fn take_salt(&self, index: usize) {
+    async fn adopt_salt(&self, index: usize) {
         let (address, expected) = {
             let Some(peer) = self.peers.borrow().get(index).cloned() else { return };
             let peer = peer.borrow();
-            (peer.address.clone(), peer.introduction.as_ref().map(|peer| peer.instance))
+            (peer.address.clone(), peer.node_info.as_ref().map(|node_info| node_info.instance))
         };
         let mut transport = Transport::<N>::new(address.clone(), Arc::clone(&self.auth), expected);
         let request =
@@ -452,18 +460,18 @@ impl<N: Network> Context<N> {
         match transport.call(&*self.network, &request).await {
             Ok(salt) => match self.service.yield_salt_to(salt).await {
                 Ok(Yielded::Taken) => {
-                    tracing::info!(%address, "took over the salt of this peer");
+                    tracing::info!(%address, "adopted the salt of this peer");
                     self.view.salt().open();
                 }
                 Ok(Yielded::Kept) => {}
                 Ok(Yielded::Refused(problem)) => {
-                    tracing::error!(%address, "the salt of this peer {problem}; its salt file is not taken over");
-                    // Not with each look at the salt.
+                    tracing::error!(%address, %problem, "rejected the salt of this peer");
+                    // Limits the rate of this message, which would otherwise be logged in each evaluation.
                     self.network.sleep(HEALTH_TIMEOUT).await;
                 }
                 Err(error) => tracing::error!(%error, "cannot write the salt"),
             },
-            Err(error) => tracing::debug!(%address, %error, "cannot get the salt"),
+            Err(error) => tracing::debug!(%address, %error, "cannot fetch the salt"),
         }
     }
 
@@ -473,15 +481,15 @@ impl<N: Network> Context<N> {
             let grace = u64::try_from(TOMBSTONE_GRACE.as_millis()).unwrap_or(u64::MAX);
             let before = Timestamp::now().as_milliseconds().saturating_sub(grace);
             let before = HlcTimestamp::from_milliseconds(before);
-            if let Some(peers) = self.members() {
-                self.note(PeerProgress::Members { peers, before }).await;
+            if let Some(peers) = self.replica_ids() {
+                self.persist(PeerProgress::Members { peers, before }).await;
             }
-            self.note(PeerProgress::Collect { before }).await;
+            self.persist(PeerProgress::Collect { before }).await;
         }
     }
 
-    /// The numbers of all peers, once all have told theirs.
-    fn members(&self) -> Option<Vec<ReplicaId>> {
+    /// Returns the replica IDs of all peers, once every peer has reported its own.
+    fn replica_ids(&self) -> Option<Vec<ReplicaId>> {
         let peers = self.peers.borrow();
         let others =
             peers.iter().map(|peer| peer.borrow()).filter(|peer| *peer.machine.state() != State::Myself);
@@ -494,8 +502,8 @@ fn log_state(peer: &PeerTask) {
     match peer.machine.state() {
         State::Unknown => {}
         State::Healthy => tracing::info!(%address, "peer is healthy"),
-        State::Down => tracing::warn!(%address, "peer does not answer"),
-        State::Myself => tracing::info!(%address, "this name in OSC_CLUSTER_NODES is the node itself"),
+        State::Down => tracing::warn!(%address, "peer is down"),
+        State::Myself => tracing::info!(%address, "this address in OSC_CLUSTER_NODES is the node itself"),
         State::Incompatible(reason) => tracing::error!(%address, %reason, "no replication with this peer"),
     }
 }

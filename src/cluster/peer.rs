@@ -1,7 +1,7 @@
-//! One peer as this node sees it: a pure state machine that says what to do next.
+//! State machine of one peer, as this node sees it: pure, it returns the next action.
 //!
-//! It holds no socket, no clock and no store. The driver performs one action at a time and tells the
-//! outcome, so that there is at most one request to a peer under way.
+//! It holds no socket, no clock and no store. The driver performs one action after the other and reports each
+//! outcome as an event, so that at most one request to a peer is in flight.
 
 mod error;
 mod lag_tracker;
@@ -10,107 +10,107 @@ pub use self::error::{IdentityError, IncompatibleReason, PeerError};
 use self::lag_tracker::LagTracker;
 use crate::model::{EntryId, HlcTimestamp, ReplicaId, TombstoneHorizon};
 
-/// A healthy peer is asked for its health this often; one that is down as often as peers are compared, if
-/// that is more often, so that nodes are equal again two intervals after a network heals.
+/// Interval of the health checks of a healthy peer, in milliseconds. A peer that is down is checked once per sync
+/// interval if that is shorter, so that nodes are in sync again two intervals after a network heals.
 pub const HEALTH_INTERVAL_MS: u64 = 10_000;
-/// A peer that was never reached is asked more often at first: nodes start together.
+/// Interval of the health checks of a peer that has not been reached yet: short, because nodes start together.
 const FIRST_CONTACT_INTERVAL_MS: u64 = 200;
-/// How long a peer counts as one that is just starting, too.
+/// Time for which a peer that has not been reached yet counts as just starting, too.
 const FIRST_CONTACT_MS: u64 = 30_000;
-/// After a failure, doubled with each further one.
+/// Backoff after the first failure; doubled with each further one.
 const BACKOFF_MS_MIN: u64 = 200;
 const BACKOFF_MS_MAX: u64 = 10_000;
-/// Clocks that differ by more may make a node look as if its data were too old.
+/// Tolerated difference of two clocks; a larger one may make a node's data look outdated.
 const CLOCKS_DIFFER_MS_MAX: u64 = 60 * 60 * 1000;
-/// How long a new node waits for a peer that answers and from which nothing comes.
-const PROGRESS_PATIENCE_MS: u64 = 60_000;
+/// How long a new node waits for a healthy peer without progress of its first anti-entropy round.
+const PROGRESS_TIMEOUT_MS: u64 = 60_000;
 /// Buckets whose versions are compared in one request.
 const BUCKETS_PER_REQUEST: usize = 64;
-/// Entries that are fetched or sent in one request; their bytes bound it further.
+/// Entries that are fetched or sent in one request; the size of a message is a further bound.
 const ENTRIES_PER_REQUEST: usize = 256;
 
-/// What is known of a peer.
+/// State of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// Not reached yet.
     Unknown,
-    /// Answers.
+    /// Replies.
     Healthy,
-    /// Does not answer.
+    /// Does not reply.
     Down,
-    /// It is this node itself, under one of its names.
+    /// This node itself, under one of its names.
     Myself,
-    /// Answers, but must not be replicated with.
+    /// Replies, but there must be no replication with it.
     Incompatible(IncompatibleReason),
 }
 
-/// What a node says of itself.
+/// Description that a node gives of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeInfo {
-    /// Its configured name; several nodes may have the same.
+    /// Configured name; several nodes may have the same.
     pub name: String,
-    /// Random for each process.
+    /// Random number of the process.
     pub instance: u64,
-    /// The number of its data directory, if it keeps versions.
+    /// Replica ID of the data directory, if the node keeps versions.
     pub node: Option<ReplicaId>,
-    /// Whether it is in federated mode.
+    /// Whether the node is in federated mode.
     pub is_federated: bool,
-    /// Which salt it has, if it has one.
+    /// Fingerprint of the salt, if the node has one.
     pub salt: Option<u64>,
-    /// Whether anything was ever sealed with that salt.
+    /// Whether anything was ever encrypted under that salt.
     pub has_entries: bool,
-    /// How far back it knows of deletions.
+    /// How far back the node has tombstones.
     pub horizon: TombstoneHorizon,
 }
 
-/// What to do next.
+/// Next step, to be performed by the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing before this time, unless something happens.
+    /// Do nothing until this time, unless there is an event.
     Wait {
-        /// When to ask again.
+        /// When to call [`Peer::next`] again.
         until_ms: u64,
     },
-    /// Ask for its health.
+    /// Check the health of the peer.
     CheckHealth,
-    /// Send own changes after this line of the outbox.
+    /// Push the local changes after this position of the replication log.
     Push {
-        /// The line up to which it has them.
+        /// Position up to which the peer has them.
         after: i64,
     },
-    /// Compare everything, by one digest first.
+    /// Start an anti-entropy round: compare the root digests, then those of the buckets.
     CompareDigests,
     /// Compare the versions of these buckets.
     CompareVersions(Vec<usize>),
-    /// Get these entries from it.
+    /// Fetch these entries from the peer.
     Fetch(Vec<EntryId>),
-    /// Send it these entries.
+    /// Send these entries to the peer.
     Send(Vec<EntryId>),
 }
 
-/// How an action ended, or what happened meanwhile.
+/// Outcome of an action, or something that happened in the meantime.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Own changes are in the outbox up to this line.
+    /// The replication log has local changes up to this position.
     OutboxGrew(i64),
-    /// A question of a request had no answer.
+    /// A peer request on behalf of a client got no reply.
     Unanswered,
-    /// The answer to [`Action::CheckHealth`].
+    /// Outcome of [`Action::CheckHealth`].
     Health(Result<NodeInfo, PeerError>),
-    /// The answer to [`Action::Push`].
+    /// Outcome of [`Action::Push`].
     Pushed(Result<Pushed, PeerError>),
-    /// The answer to [`Action::CompareDigests`].
+    /// Outcome of [`Action::CompareDigests`].
     Digests(Result<Comparison, PeerError>),
-    /// The answer to [`Action::CompareVersions`].
+    /// Outcome of [`Action::CompareVersions`].
     Versions(Result<Difference, PeerError>),
-    /// The answer to [`Action::Fetch`]: how many of the entries asked for are dealt with.
+    /// Outcome of [`Action::Fetch`]: how many of the requested entries are settled.
     Fetched(Result<usize, PeerError>),
-    /// The answer to [`Action::Send`]: how many of the entries are dealt with.
+    /// Outcome of [`Action::Send`]: how many of the entries are settled.
     Sent(Result<usize, PeerError>),
 }
 
 impl Event {
-    /// Why an action came to nothing, if it did.
+    /// Returns why an action failed, if it did.
     pub fn failure(&self) -> Option<PeerError> {
         match self {
             Self::OutboxGrew(_) | Self::Unanswered => None,
@@ -123,62 +123,62 @@ impl Event {
     }
 }
 
-/// How far a push came.
+/// Extent of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pushed {
-    /// The peer has everything up to this line.
+    /// Position up to which the peer was sent all changes.
     pub sequence: i64,
-    /// There are lines after it.
+    /// Whether the replication log has changes after it.
     pub more: bool,
-    /// It has refused some of these changes, because they are ahead of its clock. They come again when the two
-    /// compare, so the others need not wait for them.
+    /// Whether the peer refused some of these changes, because they are ahead of its clock. Anti-entropy sends them
+    /// again, so that later changes need not wait for them.
     pub has_refused: bool,
 }
 
-/// How two nodes differ as a whole.
+/// Result of comparing the digests of two nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Comparison {
-    /// The buckets that differ.
+    /// Buckets that differ.
     pub buckets: Vec<usize>,
     /// When the comparison began, by this node's clock.
     pub begun: HlcTimestamp,
 }
 
-/// What two nodes lack of each other in some buckets.
+/// Entries of some buckets that two nodes have to exchange.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// How many of the buckets that were asked for this is about: the first ones.
+    /// Number of buckets that are covered: the first ones of those requested.
     pub buckets_count: usize,
-    /// The peer's are later.
+    /// Entries whose version on the peer is later.
     pub fetch: Vec<EntryId>,
-    /// This node's are later.
+    /// Entries whose version on this node is later.
     pub send: Vec<EntryId>,
 }
 
-/// What the driver must tell others.
+/// Consequence of an event, to be carried out by the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// For the log and for those who ask.
+    /// The state changed: to be logged and published.
     StateChanged,
-    /// It has own changes up to this line.
+    /// The peer has the local changes up to this position of the replication log.
     Acknowledged(i64),
-    /// It was sent own changes up to this line, and has refused some of them.
+    /// The peer was sent the local changes up to a position, and refused some of them.
     Refused {
-        /// The line after which these changes begin.
+        /// Position after which these changes begin.
         after: i64,
-        /// The last line.
+        /// Position of the last one.
         last: i64,
     },
-    /// It holds the same as this node.
+    /// The peer is in sync with this node.
     Synced {
         /// Since when, by this node's clock.
         begun: HlcTimestamp,
-        /// It may have forgotten deletions from before this.
+        /// Time before which the peer may have removed tombstones.
         forgotten: HlcTimestamp,
     },
 }
 
-/// The machine.
+/// State machine of one peer.
 #[derive(Debug)]
 pub struct Peer {
     state: State,
@@ -189,14 +189,15 @@ pub struct Peer {
     health_due_ms: u64,
     sync_interval_ms: u64,
     sync_due_ms: u64,
-    sync: AntiEntropyRound,
-    is_second_look: bool,
+    round: AntiEntropyRound,
+    /// Whether a round was repeated immediately since the two were last in sync.
+    has_repeated: bool,
     has_compared: bool,
     progress_ms: u64,
-    /// The line of the outbox up to which it has the own changes, once that is known.
+    /// Position in the replication log up to which the peer has the local changes, once it is known.
     cursor: Option<i64>,
     outbox_last: i64,
-    waiting: LagTracker,
+    lag: LagTracker,
     forgotten: HlcTimestamp,
     failures: u32,
     retry_at_ms: u64,
@@ -204,10 +205,10 @@ pub struct Peer {
     jitter: u64,
 }
 
-/// How far a comparison of everything has come.
+/// Progress of an anti-entropy round.
 #[derive(Debug, Default)]
 struct AntiEntropyRound {
-    is_under_way: bool,
+    is_running: bool,
     buckets: Vec<usize>,
     fetch: Vec<EntryId>,
     send: Vec<EntryId>,
@@ -215,7 +216,7 @@ struct AntiEntropyRound {
 }
 
 impl Peer {
-    /// A peer that was not asked yet. `seed` spreads the times of several peers.
+    /// Creates the state machine of a peer that has not been contacted yet. `seed` is that of the jitter.
     pub fn new(now_ms: u64, sync_interval_ms: u64, seed: u64) -> Self {
         Self {
             state: State::Unknown,
@@ -226,13 +227,13 @@ impl Peer {
             health_due_ms: now_ms,
             sync_interval_ms,
             sync_due_ms: now_ms,
-            sync: AntiEntropyRound::default(),
-            is_second_look: false,
+            round: AntiEntropyRound::default(),
+            has_repeated: false,
             has_compared: false,
             progress_ms: now_ms,
             cursor: None,
             outbox_last: 0,
-            waiting: LagTracker::default(),
+            lag: LagTracker::default(),
             forgotten: HlcTimestamp::default(),
             failures: 0,
             retry_at_ms: now_ms,
@@ -241,13 +242,13 @@ impl Peer {
         }
     }
 
-    /// The same, for a peer with which nothing is exchanged.
+    /// Creates the state machine of a peer with which there is no replication.
     pub fn federated(now_ms: u64, sync_interval_ms: u64, seed: u64) -> Self {
         Self { replicates: false, ..Self::new(now_ms, sync_interval_ms, seed) }
     }
 
-    /// Whether a question may be worth while: not if it is known to be down, or refused. One that is just
-    /// starting, too, may be there any moment.
+    /// Returns whether a request to the peer may succeed: not if it is known to be down, or incompatible. A peer
+    /// that may be just starting, too, counts as reachable.
     pub fn may_answer(&self, now_ms: u64) -> bool {
         match self.state {
             State::Healthy => true,
@@ -260,65 +261,67 @@ impl Peer {
         self.state == State::Unknown && now_ms < self.started_ms + FIRST_CONTACT_MS
     }
 
-    /// What is known of it.
+    /// Returns the state.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// The number of its data directory, once it has told.
+    /// Returns the replica ID of the peer, once it has reported one.
     pub fn node(&self) -> Option<ReplicaId> {
         self.node
     }
 
-    /// When it last answered.
+    /// Returns when the peer last replied.
     pub fn last_contact_ms(&self) -> Option<u64> {
         self.last_contact_ms
     }
 
-    /// Own changes that it has not confirmed; `None` until it was reached.
+    /// Returns the number of local changes that the peer has not confirmed; `None` until it has been reached.
     pub fn outbox_length(&self) -> Option<i64> {
         self.cursor.map(|cursor| (self.outbox_last - cursor).max(0))
     }
 
-    /// How long the oldest own change that it has not confirmed has waited, zero if there is none; `None`
-    /// until it was reached. Changes from before the start count from when it was reached.
+    /// Returns the age of the oldest local change that the peer has not confirmed, in milliseconds; zero if there is
+    /// none, `None` until the peer has been reached. The age of a change from before the start counts from when the
+    /// peer was reached.
     pub fn lag_ms(&self, now_ms: u64) -> Option<u64> {
         let cursor = self.cursor?;
-        Some(self.waiting.oldest_ms(cursor).map_or(0, |since_ms| now_ms.saturating_sub(since_ms)))
+        Some(self.lag.oldest_ms(cursor).map_or(0, |since_ms| now_ms.saturating_sub(since_ms)))
     }
 
-    /// Whether a new node waits for this peer before it says what is not there: until the first comparison has ended,
-    /// for a peer that does not answer until so long after the start, and for one that gives nothing for a minute.
-    pub fn is_awaited(&self, now_ms: u64, contact_patience_ms: u64) -> bool {
+    /// Returns whether a new node waits for this peer before it reports an entry as not found: until the first
+    /// anti-entropy round has ended; for an unreachable peer, until `contact_timeout_ms` after the start; for a
+    /// healthy one, until it has made no progress for a minute.
+    pub fn is_awaited(&self, now_ms: u64, contact_timeout_ms: u64) -> bool {
         match self.state {
             State::Myself => false,
             _ if self.has_compared => false,
-            State::Healthy => now_ms < self.progress_ms + PROGRESS_PATIENCE_MS,
+            State::Healthy => now_ms < self.progress_ms + PROGRESS_TIMEOUT_MS,
             State::Unknown
             | State::Down
             | State::Incompatible(
                 IncompatibleReason::Identity(IdentityError::Unproven | IdentityError::OtherPort)
                 | IncompatibleReason::Distrust(_),
-            ) => now_ms < self.started_ms + contact_patience_ms,
-            // Its entries do not come here.
+            ) => now_ms < self.started_ms + contact_timeout_ms,
+            // There is no replication, so this node does not get its entries.
             State::Incompatible(_) => false,
         }
     }
 
-    /// Where its changes go on; the driver looks it up when it knows which node this is.
+    /// Sets the position of the peer in the replication log; the driver loads it once the replica ID is known.
     pub fn set_cursor(&mut self, now_ms: u64, cursor: i64) {
         self.cursor = Some(cursor);
         if cursor < self.outbox_last {
-            self.waiting.grew(now_ms, self.outbox_last);
+            self.lag.grew(now_ms, self.outbox_last);
         }
     }
 
-    /// Whether the driver still has to call [`Self::set_cursor`].
+    /// Returns whether the driver still has to call [`Self::set_cursor`].
     pub fn needs_cursor(&self) -> bool {
         self.replicates && self.cursor.is_none() && self.state == State::Healthy
     }
 
-    /// What to do now.
+    /// Returns the action to perform now.
     pub fn next(&self, now_ms: u64) -> Action {
         let due = |at_ms: u64| at_ms <= now_ms;
         if due(self.health_due_ms) {
@@ -330,11 +333,11 @@ impl Peer {
         if !due(self.retry_at_ms) {
             return Action::Wait { until_ms: self.retry_at_ms.min(self.health_due_ms) };
         }
-        // What a client has just written goes first: it is what lag is measured by.
+        // Recent writes of clients go first: they determine the lag.
         if let Some(after) = self.cursor.filter(|cursor| *cursor < self.outbox_last) {
             return Action::Push { after };
         }
-        if let Some(action) = self.sync.next() {
+        if let Some(action) = self.round.next() {
             return action;
         }
         if due(self.sync_due_ms) {
@@ -343,20 +346,20 @@ impl Peer {
         Action::Wait { until_ms: self.health_due_ms.min(self.sync_due_ms) }
     }
 
-    /// Takes an event, and says what others must know.
+    /// Processes an event and returns its effects. `own` describes this node.
     pub fn step(&mut self, now_ms: u64, event: Event, own: &NodeInfo) -> Vec<Effect> {
-        let mut notices = Vec::new();
+        let mut effects = Vec::new();
         let before = self.state.clone();
         match event {
             Event::OutboxGrew(last) if last > self.outbox_last => {
                 self.outbox_last = last;
-                self.waiting.grew(now_ms, last);
+                self.lag.grew(now_ms, last);
             }
             Event::OutboxGrew(_) => {}
             Event::Unanswered if self.may_answer(now_ms) => self.health_due_ms = now_ms,
             Event::Unanswered => {}
-            Event::Health(Ok(introduction)) => self.introduced(now_ms, &introduction, own),
-            Event::Health(Err(failure)) => self.health_failed(now_ms, failure),
+            Event::Health(Ok(theirs)) => self.health_succeeded(now_ms, &theirs, own),
+            Event::Health(Err(error)) => self.health_failed(now_ms, error),
             Event::Pushed(Ok(pushed)) => {
                 self.succeeded(now_ms);
                 let (after, last) = (self.cursor.unwrap_or_default(), pushed.sequence);
@@ -364,91 +367,91 @@ impl Peer {
                 if !pushed.more {
                     self.outbox_last = self.outbox_last.max(last);
                 }
-                notices.push(match pushed.has_refused {
+                effects.push(match pushed.has_refused {
                     true => Effect::Refused { after, last },
                     false => Effect::Acknowledged(last),
                 });
             }
             Event::Digests(Ok(comparison)) => {
                 self.succeeded(now_ms);
-                self.compared(now_ms, comparison, &mut notices);
+                self.compared(now_ms, comparison, &mut effects);
             }
             Event::Versions(Ok(difference)) => {
                 self.succeeded(now_ms);
-                self.sync.versions_compared(difference);
+                self.round.versions_compared(difference);
             }
             Event::Fetched(Ok(count)) => {
                 self.succeeded(now_ms);
                 self.progress_ms = now_ms;
-                self.sync.fetched(count);
+                self.round.fetched(count);
             }
             Event::Sent(Ok(count)) => {
                 self.succeeded(now_ms);
-                self.sync.sent(count);
+                self.round.sent(count);
             }
-            Event::Pushed(Err(failure))
-            | Event::Digests(Err(failure))
-            | Event::Versions(Err(failure))
-            | Event::Fetched(Err(failure))
-            | Event::Sent(Err(failure)) => self.failed(now_ms, failure),
+            Event::Pushed(Err(error))
+            | Event::Digests(Err(error))
+            | Event::Versions(Err(error))
+            | Event::Fetched(Err(error))
+            | Event::Sent(Err(error)) => self.failed(now_ms, error),
         }
-        self.has_compared |= self.sync.has_fetched_all();
-        if self.sync.is_through() {
-            self.sync = AntiEntropyRound::default();
-            // Once more, to see that nothing is left. What differs then, because it was changed meanwhile
-            // or cannot be settled, waits for the next round.
-            if !std::mem::replace(&mut self.is_second_look, true) {
+        self.has_compared |= self.round.has_fetched_all();
+        if self.round.is_complete() {
+            self.round = AntiEntropyRound::default();
+            // Repeated once, immediately, to confirm that nothing is left. Entries that still differ then, because
+            // they were changed in the meantime or cannot be settled, wait for the next regular round.
+            if !std::mem::replace(&mut self.has_repeated, true) {
                 self.sync_due_ms = now_ms;
             }
         }
         if self.state != before {
-            notices.push(Effect::StateChanged);
+            effects.push(Effect::StateChanged);
         }
-        notices
+        effects
     }
 
-    fn introduced(&mut self, now_ms: u64, introduction: &NodeInfo, own: &NodeInfo) {
+    fn health_succeeded(&mut self, now_ms: u64, theirs: &NodeInfo, own: &NodeInfo) {
         self.last_contact_ms = Some(now_ms);
         self.health_due_ms = now_ms + self.jittered(HEALTH_INTERVAL_MS);
-        if introduction.instance == own.instance {
+        if theirs.instance == own.instance {
             self.state = State::Myself;
             return;
         }
-        if introduction.node.is_some() && introduction.node == own.node {
+        if theirs.node.is_some() && theirs.node == own.node {
             self.state = State::Incompatible(IncompatibleReason::CopiedData);
             return;
         }
-        if introduction.is_federated != own.is_federated {
+        if theirs.is_federated != own.is_federated {
             self.state = State::Incompatible(IncompatibleReason::ModeDiffers);
             return;
         }
         let tolerance_ms = CLOCKS_DIFFER_MS_MAX + 2 * self.sync_interval_ms;
-        if own.horizon.is_beyond(&introduction.horizon, tolerance_ms) {
+        if own.horizon.is_beyond(&theirs.horizon, tolerance_ms) {
             self.state = State::Incompatible(IncompatibleReason::Outdated);
             return;
         }
-        if introduction.horizon.is_beyond(&own.horizon, tolerance_ms) {
+        if theirs.horizon.is_beyond(&own.horizon, tolerance_ms) {
             self.state = State::Incompatible(IncompatibleReason::OutdatedHere);
             return;
         }
-        self.forgotten = introduction.horizon.forgotten;
-        if self.node != introduction.node {
-            // Another node has taken its place: nothing that was found out about the first one holds.
-            self.node = introduction.node;
+        self.forgotten = theirs.horizon.forgotten;
+        if self.node != theirs.node {
+            // Another node has replaced it: nothing that is known of the previous one applies.
+            self.node = theirs.node;
             self.cursor = None;
-            self.waiting = LagTracker::default();
-            self.sync = AntiEntropyRound::default();
-            self.is_second_look = false;
+            self.lag = LagTracker::default();
+            self.round = AntiEntropyRound::default();
+            self.has_repeated = false;
             self.has_compared = false;
             self.sync_due_ms = now_ms;
         }
-        let salts_differ = own.salt.is_some() && introduction.salt.is_some() && own.salt != introduction.salt;
-        if salts_differ && own.has_entries && introduction.has_entries {
+        let salts_differ = own.salt.is_some() && theirs.salt.is_some() && own.salt != theirs.salt;
+        if salts_differ && own.has_entries && theirs.has_entries {
             self.state = State::Incompatible(IncompatibleReason::SaltDiffers);
             return;
         }
-        if salts_differ || introduction.salt.is_none() || own.salt.is_none() {
-            // One of the two will take the other's salt; until then there is nothing to exchange.
+        if salts_differ || theirs.salt.is_none() || own.salt.is_none() {
+            // One of the two will adopt the other's salt; until then there is nothing to exchange.
             self.health_due_ms = now_ms + FIRST_CONTACT_INTERVAL_MS;
         }
         if self.state != State::Healthy {
@@ -456,24 +459,24 @@ impl Peer {
             self.progress_ms = now_ms;
             self.failures = 0;
             self.retry_at_ms = now_ms;
-            self.sync = AntiEntropyRound::default();
+            self.round = AntiEntropyRound::default();
             self.sync_due_ms = now_ms;
         }
     }
 
-    fn health_failed(&mut self, now_ms: u64, failure: PeerError) {
+    fn health_failed(&mut self, now_ms: u64, error: PeerError) {
         self.has_failed = true;
         let is_starting = self.is_starting(now_ms);
         let down_ms = HEALTH_INTERVAL_MS.min(self.sync_interval_ms);
         let interval_ms = if is_starting { FIRST_CONTACT_INTERVAL_MS } else { self.jittered(down_ms) };
         self.health_due_ms = now_ms + interval_ms;
-        self.state = match failure {
+        self.state = match error {
             PeerError::Identity(error) => State::Incompatible(IncompatibleReason::Identity(error)),
-            PeerError::Distrust(distrust) => State::Incompatible(IncompatibleReason::Distrust(distrust)),
+            PeerError::Distrust(error) => State::Incompatible(IncompatibleReason::Distrust(error)),
             _ if self.state == State::Unknown => State::Unknown,
             _ => State::Down,
         };
-        self.sync = AntiEntropyRound::default();
+        self.round = AntiEntropyRound::default();
     }
 
     fn succeeded(&mut self, now_ms: u64) {
@@ -481,17 +484,17 @@ impl Peer {
         self.last_contact_ms = Some(now_ms);
     }
 
-    fn failed(&mut self, now_ms: u64, failure: PeerError) {
+    fn failed(&mut self, now_ms: u64, error: PeerError) {
         self.failures = self.failures.saturating_add(1);
         let backoff_ms_max = BACKOFF_MS_MAX.min(self.sync_interval_ms);
         let backoff_ms = (BACKOFF_MS_MIN << self.failures.min(10).saturating_sub(1)).min(backoff_ms_max);
         self.retry_at_ms = now_ms + self.jittered(backoff_ms);
-        // Nothing comes of comparing with something that does not answer as a node does.
-        self.has_compared |= failure == PeerError::Malformed;
-        // A comparison starts anew; what it had applied stays applied.
-        self.sync = AntiEntropyRound::default();
-        match failure {
-            // A health check finds out whether it was this connection alone.
+        // A round with a peer that sends malformed replies cannot succeed, so a new node does not wait for it.
+        self.has_compared |= error == PeerError::Malformed;
+        // The round starts again from scratch; changes that it has applied stay applied.
+        self.round = AntiEntropyRound::default();
+        match error {
+            // A health check determines whether only this connection failed.
             PeerError::Unreachable | PeerError::OtherNode | PeerError::Malformed | PeerError::Distrust(_) => {
                 self.health_due_ms = now_ms;
             }
@@ -504,25 +507,25 @@ impl Peer {
         }
     }
 
-    fn compared(&mut self, now_ms: u64, comparison: Comparison, notices: &mut Vec<Effect>) {
+    fn compared(&mut self, now_ms: u64, comparison: Comparison, effects: &mut Vec<Effect>) {
         self.sync_due_ms = now_ms + self.jittered(self.sync_interval_ms);
         let Comparison { buckets, begun } = comparison;
         if !buckets.is_empty() {
-            self.sync = AntiEntropyRound { is_under_way: true, buckets, ..AntiEntropyRound::default() };
+            self.round = AntiEntropyRound { is_running: true, buckets, ..AntiEntropyRound::default() };
             return;
         }
-        self.is_second_look = false;
+        self.has_repeated = false;
         self.has_compared = true;
-        // Lines of the outbox are not confirmed by this: digests leave deletions out.
-        notices.push(Effect::Synced { begun, forgotten: self.forgotten });
+        // Equal digests do not confirm positions of the replication log: deletions are not part of digests.
+        effects.push(Effect::Synced { begun, forgotten: self.forgotten });
     }
 
-    fn confirmed(&mut self, line: i64) {
-        self.cursor = Some(line);
-        self.waiting.confirmed(line);
+    fn confirmed(&mut self, sequence: i64) {
+        self.cursor = Some(sequence);
+        self.lag.confirmed(sequence);
     }
 
-    /// Between nine tenths and eleven tenths of a time, so that nodes do not act in step.
+    /// Varies an interval by up to a tenth, so that nodes do not act in step.
     fn jittered(&mut self, milliseconds: u64) -> u64 {
         self.jitter ^= self.jitter << 13;
         self.jitter ^= self.jitter >> 7;
@@ -533,15 +536,15 @@ impl Peer {
 
 impl AntiEntropyRound {
     fn next(&self) -> Option<Action> {
-        let some = |ids: &[EntryId]| ids[..ids.len().min(ENTRIES_PER_REQUEST)].to_vec();
-        if !self.is_under_way {
+        let first = |ids: &[EntryId]| ids[..ids.len().min(ENTRIES_PER_REQUEST)].to_vec();
+        if !self.is_running {
             return None;
         }
         if !self.fetch.is_empty() {
-            return Some(Action::Fetch(some(&self.fetch)));
+            return Some(Action::Fetch(first(&self.fetch)));
         }
         if !self.send.is_empty() {
-            return Some(Action::Send(some(&self.send)));
+            return Some(Action::Send(first(&self.send)));
         }
         let count = self.buckets.len().min(BUCKETS_PER_REQUEST);
         (count > 0).then(|| Action::CompareVersions(self.buckets[..count].to_vec()))
@@ -562,14 +565,14 @@ impl AntiEntropyRound {
         self.send.drain(..count.min(self.send.len()));
     }
 
-    /// Everything of the peer that differed is here.
+    /// Returns whether this node has fetched all entries that differed.
     fn has_fetched_all(&self) -> bool {
-        self.is_under_way && self.buckets.is_empty() && self.fetch.is_empty()
+        self.is_running && self.buckets.is_empty() && self.fetch.is_empty()
     }
 
-    /// Everything that differed has been exchanged, and something had.
-    fn is_through(&self) -> bool {
-        self.is_under_way
+    /// Returns whether there were differences and all of them have been exchanged.
+    fn is_complete(&self) -> bool {
+        self.is_running
             && self.found_difference
             && self.buckets.is_empty()
             && self.fetch.is_empty()

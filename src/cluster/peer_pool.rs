@@ -1,4 +1,5 @@
-//! Carries the questions of requests to the peers, several at a time, and the answers back.
+//! Connection pool for peer requests in federated mode: each peer has several connections, one request in flight on
+//! each.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -22,13 +23,13 @@ use crate::limits::QUESTIONS_COUNT_MAX_PER_PEER;
 use crate::service::PeerId;
 use crate::service::federation::{ClusterTask, ClusterTaskQueue, PeerRequest};
 
-/// An answer for which nobody waits any more is taken in for so long, so that its connection can be kept.
-const UNWANTED_GRACE: Duration = Duration::from_millis(100);
+/// How long the reply of a cancelled request is drained, so that its connection can be reused.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The connections to one peer, and what waits for one.
+/// Connections to one peer, and the requests that wait for one.
 #[derive(Default)]
 struct PeerConnections {
-    /// The next question of each idle line. Its connection may be over by now.
+    /// Senders of the next request, one per idle worker. The connection of the worker may be closed by now.
     idle: Vec<oneshot::Sender<PeerRequest>>,
     busy_count: usize,
     waiting: VecDeque<PeerRequest>,
@@ -37,26 +38,26 @@ struct PeerConnections {
 type ConnectionsByPeer = Rc<RefCell<BTreeMap<PeerId, PeerConnections>>>;
 type Tasks = FuturesUnordered<Pin<Box<dyn Future<Output = ()>>>>;
 
-/// Work for requests of clients: what is asked of each peer, and alarms. Questions to a peer that leaves the list are
-/// dropped, and with them where their answers would go: to those who wait, the peer does not answer.
+/// Futures that serve client requests: the workers of each peer, and alarms. If a peer leaves the list, its workers
+/// and the reply channels of their requests are dropped: to the callers, the peer did not reply.
 #[derive(Default)]
-struct Work {
-    asking: BTreeMap<PeerId, Tasks>,
+struct Running {
+    workers: BTreeMap<PeerId, Tasks>,
     alarms: Tasks,
     list_number: u64,
 }
 
-/// Takes errands until none can come.
-pub(super) async fn run<N: Network>(context: Rc<Context<N>>, mut errands: ClusterTaskQueue) {
-    let mut work = Work::default();
-    let lines = ConnectionsByPeer::default();
-    while let Some(errand) = next(&context, &lines, &mut errands, &mut work).await {
-        match errand {
+/// Processes cluster tasks until the queue is closed.
+pub(super) async fn run<N: Network>(context: Rc<Context<N>>, mut queue: ClusterTaskQueue) {
+    let mut running = Running::default();
+    let connections = ConnectionsByPeer::default();
+    while let Some(task) = next_task(&context, &connections, &mut queue, &mut running).await {
+        match task {
             ClusterTask::Alarm { after, ring } => {
                 let network = Rc::clone(&context.network);
-                work.alarms.push(Box::pin(async move {
+                running.alarms.push(Box::pin(async move {
                     network.sleep(after).await;
-                    // Nobody may wait for it any more.
+                    // The caller may have been cancelled.
                     ring.send(()).ok();
                 }));
             }
@@ -64,98 +65,104 @@ pub(super) async fn run<N: Network>(context: Rc<Context<N>>, mut errands: Cluste
                 let Some(peer) = context.peer(id) else { continue };
                 context.remark(&peer, Remark::Malformed);
                 context.publish();
-                if let Some(own) = lines.borrow_mut().get_mut(&id) {
-                    // Each ends its connection with that.
-                    own.idle.clear();
+                if let Some(of_peer) = connections.borrow_mut().get_mut(&id) {
+                    // Idle workers stop, and close their connections.
+                    of_peer.idle.clear();
                 }
             }
-            ClusterTask::Request(ask) => {
-                // A question to a peer that has left the list meanwhile has no answer.
-                let Some(peer) = context.peer(ask.peer) else { continue };
-                let mut of_all = lines.borrow_mut();
-                let own = of_all.entry(ask.peer).or_default();
-                if own.busy_count >= QUESTIONS_COUNT_MAX_PER_PEER {
-                    own.waiting.push_back(ask);
+            ClusterTask::Request(request) => {
+                // A request to a peer that has left the list in the meantime gets no reply.
+                let Some(peer) = context.peer(request.peer) else { continue };
+                let mut by_peer = connections.borrow_mut();
+                let of_peer = by_peer.entry(request.peer).or_default();
+                if of_peer.busy_count >= QUESTIONS_COUNT_MAX_PER_PEER {
+                    of_peer.waiting.push_back(request);
                     continue;
                 }
-                own.busy_count += 1;
-                let Some(ask) = own.hand_to_idle(ask) else { continue };
-                let tasks = work.asking.entry(ask.peer).or_default();
-                tasks.push(Box::pin(run_worker(Rc::clone(&context), Rc::clone(&lines), peer, ask)));
+                of_peer.busy_count += 1;
+                let Some(request) = of_peer.hand_to_idle(request) else { continue };
+                let workers = running.workers.entry(request.peer).or_default();
+                workers.push(Box::pin(run_worker(
+                    Rc::clone(&context),
+                    Rc::clone(&connections),
+                    peer,
+                    request,
+                )));
             }
         }
     }
 }
 
 impl PeerConnections {
-    /// Gives a question to an idle line; back if there is none.
-    fn hand_to_idle(&mut self, mut ask: PeerRequest) -> Option<PeerRequest> {
+    /// Hands a request to an idle worker; returns the request if there is none.
+    fn hand_to_idle(&mut self, mut request: PeerRequest) -> Option<PeerRequest> {
         while let Some(idle) = self.idle.pop() {
-            match idle.send(ask) {
+            match idle.send(request) {
                 Ok(()) => return None,
-                Err(back) => ask = back,
+                Err(returned) => request = returned,
             }
         }
-        Some(ask)
+        Some(request)
     }
 }
 
-/// The next errand; the work goes on meanwhile.
-async fn next<N: Network>(
+/// Returns the next task of the queue, and drives the running futures in the meantime.
+async fn next_task<N: Network>(
     context: &Context<N>,
-    lines: &ConnectionsByPeer,
-    errands: &mut ClusterTaskQueue,
-    work: &mut Work,
+    connections: &ConnectionsByPeer,
+    queue: &mut ClusterTaskQueue,
+    running: &mut Running,
 ) -> Option<ClusterTask> {
     poll_fn(|cx| {
-        if std::mem::replace(&mut work.list_number, context.list_number.get()) != context.list_number.get() {
-            work.asking.retain(|id, _| context.peer(*id).is_some());
-            lines.borrow_mut().retain(|id, _| context.peer(*id).is_some());
+        let list_number = context.list_number.get();
+        if std::mem::replace(&mut running.list_number, list_number) != list_number {
+            running.workers.retain(|id, _| context.peer(*id).is_some());
+            connections.borrow_mut().retain(|id, _| context.peer(*id).is_some());
         }
-        for tasks in work.asking.values_mut().chain([&mut work.alarms]) {
+        for tasks in running.workers.values_mut().chain([&mut running.alarms]) {
             while let Poll::Ready(Some(())) = Pin::new(&mut *tasks).poll_next(cx) {}
         }
-        errands.poll_next(cx)
+        queue.poll_next(cx)
     })
     .await
 }
 
-/// One line to a peer: this question, those that wait for a line, and those that come as long as its connection is
-/// there.
+/// Runs one worker of a peer: sends `first`, then the requests that wait for a connection, then those that arrive
+/// while its connection is open.
 async fn run_worker<N: Network>(
     context: Rc<Context<N>>,
-    lines: ConnectionsByPeer,
+    connections: ConnectionsByPeer,
     peer: KnownPeer,
     first: PeerRequest,
 ) {
     let id = first.peer;
     let mut transport = Transport::new(peer.borrow().address.clone(), Arc::clone(&context.auth), None);
     let mut next = Some(first);
-    while let Some(ask) = next {
-        send_request(&context, &mut transport, &peer, ask).await;
+    while let Some(request) = next {
+        send_request(&context, &mut transport, &peer, request).await;
         let idle = {
-            let mut lines = lines.borrow_mut();
-            let Some(own) = lines.get_mut(&id) else { return };
-            next = own.waiting.pop_front();
+            let mut by_peer = connections.borrow_mut();
+            let Some(of_peer) = by_peer.get_mut(&id) else { return };
+            next = of_peer.waiting.pop_front();
             if next.is_some() {
                 continue;
             }
-            own.busy_count -= 1;
+            of_peer.busy_count -= 1;
             let (sender, receiver) = oneshot::channel();
-            own.idle.push(sender);
+            of_peer.idle.push(sender);
             receiver
         };
         next = next_of_idle(&mut transport, idle).await;
     }
 }
 
-/// The next question to an idle line; `None` once its connection is over.
+/// Returns the next request of an idle worker; `None` once its connection is closed.
 async fn next_of_idle<N: Network>(
     transport: &mut Transport<N>,
     mut idle: oneshot::Receiver<PeerRequest>,
 ) -> Option<PeerRequest> {
     poll_fn(|cx| match Pin::new(&mut idle).poll(cx) {
-        Poll::Ready(ask) => Poll::Ready(ask.ok()),
+        Poll::Ready(request) => Poll::Ready(request.ok()),
         Poll::Pending if !transport.is_kept() => Poll::Ready(None),
         Poll::Pending => transport.poll_over(cx).map(|()| None),
     })
@@ -166,26 +173,26 @@ async fn send_request<N: Network>(
     context: &Context<N>,
     transport: &mut Transport<N>,
     peer: &RefCell<PeerTask>,
-    ask: PeerRequest,
+    request: PeerRequest,
 ) {
-    let PeerRequest { target, body, deadline, answer: mut wanted, .. } = ask;
-    let left = deadline.saturating_duration_since(Instant::now());
-    if wanted.is_canceled() || left.is_zero() {
+    let PeerRequest { target, body, deadline, answer: mut reply, .. } = request;
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    if reply.is_canceled() || timeout.is_zero() {
         return;
     }
-    let request = Request { method: Method::Post, target, body: &body, timeout: left };
+    let request = Request { method: Method::Post, target, body: &body, timeout };
     let outcome = {
         let mut call = pin!(transport.call(&*context.network, &request));
-        let mut grace = None;
+        let mut drain = None;
         poll_fn(|cx| {
             if let Poll::Ready(outcome) = call.as_mut().poll(cx) {
                 return Poll::Ready(Some(outcome));
             }
-            if grace.is_none() && wanted.poll_canceled(cx).is_ready() {
-                grace = Some(Box::pin(context.network.sleep(UNWANTED_GRACE)));
+            if drain.is_none() && reply.poll_canceled(cx).is_ready() {
+                drain = Some(Box::pin(context.network.sleep(DRAIN_TIMEOUT)));
             }
-            match &mut grace {
-                Some(grace) => grace.as_mut().poll(cx).map(|()| None),
+            match &mut drain {
+                Some(drain) => drain.as_mut().poll(cx).map(|()| None),
                 None => Poll::Pending,
             }
         })
@@ -193,27 +200,28 @@ async fn send_request<N: Network>(
     };
     match outcome {
         Some(Ok(body)) => {
-            // Nobody may wait for it any more.
-            wanted.send(body).ok();
+            // The caller may have been cancelled.
+            reply.send(body).ok();
         }
-        Some(Err(failure)) => {
-            tracing::debug!(%failure, target, "a peer has not answered a question");
-            if matches!(failure, PeerError::Unreachable | PeerError::Identity(_) | PeerError::Distrust(_)) {
-                context.tell_unanswered(peer);
+        Some(Err(error)) => {
+            tracing::debug!(%error, target, "peer request failed");
+            if matches!(error, PeerError::Unreachable | PeerError::Identity(_) | PeerError::Distrust(_)) {
+                context.report_unanswered(peer);
             }
         }
-        // The connection has gone with the call: what still comes on it is no answer to the next question.
+        // The connection was dropped with the call, so a late reply cannot be taken for that of the next request.
         None => {}
     }
 }
 
 impl<N: Network> Context<N> {
-    /// The next questions should not wait for a peer in vain as well.
-    fn tell_unanswered(&self, peer: &RefCell<PeerTask>) {
+    /// Reports an unanswered request to the state machine of the peer, so that later requests do not wait for an
+    /// unreachable peer, too.
+    fn report_unanswered(&self, peer: &RefCell<PeerTask>) {
         let own = self.introduction();
-        let mut known = peer.borrow_mut();
-        known.machine.step(self.network.now_ms(), Event::Unanswered, &own);
-        if let Some(waker) = known.waker.take() {
+        let mut peer = peer.borrow_mut();
+        peer.machine.step(self.network.now_ms(), Event::Unanswered, &own);
+        if let Some(waker) = peer.waker.take() {
             waker.wake();
         }
     }

@@ -1,15 +1,15 @@
-//! Whether this node should take no requests because of how it differs from its peers: a pure decision.
+//! Readiness of a node that differs from its peers: a pure decision.
 //!
-//! Of two nodes that differ at most the odd one goes out of service. So this node has to be outvoted by the peers that
-//! it reaches, and what a single peer is or says never suffices in a cluster of three or more.
+//! If two nodes differ, at most the outvoted one becomes unready. Only the peers that this node reaches vote, and in a
+//! cluster of three or more a single peer never suffices to outvote it.
 
 use super::peer::{IncompatibleReason, NodeInfo, State};
 
-/// Returns the place of a peer that stands in the way of readiness, if there is one.
+/// Returns the index of a peer that makes this node unready, if there is one.
 pub fn obstacle(own: &NodeInfo, peers: &[(&State, Option<&NodeInfo>)]) -> Option<usize> {
-    // A peer that fails to prove its identity has no vote, whatever it said before.
+    // A peer that fails to prove its identity has no vote, whatever it reported before.
     let reached = || {
-        peers.iter().enumerate().filter_map(|(index, (state, introduction))| match state {
+        peers.iter().enumerate().filter_map(|(index, (state, node_info))| match state {
             State::Healthy
             | State::Incompatible(
                 IncompatibleReason::SaltDiffers
@@ -17,7 +17,7 @@ pub fn obstacle(own: &NodeInfo, peers: &[(&State, Option<&NodeInfo>)]) -> Option
                 | IncompatibleReason::Outdated
                 | IncompatibleReason::OutdatedHere
                 | IncompatibleReason::ModeDiffers,
-            ) => Some((index, *state, (*introduction)?)),
+            ) => Some((index, *state, (*node_info)?)),
             State::Unknown
             | State::Down
             | State::Myself
@@ -28,16 +28,16 @@ pub fn obstacle(own: &NodeInfo, peers: &[(&State, Option<&NodeInfo>)]) -> Option
     let outdated_count = reached()
         .filter(|(_, state, _)| **state == State::Incompatible(IncompatibleReason::OutdatedHere))
         .count();
-    let found = reached().find(|(_, state, peer)| match state {
+    let blocking = reached().find(|(_, state, peer)| match state {
         State::Incompatible(IncompatibleReason::SaltDiffers) => {
             count_with(peer.salt) > 1 + count_with(own.salt)
         }
         State::Incompatible(IncompatibleReason::OutdatedHere) => 2 * outdated_count > reached().count(),
-        // Both hold the same data, so either may go: the one with the larger random number does.
+        // Both hold the same data, so either may serve: the one with the larger random number becomes unready.
         State::Incompatible(IncompatibleReason::CopiedData) => own.instance > peer.instance,
         _ => false,
     });
-    found.map(|(index, ..)| index)
+    blocking.map(|(index, ..)| index)
 }
 
 #[cfg(test)]
@@ -50,7 +50,7 @@ mod tests {
         NodeInfo { instance, salt: Some(salt), has_entries: true, ..NodeInfo::default() }
     }
 
-    /// The readiness of a node with this salt and random number 5, by state and salt of its peers.
+    /// Checks the readiness of a node with salt 7 and random number 5, given the states and salts of its peers.
     fn check(peers: &[(State, u64)], expected: Option<usize>) {
         let peers: Vec<_> = peers
             .iter()
@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn a_node_with_an_odd_salt_is_outvoted() {
         let differs = || State::Incompatible(IncompatibleReason::SaltDiffers);
-        // One against one: both serve.
+        // A tie of one against one: both serve.
         check(&[(differs(), 8)], None);
         check(&[(differs(), 8), (State::Healthy, 7)], None);
         check(&[(differs(), 8), (differs(), 8)], Some(0));
@@ -74,7 +74,7 @@ mod tests {
         check(&[(State::Healthy, 7), (differs(), 8), (differs(), 8), (differs(), 8)], Some(1));
         // Three salts on three nodes.
         check(&[(differs(), 8), (differs(), 9)], None);
-        // Those that are not reached do not vote.
+        // Unreachable peers do not vote.
         check(&[(differs(), 8), (State::Down, 8)], None);
     }
 
@@ -89,22 +89,22 @@ mod tests {
     }
 
     #[test]
-    fn one_of_two_nodes_on_a_copy_goes() {
+    fn one_of_two_nodes_with_copied_data_becomes_unready() {
         let copied = || State::Incompatible(IncompatibleReason::CopiedData);
         check(&[(copied(), 7)], Some(0));
         check(&[(State::Healthy, 7), (copied(), 7)], None);
     }
 
     #[test]
-    fn what_a_peer_refuses_or_fails_to_prove_is_no_obstacle() {
-        for refusal in [
+    fn credentials_certificates_and_mode_never_block_readiness() {
+        for reason in [
             IncompatibleReason::Identity(IdentityError::ApiKey),
             IncompatibleReason::Identity(IdentityError::SecretRefused),
             IncompatibleReason::Identity(IdentityError::Unproven),
             IncompatibleReason::Distrust(PeerTlsError::Expired),
             IncompatibleReason::ModeDiffers,
         ] {
-            check(&[(State::Incompatible(refusal), 8), (State::Incompatible(refusal), 8)], None);
+            check(&[(State::Incompatible(reason), 8), (State::Incompatible(reason), 8)], None);
         }
     }
 }

@@ -1,60 +1,60 @@
-//! Which salt the nodes of a cluster use: a pure decision, made again with each thing that is learnt.
+//! Salt agreement: a pure decision on the salt of the cluster, repeated as more is known about the peers.
 
 use super::peer::NodeInfo;
 
-/// How long peers that do not answer are waited for before a salt is made without them.
+/// Time to wait for unreachable peers before a salt is generated without them.
 pub const PATIENCE_MS: u64 = 10_000;
 
-/// What is known of a peer, as far as the salt is concerned.
+/// State of a peer with regard to the salt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Candidate {
-    /// It is this node itself.
+    /// This node itself.
     Myself,
-    /// It does not answer, or has not been asked yet.
+    /// A peer that does not reply, or has not been contacted yet.
     Silent,
-    /// It says that it is a node, and the two do not recognise each other as nodes of one cluster.
+    /// A node with other credentials: the two do not authenticate each other as members of one cluster.
     Stranger,
-    /// It has told of itself.
+    /// A peer that has described itself.
     Known(NodeInfo),
 }
 
-/// What to do about the salt.
+/// Decision on the salt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The own salt is the one.
+    /// Keep this node's salt.
     Keep,
-    /// Ask again.
+    /// Decide again later.
     Wait,
-    /// Make one: this node was chosen to.
+    /// Generate a salt: this node is the one to do so.
     Make,
-    /// Take the salt of this peer.
+    /// Adopt the salt of the peer with this index.
     Take(usize),
 }
 
-/// Decides. `own` and the peers are told apart by name and, since names may be equal, by instance.
+/// Decides on the salt. Nodes are ordered by name and, since names may be equal, by instance.
 pub fn decide(own: &NodeInfo, peers: &[Candidate], waited_ms: u64) -> Decision {
     if own.salt.is_some() && own.has_entries {
         return Decision::Keep;
     }
     let known = || {
         peers.iter().enumerate().filter_map(|(index, peer)| match peer {
-            Candidate::Known(introduction) => Some((index, introduction)),
+            Candidate::Known(node_info) => Some((index, node_info)),
             Candidate::Myself | Candidate::Silent | Candidate::Stranger => None,
         })
     };
-    // One that has sealed something cannot yield; of others the smaller one stays, on every node alike.
+    // A salt that has encrypted something cannot be replaced. Of other salts the smallest wins, on every node alike.
     let best = known().filter_map(|(index, peer)| Some(((!peer.has_entries, peer.salt?), index))).min();
     match (own.salt, best) {
         (Some(salt), Some((rank, index))) if rank.1 != salt && rank < (true, salt) => Decision::Take(index),
         (Some(_), _) => Decision::Keep,
         (None, Some((_, index))) => Decision::Take(index),
         (None, None) => {
-            let all_answer = !peers.contains(&Candidate::Silent);
+            let all_replied = !peers.contains(&Candidate::Silent);
             let is_first = known().all(|(_, peer)| own.rank() < peer.rank());
-            // A node with the wrong secret must not make a salt of its own; most others are strangers to it.
+            // A node with the wrong secret must not generate a salt; most of its peers are strangers to it.
             let strangers_count = peers.iter().filter(|peer| **peer == Candidate::Stranger).count();
-            let is_odd = strangers_count > 1 + known().count();
-            match is_first && !is_odd && (all_answer || waited_ms >= PATIENCE_MS) {
+            let is_outvoted = strangers_count > 1 + known().count();
+            match is_first && !is_outvoted && (all_replied || waited_ms >= PATIENCE_MS) {
                 true => Decision::Make,
                 false => Decision::Wait,
             }
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn without_any_salt_the_first_one_that_can_be_reached_makes_it() {
+    fn the_first_reachable_node_generates_the_salt() {
         let own = node("b", 1, None, false);
         let silent = Candidate::Silent;
         for (peers, waited_ms, expected) in [
@@ -107,15 +107,15 @@ mod tests {
     }
 
     #[test]
-    fn a_salt_that_sealed_something_stays_and_the_others_yield() {
+    fn a_salt_that_encrypted_something_replaces_unused_ones() {
         let peers = [known("a", 2, Some(5), false), known("c", 3, Some(9), true), Candidate::Silent];
         assert_eq!(decide(&node("b", 1, None, false), &peers, 0), Decision::Take(1));
         assert_eq!(decide(&node("b", 1, Some(1), false), &peers, 0), Decision::Take(1));
         assert_eq!(decide(&node("b", 1, Some(1), true), &peers, 0), Decision::Keep);
         assert_eq!(decide(&node("b", 1, Some(9), false), &peers, 0), Decision::Keep);
-        let none_sealed = [known("a", 2, Some(5), false)];
-        assert_eq!(decide(&node("b", 1, Some(7), false), &none_sealed, 0), Decision::Take(0));
-        assert_eq!(decide(&node("b", 1, Some(5), false), &none_sealed, 0), Decision::Keep);
-        assert_eq!(decide(&node("b", 1, Some(3), false), &none_sealed, 0), Decision::Keep);
+        let unused = [known("a", 2, Some(5), false)];
+        assert_eq!(decide(&node("b", 1, Some(7), false), &unused, 0), Decision::Take(0));
+        assert_eq!(decide(&node("b", 1, Some(5), false), &unused, 0), Decision::Keep);
+        assert_eq!(decide(&node("b", 1, Some(3), false), &unused, 0), Decision::Keep);
     }
 }

@@ -1,4 +1,4 @@
-//! One kept connection to a peer, over any network. Both ends have proven what they are before it is used.
+//! Persistent connection to a peer, over any network. Both ends authenticate each other before it is used.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -25,31 +25,31 @@ use crate::service::node_auth::{
 };
 use crate::tls::PeerTlsError;
 
-/// How long a health check may take, with everything that comes before it.
+/// Timeout of a health check, including the connection set-up.
 pub(super) const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the cluster needs of the world: the runtime's sockets and timers, or a test's.
+/// Sockets and timers of the cluster: those of the runtime, or those of a test.
 pub trait Network: 'static {
-    /// A connection.
+    /// Connection to a peer.
     type Stream: AsyncRead + AsyncWrite + Unpin;
 
-    /// Resolves the name anew and connects. An error may hold a [`Distrust`].
+    /// Resolves the name again and connects. [`PeerTlsError::of`] recognises errors that are due to TLS.
     fn connect(&self, address: &PeerAddress) -> impl Future<Output = io::Result<Self::Stream>>;
 
-    /// Whether a connection that was made now would be one of the same kind: one with a certificate that was
-    /// replaced is not to be kept.
+    /// Returns whether a new connection would use the same TLS configuration: a connection is not kept once its
+    /// certificates have been replaced.
     fn is_current(&self, _stream: &Self::Stream) -> bool {
         true
     }
 
-    /// Waits.
+    /// Resolves after this time.
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
 
-    /// Milliseconds of a clock that never goes back.
+    /// Returns the time of a monotonic clock, in milliseconds.
     fn now_ms(&self) -> u64;
 }
 
-/// What to ask.
+/// Request to a peer.
 pub(super) struct Request<'a> {
     pub(super) method: Method,
     pub(super) target: &'a str,
@@ -57,18 +57,18 @@ pub(super) struct Request<'a> {
     pub(super) timeout: Duration,
 }
 
-/// The connection to one peer.
+/// Transport to one peer, with at most one kept connection.
 pub(super) struct Transport<N: Network> {
     address: PeerAddress,
     host: String,
     auth: Arc<NodeAuth>,
-    /// Random number of the process that was found by the last health check. What another node says at the same
-    /// address does not count as said by that one.
+    /// Random number of the process that replied to the last health check. A reply of another process at the same
+    /// address is not credited to it.
     expected: Option<u64>,
     kept: Option<PeerConnection<N::Stream>>,
 }
 
-/// A connection to a node that has proven to be one of this cluster.
+/// Connection to a node that has been authenticated as a member of this cluster.
 struct PeerConnection<S> {
     wire: Wire<S>,
     credentials: Arc<NodeCredentials>,
@@ -83,133 +83,138 @@ struct Wire<S> {
     host: String,
 }
 
-/// An answer of a peer.
+/// HTTP response of a peer.
 struct Response {
     status: u16,
-    /// Those of a health check.
+    /// Headers of a health check.
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
     keeps_alive: bool,
 }
 
 impl<N: Network> Transport<N> {
-    /// Without an `expected` process and without a health check, each node of this cluster is a right one.
+    /// Creates a transport without a connection. If `expected` is `None`, any node of this cluster is accepted until
+    /// the first health check.
     pub(super) fn new(address: PeerAddress, auth: Arc<NodeAuth>, expected: Option<u64>) -> Self {
         let host = address.to_string();
         Self { address, host, auth, expected, kept: None }
     }
 
-    /// Sends a request, on the kept connection if there is one, and returns the body of the answer. All that nodes
-    /// ask may be asked twice.
+    /// Sends a request, on the kept connection if there is one, and returns the body of the response. Every inter-node
+    /// request may be repeated, so one that failed on the kept connection is sent again on a new one.
     pub(super) async fn call(&mut self, network: &N, request: &Request<'_>) -> Result<Vec<u8>, PeerError> {
         let expected = self.expected;
         let exchange = async {
-            let is_other =
-                |line: &PeerConnection<_>| expected.is_some_and(|instance| instance != line.node.instance);
-            if let Some(line) = self.take_kept(network).filter(|line| !is_other(line)) {
-                match self.ask(network, line, request).await {
-                    // A new connection tells whether it was this one alone; the peer may have other keys by now.
+            let is_other = |connection: &PeerConnection<_>| {
+                expected.is_some_and(|instance| instance != connection.node.instance)
+            };
+            if let Some(connection) = self.take_kept(network).filter(|kept| !is_other(kept)) {
+                match self.send(network, connection, request).await {
+                    // A new connection shows whether only this one failed; the peer may have other keys by now.
                     Err(PeerError::Unreachable | PeerError::Distrust(_) | PeerError::Identity(_)) => {}
                     outcome => return outcome,
                 }
             }
-            let line = self.open(network).await?;
-            if is_other(&line) {
-                self.kept = Some(line);
+            let connection = self.open(network).await?;
+            if is_other(&connection) {
+                self.kept = Some(connection);
                 return Err(PeerError::OtherNode);
             }
-            self.ask(network, line, request).await
+            self.send(network, connection, request).await
         };
-        in_time(network, request.timeout, exchange).await
+        with_timeout(network, request.timeout, exchange).await
     }
 
-    /// Asks the peer what it is: a health check.
+    /// Performs a health check: requests the peer's description of itself.
     pub(super) async fn introduce(&mut self, network: &N) -> Result<NodeInfo, PeerError> {
         let exchange = async {
-            let mut found = None;
-            if let Some(mut line) = self.take_kept(network)
-                && line.introduce(network.now_ms()).await.is_ok()
+            let mut usable = None;
+            if let Some(mut connection) = self.take_kept(network)
+                && connection.check_health(network.now_ms()).await.is_ok()
             {
-                found = Some(line);
+                usable = Some(connection);
             }
-            let line = match found {
-                Some(line) => line,
+            let connection = match usable {
+                Some(connection) => connection,
                 None => self.open(network).await?,
             };
-            self.expected = Some(line.node.instance);
-            Ok(self.kept.insert(line).node.clone())
+            self.expected = Some(connection.node.instance);
+            Ok(self.kept.insert(connection).node.clone())
         };
-        in_time(network, HEALTH_TIMEOUT, exchange).await
+        with_timeout(network, HEALTH_TIMEOUT, exchange).await
     }
 
-    /// Resolves when the kept connection is over, and gives it up: the peer waits for that when it stops. A peer that
-    /// sends without having been asked is none. Pending while no connection is kept.
+    /// Resolves when the peer has closed the kept connection, and drops it: a peer that stops waits for that. A peer
+    /// that sends data without a request violates the protocol, and its connection is dropped, too. Pending while no
+    /// connection is kept.
     pub(super) fn poll_over(&mut self, context: &mut std::task::Context<'_>) -> Poll<()> {
-        let Some(line) = &mut self.kept else { return Poll::Pending };
-        let over = Pin::new(&mut line.wire.stream).poll_read(context, &mut [0; 1]).map(|_| ());
+        let Some(connection) = &mut self.kept else { return Poll::Pending };
+        let over = Pin::new(&mut connection.wire.stream).poll_read(context, &mut [0; 1]).map(|_| ());
         if over.is_ready() {
             self.kept = None;
         }
         over
     }
 
-    /// Whether a connection is kept.
+    /// Returns whether a connection is kept.
     pub(super) fn is_kept(&self) -> bool {
         self.kept.is_some()
     }
 
-    /// Gives up the connection: the next call resolves the name again.
+    /// Closes the connection: the next call resolves the name again.
     pub(super) fn close(&mut self) {
         self.kept = None;
     }
 
-    /// The kept connection, unless a new one would be of another kind. It is gone if it is not put back.
+    /// Takes the kept connection, unless its certificates or credentials have been replaced. The connection is closed
+    /// if it is not put back.
     fn take_kept(&mut self, network: &N) -> Option<PeerConnection<N::Stream>> {
-        let line = self.kept.take()?;
-        let is_current = network.is_current(&line.wire.stream) && self.auth.is_current(&line.credentials);
-        is_current.then_some(line)
+        let connection = self.kept.take()?;
+        let is_current =
+            network.is_current(&connection.wire.stream) && self.auth.is_current(&connection.credentials);
+        is_current.then_some(connection)
     }
 
-    async fn ask(
+    async fn send(
         &mut self,
         network: &N,
-        mut line: PeerConnection<N::Stream>,
+        mut connection: PeerConnection<N::Stream>,
         request: &Request<'_>,
     ) -> Result<Vec<u8>, PeerError> {
-        let headers = [("content-type", "application/json"), (TOKEN_HEADER, &*line.token)];
-        let answer = line.wire.exchange(network.now_ms(), request, &headers).await?;
-        match answer.status {
-            403 => return Err(PeerError::Identity(IdentityError::refused(line.credentials.shared()))),
-            // With any other answer the next call resolves the name again.
-            200 | 409 | 503 if answer.keeps_alive => self.kept = Some(line),
+        let headers = [("content-type", "application/json"), (TOKEN_HEADER, &*connection.token)];
+        let response = connection.wire.exchange(network.now_ms(), request, &headers).await?;
+        match response.status {
+            403 => return Err(PeerError::Identity(IdentityError::refused(connection.credentials.shared()))),
+            // With any other status, the next call connects and resolves the name again.
+            200 | 409 | 503 if response.keeps_alive => self.kept = Some(connection),
             _ => {}
         }
-        match answer.status {
-            200 => Ok(answer.body),
+        match response.status {
+            200 => Ok(response.body),
             409 => Err(PeerError::SaltDiffers),
             _ => Err(PeerError::Refused),
         }
     }
 
-    /// Connects, and finds out whether a node of this cluster answers. Until it has proven that, it gets to see
-    /// nothing that is made of a secret.
+    /// Connects and authenticates the peer as a node of this cluster. Until the peer has proven its identity, it is
+    /// sent nothing that is derived from a cluster secret.
     async fn open(&self, network: &N) -> Result<PeerConnection<N::Stream>, PeerError> {
-        let stream = network.connect(&self.address).await.map_err(|error| failure(&error))?;
+        let stream = network.connect(&self.address).await.map_err(|error| connection_error(&error))?;
         let connection = ClientConnection::new(HANDSHAKE_BODY_BYTES_MAX);
         let mut wire = Wire { stream, connection, host: self.host.clone() };
         let credentials = self.auth.credentials();
         let client = Challenge::random();
         let headers = [(CHALLENGE_HEADER, &*client.to_string())];
-        let answer = wire.exchange(network.now_ms(), &HEALTH_CHECK, &headers).await?;
-        let server = answer.header(CHALLENGE_HEADER).and_then(|text| Challenge::parse(text.as_bytes()));
-        let theirs = answer.header(AUTH_HEADER).and_then(|name| SharedKey::parse(name.as_bytes()));
-        match answer.header(AUTH_HEADER).and_then(|name| Barrier::parse(name.as_bytes())) {
+        let response = wire.exchange(network.now_ms(), &HEALTH_CHECK, &headers).await?;
+        let server = response.header(CHALLENGE_HEADER).and_then(|text| Challenge::parse(text.as_bytes()));
+        let theirs = response.header(AUTH_HEADER).and_then(|name| SharedKey::parse(name.as_bytes()));
+        match response.header(AUTH_HEADER).and_then(|name| Barrier::parse(name.as_bytes())) {
             Some(Barrier::Certificate) => return Err(PeerError::Distrust(PeerTlsError::NotANode)),
             Some(Barrier::OtherPort) => return Err(PeerError::Identity(IdentityError::OtherPort)),
             None => {}
         }
         let (Some(server), Some(theirs)) = (server, theirs) else {
-            return Err(match answer.status {
+            return Err(match response.status {
                 400 | 408 | 429 | 500.. => PeerError::Refused,
                 _ => PeerError::Identity(IdentityError::Unproven),
             });
@@ -217,20 +222,20 @@ impl<N: Network> Transport<N> {
         if let Some(error) = IdentityError::of_kinds(credentials.shared(), theirs) {
             return Err(PeerError::Identity(error));
         }
-        if theirs.resists_guessing() && !answer.is_proven(&credentials, client, server) {
+        if theirs.resists_guessing() && !response.is_proven(&credentials, client, server) {
             return Err(PeerError::Identity(match theirs {
                 SharedKey::Secret => IdentityError::SecretDiffers,
                 SharedKey::ApiKey | SharedKey::Nothing => IdentityError::Unproven,
             }));
         }
-        if !answer.keeps_alive {
+        if !response.keeps_alive {
             return Err(PeerError::Unreachable);
         }
         let token = credentials.token(server);
-        let mut line = PeerConnection { wire, credentials, server, token, node: NodeInfo::default() };
-        line.introduce(network.now_ms()).await?;
-        line.wire.connection.set_body_bytes_max(PEER_BODY_BYTES_MAX);
-        Ok(line)
+        let mut connection = PeerConnection { wire, credentials, server, token, node: NodeInfo::default() };
+        connection.check_health(network.now_ms()).await?;
+        connection.wire.connection.set_body_bytes_max(PEER_BODY_BYTES_MAX);
+        Ok(connection)
     }
 }
 
@@ -238,24 +243,24 @@ const HEALTH_CHECK: Request<'static> =
     Request { method: Method::Get, target: "/cluster/health", body: b"", timeout: HEALTH_TIMEOUT };
 
 impl<S: AsyncRead + AsyncWrite + Unpin> PeerConnection<S> {
-    /// Asks the node what it is.
-    async fn introduce(&mut self, now_ms: u64) -> Result<(), PeerError> {
+    /// Requests the node's description of itself, and verifies that it is authentic.
+    async fn check_health(&mut self, now_ms: u64) -> Result<(), PeerError> {
         let client = Challenge::random();
         let headers = [(CHALLENGE_HEADER, &*client.to_string()), (TOKEN_HEADER, &*self.token)];
-        let answer = self.wire.exchange(now_ms, &HEALTH_CHECK, &headers).await?;
-        match answer.status {
-            200 if answer.is_proven(&self.credentials, client, self.server) => {}
+        let response = self.wire.exchange(now_ms, &HEALTH_CHECK, &headers).await?;
+        match response.status {
+            200 if response.is_proven(&self.credentials, client, self.server) => {}
             200 => return Err(PeerError::Identity(IdentityError::Unproven)),
             403 => return Err(PeerError::Identity(IdentityError::refused(self.credentials.shared()))),
             _ => return Err(PeerError::Refused),
         }
-        self.node = answer.introduction().ok_or(PeerError::Malformed)?;
-        if answer.keeps_alive { Ok(()) } else { Err(PeerError::Unreachable) }
+        self.node = response.node_info().ok_or(PeerError::Malformed)?;
+        if response.keeps_alive { Ok(()) } else { Err(PeerError::Unreachable) }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    /// One request and its answer. After an error the connection is of no use any more.
+    /// Sends a request and reads its response. After an error the connection is unusable.
     async fn exchange(
         &mut self,
         now_ms: u64,
@@ -286,14 +291,15 @@ impl Response {
         self.headers.iter().find(|(found, _)| *found == name).map(|(_, value)| &**value)
     }
 
+    /// Returns whether the response has a valid proof, a MAC under a shared key.
     fn is_proven(&self, credentials: &NodeCredentials, client: Challenge, server: Challenge) -> bool {
         let signed = signed_answer(|name| self.header(name), &self.body);
         let proof = self.header(PROOF_HEADER);
         proof.is_some_and(|proof| credentials.verify(proof.as_bytes(), client, server, &signed))
     }
 
-    /// What the node says of itself; `None` if that is incomplete.
-    fn introduction(&self) -> Option<NodeInfo> {
+    /// Returns the node's description of itself; `None` if it is incomplete.
+    fn node_info(&self) -> Option<NodeInfo> {
         let hexadecimal = |name| u64::from_str_radix(self.header(name)?, 16).ok();
         let body: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
         let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
@@ -309,7 +315,7 @@ impl Response {
     }
 }
 
-async fn in_time<N: Network, T>(
+async fn with_timeout<N: Network, T>(
     network: &N,
     timeout: Duration,
     exchange: impl Future<Output = Result<T, PeerError>>,
@@ -321,12 +327,13 @@ async fn in_time<N: Network, T>(
     exchange.or(timeout).await
 }
 
-/// A peer that wants another certificate says so only when the connection is there, in TLS 1.3.
-fn failure(error: &io::Error) -> PeerError {
+/// Converts an error of connecting, reading or writing: in TLS 1.3, a peer that rejects this node's certificate
+/// reports it only after the handshake.
+fn connection_error(error: &io::Error) -> PeerError {
     PeerTlsError::of(error).map_or(PeerError::Unreachable, PeerError::Distrust)
 }
 
-/// Moves bytes in whichever direction they can move.
+/// Transfers bytes in either direction, as far as the stream is ready.
 async fn transfer<S>(stream: &mut S, connection: &mut ClientConnection) -> Result<(), PeerError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -336,14 +343,14 @@ where
             match Pin::new(&mut *stream).poll_write(context, connection.output()) {
                 Poll::Ready(Ok(count)) if count > 0 => connection.wrote(count),
                 Poll::Ready(Ok(_)) => return Poll::Ready(Err(PeerError::Unreachable)),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(failure(&error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(connection_error(&error))),
                 Poll::Pending => break,
             }
         }
         match Pin::new(&mut *stream).poll_read(context, connection.read_space()) {
             Poll::Ready(Ok(0)) => connection.received_eof(),
             Poll::Ready(Ok(count)) => connection.received(count),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(failure(&error))),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(connection_error(&error))),
             Poll::Pending => return Poll::Pending,
         }
         Poll::Ready(Ok(()))

@@ -1,8 +1,8 @@
-//! Results of the pool on their way to the thread that waits for them, several at a time.
+//! Completion queues: batched delivery of results from pool threads to the executors that wait for them.
 //!
-//! A result that comes by itself wakes an executor that goes before the pool on its core: two switches between
-//! threads, and a wait of the executor that costs more than the read did. So a thread of the pool lays what it has
-//! done during a short while into the inboxes of the executors, and wakes each of them once.
+//! Delivered one by one, each result wakes an executor that pre-empts the niced pool thread on its core: two context
+//! switches, and a wake-up of the executor that costs more than the read did. So a pool thread collects its results
+//! for a short time, puts them into the queues of the executors, and wakes each executor once.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -11,20 +11,20 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// Tells one result to whoever waits for it.
+/// Delivery of one result to the task that waits for it.
 pub(super) type Delivery = Box<dyn FnOnce() + Send>;
 
 thread_local! {
-    static OWN: RefCell<Option<Arc<Shared>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Arc<Shared>>> = const { RefCell::new(None) };
 }
 
-/// The inbox of the thread that has opened it, for what it submits to the pool from then on. When it is dropped,
-/// what is in it is delivered, and what comes later goes to the waiting tasks directly.
+/// Completion queue of the thread that has opened it, for the jobs that it submits to the pool from then on. When the
+/// queue is dropped, the results in it are delivered; later ones are delivered directly to the waiting tasks.
 pub struct CompletionQueue(Arc<Shared>);
 
 impl fmt::Debug for CompletionQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Inbox").finish_non_exhaustive()
+        f.debug_tuple("CompletionQueue").finish_non_exhaustive()
     }
 }
 
@@ -39,15 +39,15 @@ struct State {
 }
 
 impl CompletionQueue {
-    /// Opens the inbox of this thread.
+    /// Opens the completion queue of this thread.
     #[must_use]
     pub fn open() -> Self {
         let shared = Arc::<Shared>::default();
-        OWN.set(Some(Arc::clone(&shared)));
+        CURRENT.set(Some(Arc::clone(&shared)));
         Self(shared)
     }
 
-    /// Delivers what comes, until the inbox is dropped. To be run by the executor of the thread.
+    /// Delivers results until the queue is dropped. To be run by the executor of the thread.
     pub fn deliver(&self) -> impl Future<Output = ()> + use<> {
         let shared = Arc::clone(&self.0);
         poll_fn(move |context| shared.poll(context))
@@ -58,21 +58,21 @@ impl Drop for CompletionQueue {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.is_closed = true;
-        let (left, owner) = (mem::take(&mut state.deliveries), state.owner.take());
+        let (deliveries, owner) = (mem::take(&mut state.deliveries), state.owner.take());
         drop(state);
-        left.into_iter().for_each(|delivery| delivery());
+        deliveries.into_iter().for_each(|delivery| delivery());
         owner.into_iter().for_each(Waker::wake);
     }
 }
 
 impl Shared {
-    /// The inbox of this thread, if it has one.
+    /// Returns the completion queue of this thread, if it has one.
     pub(super) fn of_this_thread() -> Option<Arc<Self>> {
-        OWN.with_borrow(Clone::clone)
+        CURRENT.with_borrow(Clone::clone)
     }
 
-    /// Lays a result into the inbox, without a word; gives it back when the inbox is closed.
-    fn put(&self, delivery: Delivery) -> Result<(), Delivery> {
+    /// Queues a result without waking the owner; returns the result if the queue is closed.
+    fn push(&self, delivery: Delivery) -> Result<(), Delivery> {
         let mut state = self.lock();
         if state.is_closed {
             return Err(delivery);
@@ -81,8 +81,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Wakes the owner, if there is something that he has not seen.
-    fn call(&self) {
+    /// Wakes the owner if there are undelivered results.
+    fn wake_owner(&self) {
         let mut state = self.lock();
         let owner = if state.deliveries.is_empty() { None } else { state.owner.take() };
         drop(state);
@@ -109,30 +109,31 @@ impl Shared {
     }
 }
 
-/// What a thread of the pool has done and not yet told.
+/// Results of a pool thread that have not been delivered yet.
 #[derive(Default)]
 pub(super) struct CompletionBatch(Vec<(Option<Arc<Shared>>, Delivery)>);
 
 impl CompletionBatch {
-    pub(super) fn add(&mut self, inbox: Option<Arc<Shared>>, delivery: Delivery) {
-        self.0.push((inbox, delivery));
+    /// Adds a result; without a queue, it will be delivered directly.
+    pub(super) fn add(&mut self, queue: Option<Arc<Shared>>, delivery: Delivery) {
+        self.0.push((queue, delivery));
     }
 
-    /// Tells it.
+    /// Delivers all results, and wakes the owner of each queue once.
     pub(super) fn send(&mut self) {
-        let mut inboxes: Vec<Arc<Shared>> = Vec::new();
-        for (inbox, delivery) in self.0.drain(..) {
-            let Some(inbox) = inbox else {
+        let mut queues: Vec<Arc<Shared>> = Vec::new();
+        for (queue, delivery) in self.0.drain(..) {
+            let Some(queue) = queue else {
                 delivery();
                 continue;
             };
-            match inbox.put(delivery) {
-                Ok(()) if inboxes.iter().any(|other| Arc::ptr_eq(other, &inbox)) => {}
-                Ok(()) => inboxes.push(inbox),
+            match queue.push(delivery) {
+                Ok(()) if queues.iter().any(|other| Arc::ptr_eq(other, &queue)) => {}
+                Ok(()) => queues.push(queue),
                 Err(delivery) => delivery(),
             }
         }
-        inboxes.iter().for_each(|inbox| inbox.call());
+        queues.iter().for_each(|queue| queue.wake_owner());
     }
 }
 
@@ -158,63 +159,63 @@ mod tests {
         task.poll(&mut Context::from_waker(&Arc::clone(wakes).into()))
     }
 
-    fn put(
-        outbox: &mut CompletionBatch,
-        inbox: Option<Arc<Shared>>,
+    fn add(
+        batch: &mut CompletionBatch,
+        queue: Option<Arc<Shared>>,
         results: &mpsc::Sender<u32>,
         result: u32,
     ) {
         let results = results.clone();
-        outbox.add(inbox, Box::new(move || results.send(result).expect("the test waits")));
+        batch.add(queue, Box::new(move || results.send(result).expect("the test waits")));
     }
 
     #[test]
-    fn what_was_done_in_a_while_comes_with_one_wake() {
-        let (inbox, wakes) = (CompletionQueue::open(), Arc::<Wakes>::default());
+    fn a_batch_is_delivered_with_one_wake() {
+        let (queue, wakes) = (CompletionQueue::open(), Arc::<Wakes>::default());
         let (sender, results) = mpsc::channel();
-        let mut task = pin!(inbox.deliver());
+        let mut task = pin!(queue.deliver());
         assert!(poll(task.as_mut(), &wakes).is_pending());
-        let mut outbox = CompletionBatch::default();
+        let mut batch = CompletionBatch::default();
         for result in 0..3 {
-            put(&mut outbox, Shared::of_this_thread(), &sender, result);
+            add(&mut batch, Shared::of_this_thread(), &sender, result);
         }
-        outbox.send();
+        batch.send();
         assert_eq!((wakes.0.load(Relaxed), results.try_recv().ok()), (1, None));
         assert!(poll(task.as_mut(), &wakes).is_pending());
         assert_eq!(results.try_iter().collect::<Vec<_>>(), [0, 1, 2]);
-        outbox.send();
-        assert_eq!(wakes.0.load(Relaxed), 1, "nothing was done");
+        batch.send();
+        assert_eq!(wakes.0.load(Relaxed), 1, "the batch is empty");
     }
 
     #[test]
-    fn what_comes_before_the_task_first_looks_is_not_missed() {
-        let (inbox, wakes) = (CompletionQueue::open(), Arc::<Wakes>::default());
+    fn results_from_before_the_first_poll_are_not_missed() {
+        let (queue, wakes) = (CompletionQueue::open(), Arc::<Wakes>::default());
         let (sender, results) = mpsc::channel();
-        let mut outbox = CompletionBatch::default();
-        put(&mut outbox, Shared::of_this_thread(), &sender, 1);
-        outbox.send();
-        assert!(poll(pin!(inbox.deliver()), &wakes).is_pending());
+        let mut batch = CompletionBatch::default();
+        add(&mut batch, Shared::of_this_thread(), &sender, 1);
+        batch.send();
+        assert!(poll(pin!(queue.deliver()), &wakes).is_pending());
         assert_eq!(results.try_recv(), Ok(1));
     }
 
     #[test]
-    fn without_an_inbox_or_with_a_closed_one_results_come_directly() {
+    fn without_an_open_queue_results_are_delivered_directly() {
         let (sender, results) = mpsc::channel();
-        let mut outbox = CompletionBatch::default();
-        put(&mut outbox, None, &sender, 1);
-        outbox.send();
+        let mut batch = CompletionBatch::default();
+        add(&mut batch, None, &sender, 1);
+        batch.send();
         assert_eq!(results.try_recv(), Ok(1));
 
-        let (inbox, wakes) = (CompletionQueue::open(), Arc::<Wakes>::default());
-        let mut task = pin!(inbox.deliver());
+        let (queue, wakes) = (CompletionQueue::open(), Arc::<Wakes>::default());
+        let mut task = pin!(queue.deliver());
         assert!(poll(task.as_mut(), &wakes).is_pending());
-        put(&mut outbox, Shared::of_this_thread(), &sender, 2);
-        outbox.send();
+        add(&mut batch, Shared::of_this_thread(), &sender, 2);
+        batch.send();
         let late = Shared::of_this_thread();
-        drop(inbox);
-        assert_eq!(results.try_recv(), Ok(2), "it was in the inbox");
-        put(&mut outbox, late, &sender, 3);
-        outbox.send();
+        drop(queue);
+        assert_eq!(results.try_recv(), Ok(2), "it was in the queue");
+        add(&mut batch, late, &sender, 3);
+        batch.send();
         assert_eq!(results.try_recv(), Ok(3));
         assert!(poll(task.as_mut(), &wakes).is_ready());
     }

@@ -1,13 +1,17 @@
-//! One derived key, and what the cache has to know of it.
+//! Derived key, with the state that the cache keeps for it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::fernet::FernetKey;
 use super::kdf::{RawKey, Salt};
-use super::key_map::KeyId;
 
-/// A key ready for use, shared by the cache and whoever is using it; wiped by the last of them.
+/// Identifier of a user key: its MAC under a secret of this process, so that the map holds nothing from
+/// which a user key could be found, and no client can aim at a slot. It need not be compared in constant
+/// time.
+pub(super) type KeyId = [u8; 32];
+
+/// Derived key, shared by the cache and the requests that use it; wiped when the last reference is dropped.
 pub struct DerivedKey {
     id: KeyId,
     salt: Salt,
@@ -17,7 +21,7 @@ pub struct DerivedKey {
 }
 
 impl DerivedKey {
-    /// A key that has opened nothing yet.
+    /// Creates a key that has not decrypted anything yet.
     pub(super) fn new(id: KeyId, salt: Salt, raw_key: &RawKey, now_seconds: u64) -> Self {
         Self {
             id,
@@ -28,31 +32,31 @@ impl DerivedKey {
         }
     }
 
-    /// Which user key it was derived from, as this process names it; means nothing outside of it.
+    /// Returns the identifier of the user key that it was derived from; meaningful within this process only.
     pub fn id(&self) -> &[u8; 32] {
         &self.id
     }
 
-    /// The salt that it was derived with.
+    /// Returns the salt that it was derived with.
     pub fn salt(&self) -> &Salt {
         &self.salt
     }
 
-    /// Seals and opens tokens.
+    /// Returns the Fernet key, which encrypts and decrypts tokens.
     pub fn fernet(&self) -> &FernetKey {
         &self.fernet
     }
 
-    /// Says that this key has opened an entry, or sealed one that is stored: no flood of other keys
-    /// evicts it then. Cheap enough to be called each time.
+    /// Records that this key has decrypted an entry, or encrypted one that is stored: no flood of other keys
+    /// evicts it then. Cheap enough to be called every time.
     pub fn mark_proven(&self) {
-        // Looked at first, because a store takes the cache line away from the other cores.
+        // Loads first, because a store takes the cache line away from the other cores.
         if !self.is_proven() {
             self.proven.store(true, Relaxed);
         }
     }
 
-    /// Whether this key has opened anything.
+    /// Returns whether this key is proven, see [`Self::mark_proven`].
     pub fn is_proven(&self) -> bool {
         self.proven.load(Relaxed)
     }

@@ -1,15 +1,20 @@
-//! Bounded queue that is shared fairly between requesters.
+//! Bounded queue, shared fairly between requesters.
 //!
 //! One FIFO per requester, served round robin: all jobs cost the same, so equal turns are equal
-//! shares. A full queue takes a newcomer in place of the newest job of the requester that has most.
+//! shares. In a full queue, a new job displaces the newest job of the requester with the most jobs.
 
 use std::collections::VecDeque;
 
 use crate::model::Requester;
 
+/// Error for a queue that is full, or closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the queue is full")]
+pub struct Busy;
+
 /// Jobs by requester. Each requester with a job has exactly one share, and no share is empty.
 pub(super) struct FairQueue<T> {
-    /// In the order of their turns.
+    /// Shares in the order of their turns.
     shares: VecDeque<Share<T>>,
     len: usize,
     len_max: usize,
@@ -21,7 +26,7 @@ struct Share<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// An empty queue for at most this many jobs.
+    /// Creates an empty queue for at most this many jobs.
     pub(super) fn new(len_max: usize) -> Self {
         Self { shares: VecDeque::new(), len: 0, len_max }
     }
@@ -41,7 +46,7 @@ impl<T> FairQueue<T> {
     /// Adds a job, and returns the one that it displaced from a full queue.
     ///
     /// # Errors
-    /// The job itself, when no other requester has at least two jobs more than this one.
+    /// Returns the job itself if no other requester has at least two jobs more than this one.
     pub(super) fn push(&mut self, requester: Requester, job: T) -> Result<Option<T>, T> {
         let displaced = match self.is_full() {
             false => None,
@@ -69,12 +74,12 @@ impl<T> FairQueue<T> {
         Some(job)
     }
 
-    /// Takes out the jobs for which `is_over` is true.
-    pub(super) fn take_if(&mut self, is_over: impl Fn(&T) -> bool) -> Vec<T> {
+    /// Removes and returns the jobs that satisfy `predicate`.
+    pub(super) fn take_if(&mut self, predicate: impl Fn(&T) -> bool) -> Vec<T> {
         let mut taken = Vec::new();
         for share in &mut self.shares {
             for job in std::mem::take(&mut share.jobs) {
-                if is_over(&job) {
+                if predicate(&job) {
                     taken.push(job);
                 } else {
                     share.jobs.push_back(job);
@@ -86,14 +91,14 @@ impl<T> FairQueue<T> {
         taken
     }
 
-    /// Takes the newest job of the requester with most jobs, if the newcomer has clearly fewer: with one
-    /// fewer, the two would displace each other in turn.
-    fn displace(&mut self, newcomer: Requester) -> Option<T> {
-        let waiting = self.shares.iter().find(|share| share.requester == newcomer);
-        let waiting = waiting.map_or(0, |share| share.jobs.len());
+    /// Removes and returns the newest job of the requester with the most jobs, if `requester` has at least two
+    /// fewer: with one fewer, the two would displace each other in turn.
+    fn displace(&mut self, requester: Requester) -> Option<T> {
+        let own = self.shares.iter().find(|share| share.requester == requester);
+        let own_len = own.map_or(0, |share| share.jobs.len());
         let largest = (0..self.shares.len()).max_by_key(|&index| self.shares[index].jobs.len())?;
         let jobs = &mut self.shares[largest].jobs;
-        if jobs.len() <= waiting + 1 {
+        if jobs.len() <= own_len + 1 {
             return None;
         }
         self.len -= 1;
@@ -114,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn requesters_take_turns_and_each_keeps_its_order() {
+    fn requesters_take_turns_and_their_jobs_stay_in_order() {
         let mut queue = FairQueue::new(10);
         for (requester, job) in [(FLOOD, 1), (FLOOD, 2), (FLOOD, 3), (HONEST, 11), (HONEST, 12), (THIRD, 21)]
         {
@@ -127,32 +132,32 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_displaces_the_newest_job_of_the_largest_share() {
+    fn a_new_job_displaces_the_newest_job_of_the_largest_share() {
         let mut queue = FairQueue::new(4);
         for job in 1..=4 {
             assert_eq!(queue.push(FLOOD, job), Ok(None));
         }
-        assert_eq!(queue.push(FLOOD, 5), Err(5), "its own requester has most");
+        assert_eq!(queue.push(FLOOD, 5), Err(5), "its requester has the most jobs");
         assert_eq!(queue.push(HONEST, 11), Ok(Some(4)));
         assert_eq!(queue.push(HONEST, 12), Ok(Some(3)));
         assert_eq!(queue.push(HONEST, 13), Err(13), "the shares are equal");
         assert_eq!(queue.push(THIRD, 21), Ok(Some(12)));
-        assert_eq!(queue.push(FLOOD, 6), Err(6), "it has most again");
+        assert_eq!(queue.push(FLOOD, 6), Err(6), "its requester has the most jobs again");
         assert_eq!(queue.len(), 4);
         assert_eq!(drain(&mut queue), [1, 11, 21, 2]);
     }
 
     #[test]
-    fn equal_shares_displace_none() {
+    fn equal_shares_do_not_displace_each_other() {
         let mut queue = FairQueue::new(2);
         assert_eq!((queue.push(FLOOD, 1), queue.push(HONEST, 2)), (Ok(None), Ok(None)));
         assert_eq!(queue.push(THIRD, 3), Err(3));
-        let mut none = FairQueue::new(0);
-        assert_eq!(none.push(FLOOD, 1), Err(1));
+        let mut empty = FairQueue::new(0);
+        assert_eq!(empty.push(FLOOD, 1), Err(1));
     }
 
     #[test]
-    fn jobs_that_are_over_make_room() {
+    fn removed_jobs_make_room() {
         let mut queue = FairQueue::new(4);
         for (requester, job) in [(FLOOD, 1), (FLOOD, 2), (HONEST, 11), (FLOOD, 3)] {
             assert_eq!(queue.push(requester, job), Ok(None));
@@ -163,9 +168,9 @@ mod tests {
         assert_eq!(drain(&mut queue), [2, 21, 3, 22]);
     }
 
-    /// Whatever the flood does, a requester with one job at a time waits for one job of each other.
+    /// Whatever the flood does, a requester with a single job waits for at most one job of each other requester.
     #[test]
-    fn a_flood_delays_others_by_its_turn_only() {
+    fn a_flood_delays_other_requesters_by_one_turn() {
         let mut queue = FairQueue::new(64);
         let mut next = 0;
         for round in 0..1000 {

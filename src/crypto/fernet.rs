@@ -1,9 +1,9 @@
 //! Fernet tokens (<https://github.com/fernet/spec/blob/master/Spec.md>):
 //! `0x80 | seconds, 8 bytes | IV, 16 bytes | AES-128-CBC, n * 16 bytes | HMAC-SHA256, 32 bytes`.
 //!
-//! The time inside is written and never judged: a token at rest does not expire, and one from a
-//! machine whose clock is ahead must stay readable, as it is for Python's `cryptography` when no
-//! time to live is asked for.
+//! The timestamp is written and never checked: a token at rest does not expire, and one from a
+//! machine whose clock is ahead must stay readable, as it is for Python's `cryptography` without a
+//! time to live.
 
 use std::ops::Range;
 
@@ -21,26 +21,26 @@ use crate::model::{Plaintext, wipe_stack};
 
 const VERSION: u8 = 0x80;
 const BLOCK_BYTES: usize = 16;
-/// Version, time and IV.
+/// Version, timestamp and IV.
 const HEAD_BYTES: usize = 1 + 8 + BLOCK_BYTES;
 const MAC_BYTES: usize = 32;
 
-/// Why a token does not open.
+/// Reason why a token cannot be decrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// Not a token at all: the text, the version or the length is wrong.
-    #[error("not a fernet token")]
+    /// The bytes are not a token: the encoding, the version or the length is wrong.
+    #[error("not a Fernet token")]
     Malformed,
-    /// Sealed with another key, or changed since.
-    #[error("sealed with another key")]
+    /// The token was encrypted with another key, or has been modified.
+    #[error("encrypted with another key, or modified")]
     WrongKey,
-    /// Authentic, but what was encrypted is not a padded message.
-    #[error("the padding of an authentic token is wrong")]
+    /// The token is authentic, but its content is not a padded message.
+    #[error("invalid padding in an authentic token")]
     BadPadding,
 }
 
-/// Seals and opens tokens. Everything that depends only on the key is computed once: the states of
-/// the MAC and the round keys of AES, which are wiped when this is dropped.
+/// Fernet key: encrypts and decrypts tokens. Everything that depends only on the key is computed once:
+/// the states of the MAC and the round keys of AES, which are wiped when the key is dropped.
 pub struct FernetKey {
     mac_key: MacKey,
     encrypt: Aes128Enc,
@@ -48,7 +48,7 @@ pub struct FernetKey {
 }
 
 impl FernetKey {
-    /// The first half of the key signs, the second encrypts.
+    /// Expands a key: its first half signs, the second one encrypts.
     pub fn new(raw_key: &RawKey) -> Self {
         let (signing, encryption) = raw_key.expose().split_at(BLOCK_BYTES);
         let encryption = encryption.try_into().expect("half of 32 bytes is an AES-128 key");
@@ -59,18 +59,18 @@ impl FernetKey {
         }
     }
 
-    /// Seals `plaintext` into the text of a token, dated `seconds` after 1970.
+    /// Encrypts `plaintext` into the text of a token; its timestamp is `seconds` after 1970.
     ///
     /// # Panics
-    /// If the operating system has no random bytes, see [`FernetKey::seal_raw`].
+    /// Panics if the operating system has no random bytes, see [`FernetKey::seal_raw`].
     pub fn seal(&self, plaintext: &[u8], seconds: u64) -> String {
         encode(&self.seal_raw(plaintext, seconds))
     }
 
-    /// Seals `plaintext` into the bytes of a token: what [`decode`] makes of its text.
+    /// Encrypts `plaintext` into the bytes of a token, in the form that [`decode`] returns.
     ///
     /// # Panics
-    /// If the operating system has no random bytes: nothing can be encrypted then, and Linux has
+    /// Panics if the operating system has no random bytes: nothing can be encrypted then, and Linux has
     /// them once it has booted.
     pub fn seal_raw(&self, plaintext: &[u8], seconds: u64) -> Vec<u8> {
         let mut iv = [0; BLOCK_BYTES];
@@ -78,7 +78,7 @@ impl FernetKey {
         self.seal_with(plaintext, seconds, iv)
     }
 
-    /// Opens the text of a token.
+    /// Decrypts the text of a token.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -89,10 +89,10 @@ impl FernetKey {
         Ok(Plaintext::new(plaintext))
     }
 
-    /// Opens the bytes of a token and appends the plaintext to `out`, whose owner wipes it.
+    /// Decrypts the bytes of a token and appends the plaintext to `out`, which the caller wipes.
     ///
     /// # Errors
-    /// See [`OpenError`]; `out` is as it was then.
+    /// See [`OpenError`]; `out` is then unchanged.
     pub fn open_raw(&self, raw: &[u8], out: &mut Vec<u8>) -> Result<(), OpenError> {
         let parts = Parts::of(raw)?;
         if !self.is_authentic(&parts) {
@@ -116,8 +116,8 @@ impl FernetKey {
         }
     }
 
-    /// Proves that the bytes of a token are authentic, without opening more than their last block.
-    /// Gives the length of the message for [`Self::open_range`].
+    /// Verifies that the bytes of a token are authentic, and returns the length of the message for
+    /// [`Self::open_range`]. Decrypts only the last block.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -132,35 +132,35 @@ impl FernetKey {
         unpadded_len(&last).map(|len| before + len).ok_or(OpenError::BadPadding)
     }
 
-    /// Appends a part of the message to `out`, whose owner wipes it: CBC needs no more for a block than the one
-    /// before it. The range begins at a block and lies within the message, and [`Self::message_len`] has proven the
-    /// token before: nothing is checked here.
+    /// Decrypts a part of the message and appends it to `out`, which the caller wipes: for a block, CBC needs only
+    /// the ciphertext of the previous one. The range must begin at a block boundary and be within the message, and the
+    /// token must have been verified by [`Self::message_len`]: nothing is checked again.
     pub fn open_range(&self, raw: &[u8], range: Range<usize>, out: &mut Vec<u8>) {
-        debug_assert!(range.start.is_multiple_of(BLOCK_BYTES), "a block is opened as a whole");
+        debug_assert!(range.start.is_multiple_of(BLOCK_BYTES), "a block is decrypted as a whole");
         let start = out.len();
         let first = HEAD_BYTES + range.start;
         let last = HEAD_BYTES + range.end.next_multiple_of(BLOCK_BYTES);
-        let iv: [u8; BLOCK_BYTES] = raw[first - BLOCK_BYTES..first].try_into().expect("as long as a block");
+        let iv: [u8; BLOCK_BYTES] = raw[first - BLOCK_BYTES..first].try_into().expect("one block");
         out.extend_from_slice(&raw[first..last]);
         self.decrypt(&iv, &mut out[start..]);
         wipe_cipher_stack(last - first);
-        // What follows in the last block is the rest of the message, or its padding.
+        // The last block continues with the rest of the message, or its padding.
         let end = start + range.len();
         out[end..].zeroize();
         out.truncate(end);
     }
 
-    /// Whether the bytes of a token were sealed with this key, without opening it.
+    /// Returns whether the bytes of a token were encrypted with this key, without decrypting them.
     pub fn verifies_raw(&self, raw: &[u8]) -> bool {
         Parts::of(raw).is_ok_and(|parts| self.is_authentic(&parts))
     }
 
     fn seal_with(&self, plaintext: &[u8], seconds: u64, iv: [u8; BLOCK_BYTES]) -> Vec<u8> {
-        // PKCS #7 (RFC 5652, section 6.3): always at least one byte, each with their number.
+        // PKCS #7 (RFC 5652, section 6.3): at least one byte; each byte holds their number.
         let padding = BLOCK_BYTES - plaintext.len() % BLOCK_BYTES;
         let padding_byte = u8::try_from(padding).expect("padding is one block at most");
         let mac_start = HEAD_BYTES + plaintext.len() + padding;
-        // Reserved in full, so that growing leaves no copy of the plaintext behind.
+        // Allocated in full, so that no reallocation leaves a copy of the plaintext behind.
         let mut raw = Vec::with_capacity(mac_start + MAC_BYTES);
         raw.push(VERSION);
         raw.extend_from_slice(&seconds.to_be_bytes());
@@ -174,7 +174,8 @@ impl FernetKey {
         raw
     }
 
-    /// Not inlined, nor is [`Self::encrypt`], so that what they leave on the stack lies below the caller.
+    /// Decrypts in place. Like [`Self::encrypt`] not inlined, so that what it leaves on the stack is below the frame
+    /// of the caller.
     #[inline(never)]
     fn decrypt(&self, iv: &[u8; BLOCK_BYTES], message: &mut [u8]) {
         let blocks = Array::cast_slice_from_core_mut(message.as_chunks_mut::<BLOCK_BYTES>().0);
@@ -192,28 +193,29 @@ impl FernetKey {
     }
 }
 
-/// Reads the text of a token: base64url (RFC 4648, section 5) with its padding, nothing skipped and
-/// no stray bits, then version and length.
+/// Decodes the text of a token: strict base64url (RFC 4648, section 5), with padding and without stray
+/// bits or skipped characters. Also checks version and length.
 ///
 /// # Errors
-/// [`OpenError::Malformed`].
+/// Returns [`OpenError::Malformed`] if the text is not a token.
 pub fn decode(token: &[u8]) -> Result<Vec<u8>, OpenError> {
     let raw = URL_SAFE.decode(token).map_err(|_| OpenError::Malformed)?;
     Parts::of(&raw)?;
     Ok(raw)
 }
 
-/// The text of a token.
+/// Encodes the bytes of a token as text.
 pub fn encode(raw: &[u8]) -> String {
     URL_SAFE.encode(raw)
 }
 
-/// How deep AES goes below its caller, for a few blocks and for 64 side by side, with room to spare: 1.2 and 4 KiB were
-/// measured, and up to 8 KiB without optimisation.
+/// Stack that AES uses below its caller for a few blocks, with a margin: 1.2 KiB were measured, and up to 8 KiB without
+/// optimisation.
 const SHORT_STACK_BYTES: usize = if cfg!(debug_assertions) { 8 * 1024 } else { 2 * 1024 };
+/// Stack that AES uses below its caller for 64 blocks side by side, with a margin: 4 KiB were measured.
 const LONG_STACK_BYTES: usize = if cfg!(debug_assertions) { 16 * 1024 } else { 8 * 1024 };
 
-/// Wipes what AES left on the stack.
+/// Wipes the part of the stack that AES has used.
 #[inline]
 fn wipe_cipher_stack(message_bytes: usize) {
     if message_bytes < 64 * BLOCK_BYTES {
@@ -223,7 +225,7 @@ fn wipe_cipher_stack(message_bytes: usize) {
     }
 }
 
-/// The bytes of a token whose version and length are right.
+/// Parts of a token whose version and length are valid.
 struct Parts<'a> {
     signed: &'a [u8],
     iv: &'a [u8; BLOCK_BYTES],
@@ -244,8 +246,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The length of a message without its PKCS #7 padding. It may take any time it likes: only someone
-/// with the key gets this far, so it is no oracle.
+/// Returns the length of a message without its PKCS #7 padding. Need not take constant time: the token has been
+/// authenticated before, so this is not a padding oracle.
 fn unpadded_len(message: &[u8]) -> Option<usize> {
     let padding_byte = *message.last()?;
     let padding = usize::from(padding_byte);
@@ -262,9 +264,9 @@ mod tests {
     use super::super::test_data::from_hex;
     use super::*;
 
-    /// The only key of the specification's vectors.
+    /// Key of all vectors of the specification.
     const SPEC_KEY: &str = "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=";
-    /// From `generate.json` and `verify.json`, which hold the same token.
+    /// Token of `generate.json` and `verify.json`, which contain the same one.
     const SPEC_TOKEN: &str = concat!(
         "gAAAAAAdwJ6wAAECAwQFBgcICQoLDA0ODy021cpGVWKZ_eEwCGM4BLLF_5CV",
         "9dOPmrhuVUPgJobwOz7JcbmrR64jVmpU4IwqDA=="
@@ -278,7 +280,7 @@ mod tests {
         FernetKey::new(&raw_key(URL_SAFE.decode(SPEC_KEY).expect("the key is base64url")))
     }
 
-    /// Opens a token both ways, which must agree, and checks that `out` is only ever appended to.
+    /// Decrypts a token in both ways, which must agree, and checks that `out` is only appended to.
     fn open(key: &FernetKey, token: &str) -> Result<Vec<u8>, OpenError> {
         let whole = key.open(token.as_bytes());
         let mut out = b"before".to_vec();
@@ -311,15 +313,15 @@ mod tests {
                 "Malformed" => check(fields[0], Err(OpenError::Malformed)),
                 "WrongKey" => check(fields[0], Err(OpenError::WrongKey)),
                 "BadPadding" => check(fields[0], Err(OpenError::BadPadding)),
-                // The specification refuses these two for their time only, which is not judged
-                // here: one is far in the future, and the other past its time to live.
+                // The specification rejects these two only for their timestamp, which this implementation
+                // does not check: one is far in the future, the other past its time to live.
                 _ => check(fields[0], Ok("")),
             }
         }
     }
 
     #[test]
-    fn vectors_of_cryptography_open_and_are_made_again() {
+    fn vectors_of_cryptography_are_decrypted_and_reproduced() {
         for row in include_str!("vectors/fernet_python.txt").lines().skip(1) {
             let fields: Vec<&str> = row.split(' ').collect();
             let key = FernetKey::new(&raw_key(from_hex(fields[0])));
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn every_changed_bit_is_refused() {
+    fn every_changed_bit_is_rejected() {
         let key = spec_key();
         let raw = decode(SPEC_TOKEN.as_bytes()).expect("the vector is a token");
         for bit in 0..8 * raw.len() {
@@ -346,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn every_changed_character_is_refused() {
+    fn every_changed_character_is_rejected() {
         for index in 0..SPEC_TOKEN.len() {
             for replacement in [b'A', b'B', b'+', b'=', b' ', b'\n', 0, 0xFF] {
                 let mut token = SPEC_TOKEN.as_bytes().to_vec();
@@ -359,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn every_truncation_and_extension_is_refused() {
+    fn every_truncation_and_extension_is_rejected() {
         let key = spec_key();
         let raw = key.seal_raw(&[7; 100], 0);
         let token = encode(&raw);
@@ -397,7 +399,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_opens(
+        fn sealed_tokens_open(
             key in any::<[u8; 32]>(),
             plaintext in prop::collection::vec(any::<u8>(), 0..3000),
             seconds in any::<u64>(),
@@ -409,7 +411,7 @@ mod tests {
         }
 
         #[test]
-        fn pieces_are_the_whole(
+        fn ranges_add_up_to_the_message(
             plaintext in prop::collection::vec(any::<u8>(), 0..3000),
             blocks_per_piece in 1_usize..40,
         ) {
@@ -426,7 +428,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let key = spec_key();
             prop_assert!(key.open(&bytes).is_err());
             let mut version = bytes;

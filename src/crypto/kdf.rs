@@ -8,20 +8,21 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use super::mac::{DigestBlock, MacKey, mac_in_place};
 use crate::limits;
 
-/// Rounds between two looks at what else there is to do: about a tenth of a millisecond.
+/// Rounds in one step of a derivation, which takes about a tenth of a millisecond; the worker checks for other work in
+/// between.
 const ROUNDS_PER_STEP: u32 = 1024;
 
-/// The salt that every user key of a database is combined with; as long as its file, never empty.
+/// Salt of all user keys of a database: the contents of the salt file, never empty.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Salt(Arc<[u8]>);
 
 impl Salt {
-    /// `None` for an empty salt, which is what a file looks like whose content never reached the disk.
+    /// Creates a salt; `None` if it is empty, as a file is whose contents never reached the disk.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         if bytes.is_empty() { None } else { Some(Self(bytes.into())) }
     }
 
-    /// The bytes of the salt's file.
+    /// Returns the bytes of the salt file.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -33,17 +34,17 @@ impl fmt::Debug for Salt {
     }
 }
 
-/// The 32 bytes that come out of a derivation, wiped when dropped.
+/// Output of a derivation: 32 bytes, wiped when dropped.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct RawKey([u8; 32]);
 
 impl RawKey {
-    /// Takes bytes that were derived before; the caller wipes its own copy.
+    /// Wraps bytes that have already been derived; the caller wipes its own copy.
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes themselves: the two halves of a Fernet key.
+    /// Returns the bytes: the two halves of a Fernet key.
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
     }
@@ -55,7 +56,7 @@ impl fmt::Debug for RawKey {
     }
 }
 
-/// Derives a key; takes tens of milliseconds.
+/// Derives a key. Takes tens of milliseconds.
 pub fn derive(password: &[u8], salt: &[u8]) -> RawKey {
     let mut derivation = Derivation::new(password, salt);
     while !derivation.is_done() {
@@ -64,9 +65,9 @@ pub fn derive(password: &[u8], salt: &[u8]) -> RawKey {
     derivation.key()
 }
 
-/// A derivation on its way; wiped when dropped.
+/// Running derivation; wiped when dropped.
 ///
-/// In the names of RFC 8018: `U_1 = PRF(P, S || INT(1))`, `U_i = PRF(P, U_{i-1})`, and the key is
+/// In the notation of RFC 8018: `U_1 = PRF(P, S || INT(1))`, `U_i = PRF(P, U_{i-1})`, and the key is
 /// `T_1`, the exclusive or of all of them. The key is as long as a digest, so there is no `T_2`.
 pub struct Derivation {
     mac_key: MacKey,
@@ -76,7 +77,7 @@ pub struct Derivation {
 }
 
 impl Derivation {
-    /// Does the first round.
+    /// Starts a derivation, and performs the first round.
     pub fn new(password: &[u8], salt: &[u8]) -> Self {
         Self::with_rounds(password, salt, limits::KDF_ROUNDS)
     }
@@ -88,17 +89,17 @@ impl Derivation {
         Self { mac_key, last: DigestBlock::new(&sum), sum, rounds_left: rounds - 1 }
     }
 
-    /// Whether all rounds are done.
+    /// Returns whether all rounds are done.
     pub fn is_done(&self) -> bool {
         self.rounds_left == 0
     }
 
-    /// The key.
+    /// Returns the key.
     ///
     /// # Panics
-    /// Before all rounds are done.
+    /// Panics if not all rounds are done.
     pub fn key(&self) -> RawKey {
-        assert!(self.is_done(), "a key takes all rounds");
+        assert!(self.is_done(), "the key requires all rounds");
         let mut raw_key = RawKey([0; 32]);
         for (bytes, word) in raw_key.0.as_chunks_mut().0.iter_mut().zip(self.sum.iter()) {
             *bytes = word.to_be_bytes();
@@ -113,8 +114,8 @@ impl fmt::Debug for Derivation {
     }
 }
 
-/// Goes on with these derivations side by side, until one of them is done or a step has gone by.
-/// Two take 1.2 times as long as one.
+/// Advances these derivations side by side, by one step or until one of them is done. Two take 1.2 times
+/// as long as one.
 pub fn advance<const COUNT: usize>(mut derivations: [&mut Derivation; COUNT]) {
     let left = derivations.iter().map(|derivation| derivation.rounds_left).min().unwrap_or(0);
     let step = left.min(ROUNDS_PER_STEP);
@@ -155,7 +156,7 @@ mod tests {
 
     #[test]
     fn vectors_of_rfc_7914() {
-        // Section 11; its outputs are 64 bytes, of which these are the first block.
+        // Section 11. The outputs there have 64 bytes; these are their first blocks.
         check(b"passwd", b"salt", 1, "55ac046e56e3089fec1691c22544b605f94185216dde0465e68b9d57c20dacbc");
         check(
             b"Password",
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn vectors_of_hashlib() {
-        // One row has the rounds of the file format, so this also says that they are 480,000.
+        // One row has the number of rounds of the file format, so this also verifies that it is 480,000.
         for row in include_str!("vectors/pbkdf2_hashlib.txt").lines().skip(1) {
             let fields: Vec<&str> = row.split(' ').collect();
             let rounds = fields[2].parse().expect("the third field is a number");
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_salt_is_never_empty_and_never_shown() {
+    fn a_salt_is_not_empty_and_debug_output_shows_no_secret() {
         assert_eq!(Salt::new(b""), None);
         let salt = Salt::new(b"canary").expect("it is not empty");
         assert_eq!(salt.as_bytes(), b"canary");
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn two_advance_by_a_step_or_until_one_is_done() {
+    fn two_derivations_advance_by_a_step_or_until_one_is_done() {
         let mut long = Derivation::with_rounds(b"password", b"salt", 2 * ROUNDS_PER_STEP + 2);
         let mut short = Derivation::with_rounds(b"password", b"salt", ROUNDS_PER_STEP + 2);
         advance([&mut long, &mut short]);
@@ -205,19 +206,19 @@ mod tests {
         fn bytes()(bytes in prop::collection::vec(any::<u8>(), 0..150)) -> Vec<u8> { bytes }
     }
 
-    fn of_the_crate(password: &[u8], salt: &[u8], rounds: u32) -> [u8; 32] {
+    fn reference(password: &[u8], salt: &[u8], rounds: u32) -> [u8; 32] {
         pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(password, salt, rounds)
     }
 
     proptest! {
         #[test]
-        fn is_the_pbkdf2_of_the_pbkdf2_crate(password in bytes(), salt in bytes(), rounds in 1_u32..20) {
+        fn matches_the_pbkdf2_crate(password in bytes(), salt in bytes(), rounds in 1_u32..20) {
             let raw_key = derive_rounds(&password, &salt, rounds);
-            prop_assert_eq!(raw_key.expose(), &of_the_crate(&password, &salt, rounds));
+            prop_assert_eq!(raw_key.expose(), &reference(&password, &salt, rounds));
         }
 
         #[test]
-        fn two_side_by_side_do_not_touch_each_other(
+        fn derivations_side_by_side_are_independent(
             passwords in [bytes(), bytes()],
             salts in [bytes(), bytes()],
             rounds in [1_u32..2100, 1_u32..2100],
@@ -235,7 +236,7 @@ mod tests {
                 while !derivation.is_done() {
                     advance([&mut derivation]);
                 }
-                let expected = of_the_crate(&passwords[n], &salts[n], rounds[n]);
+                let expected = reference(&passwords[n], &salts[n], rounds[n]);
                 let raw_key = derivation.key();
                 prop_assert_eq!(raw_key.expose(), &expected);
             }

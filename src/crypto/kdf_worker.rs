@@ -1,29 +1,28 @@
-//! What a deriving thread does: one derivation, or two side by side, for as long as there are any.
+//! Worker of a deriving thread: runs one derivation, or two side by side, as long as any are queued.
 //!
-//! Two cost little more than one (see [`advance`]), so a second one that waits is taken beside the
-//! first whenever it comes. Either may end, be given up or panic, and the other goes on; alone it is
-//! as fast as if there had never been another.
+//! Two cost little more than one (see [`advance`]), so a queued derivation is started beside a running
+//! one at any time. Either may complete, be abandoned or panic while the other continues; alone, a
+//! derivation is as fast as if there had never been a second one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::fair_queue::FairQueue;
+use super::fair_queue::{Busy, FairQueue};
 use super::kdf::{Derivation, Salt, advance};
 use super::key_cache::DerivationClaim;
-use super::pool::Busy;
 use crate::model::{Requester, wipe_stack};
 
-/// A derivation that nobody has begun.
+/// Derivation that has not started yet.
 pub(super) struct Job {
     pub(super) ticket: DerivationClaim,
     pub(super) salt: Salt,
 }
 
-/// The derivations that wait, for the threads that share them.
+/// Queue of derivations, shared by the threads.
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// Signalled when a job comes, and when the queue closes.
+    /// Signalled when a job arrives, and when the queue closes.
     changed: Condvar,
 }
 
@@ -33,28 +32,28 @@ struct State {
     is_closed: bool,
 }
 
-/// Closes the queue when it is dropped.
+/// Owner of the queue, which closes when the handle is dropped.
 pub(super) struct Handle(Arc<Queue>);
 
-/// What one thread has begun.
+/// Running derivations of one thread.
 type Lanes = [Option<Running>; 2];
 
 impl Handle {
-    /// A queue for at most this many jobs.
+    /// Creates a queue for at most this many jobs.
     pub(super) fn new(len_max: usize) -> Self {
         Self(Arc::new(Queue::new(len_max)))
     }
 
-    /// The queue, for the threads.
+    /// Returns the queue, for the threads.
     pub(super) fn queue(&self) -> Arc<Queue> {
         Arc::clone(&self.0)
     }
 
-    /// Queues a job. Jobs that were cancelled, then a displaced one, make room in a full queue; their
-    /// waiters learn of it.
+    /// Queues a job. In a full queue, cancelled jobs are removed to make room, or else one job is
+    /// displaced; the waiters of dropped jobs are notified.
     ///
     /// # Errors
-    /// [`Busy`] when there is no room for this requester; the job is dropped.
+    /// Returns [`Busy`] if there is no room for this requester; the job is dropped.
     pub(super) fn push(&self, requester: Requester, job: Job) -> Result<(), Busy> {
         let mut state = self.0.lock();
         let cancelled = match state.jobs.is_full() {
@@ -64,12 +63,12 @@ impl Handle {
         let pushed = state.jobs.push(requester, job);
         drop(state);
         self.0.changed.notify_one();
-        // The lock is free again while waiters wake.
+        // Wakes the waiters, after the lock has been released.
         drop(cancelled);
         pushed.map(drop).map_err(|_refused| Busy)
     }
 
-    /// How many jobs wait, and how many may.
+    /// Returns the number of queued jobs, and the capacity of the queue.
     pub(super) fn len_and_max(&self) -> (usize, usize) {
         let state = self.0.lock();
         (state.jobs.len(), state.jobs.len_max())
@@ -77,7 +76,7 @@ impl Handle {
 }
 
 impl Drop for Handle {
-    /// What is queued is dropped; what runs is finished.
+    /// Drops queued jobs; running derivations are completed.
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.is_closed = true;
@@ -95,7 +94,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in a critical section panics half-way through a change.
+        // No critical section panics in the middle of a change, so a poisoned lock is safe to use.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,37 +105,37 @@ impl Queue {
 
     /// Derives until the queue is closed and empty.
     pub(super) fn work(&self) {
-        let mut seats = [None, None];
-        while self.turn(&mut seats) {}
+        let mut lanes = [None, None];
+        while self.step(&mut lanes) {}
     }
 
-    /// Takes what there is to take, goes a step on with it, and hands out what is done. False when
-    /// there will be nothing any more.
-    fn turn(&self, seats: &mut Lanes) -> bool {
-        if seats.iter().all(Option::is_none) {
+    /// Starts queued jobs in free lanes, advances the running derivations by one step, and completes those
+    /// that are done. Returns false once the queue is closed and all work is done.
+    fn step(&self, lanes: &mut Lanes) -> bool {
+        if lanes.iter().all(Option::is_none) {
             let Some(job) = self.wait() else { return false };
-            seats[0] = begin(job);
+            lanes[0] = begin(job);
         }
-        for seat in seats.iter_mut().filter(|seat| seat.is_none()) {
-            *seat = self.take_second().and_then(begin);
+        for lane in lanes.iter_mut().filter(|lane| lane.is_none()) {
+            *lane = self.take_second().and_then(begin);
         }
-        match seats {
+        match lanes {
             [Some(one), Some(other)] => advance([&mut one.derivation, &mut other.derivation]),
             [Some(one), None] | [None, Some(one)] => advance([&mut one.derivation]),
             [None, None] => {}
         }
-        // An executor that became ready meanwhile goes on now. It would wait for the next tick of the
-        // scheduler otherwise, up to 4 ms, however nice this thread is.
+        // Lets an executor run that has become ready in the meantime. It would otherwise wait for the next
+        // tick of the scheduler, up to 4 ms, whatever the nice value of this thread.
         thread::yield_now();
-        for seat in seats {
-            if let Some(over) = seat.take_if(|running| running.is_over()) {
-                contain(|| over.end());
+        for lane in lanes {
+            if let Some(finished) = lane.take_if(|running| running.is_over()) {
+                catch_panic(|| finished.end());
             }
         }
         true
     }
 
-    /// The next job; `None` once the queue is closed and empty.
+    /// Waits for the next job; returns `None` once the queue is closed and empty.
     fn wait(&self) -> Option<Job> {
         let mut state = self.lock();
         state.idle_threads += 1;
@@ -146,46 +145,46 @@ impl Queue {
         state.jobs.pop()
     }
 
-    /// A job beside another one, unless a thread that has none is about to take it.
+    /// Takes a job for the second lane, unless an idle thread is about to take it.
     fn take_second(&self) -> Option<Job> {
         let mut state = self.lock();
         if state.jobs.len() > state.idle_threads { state.jobs.pop() } else { None }
     }
 }
 
-/// A derivation that has begun.
+/// Derivation that has started.
 struct Running {
-    ticket: DerivationClaim,
+    claim: DerivationClaim,
     salt: Salt,
-    /// In a place of its own, so that moving it leaves no copy behind.
+    /// Boxed, so that a move leaves no copy of the state behind.
     derivation: Box<Derivation>,
 }
 
 impl Running {
-    fn begin(Job { ticket, salt }: Job) -> Option<Self> {
-        let derivation = Box::new(ticket.begin(&salt)?);
-        Some(Self { ticket, salt, derivation })
+    fn begin(Job { ticket: claim, salt }: Job) -> Option<Self> {
+        let derivation = Box::new(claim.begin(&salt)?);
+        Some(Self { claim, salt, derivation })
     }
 
     fn is_over(&self) -> bool {
-        self.derivation.is_done() || !self.ticket.is_wanted()
+        self.derivation.is_done() || !self.claim.is_wanted()
     }
 
     fn end(self) {
         if self.derivation.is_done() {
-            self.ticket.complete(&self.salt, &self.derivation.key());
+            self.claim.complete(&self.salt, &self.derivation.key());
         }
     }
 }
 
 fn begin(job: Job) -> Option<Running> {
-    contain(|| Running::begin(job)).flatten()
+    catch_panic(|| Running::begin(job)).flatten()
 }
 
-/// Keeps a panic from the other derivation. It has been printed by its hook, and whoever waits learns
-/// of it because the ticket is dropped as the stack unwinds. Keys that were made or moved meanwhile are wiped from
-/// the stack.
-fn contain<T>(part: impl FnOnce() -> T) -> Option<T> {
+/// Runs `part` and catches its panic, so that the other derivation continues. The panic hook has printed
+/// the panic, and the waiters learn of it because the claim is dropped while the stack unwinds. Keys that
+/// were derived or moved in the meantime are wiped from the stack.
+fn catch_panic<T>(part: impl FnOnce() -> T) -> Option<T> {
     let result = catch_unwind(AssertUnwindSafe(part)).ok();
     wipe_stack::<16384>();
     result
@@ -203,17 +202,17 @@ mod tests {
     use super::*;
     use crate::model::UserKey;
 
-    /// Queues the derivation for `text` and returns who waits for it.
+    /// Queues the derivation for `text` and returns its waiter.
     fn send(handle: &Handle, cache: &KeyCache, text: &str) -> super::super::Waiter {
-        let (ticket, waiter) = start(cache, text);
-        assert_eq!(handle.push(Requester::default(), Job { ticket, salt: salt() }), Ok(()));
+        let (claim, waiter) = start(cache, text);
+        assert_eq!(handle.push(Requester::default(), Job { ticket: claim, salt: salt() }), Ok(()));
         waiter
     }
 
-    /// Derives what is queued and what has begun.
-    fn run_dry(queue: &Queue, seats: &mut Lanes) {
-        while queue.lock().jobs.len() > 0 || seats.iter().any(Option::is_some) {
-            assert!(queue.turn(seats));
+    /// Completes all queued and running derivations.
+    fn run_dry(queue: &Queue, lanes: &mut Lanes) {
+        while queue.lock().jobs.len() > 0 || lanes.iter().any(Option::is_some) {
+            assert!(queue.step(lanes));
         }
     }
 
@@ -224,14 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_queued_is_derived_two_at_a_time() {
+    fn queued_jobs_are_derived_two_side_by_side() {
         let (cache, handle) = (KeyCache::new(), Handle::new(8));
         let names = ["one", "two", "three"];
         let waiters = names.map(|name| send(&handle, &cache, name));
-        let mut seats = [None, None];
-        assert!(handle.0.turn(&mut seats));
+        let mut lanes = [None, None];
+        assert!(handle.0.step(&mut lanes));
         assert_eq!(cache.counts().derivations_started, 2);
-        run_dry(&handle.0, &mut seats);
+        run_dry(&handle.0, &mut lanes);
         for (name, waiter) in names.into_iter().zip(waiters) {
             assert!(is_of(&block_on(waiter).expect("it is derived"), name));
         }
@@ -239,36 +238,36 @@ mod tests {
     }
 
     #[test]
-    fn one_comes_late_and_the_other_is_given_up() {
+    fn a_derivation_joins_another_that_is_then_cancelled() {
         let (cache, handle) = (KeyCache::new(), Handle::new(8));
         let first = send(&handle, &cache, "first");
-        let mut seats = [None, None];
-        assert!(handle.0.turn(&mut seats));
+        let mut lanes = [None, None];
+        assert!(handle.0.step(&mut lanes));
         let second = send(&handle, &cache, "second");
-        assert!(handle.0.turn(&mut seats));
-        assert!(matches!(seats, [Some(_), Some(_)]));
+        assert!(handle.0.step(&mut lanes));
+        assert!(matches!(lanes, [Some(_), Some(_)]));
         drop(first);
-        assert!(handle.0.turn(&mut seats));
-        assert!(matches!(seats, [None, Some(_)]));
-        run_dry(&handle.0, &mut seats);
+        assert!(handle.0.step(&mut lanes));
+        assert!(matches!(lanes, [None, Some(_)]));
+        run_dry(&handle.0, &mut lanes);
         assert!(is_of(&block_on(second).expect("it is derived"), "second"));
         assert_eq!(cache.counts().derivations_completed, 1);
     }
 
     #[test]
-    fn a_thread_without_work_gets_the_second() {
+    fn an_idle_thread_gets_the_second_job() {
         let (cache, handle) = (KeyCache::new(), Handle::new(8));
         let waiters = ["one", "two"].map(|name| send(&handle, &cache, name));
         handle.0.lock().idle_threads = 1;
-        let mut seats = [None, None];
-        assert!(handle.0.turn(&mut seats));
-        assert!(matches!(seats, [Some(_), None]));
+        let mut lanes = [None, None];
+        assert!(handle.0.step(&mut lanes));
+        assert!(matches!(lanes, [Some(_), None]));
         assert_eq!(handle.len_and_max().0, 1);
         drop(waiters);
     }
 
     #[test]
-    fn what_nobody_waits_for_is_not_begun() {
+    fn cancelled_jobs_are_not_started() {
         let (cache, handle) = (KeyCache::new(), Handle::new(8));
         drop(send(&handle, &cache, "gone"));
         run_dry(&handle.0, &mut [None, None]);
@@ -276,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_not_the_end_of_the_other() {
+    fn a_panic_does_not_end_the_other_derivation() {
         struct Panics;
         impl Wake for Panics {
             fn wake(self: Arc<Self>) {

@@ -1,10 +1,9 @@
-//! Derived keys of the process: at most one derivation per user key at a time, and a bounded memory
-//! of their results.
+//! Cache of derived keys: single-flight derivation per user key, and a bounded number of results.
 //!
-//! Running derivations and results share one map behind one lock, so there is no gap between the
-//! look and the derivation. Results live in two tiers: a key that has opened something is proven,
-//! and keys that have not (typing errors, guesses) only ever push out each other. A cached key that
-//! turns out to be wrong costs a microsecond to find out, so nothing has to remember that it is.
+//! Pending derivations and results share one map behind one lock, so there is no gap between lookup and
+//! derivation. Results are in two tiers: a key that has decrypted something is proven, and keys that have
+//! not (typing errors, guesses) only ever evict each other. It takes a microsecond to find out that a
+//! cached key is the wrong one, so wrong keys need no negative cache.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,51 +11,51 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zeroize::Zeroizing;
 
-use super::derived_key::DerivedKey;
+use super::derived_key::{DerivedKey, KeyId};
 use super::kdf::{Derivation, RawKey, Salt};
-use super::key_map::{Found, KeyId, Slots, Tier, Waiter};
+use super::key_map::{Found, Slots, Tier, Waiter};
 use super::mac::MacKey;
 use crate::model::UserKey;
 
-/// Entries that one hold of the lock looks at while sweeping.
+/// Keys that a sweep examines in one critical section.
 const SWEEP_STEP: usize = 256;
 
-/// What there is for a user key.
+/// Result of a lookup.
 pub enum Lookup {
-    /// The key was in the cache. It may be the wrong one for an entry.
+    /// The key is in the cache. It may be the wrong one for an entry.
     Ready(Arc<DerivedKey>),
-    /// Somebody else is deriving it.
+    /// The derivation of the key is pending.
     Wait(Waiter),
-    /// Nobody is: the caller gives the ticket to the pool, and waits as the others do.
+    /// The caller is the first one: it passes the claim to the pool, and then waits like later callers.
     Derive(DerivationClaim, Waiter),
 }
 
-/// Figures for the statistics.
+/// Statistics of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Derivations that began.
+    /// Derivations that have started.
     pub derivations_started: u64,
-    /// Derivations that came to a key; the others were cancelled, or are running.
+    /// Derivations that have produced a key; the rest were cancelled, or are running.
     pub derivations_completed: u64,
-    /// Keys that are derived or queued for it.
+    /// Keys whose derivation is queued or running.
     pub pending: usize,
-    /// Keys in the tier for those that have opened nothing, as far as the cache has noticed.
+    /// Keys in the unproven tier. Some may have been proven in the meantime: they move to the other tier later.
     pub unproven: usize,
-    /// Keys in the other tier.
+    /// Keys in the proven tier.
     pub proven: usize,
 }
 
-/// The cache; clones are handles to the same one.
+/// Cache of derived keys; clones are handles to the same cache.
 #[derive(Clone)]
 pub struct KeyCache {
     shared: Arc<Shared>,
 }
 
 impl KeyCache {
-    /// An empty cache with its own secret.
+    /// Creates an empty cache with a random secret.
     ///
     /// # Panics
-    /// If the operating system has no random bytes: Linux has them once it has booted.
+    /// Panics if the operating system has no random bytes: Linux has them once it has booted.
     pub fn new() -> Self {
         let mut secret = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *secret).expect("Linux has random bytes once it has booted");
@@ -69,12 +68,12 @@ impl KeyCache {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Identifies the user key with these header bytes within this process.
+    /// Returns the identifier, within this process, of the user key with these header bytes.
     pub fn id_of(&self, user_key: &[u8]) -> [u8; 32] {
         self.shared.id_key.mac(user_key)
     }
 
-    /// The key of the user key with these header bytes if it is there; nobody is asked to derive it.
+    /// Returns the cached key of the user key with these header bytes. Does not start a derivation.
     pub fn cached(&self, user_key: &[u8], now_seconds: u64) -> Option<Arc<DerivedKey>> {
         let id = self.shared.id_key.mac(user_key);
         let key = self.shared.lock().ready(&id)?;
@@ -82,8 +81,9 @@ impl KeyCache {
         Some(key)
     }
 
-    /// Finds the key of `user_key`, or who derives it. `now_seconds` is of any clock that never goes
-    /// back; hits are the caller's to count, because a counter here would be one for all cores.
+    /// Looks up the key of `user_key`, and joins or creates its derivation if it is not cached. `now_seconds`
+    /// is the time of any monotonic clock. Callers count the hits, because a counter in the cache would be
+    /// shared by all cores.
     pub fn lookup(&self, user_key: &UserKey, now_seconds: u64) -> Lookup {
         let id = self.shared.id_key.mac(user_key.header_bytes());
         let found = self.shared.lock().find(&id, now_seconds);
@@ -97,31 +97,31 @@ impl KeyCache {
         }
     }
 
-    /// Forgets keys that were not used for
-    /// [`DERIVED_KEY_IDLE`](crate::limits::DERIVED_KEY_IDLE). For a background thread, now and then;
-    /// holds the lock for short steps only.
+    /// Removes the keys that were not used for
+    /// [`DERIVED_KEY_IDLE`](crate::limits::DERIVED_KEY_IDLE). To be called periodically by a background
+    /// thread; holds the lock for short steps only.
     pub fn sweep(&self, now_seconds: u64) {
         for tier in [Tier::Unproven, Tier::Proven] {
             let mut left = self.shared.lock().tier_len(tier);
             while left > 0 {
                 let step = left.min(SWEEP_STEP);
                 let expired = self.shared.lock().sweep_step(tier, step, now_seconds);
-                // The lock is free again while the keys are wiped.
+                // Wipes the keys, after the lock has been released.
                 drop(expired);
                 left -= step;
             }
         }
     }
 
-    /// Forgets all keys and disowns the running derivations, whose waiters are told that they were
-    /// given up: for a new salt, and for the end.
+    /// Removes all keys and abandons the pending derivations, whose waiters are cancelled: for a new salt,
+    /// and for the shutdown.
     pub fn clear(&self) {
         let everything = self.shared.lock().take_all();
-        // The lock is free again while keys are wiped and waiters wake.
+        // Wipes the keys and wakes the waiters, after the lock has been released.
         drop(everything);
     }
 
-    /// Figures for the statistics.
+    /// Returns the statistics.
     pub fn counts(&self) -> Counts {
         let slots = self.shared.lock();
         Counts {
@@ -146,9 +146,9 @@ impl Default for KeyCache {
     }
 }
 
-/// The right and the duty to derive one key. Dropped before its time (a full queue, a panic, a
-/// stop), it takes its slot along and its waiters are told, so nobody waits for ever and the next
-/// lookup derives anew.
+/// Exclusive claim to derive one key. If it is dropped before it is completed (a full queue, a panic, a
+/// shutdown), its slot is removed and its waiters are cancelled, so no caller waits indefinitely and the
+/// next lookup derives again.
 pub struct DerivationClaim {
     shared: Arc<Shared>,
     id: KeyId,
@@ -158,7 +158,7 @@ pub struct DerivationClaim {
 }
 
 impl DerivationClaim {
-    /// Begins the derivation, unless all who waited for it have gone away.
+    /// Starts the derivation, unless all of its waiters have been cancelled.
     pub(super) fn begin(&self, salt: &Salt) -> Option<Derivation> {
         self.is_wanted().then(|| {
             self.shared.derivations_started.fetch_add(1, Relaxed);
@@ -166,13 +166,13 @@ impl DerivationClaim {
         })
     }
 
-    /// Whether anybody still waits. Once this is false the slot is given up at once, so that whoever
-    /// comes next derives anew instead of joining a job that is about to end.
+    /// Returns whether any caller still waits. If none does, the slot is removed immediately, so that the
+    /// next caller derives again instead of joining a job that is about to end.
     pub fn is_wanted(&self) -> bool {
         self.shared.lock().keep_if_wanted(&self.id, self.number)
     }
 
-    /// Puts the derived key into the cache and wakes all who wait for it.
+    /// Inserts the derived key into the cache and wakes its waiters.
     pub fn complete(self, salt: &Salt, raw_key: &RawKey) {
         self.shared.derivations_completed.fetch_add(1, Relaxed);
         let key = Arc::new(DerivedKey::new(self.id, salt.clone(), raw_key, self.now_seconds));
@@ -186,7 +186,7 @@ impl DerivationClaim {
 impl Drop for DerivationClaim {
     fn drop(&mut self) {
         let abandoned = self.shared.lock().take_pending(&self.id, self.number);
-        // Wakes the waiters, if there are any, when the lock is free again.
+        // Cancels and wakes the waiters, if there are any, after the lock has been released.
         drop(abandoned);
     }
 }
@@ -200,7 +200,7 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Slots> {
-        // Nothing in a critical section panics half-way through a change.
+        // No critical section panics in the middle of a change, so a poisoned lock is safe to use.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -223,32 +223,32 @@ mod tests {
         UserKey::from_header(text.as_bytes())
     }
 
-    /// A key that is as good as derived, and quicker.
+    /// Returns a fixed key, which takes no derivation.
     fn raw_key() -> RawKey {
         RawKey::new([7; 32])
     }
 
-    /// Puts a key into the cache.
+    /// Inserts a key into the cache.
     fn fill(cache: &KeyCache, text: &str, now_seconds: u64) -> Arc<DerivedKey> {
         match cache.lookup(&user_key(text), now_seconds) {
-            Lookup::Derive(ticket, waiter) => {
-                ticket.complete(&salt(), &raw_key());
-                block_on(waiter).expect("the ticket was completed")
+            Lookup::Derive(claim, waiter) => {
+                claim.complete(&salt(), &raw_key());
+                block_on(waiter).expect("the claim was completed")
             }
             Lookup::Ready(_) | Lookup::Wait(_) => panic!("{text} is known already"),
         }
     }
 
-    fn derive(ticket: DerivationClaim) {
-        let mut derivation = ticket.begin(&salt()).expect("somebody waits for it");
+    fn derive(claim: DerivationClaim) {
+        let mut derivation = claim.begin(&salt()).expect("a waiter is left");
         while !derivation.is_done() {
             advance([&mut derivation]);
         }
-        ticket.complete(&salt(), &derivation.key());
+        claim.complete(&salt(), &derivation.key());
     }
 
     fn is_cached(cache: &KeyCache, text: &str, now_seconds: u64) -> bool {
-        // The ticket of a miss is dropped here, and its slot with it.
+        // The claim of a miss is dropped immediately, and its slot with it.
         matches!(cache.lookup(&user_key(text), now_seconds), Lookup::Ready(_))
     }
 
@@ -260,22 +260,22 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_at_once_make_one_derivation() {
+    fn a_thousand_concurrent_lookups_make_one_derivation() {
         const THREADS: usize = 1000;
         let (cache, barrier) = (KeyCache::new(), Barrier::new(THREADS));
-        let ask = || {
+        let look_up = || {
             barrier.wait();
             match cache.lookup(&user_key("the same"), 0) {
                 Lookup::Ready(key) => key,
                 Lookup::Wait(waiter) => block_on(waiter).expect("it is derived"),
-                Lookup::Derive(ticket, waiter) => {
-                    derive(ticket);
+                Lookup::Derive(claim, waiter) => {
+                    derive(claim);
                     block_on(waiter).expect("it is derived")
                 }
             }
         };
         let keys: Vec<_> = thread::scope(|scope| {
-            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(ask)).collect();
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(look_up)).collect();
             threads.into_iter().map(|thread| thread.join().expect("no thread panics")).collect()
         });
         assert!(keys.iter().all(|key| Arc::ptr_eq(key, &keys[0])));
@@ -287,8 +287,8 @@ mod tests {
     #[test]
     fn derives_with_the_password_of_the_user_key() {
         let cache = KeyCache::new();
-        let (ticket, waiter) = start(&cache, "pässwört");
-        derive(ticket);
+        let (claim, waiter) = start(&cache, "pässwört");
+        derive(claim);
         let key = block_on(waiter).expect("it is derived");
         let password = user_key("pässwört").password();
         let expected = FernetKey::new(&super::super::derive(&password, salt().as_bytes()));
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_key_is_ready_from_the_cache_too() {
+    fn a_wrong_key_is_cached_too() {
         let cache = KeyCache::new();
         let key = fill(&cache, "wrong", 0);
         let token = FernetKey::new(&RawKey::new([8; 32])).seal_raw(b"{}", 0);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_evicts_junk_only() {
+    fn unproven_keys_evict_only_unproven_ones() {
         let cache = KeyCache::new();
         for number in 0..20 {
             fill(&cache, &format!("good {number}"), 0).mark_proven();
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_proven_tier_evicts_what_is_not_used() {
+    fn a_full_proven_tier_evicts_unused_keys() {
         let cache = KeyCache::new();
         let all = DERIVED_KEYS_PROVEN_MAX + DERIVED_KEYS_UNPROVEN_MAX;
         for number in 0..all {
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn eviction_ends_even_if_all_are_in_use() {
+    fn eviction_ends_even_if_all_keys_are_in_use() {
         let cache = KeyCache::new();
         let all = DERIVED_KEYS_PROVEN_MAX + DERIVED_KEYS_UNPROVEN_MAX;
         for number in 0..all {
@@ -377,11 +377,11 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_ticket_tells_those_who_wait_and_the_next_derives() {
+    fn a_dropped_claim_cancels_its_waiters_and_the_next_lookup_derives() {
         let cache = KeyCache::new();
-        let (ticket, first) = start(&cache, "key");
+        let (claim, first) = start(&cache, "key");
         let second = join(&cache, "key");
-        drop(ticket);
+        drop(claim);
         assert!(block_on(first).is_err() && block_on(second).is_err());
         assert_eq!(cache.counts().pending, 0);
         fill(&cache, "key", 0);
@@ -389,11 +389,11 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_derivation_tells_those_who_wait() {
+    fn a_panic_in_a_derivation_cancels_its_waiters() {
         let cache = KeyCache::new();
-        let (ticket, waiter) = start(&cache, "key");
+        let (claim, waiter) = start(&cache, "key");
         let panicked = thread::spawn(move || {
-            let _ticket = ticket;
+            let _claim = claim;
             panic!("on purpose");
         });
         assert!(panicked.join().is_err());
@@ -401,51 +401,51 @@ mod tests {
     }
 
     #[test]
-    fn a_derivation_is_wanted_as_long_as_anybody_waits() {
+    fn a_derivation_is_wanted_as_long_as_it_has_waiters() {
         let cache = KeyCache::new();
-        let (ticket, first) = start(&cache, "key");
+        let (claim, first) = start(&cache, "key");
         let second = join(&cache, "key");
         drop(first);
-        assert!(ticket.is_wanted());
+        assert!(claim.is_wanted());
         drop(second);
-        assert!(!ticket.is_wanted());
-        // The slot is free at once, and the old ticket can't harm the new one.
+        assert!(!claim.is_wanted());
+        // The slot is free immediately, and the old claim does not affect the new one.
         let (next, waiter) = start(&cache, "key");
-        assert!(!ticket.is_wanted());
-        assert!(ticket.begin(&salt()).is_none());
-        drop(ticket);
+        assert!(!claim.is_wanted());
+        assert!(claim.begin(&salt()).is_none());
+        drop(claim);
         assert_eq!(cache.counts().derivations_started, 0);
         next.complete(&salt(), &raw_key());
         assert!(block_on(waiter).is_ok());
     }
 
     #[test]
-    fn waiters_that_left_do_not_pile_up() {
+    fn cancelled_waiters_do_not_accumulate() {
         let cache = KeyCache::new();
-        let (ticket, _waiter) = start(&cache, "key");
+        let (claim, _waiter) = start(&cache, "key");
         for _ in 0..10_000 {
             drop(join(&cache, "key"));
         }
-        let pending = cache.shared.lock().take_pending(&ticket.id, ticket.number);
+        let pending = cache.shared.lock().take_pending(&claim.id, claim.number);
         assert!(pending.expect("it is being derived").waiters_len() < 16);
     }
 
     #[test]
-    fn nothing_of_an_old_salt_survives_a_clear() {
+    fn no_key_of_an_old_salt_survives_a_clear() {
         let cache = KeyCache::new();
         fill(&cache, "ready", 0);
-        let (ticket, waiter) = start(&cache, "pending");
+        let (claim, waiter) = start(&cache, "pending");
         cache.clear();
         assert!(!is_cached(&cache, "ready", 0));
         assert!(block_on(waiter).is_err());
         let (next, _waiter) = start(&cache, "pending");
-        ticket.complete(&salt(), &raw_key());
+        claim.complete(&salt(), &raw_key());
         assert!(!is_cached(&cache, "pending", 0));
         assert!(next.is_wanted());
     }
 
     #[test]
-    fn no_two_caches_agree_on_the_id_of_a_user_key() {
+    fn two_caches_give_a_user_key_different_ids() {
         let (one, other) = (KeyCache::new(), KeyCache::new());
         assert_ne!(start(&one, "key").0.id, start(&other, "key").0.id);
     }

@@ -1,23 +1,20 @@
-//! What the lock of the key cache guards: the derivations that run, and two tiers of results.
+//! State behind the lock of the key cache: the pending derivations, and two tiers of results.
 //!
-//! Every operation is short and wakes nobody; what has to be dropped with more effort is handed out.
+//! Every operation is short and wakes no task. Values that are expensive to drop are returned, so that the
+//! caller drops them after releasing the lock.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use futures_channel::oneshot;
 
-use super::derived_key::DerivedKey;
+use super::derived_key::{DerivedKey, KeyId};
 use crate::limits::{DERIVED_KEY_IDLE, DERIVED_KEYS_PROVEN_MAX, DERIVED_KEYS_UNPROVEN_MAX};
 
-/// Keys that are given a second chance before one is evicted all the same.
+/// Keys that get a second chance before one is evicted in any case.
 pub(super) const SECOND_CHANCES_MAX: usize = 64;
 
-/// Which user key: its MAC under a secret of this process, so that the map holds nothing from which
-/// a user key could be found, and nobody can aim at a slot. Comparing it needs no constant time.
-pub(super) type KeyId = [u8; 32];
-
-/// Resolves to the key, or to `Canceled` when its derivation was given up.
+/// Receiver of a key; resolves to `Canceled` if the derivation was abandoned.
 pub type Waiter = oneshot::Receiver<Arc<DerivedKey>>;
 
 pub(super) enum Slot {
@@ -28,7 +25,7 @@ pub(super) enum Slot {
 pub(super) enum Found {
     Ready(Arc<DerivedKey>),
     Pending(Waiter),
-    /// A slot was made for a ticket with this number.
+    /// There was no slot; one was created for the claim with this number.
     Nothing(u64, Waiter),
 }
 
@@ -38,31 +35,34 @@ pub(super) enum Tier {
     Proven,
 }
 
-/// Each ready slot is in exactly one of the two queues, oldest first; a pending slot is in none.
+/// Slots by user key. Each ready slot is in exactly one of the two queues, oldest first; a pending slot
+/// is in neither.
 #[derive(Default)]
 pub(super) struct Slots {
     by_id: HashMap<KeyId, Slot>,
     unproven: VecDeque<Queued>,
     proven: VecDeque<Queued>,
-    tickets_count: u64,
+    claims_count: u64,
 }
 
-/// A derivation that is queued or runs. How many there are is bounded by the queue of the pool.
+/// Derivation that is queued or running. Their number is bounded by the queue of the pool.
 pub(super) struct Pending {
-    /// Whose it is: a ticket whose slot was cleared must not touch the slot of its successor.
-    ticket: u64,
+    /// Number of the claim that owns the slot: a claim whose slot was cleared must not touch the slot of
+    /// its successor.
+    claim: u64,
     waiters: Vec<oneshot::Sender<Arc<DerivedKey>>>,
 }
 
-/// A key's place in the queue of its tier.
+/// Entry of a key in the queue of its tier.
 struct Queued {
     id: KeyId,
-    /// When it had last been used as it was queued; used again since, it gets a second chance.
+    /// When the key had last been used at the time it was queued; if it was used since, it gets a second
+    /// chance.
     last_used_seconds: u64,
 }
 
 impl Slots {
-    /// Finds what there is for `id`, and joins or makes a pending slot where there is no key.
+    /// Finds the slot of `id`. If there is no key, joins the pending slot, or creates one.
     pub(super) fn find(&mut self, id: &KeyId, now_seconds: u64) -> Found {
         match self.by_id.get_mut(id) {
             Some(Slot::Ready(key)) => {
@@ -71,18 +71,18 @@ impl Slots {
             }
             Some(Slot::Pending(pending)) => Found::Pending(pending.join()),
             None => {
-                self.tickets_count += 1;
-                let mut pending = Pending { ticket: self.tickets_count, waiters: Vec::new() };
+                self.claims_count += 1;
+                let mut pending = Pending { claim: self.claims_count, waiters: Vec::new() };
                 let waiter = pending.join();
                 self.by_id.insert(*id, Slot::Pending(pending));
-                Found::Nothing(self.tickets_count, waiter)
+                Found::Nothing(self.claims_count, waiter)
             }
         }
     }
 
-    /// Whether anybody waits for this ticket; if nobody does, its slot is given up.
-    pub(super) fn keep_if_wanted(&mut self, id: &KeyId, ticket: u64) -> bool {
-        let Some(pending) = self.pending(id, ticket) else { return false };
+    /// Returns whether this claim has waiters; if it has none, removes its slot.
+    pub(super) fn keep_if_wanted(&mut self, id: &KeyId, claim: u64) -> bool {
+        let Some(pending) = self.pending(id, claim) else { return false };
         let wanted = pending.is_wanted();
         if !wanted {
             self.by_id.remove(id);
@@ -90,27 +90,27 @@ impl Slots {
         wanted
     }
 
-    /// Takes the slot of a ticket away, with those who wait for it.
-    pub(super) fn take_pending(&mut self, id: &KeyId, ticket: u64) -> Option<Pending> {
-        self.pending(id, ticket)?;
+    /// Removes the slot of a claim and returns it, with its waiters.
+    pub(super) fn take_pending(&mut self, id: &KeyId, claim: u64) -> Option<Pending> {
+        self.pending(id, claim)?;
         match self.by_id.remove(id) {
             Some(Slot::Pending(pending)) => Some(pending),
             _ => None,
         }
     }
 
-    /// Turns the slot of a ticket into a ready one and returns who waits for it: nobody when the
-    /// slot is no longer the ticket's, because a key of an old salt must not come back.
-    pub(super) fn publish(&mut self, id: &KeyId, ticket: u64, key: &Arc<DerivedKey>) -> Option<Pending> {
-        let pending = self.take_pending(id, ticket)?;
+    /// Turns the slot of a claim into a ready one and returns its waiters. Does nothing if the claim no
+    /// longer owns the slot, because a key of a previous salt must not come back.
+    pub(super) fn publish(&mut self, id: &KeyId, claim: u64, key: &Arc<DerivedKey>) -> Option<Pending> {
+        let pending = self.take_pending(id, claim)?;
         self.by_id.insert(*id, Slot::Ready(Arc::clone(key)));
         self.enqueue(Tier::Unproven, *id, key);
         self.evict_unproven();
         Some(pending)
     }
 
-    /// Looks at the first `count` keys of a tier and takes out those that are idle; the others go to
-    /// the end of the tier where they now belong.
+    /// Examines the first `count` keys of a tier, and removes and returns the idle ones; the rest move to
+    /// the end of the tier that they now belong to.
     pub(super) fn sweep_step(&mut self, tier: Tier, count: usize, now_seconds: u64) -> Vec<Slot> {
         let mut expired = Vec::new();
         for _ in 0..count {
@@ -127,10 +127,10 @@ impl Slots {
         expired
     }
 
-    /// Takes everything out; tickets that are about keep numbers that nobody else gets.
+    /// Removes and returns everything. The numbers of existing claims are not reused.
     pub(super) fn take_all(&mut self) -> Self {
-        let tickets_count = self.tickets_count;
-        std::mem::replace(self, Self { tickets_count, ..Self::default() })
+        let claims_count = self.claims_count;
+        std::mem::replace(self, Self { claims_count, ..Self::default() })
     }
 
     pub(super) fn tier_len(&self, tier: Tier) -> usize {
@@ -144,9 +144,9 @@ impl Slots {
         self.by_id.len() - self.unproven.len() - self.proven.len()
     }
 
-    fn pending(&mut self, id: &KeyId, ticket: u64) -> Option<&mut Pending> {
+    fn pending(&mut self, id: &KeyId, claim: u64) -> Option<&mut Pending> {
         match self.by_id.get_mut(id) {
-            Some(Slot::Pending(pending)) if pending.ticket == ticket => Some(pending),
+            Some(Slot::Pending(pending)) if pending.claim == claim => Some(pending),
             _ => None,
         }
     }
@@ -170,8 +170,8 @@ impl Slots {
         self.queue(tier).push_back(Queued { id, last_used_seconds });
     }
 
-    /// Brings the unproven tier back to its bound. Its oldest keys leave it: those that were proven
-    /// meanwhile for the other tier, so each key moves at most once and proving takes no lock.
+    /// Reduces the unproven tier to its limit. Its oldest keys leave it: a key that was proven in the
+    /// meantime moves to the other tier, so each key moves at most once and proving takes no lock.
     fn evict_unproven(&mut self) {
         while self.unproven.len() > DERIVED_KEYS_UNPROVEN_MAX {
             let Some(queued) = self.unproven.pop_front() else { return };
@@ -185,7 +185,7 @@ impl Slots {
         }
     }
 
-    /// Brings the proven tier back to its bound: about the least recently used key goes (CLOCK).
+    /// Reduces the proven tier to its limit: evicts approximately the least recently used key (CLOCK).
     fn evict_proven(&mut self) {
         let mut chances_left = SECOND_CHANCES_MAX;
         while self.proven.len() > DERIVED_KEYS_PROVEN_MAX {
@@ -203,7 +203,7 @@ impl Slots {
 
 impl Pending {
     fn join(&mut self) -> Waiter {
-        // Before the list grows, those who left make room: it is at most twice as long as needed.
+        // Before the list grows, cancelled waiters are removed: it is at most twice as long as needed.
         if self.waiters.len() == self.waiters.capacity() {
             self.waiters.retain(|waiter| !waiter.is_canceled());
         }
@@ -216,10 +216,10 @@ impl Pending {
         self.waiters.iter().any(|waiter| !waiter.is_canceled())
     }
 
-    /// Hands the key to all who wait; not for under the lock, because it wakes them.
+    /// Sends the key to all waiters. Must not be called under the lock, because it wakes them.
     pub(super) fn hand_out(self, key: &Arc<DerivedKey>) {
         for waiter in self.waiters {
-            // The key comes back when that client has left: nobody is there to tell.
+            // `send` returns the key if the waiter was cancelled.
             drop(waiter.send(Arc::clone(key)));
         }
     }

@@ -1,8 +1,8 @@
 //! HMAC-SHA256 (RFC 2104) on SHA-256's compression function.
 //!
 //! The key is absorbed once into two states of eight words, so that a MAC costs the compressions of
-//! its message and nothing else: no key schedule, no copy of a buffered hasher. Measured against the
-//! `hmac` crate, PBKDF2 takes a quarter less time this way, and the MAC of a short token a tenth.
+//! its message and nothing else: no key schedule, no copy of a buffered hasher. Compared with the
+//! `hmac` crate, PBKDF2 takes a quarter less time this way, and the MAC of a short token a tenth less.
 
 use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
@@ -11,11 +11,11 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 const BLOCK_BYTES: usize = 64;
 const LENGTH_BYTES: usize = 8;
 
-/// The initial hash value of SHA-256 (FIPS 180-4, section 5.3.3).
+/// Initial hash value of SHA-256 (FIPS 180-4, section 5.3.3).
 const INITIAL_STATE: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
-/// A MAC key after its own block has been compressed, for the inner and for the outer hash.
+/// MAC key: the states of the inner and the outer hash after the block of the key.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(super) struct MacKey {
     inner: [u32; 8],
@@ -23,7 +23,7 @@ pub(super) struct MacKey {
 }
 
 impl MacKey {
-    /// Takes a key of any length; RFC 2104, section 2: one longer than a block is hashed first.
+    /// Absorbs a key of any length; one longer than a block is hashed first (RFC 2104, section 2).
     pub(super) fn new(key: &[u8]) -> Self {
         let mut block = Zeroizing::new([0; BLOCK_BYTES]);
         if key.len() > BLOCK_BYTES {
@@ -34,7 +34,7 @@ impl MacKey {
         Self { inner: state_after(&block, 0x36), outer: state_after(&block, 0x5c) }
     }
 
-    /// The MAC of `message`.
+    /// Returns the MAC of `message`.
     #[inline]
     pub(super) fn mac(&self, message: &[u8]) -> [u8; 32] {
         let mut mac = [0; 32];
@@ -42,7 +42,7 @@ impl MacKey {
         mac
     }
 
-    /// The MAC of `message` as the big-endian words of SHA-256.
+    /// Returns the MAC of `message` as the big-endian words of SHA-256.
     #[inline]
     pub(super) fn mac_words(&self, message: &[u8]) -> [u32; 8] {
         let mut state = self.inner;
@@ -56,12 +56,12 @@ impl MacKey {
     }
 }
 
-/// Replaces the digest in each block by its MAC under the key beside it, and returns that as words
-/// too. Two compressions each.
+/// Replaces the digest in each block by its MAC under the key beside it, and also returns the MACs as
+/// words. Two compressions each.
 ///
-/// Within a compression each instruction waits for the one before, which leaves most of a core idle.
-/// Those of several MACs take turns here, so that the core works at them at the same time: two MACs
-/// take 1.2 times as long as one, and more than two nothing less for each.
+/// Each instruction of a compression depends on the previous one, which leaves most of a core idle. The
+/// instructions of several MACs are interleaved, so that the core executes them in parallel: two MACs
+/// take 1.2 times as long as one; with more than two, the time per MAC does not decrease further.
 #[inline]
 pub(super) fn mac_in_place<const COUNT: usize>(
     mut macs: [(&MacKey, &mut DigestBlock); COUNT],
@@ -72,13 +72,13 @@ pub(super) fn mac_in_place<const COUNT: usize>(
     macs.map(|(key, block)| block.compress_into(key.outer))
 }
 
-/// A last block: a digest of 32 bytes, then the padding of a message of one block and a digest.
-/// Both the inner and the outer hash of an HMAC over a digest end in such a block.
+/// Final block of a hash: a digest of 32 bytes, then the padding of a message of one block and a
+/// digest. Both the inner and the outer hash of an HMAC over a digest end in such a block.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(super) struct DigestBlock([u8; BLOCK_BYTES]);
 
 impl DigestBlock {
-    /// A block with this digest.
+    /// Creates the block of this digest.
     #[inline]
     pub(super) fn new(digest: &[u32; 8]) -> Self {
         let mut block = [0; BLOCK_BYTES];
@@ -88,7 +88,7 @@ impl DigestBlock {
         Self(block)
     }
 
-    /// Ends a hash with this block, and puts its digest in the place of the one that was hashed.
+    /// Finishes a hash with this block, and replaces the digest in the block by that of the hash.
     #[inline]
     fn compress_into(&mut self, mut state: [u32; 8]) -> [u32; 8] {
         compress256(&mut state, std::slice::from_ref(&self.0));
@@ -97,7 +97,7 @@ impl DigestBlock {
     }
 }
 
-/// The state after the block of a key, each byte of it combined with `pad`.
+/// Returns the state after the block of a key, each byte of which is XORed with `pad`.
 fn state_after(key_block: &[u8; BLOCK_BYTES], pad: u8) -> [u32; 8] {
     let block = Zeroizing::new(key_block.map(|byte| byte ^ pad));
     let mut state = INITIAL_STATE;
@@ -105,7 +105,7 @@ fn state_after(key_block: &[u8; BLOCK_BYTES], pad: u8) -> [u32; 8] {
     state
 }
 
-/// Compresses the end of a message of `message_bytes` that follows the block of a key, with the
+/// Compresses the end of a message of `message_bytes` bytes that follows the block of a key, with the
 /// padding of FIPS 180-4, section 5.1.1: a bit, zeros, and the length at the end of a block.
 #[inline]
 fn compress_tail(state: &mut [u32; 8], tail: &[u8], message_bytes: usize) {
@@ -142,13 +142,13 @@ mod tests {
     use super::*;
 
     fn reference(key: &[u8], message: &[u8]) -> [u8; 32] {
-        let mut hmac = Hmac::<Sha256>::new_from_slice(key).expect("any length will do");
+        let mut hmac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
         hmac.update(message);
         hmac.finalize().into_bytes().into()
     }
 
     #[test]
-    fn is_the_hmac_of_the_hmac_crate_around_every_edge() {
+    fn matches_the_hmac_crate_at_every_block_edge() {
         let bytes: Vec<u8> = (0..=255).collect();
         for key_bytes in [0, 1, 16, 63, 64, 65, 200] {
             for message_bytes in 0..=200 {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn macs_of_digests_in_place_are_the_macs_of_their_bytes() {
+    fn mac_in_place_matches_the_mac_of_the_digest_bytes() {
         let keys = [&b"key"[..], b"other"];
         let mac_keys = keys.map(MacKey::new);
         let [mut one, mut other] =
@@ -176,7 +176,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_the_hmac_of_the_hmac_crate(
+        fn matches_the_hmac_crate(
             key in prop::collection::vec(any::<u8>(), 0..150),
             message in prop::collection::vec(any::<u8>(), 0..1000),
         ) {

@@ -1,12 +1,11 @@
-//! Keys and tokens.
+//! Keys and tokens: the derivation of a key from a user key and the salt, the cache of derived keys, the
+//! Fernet format, and the thread pool for slow work.
 //!
-//! Owns: the derivation of a key from a user key and the salt, the cache of derived keys, the
-//! Fernet format, and the pool of threads that carries what takes long. Never does: files, sockets,
-//! the clock (callers pass the time in), or anything of an executor.
+//! Does no I/O on files or sockets, reads no clock (callers pass the time), and depends on no executor.
 //!
-//! Threads: [`FernetKey`] and [`KeyCache::lookup`] take about a microsecond and run where they are
-//! called, on a shard. A derivation takes tens of milliseconds and belongs on [`Pool`]. Results
-//! come back over `futures_channel::oneshot`, whose receivers work on any executor.
+//! Threads: [`FernetKey`] and [`KeyCache::lookup`] take about a microsecond and run on the calling
+//! executor. A derivation takes tens of milliseconds and belongs on [`Pool`]. Results return over
+//! `futures_channel::oneshot`, whose receivers work on any executor.
 
 mod mac;
 
@@ -20,6 +19,7 @@ mod derived_key;
 pub use derived_key::DerivedKey;
 
 mod key_map;
+pub use fair_queue::Busy;
 pub use key_map::Waiter;
 
 mod key_cache;
@@ -33,9 +33,9 @@ mod completion_queue;
 pub use completion_queue::CompletionQueue;
 
 mod pool;
-pub use pool::{Busy, Pool, PoolConfig, StartError};
+pub use pool::{Pool, PoolConfig, StartError};
 
-/// Reads the vectors of the tests, and makes what several of them begin with.
+/// Test vectors, and the set-up that several tests share.
 #[cfg(test)]
 mod test_data {
     use super::{DerivationClaim, KeyCache, Lookup, Salt, Waiter};
@@ -45,15 +45,15 @@ mod test_data {
         Salt::new(b"salt").expect("it is not empty")
     }
 
-    /// The ticket for a user key that nobody has asked for, and who waits for it.
+    /// Returns the claim and the waiter for a user key that is not in the cache.
     pub(super) fn start(cache: &KeyCache, text: &str) -> (DerivationClaim, Waiter) {
         match cache.lookup(&UserKey::from_header(text.as_bytes()), 0) {
-            Lookup::Derive(ticket, waiter) => (ticket, waiter),
+            Lookup::Derive(claim, waiter) => (claim, waiter),
             Lookup::Ready(_) | Lookup::Wait(_) => panic!("{text} is known already"),
         }
     }
 
-    /// The bytes of a hexadecimal field, in which `-` stands for none.
+    /// Returns the bytes of a hexadecimal field; `-` stands for an empty one.
     pub(super) fn from_hex(field: &str) -> Vec<u8> {
         let digits: Vec<u8> = field.bytes().filter(|&byte| byte != b'-').collect();
         let byte = |pair: &[u8; 2]| {

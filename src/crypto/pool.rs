@@ -1,9 +1,8 @@
-//! The threads for what would keep a shard from its other connections: derivations, and reads of
-//! the database.
+//! Thread pool for work that would block an executor: derivations, and reads of the database.
 //!
 //! One rayon pool whose threads each drain one of two bounded queues for as long as the pool lives,
-//! so that a flood of derivations never stands before a read. A full queue is an answer
-//! ([`Busy`]), never a wait. Derivations are shared fairly between requesters.
+//! so that a read never waits behind a flood of derivations. Submitting to a full queue fails
+//! ([`Busy`]) and never blocks. Derivations are shared fairly between requesters.
 
 use std::fmt;
 use std::io;
@@ -17,22 +16,23 @@ use futures_channel::oneshot;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
 use super::completion_queue::{CompletionBatch, Delivery, Shared};
+use super::fair_queue::Busy;
 use super::kdf::Salt;
 use super::kdf_worker;
 use super::key_cache::DerivationClaim;
 use crate::limits;
 use crate::model::Requester;
 
-/// A read of the database, and where its result goes.
+/// Read of the database, and the destination of its result.
 struct Read {
-    /// Others may be told together with it.
-    is_short: bool,
-    inbox: Option<Arc<Shared>>,
-    /// Nothing comes of it when nobody waits for it.
+    /// Whether the read is short, so that results of earlier reads may wait for it.
+    is_batched: bool,
+    completions: Option<Arc<Shared>>,
+    /// Performs the read; returns `None` if its caller has been cancelled.
     perform: Box<dyn FnOnce() -> Option<Delivery> + Send>,
 }
 
-/// How many threads drain each queue; at least one does.
+/// Number of threads that drain each queue; zero counts as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolConfig {
     /// Threads for [`Pool::derive`].
@@ -41,14 +41,9 @@ pub struct PoolConfig {
     pub read_threads: usize,
 }
 
-/// The queue is full, or closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the queue is full")]
-pub struct Busy;
-
-/// The threads could not be started.
+/// Error for threads that could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start the pool")]
+#[error("cannot start the thread pool")]
 pub struct StartError(#[from] rayon::ThreadPoolBuildError);
 
 impl fmt::Debug for Pool {
@@ -59,7 +54,7 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// The pool. Dropped without [`Pool::stop`], its threads end by themselves and nobody waits for them.
+/// Thread pool. If it is dropped without [`Pool::stop`], its threads exit on their own and are not joined.
 pub struct Pool {
     derivations: kdf_worker::Handle,
     reads: Sender<Read>,
@@ -71,7 +66,7 @@ impl Pool {
     /// Starts the threads, niced, with queues of these lengths.
     ///
     /// # Errors
-    /// [`StartError`] when the operating system refuses a thread.
+    /// Returns [`StartError`] if the operating system refuses a thread.
     pub fn start(
         config: PoolConfig,
         derive_queue_max: usize,
@@ -85,8 +80,8 @@ impl Pool {
         let threads = ThreadPoolBuilder::new()
             .num_threads(derive_threads + read_threads)
             .thread_name(move |index| thread_name(index, derive_threads))
-            .start_handler(|_index| give_way())
-            // Rayon does not join its threads, so they are started here, where their handles are kept.
+            .start_handler(|_index| lower_priority())
+            // Rayon does not join its threads, so they are started by this code, which keeps their handles.
             .spawn_handler(|thread| {
                 thread_handles.push(spawn(thread)?);
                 Ok(())
@@ -105,46 +100,46 @@ impl Pool {
         Ok(Self { derivations, reads, threads, thread_handles })
     }
 
-    /// Queues a derivation, which hands out its result itself; what is still queued at the end is
-    /// dropped, and so is a job that another requester's displaces from a full queue.
+    /// Queues a derivation; its claim delivers the result. The derivation is dropped if it is still queued
+    /// when the pool stops, or if the job of another requester displaces it from a full queue.
     ///
     /// # Errors
-    /// [`Busy`]; the ticket is dropped.
-    pub fn derive(&self, ticket: DerivationClaim, salt: Salt, requester: Requester) -> Result<(), Busy> {
-        self.derivations.push(requester, kdf_worker::Job { ticket, salt })
+    /// Returns [`Busy`] if the queue is full; the claim is dropped.
+    pub fn derive(&self, claim: DerivationClaim, salt: Salt, requester: Requester) -> Result<(), Busy> {
+        self.derivations.push(requester, kdf_worker::Job { ticket: claim, salt })
     }
 
-    /// Queues a read of the database, or something that blocks as shortly, and returns where its
-    /// result will be: `Canceled` if it panicked. It is skipped when nobody waits for the result any
-    /// more; what is still queued at the end is done.
+    /// Queues a read of the database, or a job that blocks for a similar time, and returns the receiver
+    /// of its result: `Canceled` if the job panicked. The job is skipped if the receiver has been dropped;
+    /// jobs that are still queued when the pool stops are completed.
     ///
     /// # Errors
-    /// [`Busy`]; the job is dropped.
+    /// Returns [`Busy`] if the queue is full; the job is dropped.
     pub fn submit<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, Busy> {
-        self.queue(job, None, false)
+        self.enqueue(job, None, false)
     }
 
-    /// As [`Self::submit`], for what takes some microseconds and comes in crowds: the result may wait for
-    /// those of others for up to [`limits::READS_GATHERED`], and comes through the [`super::Inbox`] of
-    /// this thread, if there is one.
+    /// Queues a job like [`Self::submit`], for frequent jobs of a few microseconds: the result may wait
+    /// for those of other jobs for up to [`limits::READS_GATHERED`], and is delivered through the
+    /// [`super::CompletionQueue`] of this thread, if it has one.
     ///
     /// # Errors
-    /// [`Busy`]; the job is dropped.
+    /// Returns [`Busy`] if the queue is full; the job is dropped.
     pub fn submit_batched<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, Busy> {
-        self.queue(job, Shared::of_this_thread(), true)
+        self.enqueue(job, Shared::of_this_thread(), true)
     }
 
-    fn queue<T: Send + 'static>(
+    fn enqueue<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
-        inbox: Option<Arc<Shared>>,
-        is_short: bool,
+        completions: Option<Arc<Shared>>,
+        is_batched: bool,
     ) -> Result<oneshot::Receiver<T>, Busy> {
         let (sender, receiver) = oneshot::channel();
         let perform = move || -> Option<Delivery> {
@@ -152,62 +147,62 @@ impl Pool {
                 return None;
             }
             let result = job();
-            // It comes back when the caller left meanwhile: nobody is there to tell.
+            // `send` returns the result if the caller has been cancelled in the meantime.
             Some(Box::new(move || drop(sender.send(result))))
         };
-        let read = Read { is_short, inbox, perform: Box::new(perform) };
+        let read = Read { is_batched, completions, perform: Box::new(perform) };
         self.reads.try_send(read).map_err(|_| Busy)?;
         Ok(receiver)
     }
 
-    /// Derivations that wait for a thread, and reads that do.
+    /// Returns the numbers of queued derivations and of queued reads.
     pub fn queued_counts(&self) -> (usize, usize) {
         (self.derivations.len_and_max().0, self.reads.len())
     }
 
-    /// As many derivations may wait, and as many reads.
+    /// Returns the capacities of the queue of derivations and of the queue of reads.
     pub fn queues_max(&self) -> (usize, usize) {
         (self.derivations.len_and_max().1, self.reads.capacity().expect("the queue is bounded"))
     }
 
-    /// Closes the queues, lets the threads finish and waits for them.
+    /// Closes the queues, and waits until the threads have finished.
     pub fn stop(self) {
         let Self { derivations, reads, threads, thread_handles } = self;
         drop((derivations, reads, threads));
         for handle in thread_handles {
-            // A job can't end its thread, and what rayon itself panics with has been printed.
+            // A job cannot end its thread, and the panic hook has printed a panic of rayon itself.
             drop(handle.join());
         }
     }
 }
 
-/// Reads until the queue is closed and empty.
+/// Performs reads until the queue is closed and empty.
 fn drain(queue: &Receiver<Read>) {
-    let mut outbox = CompletionBatch::default();
+    let mut batch = CompletionBatch::default();
     for first in queue {
         let began = Instant::now();
         let mut next = Some(first);
         while let Some(read) = next {
-            if !read.is_short {
-                outbox.send();
+            if !read.is_batched {
+                batch.send();
             }
-            perform(read, &mut outbox);
+            perform(read, &mut batch);
             let is_over = began.elapsed() >= limits::READS_GATHERED;
             next = if is_over { None } else { queue.try_recv().ok() };
         }
-        outbox.send();
+        batch.send();
     }
 }
 
-fn perform(read: Read, outbox: &mut CompletionBatch) {
-    // A panic has been printed by its hook, and whoever waits for the job learns of it because the
-    // job's sender is dropped as the stack unwinds.
+fn perform(read: Read, batch: &mut CompletionBatch) {
+    // The panic hook has printed a panic, and the caller learns of it because the job's sender is
+    // dropped while the stack unwinds.
     if let Ok(Some(delivery)) = catch_unwind(AssertUnwindSafe(read.perform)) {
-        outbox.add(read.inbox, delivery);
+        batch.add(read.completions, delivery);
     }
 }
 
-/// At most 15 bytes, as Linux has it.
+/// Returns the name of a thread: at most 15 bytes, the limit of Linux.
 fn thread_name(index: usize, derive_threads: usize) -> String {
     if index < derive_threads {
         format!("osc-derive-{index}")
@@ -216,8 +211,9 @@ fn thread_name(index: usize, derive_threads: usize) -> String {
     }
 }
 
-/// Lets the shards go first on their cores. If that is refused, they share them.
-fn give_way() {
+/// Raises the nice value of this thread, so that the executors on its core take precedence. If that is
+/// refused, they share the core.
+fn lower_priority() {
     let this_thread = Some(rustix::thread::gettid());
     rustix::process::setpriority_process(this_thread, limits::POOL_NICE).ok();
 }
@@ -248,40 +244,40 @@ mod tests {
         Pool::start(config, queue_max, queue_max).expect("threads can be started")
     }
 
-    /// Occupies a thread that reads until the returned sender is dropped.
+    /// Occupies a reading thread until the returned sender is dropped.
     fn occupy_reader(pool: &Pool) -> mpsc::Sender<()> {
         let (release, released) = mpsc::channel::<()>();
-        let (running, runs) = mpsc::channel();
+        let (started, has_started) = mpsc::channel();
         let job = move || {
-            running.send(()).expect("the test waits for it");
+            started.send(()).expect("the test waits for it");
             released.recv().ok();
         };
-        // It runs although nobody waits for it, because it has begun when the receiver goes.
+        // The job is not skipped when the receiver is dropped, because it has started by then.
         let _receiver = pool.submit(job).expect("the queue has room");
-        runs.recv().expect("the job starts");
+        has_started.recv().expect("the job starts");
         release
     }
 
-    /// Does something on the thread that has derived a key.
+    /// Waker that runs a closure on the thread that has derived a key.
     struct Then<F>(Mutex<Option<F>>);
 
     impl<F: FnOnce() + Send + 'static> Wake for Then<F> {
         fn wake(self: Arc<Self>) {
-            let then = self.0.lock().expect("nobody panics").take();
-            then.expect("one wakes once")();
+            let then = self.0.lock().expect("no thread panics").take();
+            then.expect("the waker is woken once")();
         }
     }
 
     /// Derives a key and calls `then` on the thread that has derived it.
     fn derive_then(pool: &Pool, text: &str, then: impl FnOnce() + Send + 'static) -> Waiter {
-        let (ticket, mut waiter) = start(&KeyCache::new(), text);
+        let (claim, mut waiter) = start(&KeyCache::new(), text);
         let waker = Arc::new(Then(Mutex::new(Some(then)))).into();
         assert!(Pin::new(&mut waiter).poll(&mut Context::from_waker(&waker)).is_pending());
-        pool.derive(ticket, salt(), Requester::default()).expect("there is room");
+        pool.derive(claim, salt(), Requester::default()).expect("there is room");
         waiter
     }
 
-    /// Occupies a thread that derives until the returned sender is dropped.
+    /// Occupies a deriving thread until the returned sender is dropped.
     fn occupy_deriver(pool: &Pool) -> (mpsc::Sender<()>, Waiter) {
         let (release, released) = mpsc::channel::<()>();
         let (derived, is_derived) = mpsc::channel();
@@ -294,11 +290,11 @@ mod tests {
     }
 
     #[test]
-    fn results_come_back_from_named_and_niced_threads() {
+    fn jobs_run_on_named_and_niced_threads() {
         let pool = Pool::start(PoolConfig { derive_threads: 2, read_threads: 2 }, 8, 8).expect("it starts");
         let about_thread = || {
             let nice = rustix::process::getpriority_process(Some(rustix::thread::gettid()));
-            (thread::current().name().map(str::to_owned), nice.expect("a thread may ask"))
+            (thread::current().name().map(str::to_owned), nice.expect("a thread may read its priority"))
         };
         let (sender, derived) = mpsc::channel();
         let _waiter = derive_then(&pool, "key", move || {
@@ -315,16 +311,16 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_is_busy_and_the_other_is_not() {
+    fn a_full_queue_does_not_affect_the_other_queue() {
         let (pool, cache) = (pool(2), KeyCache::new());
         let (release, _occupies) = occupy_deriver(&pool);
         let queued = ["one", "two"].map(|text| {
-            let (ticket, waiter) = start(&cache, text);
-            pool.derive(ticket, salt(), Requester::default()).expect("there is room");
+            let (claim, waiter) = start(&cache, text);
+            pool.derive(claim, salt(), Requester::default()).expect("there is room");
             waiter
         });
-        let (ticket, refused) = start(&cache, "three");
-        assert_eq!(pool.derive(ticket, salt(), Requester::default()), Err(Busy));
+        let (claim, refused) = start(&cache, "three");
+        assert_eq!(pool.derive(claim, salt(), Requester::default()), Err(Busy));
         assert!(block_on(refused).is_err());
         assert_eq!(block_on(pool.submit(|| 7).expect("there is room")), Ok(7));
         drop(release);
@@ -333,13 +329,13 @@ mod tests {
     }
 
     #[test]
-    fn another_requester_displaces_the_newest_job_of_a_flood_and_goes_before_the_rest() {
+    fn another_requester_displaces_the_newest_job_of_a_flood() {
         let (pool, cache) = (pool(4), KeyCache::new());
         let (release, _occupies) = occupy_deriver(&pool);
         let flood = Requester { network: None, api_key: Some(7) };
         let derive = |text: &str, requester| {
-            let (ticket, waiter) = start(&cache, text);
-            (pool.derive(ticket, salt(), requester), waiter)
+            let (claim, waiter) = start(&cache, text);
+            (pool.derive(claim, salt(), requester), waiter)
         };
         let mut flooding: Vec<Waiter> = Vec::new();
         for text in ["1", "2", "3", "4"] {
@@ -352,7 +348,7 @@ mod tests {
         assert_eq!(queued, Ok(()));
         let displaced = flooding.pop().expect("there are four");
         assert!(block_on(displaced).is_err());
-        // A cancelled job gives its place away before any job is displaced.
+        // A cancelled job is removed before any job is displaced.
         drop(flooding.pop());
         let (queued, also_honest) = derive("also honest", Requester::default());
         assert_eq!((queued, pool.queued_counts().0), (Ok(()), 4));
@@ -363,21 +359,21 @@ mod tests {
     }
 
     #[test]
-    fn results_do_not_wait_for_a_job_that_may_be_long() {
+    fn batched_results_do_not_wait_for_a_long_job() {
         let pool = pool(4);
         let release = occupy_reader(&pool);
         let short = pool.submit_batched(|| 7).expect("there is room");
         let (release_long, released) = mpsc::channel::<()>();
         let long = pool.submit(move || released.recv().ok()).expect("there is room");
         drop(release);
-        assert_eq!(block_on(short), Ok(7), "while the other runs");
+        assert_eq!(block_on(short), Ok(7), "while the long job runs");
         drop(release_long);
         assert!(block_on(long).is_ok());
         pool.stop();
     }
 
     #[test]
-    fn a_panic_cancels_its_job_only() {
+    fn a_panic_cancels_only_its_own_job() {
         let pool = pool(2);
         let panics = pool.submit(|| -> () { panic!("on purpose") }).expect("there is room");
         assert!(block_on(panics).is_err());
@@ -386,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_nobody_waits_for_is_skipped() {
+    fn a_cancelled_job_is_skipped() {
         let pool = pool(4);
         let release = occupy_reader(&pool);
         let runs = Arc::new(AtomicUsize::new(0));
@@ -403,12 +399,12 @@ mod tests {
     }
 
     #[test]
-    fn stop_does_queued_reads_and_drops_queued_derivations() {
+    fn stop_completes_queued_reads_and_drops_queued_derivations() {
         let (pool, cache) = (pool(4), KeyCache::new());
         let (release_deriver, _occupies) = occupy_deriver(&pool);
         let release_reader = occupy_reader(&pool);
-        let (ticket, derivation) = start(&cache, "queued");
-        pool.derive(ticket, salt(), Requester::default()).expect("there is room");
+        let (claim, derivation) = start(&cache, "queued");
+        pool.derive(claim, salt(), Requester::default()).expect("there is room");
         let read = pool.submit(|| 2).expect("there is room");
         let derive_queue = pool.derivations.queue();
         let stopper = thread::spawn(move || pool.stop());

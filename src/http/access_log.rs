@@ -1,4 +1,4 @@
-//! What one executor notes of its requests: counts, names, and lines of the access log.
+//! Request accounting of one executor: counts, request ids, and the access log.
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -11,48 +11,49 @@ use crate::http1::{Method, RequestHead};
 use crate::limits::ACCESS_LINES_PER_SECOND;
 use crate::telemetry::{ExecutorCounts, METHODS};
 
-/// Of one executor; not shared between threads.
+/// Access log and request counts of one executor. Not shared between threads.
 pub(super) struct AccessLog {
     counts: Arc<ExecutorCounts>,
     ids: RefCell<RequestIds>,
-    /// Cached reads that may still be logged in this second.
+    /// Cached reads that may still be logged during this second.
     lines_left: Cell<u32>,
     unlogged_count: Cell<u64>,
     second: Cell<u64>,
 }
 
-/// Who is at the other end of a connection, and by which listener it came.
+/// The remote end of a connection, and the listener that accepted it.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
-    /// Its address, unless it is not on a network.
+    /// The client's address; `None` if it has no network address.
     pub address: Option<IpAddr>,
     /// The endpoints that the listener serves.
     pub audience: Audience,
-    /// Nodes must present a certificate of a node, and it has presented none.
+    /// Node certificates are required, and the client has not presented one.
     pub lacks_node_certificate: bool,
 }
 
-/// What is noted of one request, from its head to its answer.
+/// The log record of one request, from its head to its response.
 pub struct RequestLog {
-    /// The place of its endpoint in [`route::ENDPOINTS`].
+    /// Index of the endpoint in [`route::ENDPOINTS`].
     pub(super) endpoint: usize,
-    /// The origin of a page of another site that may see the answer.
+    /// Origin of the cross-site page that may read the response.
     pub(super) allowed_origin: Option<String>,
     method: Option<Method>,
     id: RequestId,
     path: Option<String>,
-    /// Its address, as far as is known.
+    /// The client's address, if known; behind a trusted proxy, the one that the proxy reported.
     pub(super) client: Option<IpAddr>,
     /// The endpoints that the listener serves.
     pub(super) audience: Audience,
-    /// Nodes must present a certificate of a node, and it has presented none.
+    /// Node certificates are required, and the client has not presented one.
     pub(super) lacks_node_certificate: bool,
-    /// `None` for one that needs no waiting: looking at the clock would take longer than the request.
-    began: Option<Instant>,
+    /// Time of the head; `None` for a request served without waiting: reading the clock would take longer than the
+    /// request.
+    started: Option<Instant>,
 }
 
 impl AccessLog {
-    /// Notes in these counts.
+    /// Creates an access log that counts requests in `counts`.
     pub(super) fn new(counts: Arc<ExecutorCounts>) -> Self {
         Self {
             counts,
@@ -63,7 +64,8 @@ impl AccessLog {
         }
     }
 
-    /// To be called some times a second, as long as the executor runs.
+    /// Records that the executor is alive, and starts a new second of the log limit. To be called several times per
+    /// second.
     pub(super) fn tick(&self, now_ms: u64, connections: usize) {
         self.counts.beat();
         self.counts.connections.set(connections as u64);
@@ -71,24 +73,29 @@ impl AccessLog {
             self.lines_left.set(ACCESS_LINES_PER_SECOND);
             let count = self.unlogged_count.replace(0);
             if count > 0 {
-                tracing::info!(target: "access", count, "more cached reads were answered, without a line for each");
+                tracing::info!(target: "access", count, "cached reads not logged individually");
             }
         }
     }
 
-    /// A request begins whose head is there.
+    /// Starts the record of a request whose head has arrived.
     pub(super) fn begin(&self, head: &RequestHead<'_>, client: &Client) -> RequestLog {
-        let sent = head.request_id().and_then(RequestId::from_header);
-        self.exchange(Some(head.method()), sent, client)
+        let client_id = head.request_id().and_then(RequestId::from_header);
+        self.request_log(Some(head.method()), client_id, client)
     }
 
-    /// Something begins that will never be a request.
+    /// Starts the record of input that is rejected before it is a request.
     pub(super) fn begin_refusal(&self, client: &Client) -> RequestLog {
-        self.exchange(None, None, client)
+        self.request_log(None, None, client)
     }
 
-    fn exchange(&self, method: Option<Method>, sent: Option<RequestId>, client: &Client) -> RequestLog {
-        let id = sent.unwrap_or_else(|| self.ids.borrow_mut().next());
+    fn request_log(
+        &self,
+        method: Option<Method>,
+        client_id: Option<RequestId>,
+        client: &Client,
+    ) -> RequestLog {
+        let id = client_id.unwrap_or_else(|| self.ids.borrow_mut().next());
         let &Client { address: client, audience, lacks_node_certificate } = client;
         RequestLog {
             endpoint: 0,
@@ -99,13 +106,13 @@ impl AccessLog {
             client,
             audience,
             lacks_node_certificate,
-            began: None,
+            started: None,
         }
     }
 
-    /// An answer that was at hand has been given.
-    pub(super) fn note_at_hand(&self, exchange: &RequestLog, head: &RequestHead<'_>) {
-        self.counts.note(exchange.endpoint, index(exchange.method), 200, Duration::ZERO);
+    /// Records a response from memory, status 200.
+    pub(super) fn note_at_hand(&self, request_log: &RequestLog, head: &RequestHead<'_>) {
+        self.counts.note(request_log.endpoint, index(request_log.method), 200, Duration::ZERO);
         if !is_logged() {
             return;
         }
@@ -113,29 +120,29 @@ impl AccessLog {
             0 => self.unlogged_count.set(self.unlogged_count.get() + 1),
             left => {
                 self.lines_left.set(left - 1);
-                exchange.log(200, Duration::ZERO, &String::from_utf8_lossy(head.path()));
+                request_log.log(200, Duration::ZERO, &String::from_utf8_lossy(head.path()));
             }
         }
     }
 
-    /// An answer has been given, or (499) nobody was there any more to take it.
-    pub(super) fn note(&self, exchange: &RequestLog, status: u16) {
-        let duration = exchange.began.map_or(Duration::ZERO, |began| began.elapsed());
-        self.counts.note(exchange.endpoint, index(exchange.method), status, duration);
+    /// Records a response, or (499) that the client disconnected before it.
+    pub(super) fn note(&self, request_log: &RequestLog, status: u16) {
+        let duration = request_log.started.map_or(Duration::ZERO, |started| started.elapsed());
+        self.counts.note(request_log.endpoint, index(request_log.method), status, duration);
         if is_logged() {
-            exchange.log(status, duration, exchange.path.as_deref().unwrap_or("-"));
+            request_log.log(status, duration, request_log.path.as_deref().unwrap_or("-"));
         }
     }
 }
 
 impl RequestLog {
-    /// From now on it takes time, and its head may go.
+    /// Starts the clock of a request that has to wait, and keeps its path, because its head may be dropped.
     pub(super) fn wait(&mut self, head: &RequestHead<'_>) {
-        self.began = Some(Instant::now());
+        self.started = Some(Instant::now());
         self.keep_path(head);
     }
 
-    /// For the log, if there is one.
+    /// Keeps the path for the access log, if that is enabled.
     pub(super) fn keep_path(&mut self, head: &RequestHead<'_>) {
         if is_logged() {
             self.path = Some(String::from_utf8_lossy(head.path()).into_owned());
@@ -146,7 +153,7 @@ impl RequestLog {
         self.id.as_str()
     }
 
-    /// Without the query: clients put into it what does not belong there.
+    /// Logs the request without its query, because clients may put secrets into it.
     fn log(&self, status: u16, duration: Duration, path: &str) {
         tracing::info!(
             target: "access",
@@ -166,7 +173,7 @@ fn is_logged() -> bool {
     tracing::enabled!(target: "access", tracing::Level::INFO)
 }
 
-/// The place of a method in [`METHODS`].
+/// Returns the index of a method in [`METHODS`].
 fn index(method: Option<Method>) -> usize {
     let name = method.map_or("", Method::as_str);
     METHODS.iter().position(|&known| known == name).unwrap_or(METHODS.len() - 1)

@@ -1,4 +1,4 @@
-//! The application: admits a request by its head, then hands it to its handler.
+//! The application: decides on a request from its head, then passes it to its handler.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,43 +24,43 @@ use crate::service::node_auth::{Barrier, CHALLENGE_HEADER, Challenge, SharedKey,
 use crate::service::{CredentialKind, NodeAuth, Service};
 use crate::telemetry::{Executors, Gauge};
 
-/// What the handlers need to know of the configuration.
+/// The part of the configuration that the handlers need.
 #[derive(Debug)]
 pub struct Settings {
-    /// The API keys, when one is required.
+    /// The accepted API keys, if one is required.
     pub api_keys: ApiKeys,
     /// Credentials of nodes.
     pub node_auth: Arc<NodeAuth>,
-    /// Shortest user key, in bytes.
+    /// Shortest accepted user key, in bytes.
     pub user_key_bytes_min: usize,
     /// This node's name.
     pub node_id: String,
-    /// The values of `Host` that are answered; any if `None`.
+    /// The accepted values of `Host`; any if `None`.
     pub allowed_hosts: Option<AllowedHosts>,
-    /// Sites whose pages may use the server.
+    /// Origins whose pages may use the server; none if `None`.
     pub origins: Option<Origins>,
     /// Whether `GET /` needs no API key.
     pub has_public_root: bool,
     /// Whether `GET /metrics` needs the API key.
     pub has_private_metrics: bool,
-    /// Proxies that tell who the client is.
+    /// Proxies that are trusted to report the client's address.
     pub proxies: Proxies,
-    /// How much one client may ask.
+    /// Rate limits per client.
     pub rates: RateLimits,
-    /// What the executors run on.
+    /// Name of the I/O engine.
     pub engine: &'static str,
-    /// Connections that there may be at a time.
+    /// Limit of concurrent connections.
     pub connections_max: usize,
-    /// Answers that wait for their clients.
+    /// Budget for responses that wait for their clients.
     pub answers: Arc<ByteBudget>,
-    /// What the executors count.
+    /// Counters of the executors.
     pub executors: Arc<Executors>,
-    /// When the certificate of the listeners expires, in seconds since 1970; 0 without TLS.
+    /// Expiry of the listeners' certificate, in seconds since 1970; 0 without TLS.
     pub certificate_expiry: Arc<Gauge>,
 }
 
 impl Default for Settings {
-    /// For anybody with a user key of eight bytes, and for no pages of other sites.
+    /// Returns settings that require no API key, a user key of at least eight bytes, and allow no other origins.
     fn default() -> Self {
         Self {
             api_keys: ApiKeys::default(),
@@ -82,53 +82,53 @@ impl Default for Settings {
     }
 }
 
-/// The application of this server.
+/// The HTTP application of this server.
 #[derive(Debug)]
 pub struct App {
     pub(super) service: Arc<Service>,
     pub(super) settings: Settings,
 }
 
-/// An admitted request.
+/// A request whose head has been accepted.
 #[derive(Debug)]
 pub struct Request {
     pub(super) route: Route<'static>,
-    /// There exactly when the route needs one.
+    /// The user key; present exactly if the route needs one.
     pub(super) user_key: Option<UserKey>,
     pub(super) requester: Requester,
     pub(super) query: Option<Vec<u8>>,
     pub(super) content_type: Option<Vec<u8>>,
-    /// Who asks, for a health check.
+    /// The sender, for a health check.
     pub(super) prober: Prober,
 }
 
-/// Sender of a health check.
+/// The sender of a health check.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Prober {
-    /// It has the credentials of a node.
+    /// Whether the sender has presented node credentials.
     pub(super) is_node: bool,
     pub(super) handshake: Handshake,
 }
 
-/// How far a health check may go on to authenticate two nodes.
+/// The state of the node authentication that a health check carries.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Handshake {
-    /// It does not ask for that.
+    /// The sender does not request authentication.
     #[default]
     NotWanted,
-    /// It asks for a proof that covers this.
+    /// The sender requests a proof that covers this challenge.
     Challenged(Challenge),
-    /// No further.
+    /// Authentication is not possible on this connection.
     Barred(Barrier),
 }
 
 impl App {
-    /// Puts the application together.
+    /// Creates the application.
     pub fn new(service: Arc<Service>, settings: Settings) -> Self {
         Self { service, settings }
     }
 
-    /// Forgets what is not needed any more. To be called now and then.
+    /// Drops expired state. To be called periodically.
     pub fn sweep(&self) {
         self.service.sweep();
         self.settings.rates.sweep();
@@ -142,7 +142,8 @@ impl App {
         }
     }
 
-    /// Probes often send an address as `Host`. Their responses, and redirects, show a page of another site nothing.
+    /// Returns whether `Host` is accepted. Probes often send an address as `Host`; their responses, and redirects,
+    /// reveal nothing to a page of another site, so they are exempt.
     fn is_for_this_host(&self, head: &RequestHead<'_>, route: &Result<Route<'_>, RouteError>) -> bool {
         let Some(allowed) = &self.settings.allowed_hosts else { return true };
         allowed.allow(head.host().unwrap_or_default())
@@ -152,7 +153,7 @@ impl App {
             )
     }
 
-    /// The number of the key that was sent; `None` if none is required.
+    /// Checks the API key, and returns its index; `None` if none is required.
     fn check_api_key(
         &self,
         sent: Option<&[u8]>,
@@ -175,7 +176,10 @@ impl App {
         checked.unwrap_or_else(|wait| Err(RequestError::TooManyFailures { wait }))
     }
 
-    /// Whether the request has the credentials of a node.
+    /// Returns whether the request has valid node credentials.
+    ///
+    /// # Errors
+    /// Fails if they are wrong, or missing although `is_required`.
     fn check_node(
         &self,
         head: &RequestHead<'_>,
@@ -204,7 +208,8 @@ impl App {
         if auth.shared() == SharedKey::Secret {
             return Err(RequestError::ClusterSecretMissing);
         }
-        // Without a secret the API key serves, as in the original; several of them are those of clients.
+        // Without a cluster secret, the API key authenticates nodes, as in the Python server. Only the first key does:
+        // any further ones are client keys.
         match self.check_api_key(head.api_key(), client)? {
             Some(_) if !self.settings.api_keys.is_own(head.api_key().unwrap_or_default()) => {
                 Err(RequestError::ApiKeyOfClients)
@@ -213,11 +218,14 @@ impl App {
         }
     }
 
-    /// Finds out whether a node sends the request, which is refused without the credentials if they are required.
+    /// Determines whether a node sent the request.
+    ///
+    /// # Errors
+    /// Returns the error response if node credentials are wrong, or missing although `is_required`.
     fn identify(
         &self,
         head: &RequestHead<'_>,
-        exchange: &RequestLog,
+        request_log: &RequestLog,
         is_required: bool,
     ) -> Result<Prober, Response> {
         let challenge = head.fields(CHALLENGE_HEADER).next().and_then(Challenge::parse);
@@ -226,27 +234,27 @@ impl App {
             let handshake = if is_peer { Handshake::Barred(barrier) } else { Handshake::NotWanted };
             Ok(Prober { is_node: false, handshake })
         };
-        if matches!(exchange.audience, Audience::Clients | Audience::Admin) {
+        if matches!(request_log.audience, Audience::Clients | Audience::Admin) {
             if !is_required {
                 return barred(Barrier::OtherPort);
             }
-            // The salt, which in the original clients may read and write.
-            if exchange.lacks_node_certificate || self.settings.node_auth.shared() == SharedKey::Secret {
+            // The salt: as in the Python server, clients may use it, unless nodes have certificates or a secret.
+            if request_log.lacks_node_certificate || self.settings.node_auth.shared() == SharedKey::Secret {
                 return Err(RouteError::NotFound.into());
             }
         }
-        if exchange.lacks_node_certificate {
+        if request_log.lacks_node_certificate {
             if is_required || is_peer {
-                self.note_refused_node(exchange);
+                self.record_refused_node(request_log);
             }
             return match is_required {
                 true => Err((&RequestError::NodeCertificateMissing).into()),
                 false => barred(Barrier::Certificate),
             };
         }
-        let is_node = self.check_node(head, is_required, exchange.client).map_err(|refusal| {
-            self.note_refused_node(exchange);
-            Response::from(&refusal)
+        let is_node = self.check_node(head, is_required, request_log.client).map_err(|error| {
+            self.record_refused_node(request_log);
+            Response::from(&error)
         })?;
         Ok(Prober { is_node, handshake: challenge.map_or(Handshake::NotWanted, Handshake::Challenged) })
     }
@@ -259,13 +267,13 @@ impl App {
         }
     }
 
-    /// Logs and counts, on a node of a cluster.
-    fn note_refused_node(&self, exchange: &RequestLog) {
+    /// Logs and counts refused node credentials, on a node of a cluster.
+    fn record_refused_node(&self, request_log: &RequestLog) {
         if self.service.cluster().is_some()
             && let Some(count) = self.settings.node_auth.note_refusal()
         {
-            let address = exchange.client.map(tracing::field::display);
-            let endpoint = ENDPOINTS[exchange.endpoint];
+            let address = request_log.client.map(tracing::field::display);
+            let endpoint = ENDPOINTS[request_log.endpoint];
             tracing::warn!(address, endpoint, count, "node credentials refused");
         }
     }
@@ -285,57 +293,58 @@ impl App {
 impl Application for App {
     type Request = Request;
 
-    /// In this order: the host, the origin, the path, the method, the API key, the user key, the coding of the body. The body
-    /// itself is not read before all of them are right.
+    /// Checks the host, the origin, the path, the method, the API key, the user key and the coding of the body, in this
+    /// order. The body itself is read only after all checks have passed.
     fn on_head(
         &self,
         head: &RequestHead<'_>,
-        exchange: &mut RequestLog,
+        request_log: &mut RequestLog,
         body: &mut Vec<u8>,
     ) -> Result<HeadDecision<Request>, Response> {
         if let Some(origins) = &self.settings.origins {
-            exchange.allowed_origin = head.origin().and_then(|origin| cors::allowed_origin(origins, origin));
-            if let Some(answer) = cors::preflight(head, exchange.allowed_origin.as_deref()) {
-                return Err(answer);
+            request_log.allowed_origin =
+                head.origin().and_then(|origin| cors::allowed_origin(origins, origin));
+            if let Some(response) = cors::preflight(head, request_log.allowed_origin.as_deref()) {
+                return Err(response);
             }
         }
         if !self.settings.proxies.is_empty()
-            && let Some(peer) = exchange.client
+            && let Some(peer) = request_log.client
         {
-            exchange.client = Some(client_address(&self.settings.proxies, peer, head));
+            request_log.client = Some(client_address(&self.settings.proxies, peer, head));
         }
-        let route = Route::find_for(exchange.audience, head.method(), head.path());
-        exchange.endpoint = match &route {
+        let route = Route::find_for(request_log.audience, head.method(), head.path());
+        request_log.endpoint = match &route {
             Ok((_, endpoint)) | Err(RouteError::MethodNotAllowed { endpoint, .. }) => *endpoint,
             Err(_) => 0,
         };
         let route = route.map(|(route, _)| route);
         if head.method() == Method::Options
-            && let Some(answer) = options(head.path(), &route)
+            && let Some(response) = options(head.path(), &route)
         {
-            return Err(answer);
+            return Err(response);
         }
         if route.as_ref().map_or(true, Route::counts_for_limits) {
-            let checked = self.settings.rates.check_address(exchange.client);
+            let checked = self.settings.rates.check_address(request_log.client);
             checked.map_err(|wait| Response::from(&RequestError::TooManyRequests { wait }))?;
         }
         if !self.is_for_this_host(head, &route) {
             return Err(error::host_not_allowed());
         }
-        if cors::is_foreign_write(head, exchange.allowed_origin.is_some()) {
+        if cors::is_foreign_write(head, request_log.allowed_origin.is_some()) {
             return Err(error::origin_not_allowed());
         }
-        let route = route.map_err(|miss| match miss {
+        let route = route.map_err(|route_error| match route_error {
             RouteError::Redirect(path) => error::redirect(&path, head.query()),
             other => other.into(),
         })?;
         let (mut prober, mut api_key_number) = (Prober::default(), None);
         if route.needs_node() || matches!(route, Route::ClusterHealth) {
-            prober = self.identify(head, exchange, route.needs_node())?;
+            prober = self.identify(head, request_log, route.needs_node())?;
         } else if self.needs_api_key(&route) {
             let number = self
-                .check_api_key(head.api_key(), exchange.client)
-                .map_err(|refusal| Response::from(&refusal))?;
+                .check_api_key(head.api_key(), request_log.client)
+                .map_err(|error| Response::from(&error))?;
             api_key_number = number;
             if let Some(number) = number.filter(|_| route.counts_for_limits()) {
                 let checked = self.settings.rates.check_api_key(number);
@@ -366,7 +375,7 @@ impl Application for App {
         let query = head.query().map(<[u8]>::to_vec);
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
         let (route, user_key) = (route.into_owned(), user_key.map(UserKey::from_header));
-        let requester = Requester::new(exchange.client, api_key_number);
+        let requester = Requester::new(request_log.client, api_key_number);
         let request = Request { route, user_key, requester, query, content_type, prober };
         Ok(HeadDecision::ReadBody { request, body_bytes_max })
     }
@@ -380,7 +389,7 @@ impl Application for App {
         let query = query.as_deref();
         let caller =
             configs::Caller { service: &self.service, user_key: user_key.as_ref(), requester, query };
-        let answered = match route {
+        let output = match route {
             Route::Root => Ok(system::root(&self.settings, &self.service).into()),
             Route::Ready => Ok(system::ready(&self.service).into()),
             Route::Health => Ok(health::health(&self.settings, &self.service).into()),
@@ -412,11 +421,12 @@ impl Application for App {
             Route::ListConfigs => configs::list(&caller, false).await,
             Route::ClusterConfigs => configs::list(&caller, true).await,
         };
-        answered.unwrap_or_else(HandlerOutput::Complete)
+        output.unwrap_or_else(HandlerOutput::Complete)
     }
 }
 
-/// The methods of a path that exists, or of the server. Load balancers ask by it whether the server is there.
+/// Returns the response to OPTIONS: the methods of an existing path, or of the server (`*`). Load balancers use it as a
+/// liveness check.
 fn options(path: &[u8], route: &Result<Route<'_>, RouteError>) -> Option<Response> {
     match route {
         Err(RouteError::MethodNotAllowed { allow, .. }) => Some(error::options(allow)),
@@ -429,11 +439,11 @@ fn is_identity(coding: &[u8]) -> bool {
     coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
 }
 
-/// Logs what nobody outside can help with, once, and turns it into an answer.
-pub(super) fn failed(failure: crate::service::Error) -> Response {
-    if let crate::service::Error::Store(source) = &failure {
-        tracing::error!(error = %source, cause = ?std::error::Error::source(source), "a request failed");
+/// Converts a service error into a response; internal errors are logged once.
+pub(super) fn failed(error: crate::service::Error) -> Response {
+    if let crate::service::Error::Store(source) = &error {
+        tracing::error!(error = %source, cause = ?std::error::Error::source(source), "request failed");
         return error::internal();
     }
-    failure.into()
+    error.into()
 }

@@ -1,4 +1,4 @@
-//! Request bodies: JSON fields checked one by one, faults told in the shape of FastAPI.
+//! Request bodies: field-by-field validation of JSON, with errors in FastAPI's format.
 
 use std::borrow::Cow;
 
@@ -13,41 +13,41 @@ use crate::model::json::{self, Kind, Reason};
 use crate::model::{Category, EntryKey, Environment, Plaintext, SecretBytes};
 use crate::service::{NewEntry, Update};
 
-/// One entry of a 422 answer.
+/// One element of the `detail` list of a 422 response.
 #[derive(Debug)]
 pub(super) struct ValidationError {
     kind: &'static str,
     /// JSON text of the `loc` array.
     location: String,
     message: Cow<'static, str>,
-    /// JSON text of what was found there, as far as it may be shown: never a value.
+    /// JSON text of the offending input, redacted so that it never contains a value.
     input: Vec<u8>,
     /// JSON text of `ctx`.
     context: Option<String>,
-    /// FastAPI's own errors have no link to pydantic's documentation.
+    /// Whether the error links to pydantic's documentation; FastAPI's own errors do not.
     has_url: bool,
 }
 
-/// Why a body was not taken.
+/// The reason why a body is rejected.
 #[derive(Debug)]
 pub(super) enum BodyError {
-    /// It is not text.
+    /// The body is not UTF-8.
     NotUtf8,
-    /// It is text, but not what is wanted.
-    Faults(Vec<ValidationError>),
+    /// The body is text, but fails validation.
+    Invalid(Vec<ValidationError>),
 }
 
 impl From<BodyError> for Response {
     fn from(error: BodyError) -> Self {
         match error {
             BodyError::NotUtf8 => detail(400, "There was an error parsing the body"),
-            BodyError::Faults(faults) => {
+            BodyError::Invalid(errors) => {
                 let mut body = b"{\"detail\":[".to_vec();
-                for (index, fault) in faults.iter().enumerate() {
+                for (index, error) in errors.iter().enumerate() {
                     if index > 0 {
                         body.push(b',');
                     }
-                    fault.write(&mut body);
+                    error.write(&mut body);
                 }
                 body.extend_from_slice(b"]}");
                 Self::json(422, body)
@@ -72,12 +72,12 @@ impl ValidationError {
         Self::new("missing", location, "Field required", input)
     }
 
-    /// The header `X-User-Key` is absent.
+    /// Returns the error for a missing `X-User-Key` header.
     pub(super) fn user_key_missing() -> Self {
         Self::missing(r#"["header","x-user-key"]"#, b"null")
     }
 
-    /// A query parameter that is not what it should be; `allowed` completes "Input should be ".
+    /// Returns the error for an invalid query parameter; `allowed` completes "Input should be ".
     pub(super) fn parameter(kind: &'static str, name: &str, allowed: &str, found: &str) -> Self {
         let mut input = Vec::new();
         write_string(if is_short(found) { found } else { "" }, &mut input);
@@ -107,12 +107,12 @@ impl ValidationError {
 }
 
 impl From<ValidationError> for Response {
-    fn from(fault: ValidationError) -> Self {
-        BodyError::Faults(vec![fault]).into()
+    fn from(error: ValidationError) -> Self {
+        BodyError::Invalid(vec![error]).into()
     }
 }
 
-/// The body of `POST /configs`.
+/// Parses the body of `POST /configs`.
 pub(super) fn new_entry(body: &[u8], content_type: Option<&[u8]>) -> Result<NewEntry, BodyError> {
     let text = read(body, content_type)?;
     let mut fields = Fields::new(&text);
@@ -120,56 +120,56 @@ pub(super) fn new_entry(body: &[u8], content_type: Option<&[u8]>) -> Result<NewE
     let value = fields.value();
     let category = fields.category();
     let environment = fields.environment();
-    match (key, value, fields.faults.is_empty()) {
+    match (key, value, fields.errors.is_empty()) {
         (Some(key), Some(value), true) => Ok(NewEntry { key, environment, category, value }),
-        _ => Err(BodyError::Faults(fields.faults)),
+        _ => Err(BodyError::Invalid(fields.errors)),
     }
 }
 
-/// The body of `PUT /configs/{key}`.
+/// Parses the body of `PUT /configs/{key}`.
 pub(super) fn update(body: &[u8], content_type: Option<&[u8]>) -> Result<Update, BodyError> {
     let text = read(body, content_type)?;
     let mut fields = Fields::new(&text);
     let value = fields.value();
     let category = fields.category();
     let environment = fields.environment();
-    match (value, fields.faults.is_empty()) {
+    match (value, fields.errors.is_empty()) {
         (Some(value), true) => Ok(Update { environment, category, value }),
-        _ => Err(BodyError::Faults(fields.faults)),
+        _ => Err(BodyError::Invalid(fields.errors)),
     }
 }
 
-/// The canonical text of a body that is a JSON object.
+/// Returns the canonical text of a body that is a JSON object.
 fn read(body: &[u8], content_type: Option<&[u8]>) -> Result<Plaintext, BodyError> {
-    let body_fault = |fault| BodyError::Faults(vec![fault]);
+    let invalid = |error| BodyError::Invalid(vec![error]);
     if body.is_empty() {
-        return Err(body_fault(ValidationError::missing(r#"["body"]"#, b"null")));
+        return Err(invalid(ValidationError::missing(r#"["body"]"#, b"null")));
     }
     if !content_type.is_none_or(is_json) {
         std::str::from_utf8(body).map_err(|_| BodyError::NotUtf8)?;
-        return Err(body_fault(no_object(Kind::String)));
+        return Err(invalid(not_an_object(Kind::String)));
     }
     let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
     let mut canonical = SecretBytes::default();
     let kind = match json::canonicalize(body, canonical.with_room(body.len())) {
         Ok(kind) => kind,
         Err(error) if error.reason == Reason::NotUtf8 => return Err(BodyError::NotUtf8),
-        Err(error) => return Err(body_fault(invalid_json(&error))),
+        Err(error) => return Err(invalid(invalid_json(&error))),
     };
     match kind {
         Kind::Object => Ok(canonical.into()),
-        Kind::Null => Err(body_fault(ValidationError::missing(r#"["body"]"#, b"null"))),
-        other => Err(body_fault(no_object(other))),
+        Kind::Null => Err(invalid(ValidationError::missing(r#"["body"]"#, b"null"))),
+        other => Err(invalid(not_an_object(other))),
     }
 }
 
-fn no_object(found: Kind) -> ValidationError {
+fn not_an_object(found: Kind) -> ValidationError {
     let message = "Input should be a valid dictionary or object to extract fields from";
-    ValidationError::new("model_attributes_type", r#"["body"]"#, message, emptied(found))
+    ValidationError::new("model_attributes_type", r#"["body"]"#, message, placeholder(found))
 }
 
-/// Shows the kind of a JSON text without its content.
-fn emptied(kind: Kind) -> &'static [u8] {
+/// Returns a placeholder of the same JSON kind, without content.
+fn placeholder(kind: Kind) -> &'static [u8] {
     match kind {
         Kind::Object => b"{}",
         Kind::Array => b"[]",
@@ -178,14 +178,14 @@ fn emptied(kind: Kind) -> &'static [u8] {
     }
 }
 
-/// Shows the text of a field that should be a name. A structure, or a text that is longer than any name, may be a
-/// value in the wrong field, and answers end up in the logs of clients.
-fn shown(found: &[u8]) -> &[u8] {
+/// Returns the input of a name field as an error may show it. A structure, or a text longer than any name, may be a
+/// value in the wrong field, and responses end up in the logs of clients, so those are replaced by a placeholder.
+fn redacted(found: &[u8]) -> &[u8] {
     match json::kind(found) {
-        Kind::Object => emptied(Kind::Object),
-        Kind::Array => emptied(Kind::Array),
+        Kind::Object => placeholder(Kind::Object),
+        Kind::Array => placeholder(Kind::Array),
         _ if std::str::from_utf8(found).is_ok_and(is_short) => found,
-        kind => emptied(kind),
+        kind => placeholder(kind),
     }
 }
 
@@ -195,16 +195,16 @@ fn is_short(text: &str) -> bool {
 
 fn invalid_json(error: &json::SyntaxError) -> ValidationError {
     let location = format!(r#"["body",{}]"#, error.position);
-    let mut fault = ValidationError::new("json_invalid", &location, "JSON decode error", b"{}");
+    let mut validation_error = ValidationError::new("json_invalid", &location, "JSON decode error", b"{}");
     let mut context = b"{\"error\":".to_vec();
     write_string(&error.reason.to_string(), &mut context);
     context.push(b'}');
-    fault.context = String::from_utf8(context).ok();
-    fault.has_url = false;
-    fault
+    validation_error.context = String::from_utf8(context).ok();
+    validation_error.has_url = false;
+    validation_error
 }
 
-/// `application/json` or any `application/...+json`, parameters aside.
+/// Returns whether the type is `application/json` or any `application/...+json`, ignoring parameters.
 fn is_json(content_type: &[u8]) -> bool {
     let essence = content_type.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
     let essence = essence.to_ascii_lowercase();
@@ -214,19 +214,19 @@ fn is_json(content_type: &[u8]) -> bool {
     }
 }
 
-/// The fields of a body, and what is wrong with them, in the order of the model.
+/// The fields of a body and their validation errors, in the order of the model.
 struct Fields<'a> {
     key: Option<&'a [u8]>,
     value: Option<&'a [u8]>,
     category: Option<&'a [u8]>,
     environment: Option<&'a [u8]>,
-    faults: Vec<ValidationError>,
+    errors: Vec<ValidationError>,
 }
 
 impl<'a> Fields<'a> {
     fn new(body: &'a Plaintext) -> Self {
         let mut fields =
-            Self { key: None, value: None, category: None, environment: None, faults: Vec::new() };
+            Self { key: None, value: None, category: None, environment: None, errors: Vec::new() };
         for (name, text) in json::members(body.expose()) {
             match &*name {
                 "key" => fields.key = Some(text),
@@ -241,7 +241,7 @@ impl<'a> Fields<'a> {
 
     fn key(&mut self) -> Option<EntryKey> {
         let Some(found) = self.key else {
-            self.faults.push(ValidationError::missing(r#"["body","key"]"#, emptied(Kind::Object)));
+            self.errors.push(ValidationError::missing(r#"["body","key"]"#, placeholder(Kind::Object)));
             return None;
         };
         self.text("key", found, ENTRY_KEY_CHARS_MAX, EntryKey::parse)
@@ -249,10 +249,12 @@ impl<'a> Fields<'a> {
 
     fn value(&mut self) -> Option<Plaintext> {
         match self.value {
-            None => self.faults.push(ValidationError::missing(r#"["body","value"]"#, emptied(Kind::Object))),
+            None => {
+                self.errors.push(ValidationError::missing(r#"["body","value"]"#, placeholder(Kind::Object)));
+            }
             Some(b"null") => {
                 let message = "Input should be any JSON value but null";
-                self.faults.push(ValidationError::new("dict_type", r#"["body","value"]"#, message, b"null"));
+                self.errors.push(ValidationError::new("dict_type", r#"["body","value"]"#, message, b"null"));
             }
             Some(value) => return Some(Plaintext::new(value.to_vec())),
         }
@@ -279,7 +281,7 @@ impl<'a> Fields<'a> {
         let location = format!(r#"["body","{name}"]"#);
         let Some(mut text) = json::string(found) else {
             let message = "Input should be a valid string";
-            self.faults.push(ValidationError::new("string_type", &location, message, shown(found)));
+            self.errors.push(ValidationError::new("string_type", &location, message, redacted(found)));
             return None;
         };
         let parsed = parse(&text);
@@ -290,23 +292,23 @@ impl<'a> Fields<'a> {
             Ok(parsed) => return Some(parsed),
             Err(error) => error,
         };
-        let mut fault = match error {
+        let mut validation_error = match error {
             LengthError::TooShort => ValidationError::new(
                 "string_too_short",
                 &location,
                 "String should have at least 1 character",
-                shown(found),
+                redacted(found),
             ),
             LengthError::TooLong(_) => {
                 let message = format!("String should have at most {chars_max} characters");
-                ValidationError::new("string_too_long", &location, message, shown(found))
+                ValidationError::new("string_too_long", &location, message, redacted(found))
             }
         };
-        fault.context = Some(match error {
+        validation_error.context = Some(match error {
             LengthError::TooShort => r#"{"min_length":1}"#.to_owned(),
             LengthError::TooLong(chars_max) => format!(r#"{{"max_length":{chars_max}}}"#),
         });
-        self.faults.push(fault);
+        self.errors.push(validation_error);
         None
     }
 }

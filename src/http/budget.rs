@@ -1,6 +1,6 @@
-//! Budgets of bytes that connections hold for slow clients: request bodies that arrive, and answers that wait to be
-//! taken. A client that waits for the server is never a reason to end a connection; when a budget is used up, the
-//! address with the most bytes gives way first, and of its connections the slowest.
+//! Byte budgets for memory that connections hold for slow clients: arriving request bodies and unread responses.
+//! Connections that wait for the server are never evicted. Once a budget is exhausted, connections that wait for their
+//! client are: first those of the address that holds the most bytes, the slowest one first.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -13,39 +13,39 @@ use super::timers::Deadline;
 use crate::limits::{EVICTIONS_COUNT_MAX_PER_TICK, STALL_UNDER_PRESSURE};
 use crate::model::requester::network;
 
-/// A bound on bytes that all executors hold together.
+/// A limit on the bytes that all executors hold together.
 #[derive(Debug)]
 pub struct ByteBudget {
     bytes_max: usize,
     held_bytes: AtomicUsize,
-    /// Requests that found no room. Each one is a reason for every executor to look for a stalled connection.
+    /// Reservations that failed. Each one makes every executor look for a stalled connection to evict.
     refused_count: AtomicU64,
     evicted_count: AtomicU64,
 }
 
 impl ByteBudget {
-    /// A budget of so many bytes, none of which is held.
+    /// Creates an empty budget of `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Arc<Self> {
         let (held_bytes, refused_count) = (AtomicUsize::new(0), AtomicU64::new(0));
         Arc::new(Self { bytes_max, held_bytes, refused_count, evicted_count: AtomicU64::new(0) })
     }
 
-    /// The bound.
+    /// Returns the limit in bytes.
     pub fn bytes_max(&self) -> usize {
         self.bytes_max
     }
 
-    /// Bytes that are held now.
+    /// Returns the bytes held now.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes.load(Relaxed)
     }
 
-    /// Requests that found no room, so far.
+    /// Returns the number of failed reservations since the start.
     pub fn refused_count(&self) -> u64 {
         self.refused_count.load(Relaxed)
     }
 
-    /// Connections that had to give way, so far.
+    /// Returns the number of evicted connections since the start.
     pub fn evicted_count(&self) -> u64 {
         self.evicted_count.load(Relaxed)
     }
@@ -55,17 +55,17 @@ impl ByteBudget {
     }
 }
 
-/// What one connection holds.
+/// Memory held by one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Held {
-    /// Memory of its own.
+    /// Memory of this connection alone, in bytes.
     pub(super) bytes: usize,
-    /// Memory that several connections may share, by its address, and its size: it counts once.
+    /// Memory that several connections may share, as its address and its size in bytes; it counts once.
     pub(super) shared: Option<(usize, usize)>,
 }
 
 impl Held {
-    /// As if nothing were shared: what counts against the address of the client.
+    /// Returns the bytes that count against the client's address: shared memory counts in full for every sharer.
     fn weight(self) -> usize {
         self.bytes + self.shared.map_or(0, |(_, bytes)| bytes)
     }
@@ -77,32 +77,32 @@ impl From<usize> for Held {
     }
 }
 
-/// The holders of a budget on one executor. Not shared between threads.
+/// The connections of one executor that hold bytes of a budget. Not shared between threads.
 pub(super) struct Holders {
     budget: Arc<ByteBudget>,
     all: RefCell<BTreeMap<u64, Rc<Holder>>>,
     next_number: Cell<u64>,
     bytes_by_client: RefCell<HashMap<Option<IpAddr>, usize>>,
-    /// How many connections share each piece of memory.
+    /// Number of connections that share each piece of memory, by its address.
     sharers: RefCell<HashMap<usize, usize>>,
     refusals_seen: Cell<u64>,
 }
 
-/// One connection that holds bytes.
+/// A connection that holds bytes.
 struct Holder {
     client: Option<IpAddr>,
     held: Cell<Held>,
-    /// Since when it waits for its client; `None` while the client waits for it.
+    /// Time since which the connection waits for its client; `None` while the client waits for the server.
     stalled_since_ms: Cell<Option<u64>>,
     is_evicted: Cell<bool>,
-    alarm: Rc<Deadline>,
+    deadline: Rc<Deadline>,
 }
 
-/// What one connection holds of a budget, given back when it is dropped.
+/// One connection's share of a budget, released on drop.
 pub(super) struct Share<'a> {
     holders: &'a Holders,
-    alarm: Rc<Deadline>,
-    /// With its number; none as long as nothing is held.
+    deadline: Rc<Deadline>,
+    /// The holder and its number; `None` while nothing is held.
     holder: Option<(u64, Rc<Holder>)>,
 }
 
@@ -118,8 +118,8 @@ impl Holders {
         }
     }
 
-    /// Makes room where other executors found none, and where more is held than may be. To be called some times a
-    /// second.
+    /// Evicts stalled connections for failed reservations of any executor, and while the budget is exceeded. To be
+    /// called several times per second.
     pub(super) fn tick(&self, now_ms: u64) {
         let refused_count = self.budget.refused_count();
         let refused = refused_count - self.refusals_seen.replace(refused_count);
@@ -132,13 +132,13 @@ impl Holders {
         }
     }
 
-    /// Whether there is room for more, if need be after others had to give way.
+    /// Makes room for `more_bytes`, evicting other connections if necessary. False if that fails.
     fn make_room(&self, more_bytes: usize, client: Option<IpAddr>, now_ms: u64) -> bool {
         while self.budget.exceeds(more_bytes) {
             let own_bytes = self.bytes_of(client).saturating_add(more_bytes);
-            // Others may be as quick as they like, if their address has more than this one would have.
-            let gives_way = |bytes: usize, age_ms: u64| bytes > own_bytes || age_ms >= stall_ms();
-            let Some(slowest) = self.slowest(gives_way, now_ms) else {
+            // Even a fast connection is evicted if its address holds more than this one would.
+            let is_evictable = |bytes: usize, age_ms: u64| bytes > own_bytes || age_ms >= stall_ms();
+            let Some(slowest) = self.slowest(is_evictable, now_ms) else {
                 self.budget.refused_count.fetch_add(1, Relaxed);
                 return false;
             };
@@ -147,14 +147,14 @@ impl Holders {
         true
     }
 
-    /// The slowest connection of the address that holds most, among those that may be chosen.
-    fn slowest(&self, may_be: impl Fn(usize, u64) -> bool, now_ms: u64) -> Option<Rc<Holder>> {
+    /// Returns the slowest eligible connection of the address that holds the most bytes.
+    fn slowest(&self, is_eligible: impl Fn(usize, u64) -> bool, now_ms: u64) -> Option<Rc<Holder>> {
         let all = self.all.borrow();
         let found = all.values().filter_map(|holder| {
             let age_ms = now_ms.saturating_sub(holder.stalled_since_ms.get()?);
             let bytes = self.bytes_of(holder.client);
             let weight = holder.held.get().weight();
-            (weight > 0 && may_be(bytes, age_ms)).then_some(((bytes, age_ms, weight), holder))
+            (weight > 0 && is_eligible(bytes, age_ms)).then_some(((bytes, age_ms, weight), holder))
         });
         found.max_by_key(|(rank, _)| *rank).map(|(_, holder)| Rc::clone(holder))
     }
@@ -163,11 +163,11 @@ impl Holders {
         self.bytes_by_client.borrow().get(&client).copied().unwrap_or_default()
     }
 
-    /// Ends a connection. Its memory is free as soon as the executor comes to it, so it no longer counts.
+    /// Evicts a connection. Its bytes no longer count, because the executor frees them when it next runs it.
     fn evict(&self, holder: &Holder) {
         self.set(holder, Held::default());
         holder.is_evicted.set(true);
-        holder.alarm.ring();
+        holder.deadline.ring();
         self.budget.evicted_count.fetch_add(1, Relaxed);
     }
 
@@ -183,7 +183,7 @@ impl Holders {
             by_client.remove(&holder.client);
         }
         let total = &self.budget.held_bytes;
-        // First what is added, so that nothing goes below zero.
+        // Additions come first, so that the total never drops below zero.
         total.fetch_add(held.bytes, Relaxed);
         let mut sharers = self.sharers.borrow_mut();
         if let Some((address, bytes)) = held.shared {
@@ -207,12 +207,12 @@ impl Holders {
 }
 
 impl<'a> Share<'a> {
-    /// Nothing yet.
-    pub(super) fn new(holders: &'a Holders, alarm: Rc<Deadline>) -> Self {
-        Self { holders, alarm, holder: None }
+    /// Creates an empty share.
+    pub(super) fn new(holders: &'a Holders, deadline: Rc<Deadline>) -> Self {
+        Self { holders, deadline, holder: None }
     }
 
-    /// Changes the number of bytes that are held; false, and nothing is held, when there is no room for it.
+    /// Changes the number of bytes held. If the budget has no room, returns false and releases everything.
     pub(super) fn hold(&mut self, bytes: usize, client: Option<IpAddr>, now_ms: u64) -> bool {
         let more_bytes = bytes.saturating_sub(self.bytes());
         let has_room =
@@ -221,8 +221,8 @@ impl<'a> Share<'a> {
         has_room
     }
 
-    /// Changes what is held, for memory that is taken already. When the budget is exceeded by it, others give way at
-    /// the next tick.
+    /// Changes what is held, for memory that is already allocated. If that exceeds the budget, the next tick evicts
+    /// stalled connections.
     pub(super) fn hold_anyway(&mut self, held: Held, client: Option<IpAddr>) {
         if self.holder.is_none() && held.weight() > 0 {
             let number = self.holders.next_number.get();
@@ -232,7 +232,7 @@ impl<'a> Share<'a> {
                 held: Cell::default(),
                 stalled_since_ms: Cell::new(None),
                 is_evicted: Cell::new(false),
-                alarm: Rc::clone(&self.alarm),
+                deadline: Rc::clone(&self.deadline),
             });
             self.holders.all.borrow_mut().insert(number, Rc::clone(&holder));
             self.holder = Some((number, holder));
@@ -240,28 +240,28 @@ impl<'a> Share<'a> {
         match &self.holder {
             Some((_, holder)) if holder.is_evicted.get() => {}
             Some((_, holder)) if held.weight() > 0 => self.holders.set(holder, held),
-            _ => self.give_back(),
+            _ => self.release(),
         }
     }
 
-    /// Says since when the connection waits for its client, or that it does not.
+    /// Sets the time since which the connection waits for its client; `None` if it does not.
     pub(super) fn stall(&self, since_ms: Option<u64>) {
         if let Some((_, holder)) = &self.holder {
             holder.stalled_since_ms.set(since_ms);
         }
     }
 
-    /// Whether this connection has to give way.
+    /// Returns whether this connection has been evicted.
     pub(super) fn is_evicted(&self) -> bool {
         self.holder.as_ref().is_some_and(|(_, holder)| holder.is_evicted.get())
     }
 
-    /// Bytes that are held, besides what is shared.
+    /// Returns the bytes held, without shared memory.
     pub(super) fn bytes(&self) -> usize {
         self.holder.as_ref().map_or(0, |(_, holder)| holder.held.get().bytes)
     }
 
-    fn give_back(&mut self) {
+    fn release(&mut self) {
         if let Some((number, holder)) = self.holder.take() {
             self.holders.set(&holder, Held::default());
             self.holders.all.borrow_mut().remove(&number);
@@ -271,7 +271,7 @@ impl<'a> Share<'a> {
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        self.give_back();
+        self.release();
     }
 }
 
@@ -293,7 +293,7 @@ mod tests {
         Share::new(holders, Rc::default())
     }
 
-    /// One that holds bytes and waits for its client since then.
+    /// Returns a share that holds bytes and has waited for its client since the given time.
     fn stalled(holders: &Holders, bytes: usize, client: u8, since_ms: u64) -> Share<'_> {
         let mut share = share(holders);
         share.hold_anyway(bytes.into(), address(client));
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_given_back() {
+    fn held_bytes_are_released() {
         let budget = ByteBudget::new(100);
         let holders = Holders::new(Arc::clone(&budget));
         let mut one = share(&holders);
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!((budget.held_bytes(), one.bytes()), (30, 30));
         let mut other = share(&holders);
         other.hold_anyway(90.into(), address(2));
-        assert_eq!(budget.held_bytes(), 120, "memory that is taken counts in any case");
+        assert_eq!(budget.held_bytes(), 120, "allocated memory always counts");
         other.hold_anyway(0.into(), address(2));
         drop(one);
         assert_eq!(budget.held_bytes(), 0);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_waits_for_the_server_never_gives_way() {
+    fn a_client_that_waits_for_the_server_is_never_evicted() {
         let holders = Holders::new(ByteBudget::new(100));
         let mut one = stalled(&holders, 100, 1, 0);
         one.stall(None);
@@ -326,13 +326,13 @@ mod tests {
         assert!(!newcomer.hold(10, address(2), 60_000));
         assert_eq!((newcomer.bytes(), one.bytes(), holders.budget.refused_count()), (0, 100, 1));
         one.stall(Some(60_000));
-        assert!(newcomer.hold(10, address(2), 60_000), "the other address has more");
+        assert!(newcomer.hold(10, address(2), 60_000), "the other address holds more");
         assert!(one.is_evicted() && !one.hold(1, address(1), 60_000));
         assert_eq!((one.bytes(), holders.budget.held_bytes(), holders.budget.evicted_count()), (0, 10, 1));
     }
 
     #[test]
-    fn the_slowest_of_the_address_with_most_gives_way() {
+    fn the_slowest_connection_of_the_largest_address_is_evicted() {
         let holders = Holders::new(ByteBudget::new(100));
         let alone = stalled(&holders, 40, 1, 0);
         let slower = stalled(&holders, 30, 2, 100);
@@ -340,13 +340,13 @@ mod tests {
         let mut newcomer = share(&holders);
         assert!(newcomer.hold(20, address(3), 300));
         assert!(slower.is_evicted() && !faster.is_evicted() && !alone.is_evicted());
-        // Now the first address has most.
+        // Now the first address holds the most.
         assert!(newcomer.hold(35, address(3), 300));
         assert!(alone.is_evicted() && !faster.is_evicted());
     }
 
     #[test]
-    fn within_one_address_only_what_stalls_gives_way() {
+    fn within_one_address_only_stalled_connections_are_evicted() {
         let holders = Holders::new(ByteBudget::new(100));
         let one = stalled(&holders, 60, 1, 0);
         let other = stalled(&holders, 40, 1, 500);
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_client_has_a_whole_network() {
+    fn an_ipv6_network_counts_as_one_client() {
         let holders = Holders::new(ByteBudget::new(100));
         let v6 = |text: &str| Some(text.parse().expect("an address"));
         let mut shares: Vec<Share<'_>> = (0..10).map(|_| share(&holders)).collect();
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shared_counts_once() {
+    fn shared_memory_counts_once() {
         let budget = ByteBudget::new(100);
         let holders = Holders::new(Arc::clone(&budget));
         let shared = |bytes| Held { bytes, shared: Some((7, 50)) };
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!((budget.held_bytes(), holders.bytes_of(address(1))), (90, 240));
         readers[0].hold_anyway(5.into(), address(1));
         assert_eq!(budget.held_bytes(), 85);
-        // The memory is free when the last one that shares it has given way.
+        // The memory is free once its last sharer is evicted.
         let mut newcomer = share(&holders);
         assert!(newcomer.hold(60, address(2), 0));
         assert!(readers[1..].iter().all(Share::is_evicted) && !readers[0].is_evicted());
@@ -396,22 +396,22 @@ mod tests {
     #[test]
     fn one_executor_makes_room_for_another() {
         let budget = ByteBudget::new(100);
-        let (here, there) = (Holders::new(Arc::clone(&budget)), Holders::new(Arc::clone(&budget)));
-        let stalled = stalled(&there, 100, 1, 0);
-        let mut newcomer = share(&here);
+        let (local, remote) = (Holders::new(Arc::clone(&budget)), Holders::new(Arc::clone(&budget)));
+        let stalled = stalled(&remote, 100, 1, 0);
+        let mut newcomer = share(&local);
         assert!(!newcomer.hold(10, address(2), 0));
-        there.tick(STALLED - 1);
-        assert!(!stalled.is_evicted(), "it has only just stalled");
+        remote.tick(STALLED - 1);
+        assert!(!stalled.is_evicted(), "the stall is too recent");
         assert!(!newcomer.hold(10, address(2), STALLED));
-        there.tick(STALLED);
+        remote.tick(STALLED);
         assert!(stalled.is_evicted() && newcomer.hold(10, address(2), STALLED));
-        // Nothing more is asked for.
-        let other = self::stalled(&there, 50, 1, 0);
-        there.tick(10 * STALLED);
+        // No further reservation fails.
+        let other = self::stalled(&remote, 50, 1, 0);
+        remote.tick(10 * STALLED);
         assert!(!other.is_evicted());
-        // More is held than may be.
+        // The budget is exceeded.
         newcomer.hold_anyway(60.into(), address(2));
-        there.tick(10 * STALLED);
+        remote.tick(10 * STALLED);
         assert!(other.is_evicted());
     }
 }

@@ -1,4 +1,4 @@
-//! Buffers that the connections of one shard share: a connection has them only while it needs them.
+//! The buffer pool of one executor: a connection borrows buffers only while it needs them.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -8,38 +8,38 @@ use zeroize::Zeroize;
 use crate::http1::Connection;
 use crate::limits::SPARE_BUFFERS_COUNT_MAX;
 
-/// A larger buffer is not kept.
-const ANSWER_BYTES_KEPT_MAX: usize = 64 * 1024;
+/// Largest response buffer that is kept for reuse, in bytes.
+const RESPONSE_BYTES_KEPT_MAX: usize = 64 * 1024;
 
-/// What one shard has of it. Not shared between threads.
+/// Free buffers of one executor. Not shared between threads.
 #[derive(Default)]
 pub(super) struct BufferPool {
-    answer: Cell<Vec<u8>>,
+    response: Cell<Vec<u8>>,
     inputs: RefCell<Vec<Box<[u8]>>>,
     outputs: RefCell<Vec<Vec<u8>>>,
 }
 
 impl BufferPool {
-    /// Runs `work` with an empty buffer for an answer, which is wiped afterwards.
+    /// Runs `work` with an empty buffer for a response body, which is wiped afterwards.
     pub(super) fn with_answer<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-        let mut answer = self.answer.take();
-        let result = work(&mut answer);
-        answer[..].zeroize();
-        answer.clear();
-        if answer.capacity() <= ANSWER_BYTES_KEPT_MAX {
-            self.answer.set(answer);
+        let mut response = self.response.take();
+        let result = work(&mut response);
+        response[..].zeroize();
+        response.clear();
+        if response.capacity() <= RESPONSE_BYTES_KEPT_MAX {
+            self.response.set(response);
         }
         result
     }
 
-    /// Gives a connection buffers, if it has none.
+    /// Lends buffers to a connection that has none.
     pub(super) fn lend(&self, connection: &mut Connection) {
         let pop_input = || self.inputs.borrow_mut().pop();
         let pop_output = || self.outputs.borrow_mut().pop();
         connection.borrow_buffers(pop_input, pop_output);
     }
 
-    /// Takes its buffers back, if there is nothing in them.
+    /// Takes back the buffers of a connection, if they are empty.
     pub(super) fn take_back(&self, connection: &mut Connection) {
         let Some((input, output)) = connection.return_buffers() else { return };
         let mut inputs = self.inputs.borrow_mut();
@@ -55,6 +55,6 @@ impl BufferPool {
 
 impl fmt::Debug for BufferPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory").finish_non_exhaustive()
+        f.debug_struct("BufferPool").finish_non_exhaustive()
     }
 }

@@ -1,16 +1,17 @@
-//! Who the client is, when proxies stand between: `X-Forwarded-For` or `Forwarded` (RFC 7239), whichever the settings name,
-//! believed only as far as the proxies in the settings have written it.
+//! The client's address behind proxies: `X-Forwarded-For` or `Forwarded` (RFC 7239), whichever the settings name,
+//! trusted only as far as the configured proxies have written it.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{ForwardedHeader, Proxies};
 use crate::http1::RequestHead;
 
-/// Proxies in a row that are believed; a longer chain ends at the farthest one of these.
+/// Longest chain of trusted proxies that is followed; a longer one ends at its farthest followed hop.
 const HOPS_MAX: usize = 32;
 
-/// The nearest address that is no proxy of ours; where an element is no address, the last one before it, so that a client
-/// cannot choose by sending nonsense. `peer` is at the other end of the connection.
+/// Returns the nearest address that is not a trusted proxy. If an element is not an address, returns the last one
+/// before it, so that a client cannot choose its address by sending garbage. `peer` is the remote end of the
+/// connection.
 pub(super) fn client_address(proxies: &Proxies, peer: IpAddr, head: &RequestHead<'_>) -> IpAddr {
     if !proxies.contain(peer) {
         return peer;
@@ -19,11 +20,11 @@ pub(super) fn client_address(proxies: &Proxies, peer: IpAddr, head: &RequestHead
         ForwardedHeader::XForwardedFor => "x-forwarded-for",
         ForwardedHeader::Forwarded => "forwarded",
     };
-    let read = |element| match proxies.header() {
+    let parse = |element| match proxies.header() {
         ForwardedHeader::XForwardedFor => address(element),
         ForwardedHeader::Forwarded => forwarded(element),
     };
-    // Each proxy adds at the end the address that it has its request from.
+    // Each proxy appends the address from which it received the request.
     let (mut last, mut count) = ([&b""[..]; HOPS_MAX], 0);
     for element in head.fields(name).flat_map(|value| value.split(|&byte| byte == b',')) {
         last[count % HOPS_MAX] = element;
@@ -31,8 +32,8 @@ pub(super) fn client_address(proxies: &Proxies, peer: IpAddr, head: &RequestHead
     }
     let mut nearest = peer;
     for hop in (0..count).rev().take(HOPS_MAX) {
-        let Some(told) = read(last[hop % HOPS_MAX]) else { break };
-        nearest = told;
+        let Some(reported) = parse(last[hop % HOPS_MAX]) else { break };
+        nearest = reported;
         if !proxies.contain(nearest) {
             break;
         }
@@ -40,7 +41,7 @@ pub(super) fn client_address(proxies: &Proxies, peer: IpAddr, head: &RequestHead
     nearest
 }
 
-/// The address in the `for` of one element.
+/// Parses the address in the `for` parameter of one element.
 fn forwarded(element: &[u8]) -> Option<IpAddr> {
     let mut pairs = element.split(|&byte| byte == b';');
     let value = pairs.find_map(|pair| {
@@ -51,10 +52,10 @@ fn forwarded(element: &[u8]) -> Option<IpAddr> {
     address(value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value))
 }
 
-/// An address, perhaps with a port, perhaps in brackets.
+/// Parses an address with an optional port, in optional brackets.
 fn address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text.trim_ascii()).ok()?;
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let found = bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))?;
-    Some(IpAddr::to_canonical(&found))
+    let parsed = bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))?;
+    Some(IpAddr::to_canonical(&parsed))
 }

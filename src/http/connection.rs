@@ -1,5 +1,5 @@
-//! Drives one connection: moves bytes between a stream and the sans-IO core, and requests between
-//! the core and the application. Runs on any futures stream: glommio's, a pipe in a test.
+//! Connection driver: moves bytes between a stream and the sans-IO core, and requests between the core and the
+//! application. Runs on any futures stream: glommio's, or a pipe in a test.
 
 use std::future::{Future, pending, poll_fn};
 use std::io;
@@ -26,109 +26,109 @@ use crate::http1::{self, Connection, ProtocolError, RequestHead, Step};
 use crate::limits::{LARGE_VALUE_BYTES, PIECE_BYTES, PIECE_COPIES, WRITE_STALL};
 use crate::model::SecretBytes;
 
-/// What answers requests.
+/// The application behind a connection: decides on request heads and handles requests.
 pub trait Application {
-    /// What is kept of a head while its body arrives.
+    /// The state kept from a head while its body arrives.
     type Request;
 
-    /// Decides on a request by its head alone, or appends its whole answer to `body`, whose owner wipes it.
-    /// Says in `exchange` what it is.
+    /// Decides on a request from its head alone, or appends the complete response body to `body`, which the caller
+    /// wipes. Records the endpoint and other properties of the request in `request_log`.
     ///
     /// # Errors
-    /// With the answer, when the request goes no further.
+    /// Returns the error response if the request is rejected.
     fn on_head(
         &self,
         head: &RequestHead<'_>,
-        exchange: &mut RequestLog,
+        request_log: &mut RequestLog,
         body: &mut Vec<u8>,
     ) -> Result<HeadDecision<Self::Request>, Response>;
 
-    /// The origin that an answer allows, for a page of this one; `None` where no page may see it.
+    /// Returns the origin if its pages may read responses, else `None`.
     fn allowed_origin(&self, _origin: &[u8]) -> Option<String> {
         None
     }
 
-    /// Answers a request. Dropped when the connection fails before it is done.
+    /// Handles a request. The future is dropped if the connection fails before it completes.
     fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>)
     -> impl Future<Output = HandlerOutput>;
 }
 
-/// What becomes of a request that is not refused.
+/// The decision on an accepted request head.
 #[derive(Debug)]
 pub enum HeadDecision<R> {
-    /// The answer was at hand: status 200 and JSON.
+    /// The response is complete: status 200 with a JSON body.
     Responded,
-    /// It goes on.
+    /// The request needs its handler, after its body if it has one.
     ReadBody {
-        /// What the application needs of the head.
+        /// The application's state from the head.
         request: R,
-        /// How large a body may be, if one is wanted; if not, it is read over.
+        /// Largest body accepted, in bytes; if `None`, the body is skipped.
         body_bytes_max: Option<usize>,
     },
 }
 
-/// Steps of a connection after which the others have theirs; a request takes two or three.
+/// Steps of a connection before it yields to the other connections; a request takes two or three.
 const STEPS_PER_TURN: u32 = 128;
 
-/// Counted for a client that left before its answer, or did not get all of it.
+/// Status recorded for a client that disconnected before it received the complete response.
 const CLIENT_GONE: u16 = 499;
 
-/// How a wait for the client ended.
+/// Outcome of a wait for the client.
 enum Event {
     Arrived(usize),
-    Ended,
+    Eof,
     Expired,
     Closing,
 }
 
-/// Why the connection cannot go on.
+/// The connection failed: the client disconnected, stalled or was evicted.
 struct Disconnected;
 
 struct Driver<'a, S, A> {
     stream: S,
     application: &'a A,
-    local: &'a ExecutorContext,
-    alarm: Rc<Deadline>,
+    executor: &'a ExecutorContext,
+    deadline: Rc<Deadline>,
     connection: Connection,
     client: Client,
-    /// Of the request that is not answered yet.
-    exchange: Option<RequestLog>,
-    bodies: Share<'a>,
-    answers: Share<'a>,
-    /// What the answer that is being sent takes of the budget; its row counts only while its client is waited for.
-    answer_held: Held,
+    /// Log record of the request in flight.
+    request_log: Option<RequestLog>,
+    body_share: Share<'a>,
+    response_share: Share<'a>,
+    /// Memory of the response being sent; a shared row counts only while the client stalls.
+    response_held: Held,
     is_stalled: bool,
-    told_to_close: bool,
-    /// Until others have their turn.
+    is_closing: bool,
+    /// Steps before this connection yields.
     steps_left: u32,
 }
 
-/// Serves one connection until it ends.
-pub async fn serve<S, A>(stream: S, application: &A, local: &ExecutorContext, client: Client)
+/// Serves one connection until it closes.
+pub async fn serve<S, A>(stream: S, application: &A, executor: &ExecutorContext, client: Client)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Application,
 {
-    let alarm = local.clock.alarm();
+    let deadline = executor.clock.alarm();
     let mut driver = Driver {
         stream,
         application,
-        local,
-        bodies: Share::new(&local.bodies, Rc::clone(&alarm)),
-        answers: Share::new(&local.answers, Rc::clone(&alarm)),
-        answer_held: Held::default(),
+        executor,
+        body_share: Share::new(&executor.bodies, Rc::clone(&deadline)),
+        response_share: Share::new(&executor.answers, Rc::clone(&deadline)),
+        response_held: Held::default(),
         is_stalled: false,
-        alarm,
-        connection: Connection::new(local.clock.now_ms()),
+        deadline,
+        connection: Connection::new(executor.clock.now_ms()),
         client,
-        exchange: None,
-        told_to_close: false,
+        request_log: None,
+        is_closing: false,
         steps_left: STEPS_PER_TURN,
     };
-    // The client has gone, or stalls: there is nobody to tell.
+    // The client disconnected or stalled, so the failure cannot be reported to it.
     let _: Result<(), Disconnected> = driver.run().await;
-    if let Some(exchange) = &driver.exchange {
-        local.traffic.note(exchange, CLIENT_GONE);
+    if let Some(request_log) = &driver.request_log {
+        executor.traffic.note(request_log, CLIENT_GONE);
     }
 }
 
@@ -140,32 +140,32 @@ where
     async fn run(&mut self) -> Result<(), Disconnected> {
         let mut admitted = None;
         loop {
-            self.heed_closing();
+            self.check_closing();
             match self.connection.step(self.now_ms()) {
-                Step::Head => match self.admit() {
+                Step::Head => match self.handle_head() {
                     Ok(HeadDecision::Responded) => {}
                     Ok(HeadDecision::ReadBody { request, body_bytes_max: Some(bytes_max) }) => {
                         admitted = Some(request);
                         self.connection.accept_body(bytes_max, self.now_ms());
                     }
                     Ok(HeadDecision::ReadBody { request, body_bytes_max: None }) => {
-                        self.answer(request, Zeroizing::default()).await?;
+                        self.process(request, Zeroizing::default()).await?;
                     }
-                    Err(answer) if answer.delay.is_zero() => self.respond(&answer),
-                    Err(answer) => Box::pin(self.respond_delayed(answer)).await?,
+                    Err(response) if response.delay.is_zero() => self.respond(&response),
+                    Err(response) => Box::pin(self.respond_delayed(response)).await?,
                 },
                 Step::Body => {
-                    let request = admitted.take().expect("a body is only read after its head was admitted");
+                    let request = admitted.take().expect("a body is read only after its head was accepted");
                     let body = self.connection.take_body();
-                    self.bodies.hold_anyway(body.capacity().into(), self.client_address());
-                    self.bodies.stall(None);
-                    self.answer(request, body).await?;
+                    self.body_share.hold_anyway(body.capacity().into(), self.client_address());
+                    self.body_share.stall(None);
+                    self.process(request, body).await?;
                     self.release_body();
                 }
-                Step::Reject(rejection) => self.reject(rejection),
+                Step::Reject(error) => self.reject(error),
                 Step::Read => self.read().await?,
                 Step::Linger => {
-                    // What is refused while its body arrives keeps no user key.
+                    // A request rejected while its body arrives must not keep its user key in memory.
                     drop(admitted);
                     return self.linger().await;
                 }
@@ -174,12 +174,12 @@ where
             if self.connection.output_is_full() {
                 self.flush().await?;
             }
-            self.give_way().await;
+            self.yield_turn().await;
         }
     }
 
-    /// A client that always has sent more must not keep the executor from all others.
-    async fn give_way(&mut self) {
+    /// Yields from time to time, so that a client that keeps sending does not starve the other connections.
+    async fn yield_turn(&mut self) {
         self.steps_left -= 1;
         if self.steps_left == 0 {
             self.steps_left = STEPS_PER_TURN;
@@ -187,92 +187,93 @@ where
         }
     }
 
-    /// Asked before each answer as well: one that began to be made before the end says that it is the last.
-    fn heed_closing(&mut self) {
-        if self.local.clock.is_closing() && !self.told_to_close {
-            self.told_to_close = true;
+    /// Makes the next response the last one if the executor is draining. Also called before each response, so that
+    /// one whose request was in flight when the drain began says `Connection: close`.
+    fn check_closing(&mut self) {
+        if self.executor.clock.is_closing() && !self.is_closing {
+            self.is_closing = true;
             self.connection.close_after_answer();
         }
     }
 
-    /// Sends the answer along, if it is at hand.
-    fn admit(&mut self) -> Result<HeadDecision<A::Request>, Response> {
+    /// Passes the head to the application, and sends the response if it is already complete.
+    fn handle_head(&mut self) -> Result<HeadDecision<A::Request>, Response> {
         let (application, connection) = (self.application, &mut self.connection);
-        let ExecutorContext { clock, memory, traffic, .. } = self.local;
+        let ExecutorContext { clock, memory, traffic, .. } = self.executor;
         memory.with_answer(|body| {
             let head = connection.head();
-            let mut exchange = traffic.begin(&head, &self.client);
-            let admission =
-                panic::catch_unwind(AssertUnwindSafe(|| application.on_head(&head, &mut exchange, body)))
+            let mut request_log = traffic.begin(&head, &self.client);
+            let decision =
+                panic::catch_unwind(AssertUnwindSafe(|| application.on_head(&head, &mut request_log, body)))
                     .unwrap_or_else(|_| Err(error::internal()));
-            match &admission {
+            match &decision {
                 Ok(HeadDecision::Responded) => {
-                    traffic.note_at_hand(&exchange, &head);
-                    let fields = Fields::of(&[], &exchange);
+                    traffic.note_at_hand(&request_log, &head);
+                    let fields = ResponseFields::of(&[], &request_log);
                     clock.with_date(|date| {
                         let (content_type, headers) = (Some(super::response::JSON), &*fields.all);
-                        let answer = http1::Response { status: 200, content_type, headers, body, date };
-                        connection.respond(&answer, clock.now_ms());
+                        let response = http1::Response { status: 200, content_type, headers, body, date };
+                        connection.respond(&response, clock.now_ms());
                     });
-                    return admission;
+                    return decision;
                 }
-                Ok(HeadDecision::ReadBody { .. }) => exchange.wait(&head),
-                Err(_) => exchange.keep_path(&head),
+                Ok(HeadDecision::ReadBody { .. }) => request_log.wait(&head),
+                Err(_) => request_log.keep_path(&head),
             }
-            self.exchange = Some(exchange);
-            admission
+            self.request_log = Some(request_log);
+            decision
         })
     }
 
-    /// A panic in the handler is this request's alone. What takes a while has a place of its own meanwhile, so
-    /// that a connection that waits for a request is small.
-    async fn answer(&mut self, request: A::Request, body: Zeroizing<Vec<u8>>) -> Result<(), Disconnected> {
+    /// Runs the handler and sends its response. A panic in the handler fails only this request. Futures that run for
+    /// long are boxed, so that an idle connection is small.
+    async fn process(&mut self, request: A::Request, body: Zeroizing<Vec<u8>>) -> Result<(), Disconnected> {
         let application = self.application;
-        // The answer to a large body is large as well, and once a write is made it must be given.
-        let is_promised = body.len() > LARGE_VALUE_BYTES;
-        if is_promised && !self.reserve(body.len()) {
+        // The response to a large body is large as well, and a committed write must be acknowledged.
+        let is_reserved = body.len() > LARGE_VALUE_BYTES;
+        if is_reserved && !self.reserve(body.len()) {
             self.respond(&error::overloaded());
             return Ok(());
         }
         let handling = Box::pin(AssertUnwindSafe(application.handle(request, body)).catch_unwind());
         let outcome = self.while_connected(handling).await?;
-        self.heed_closing();
+        self.check_closing();
         match outcome {
-            Ok(HandlerOutput::Complete(answer)) if !answer.delay.is_zero() => {
-                Box::pin(self.respond_delayed(answer)).await?;
+            Ok(HandlerOutput::Complete(response)) if !response.delay.is_zero() => {
+                Box::pin(self.respond_delayed(response)).await?;
             }
-            Ok(HandlerOutput::Complete(mut answer)) if answer.body.len() > LARGE_VALUE_BYTES => {
-                let content = Content::default().with_bytes(mem::take(&mut answer.body));
-                Box::pin(self.send_large(&answer, content, is_promised)).await?;
+            Ok(HandlerOutput::Complete(mut response)) if response.body.len() > LARGE_VALUE_BYTES => {
+                let content = Content::default().with_bytes(mem::take(&mut response.body));
+                Box::pin(self.send_large(&response, content, is_reserved)).await?;
             }
-            Ok(HandlerOutput::Complete(answer)) => self.respond(&answer),
+            Ok(HandlerOutput::Complete(response)) => self.respond(&response),
             Ok(HandlerOutput::Large(head, content)) => {
-                Box::pin(self.send_large(&head, content, is_promised)).await?;
+                Box::pin(self.send_large(&head, content, is_reserved)).await?;
             }
             Ok(HandlerOutput::List(list)) => Box::pin(self.stream_list(*list)).await?,
             Err(_) => self.respond(&error::internal()),
         }
-        self.hold_answer(Held::default());
+        self.hold_response(Held::default());
         Ok(())
     }
 
-    /// Takes room for an answer of so many bytes, and for the pieces in which it is sent. False if there is none.
+    /// Reserves budget for a response of `bytes` bytes and the pieces in which it is sent. False if none is left.
     fn reserve(&mut self, bytes: usize) -> bool {
         let bytes = bytes + PIECE_COPIES * PIECE_BYTES;
-        let has_room = self.answers.hold(bytes, self.client_address(), self.now_ms());
-        self.answer_held = if has_room { bytes.into() } else { Held::default() };
+        let has_room = self.response_share.hold(bytes, self.client_address(), self.now_ms());
+        self.response_held = if has_room { bytes.into() } else { Held::default() };
         has_room
     }
 
-    /// Takes room for memory that is there already.
-    fn hold_answer(&mut self, held: Held) {
-        self.answer_held = held;
+    /// Counts response memory that is already allocated.
+    fn hold_response(&mut self, held: Held) {
+        self.response_held = held;
         let own = Held { shared: None, ..held };
-        self.answers.hold_anyway(own, self.client_address());
+        self.response_share.hold_anyway(own, self.client_address());
     }
 
-    /// Runs `work`, and drops it if the connection fails meanwhile. The end of input is no failure: many clients end
-    /// their side after their last request, and wait for the answer.
+    /// Runs `work`, and drops it if the connection fails meanwhile. End of input is not a failure: many clients
+    /// half-close after their last request and wait for the response.
     async fn while_connected<F: Future>(&mut self, work: F) -> Result<F::Output, Disconnected> {
         let mut work = pin!(work);
         poll_fn(|context| {
@@ -300,20 +301,19 @@ where
         .await
     }
 
-    /// Sends a body piece by piece. Where there is no room for it, another answer is given, unless this one is
-    /// promised.
+    /// Sends a body piece by piece, or 503 if the budget is exhausted and the response is not reserved.
     async fn send_large(
         &mut self,
         head: &Response,
         mut content: Content,
-        is_promised: bool,
+        is_reserved: bool,
     ) -> Result<(), Disconnected> {
         let held = content.held();
-        if !is_promised && !self.reserve(held.bytes) {
+        if !is_reserved && !self.reserve(held.bytes) {
             self.respond(&error::overloaded());
             return Ok(());
         }
-        self.hold_answer(Held { bytes: held.bytes + PIECE_COPIES * PIECE_BYTES, ..held });
+        self.hold_response(Held { bytes: held.bytes + PIECE_COPIES * PIECE_BYTES, ..held });
         let length = content.remaining();
         self.encode(head, |connection, head, now_ms| connection.begin_body(head, length, now_ms));
         loop {
@@ -328,7 +328,7 @@ where
             }
         }
         self.connection.end_stream(&[], self.now_ms());
-        self.note(head.status);
+        self.log_response(head.status);
         Ok(())
     }
 
@@ -350,18 +350,18 @@ where
                 Ok(Ok(Some(page))) => {
                     list.hidden_count += page.hidden_count;
                     let comma = usize::from(is_first && !page.bytes.is_empty());
-                    self.hold_answer((page.bytes.capacity() + PIECE_COPIES * PIECE_BYTES).into());
+                    self.hold_response((page.bytes.capacity() + PIECE_COPIES * PIECE_BYTES).into());
                     self.send_chunks(&page.bytes[comma..]).await?;
                     is_first &= page.bytes.is_empty();
                 }
                 Ok(Ok(None)) => break,
                 failed => {
                     if let Ok(Err(error)) = failed {
-                        tracing::error!(%error, "a list ends half way");
+                        tracing::error!(%error, "list response aborted");
                     }
-                    // Without the last chunk the client knows that something is missing.
+                    // The missing last chunk tells the client that the list is incomplete.
                     self.connection.abort();
-                    self.note(CLIENT_GONE);
+                    self.log_response(CLIENT_GONE);
                     return Ok(());
                 }
             }
@@ -372,7 +372,7 @@ where
         let trailers: smallvec::SmallVec<[(&str, &str); 3]> =
             fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
         self.connection.end_stream(&trailers, self.now_ms());
-        self.note(head.status);
+        self.log_response(head.status);
         Ok(())
     }
 
@@ -390,59 +390,63 @@ where
         Ok(())
     }
 
-    fn respond(&mut self, answer: &Response) {
-        self.encode(answer, Connection::respond);
-        self.note(answer.status);
+    fn respond(&mut self, response: &Response) {
+        self.encode(response, Connection::respond);
+        self.log_response(response.status);
     }
 
-    /// Holds an answer back, in a place of its own like everything that takes a while.
-    async fn respond_delayed(&mut self, answer: Response) -> Result<(), Disconnected> {
-        let local = self.local;
-        // It ends with the timeout, or earlier when the server stops.
-        let held_back = local.clock.in_time(answer.delay, pending::<io::Result<()>>());
+    /// Sends a response after its delay. Boxed by its callers, like everything that runs for long.
+    async fn respond_delayed(&mut self, response: Response) -> Result<(), Disconnected> {
+        let executor = self.executor;
+        // Ends with the timeout, or earlier if the server drains.
+        let held_back = executor.clock.in_time(response.delay, pending::<io::Result<()>>());
         self.while_connected(held_back).await?.ok();
-        self.heed_closing();
-        self.respond(&answer);
+        self.check_closing();
+        self.respond(&response);
         Ok(())
     }
 
-    /// Pages may see why a head was refused, too.
-    fn reject(&mut self, rejection: ProtocolError) {
-        if self.exchange.is_none() {
-            let mut exchange = self.local.traffic.begin_refusal(&self.client);
+    /// Rejects a malformed request. Pages of allowed origins may read this response, too.
+    fn reject(&mut self, error: ProtocolError) {
+        if self.request_log.is_none() {
+            let mut request_log = self.executor.traffic.begin_refusal(&self.client);
             let origin = self.connection.refused_origin();
-            exchange.allowed_origin = origin.and_then(|origin| self.application.allowed_origin(origin));
-            self.exchange = Some(exchange);
+            request_log.allowed_origin = origin.and_then(|origin| self.application.allowed_origin(origin));
+            self.request_log = Some(request_log);
         }
-        self.respond_and_close(&Response::from(rejection));
+        self.respond_and_close(&Response::from(error));
     }
 
-    fn respond_and_close(&mut self, answer: &Response) {
-        self.encode(answer, Connection::respond_and_close);
-        self.note(answer.status);
+    fn respond_and_close(&mut self, response: &Response) {
+        self.encode(response, Connection::respond_and_close);
+        self.log_response(response.status);
     }
 
-    /// With what every answer says.
-    fn encode(&mut self, answer: &Response, write: impl FnOnce(&mut Connection, &http1::Response<'_>, u64)) {
-        let (connection, ExecutorContext { clock, traffic, .. }) = (&mut self.connection, self.local);
-        let exchange = self.exchange.get_or_insert_with(|| traffic.begin_refusal(&self.client));
-        let fields = Fields::of(&answer.headers, exchange);
+    /// Encodes a response together with the common header fields.
+    fn encode(
+        &mut self,
+        response: &Response,
+        write: impl FnOnce(&mut Connection, &http1::Response<'_>, u64),
+    ) {
+        let (connection, ExecutorContext { clock, traffic, .. }) = (&mut self.connection, self.executor);
+        let request_log = self.request_log.get_or_insert_with(|| traffic.begin_refusal(&self.client));
+        let fields = ResponseFields::of(&response.headers, request_log);
         clock.with_date(|date| {
-            let (status, content_type) = (answer.status, answer.content_type);
-            let (headers, body) = (&*fields.all, &*answer.body);
-            let answer = http1::Response { status, content_type, headers, body, date };
-            write(connection, &answer, clock.now_ms());
+            let (status, content_type) = (response.status, response.content_type);
+            let (headers, body) = (&*fields.all, &*response.body);
+            let response = http1::Response { status, content_type, headers, body, date };
+            write(connection, &response, clock.now_ms());
         });
     }
 
-    fn note(&mut self, status: u16) {
-        if let Some(exchange) = self.exchange.take() {
-            self.local.traffic.note(&exchange, status);
+    fn log_response(&mut self, status: u16) {
+        if let Some(request_log) = self.request_log.take() {
+            self.executor.traffic.note(&request_log, status);
         }
     }
 
     fn now_ms(&self) -> u64 {
-        self.local.clock.now_ms()
+        self.executor.clock.now_ms()
     }
 
     async fn read(&mut self) -> Result<(), Disconnected> {
@@ -455,45 +459,47 @@ where
             Event::Arrived(count) => {
                 self.connection.received(count, self.now_ms());
             }
-            Event::Ended => self.connection.received_eof(),
+            Event::Eof => self.connection.received_eof(),
             Event::Expired => self.connection.expire(self.now_ms()),
             Event::Closing => {}
         }
-        if self.bodies.is_evicted() {
+        if self.body_share.is_evicted() {
             self.respond_and_close(&error::overloaded());
         }
         Ok(())
     }
 
-    /// Counts what has arrived of a body; false when there is no room for it.
+    /// Counts the body bytes that have arrived; false if the budget is exhausted.
     fn hold_body(&mut self) -> bool {
         let bytes = self.connection.buffered_body_bytes();
-        if bytes != self.bodies.bytes() && !self.bodies.hold(bytes, self.client_address(), self.now_ms()) {
+        if bytes != self.body_share.bytes()
+            && !self.body_share.hold(bytes, self.client_address(), self.now_ms())
+        {
             return false;
         }
-        self.bodies.stall(Some(self.connection.body_since_ms()));
+        self.body_share.stall(Some(self.connection.body_since_ms()));
         true
     }
 
     fn release_body(&mut self) {
-        self.bodies.hold_anyway(Held::default(), None);
+        self.body_share.hold_anyway(Held::default(), None);
     }
 
-    /// The client, as far as a proxy has named it.
+    /// The client's address: the one that a trusted proxy reported, else that of the connection.
     fn client_address(&self) -> Option<IpAddr> {
-        self.exchange.as_ref().and_then(|exchange| exchange.client).or(self.client.address)
+        self.request_log.as_ref().and_then(|request_log| request_log.client).or(self.client.address)
     }
 
     async fn wait(&mut self) -> Event {
-        self.alarm.set(self.connection.deadline_ms());
+        self.deadline.set(self.connection.deadline_ms());
         poll_fn(|context| {
-            self.local.memory.lend(&mut self.connection);
+            self.executor.memory.lend(&mut self.connection);
             match Pin::new(&mut self.stream).poll_read(context, self.connection.read_space()) {
                 Poll::Ready(Ok(count)) if count > 0 => return Poll::Ready(Event::Arrived(count)),
-                Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Event::Ended),
-                Poll::Pending => self.local.memory.take_back(&mut self.connection),
+                Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Event::Eof),
+                Poll::Pending => self.executor.memory.take_back(&mut self.connection),
             }
-            if self.local.clock.is_closing() && !self.told_to_close {
+            if self.executor.clock.is_closing() && !self.is_closing {
                 return Poll::Ready(Event::Closing);
             }
             self.expired(context).map(|()| Event::Expired)
@@ -502,20 +508,20 @@ where
     }
 
     fn expired(&self, context: &Context<'_>) -> Poll<()> {
-        if self.alarm.is_due(self.now_ms()) {
+        if self.deadline.is_due(self.now_ms()) {
             return Poll::Ready(());
         }
-        self.alarm.register(context.waker());
+        self.deadline.register(context.waker());
         Poll::Pending
     }
 
     async fn flush(&mut self) -> Result<(), Disconnected> {
         while !self.connection.output().is_empty() {
-            self.alarm.set(self.connection.deadline_ms());
+            self.deadline.set(self.connection.deadline_ms());
             let written: io::Result<usize> = poll_fn(|context| {
                 match Pin::new(&mut self.stream).poll_write(context, self.connection.output()) {
                     Poll::Pending => {
-                        self.note_stall();
+                        self.record_stall();
                         self.expired(context).map(|()| Err(io::Error::from(io::ErrorKind::TimedOut)))
                     }
                     ready => ready,
@@ -526,61 +532,62 @@ where
                 Ok(count) if count > 0 => self.connection.wrote(count, self.now_ms()),
                 _ => return Err(Disconnected),
             }
-            if self.answers.is_evicted() {
+            if self.response_share.is_evicted() {
                 return Err(Disconnected);
             }
         }
         if mem::take(&mut self.is_stalled) {
-            self.answers.stall(None);
-            self.hold_answer(self.answer_held);
+            self.response_share.stall(None);
+            self.hold_response(self.response_held);
         }
         Ok(())
     }
 
-    /// Counts what waits for a client that does not take it. What is taken at once is never counted.
-    fn note_stall(&mut self) {
+    /// Counts output that the client does not read. Output that is written immediately is never counted.
+    fn record_stall(&mut self) {
         if !mem::replace(&mut self.is_stalled, true) {
             let buffers = PIECE_COPIES * self.connection.output_capacity();
-            let held = Held { bytes: self.answer_held.bytes.max(buffers), ..self.answer_held };
-            self.answers.hold_anyway(held, self.client_address());
+            let held = Held { bytes: self.response_held.bytes.max(buffers), ..self.response_held };
+            self.response_share.hold_anyway(held, self.client_address());
         }
-        self.answers.stall(Some(self.connection.output_since_ms()));
+        self.response_share.stall(Some(self.connection.output_since_ms()));
     }
 
-    /// Ends the sending direction and reads over what still comes: closing with unread bytes would
-    /// reset the connection, and the client might never see the answer (RFC 9112, 9.6).
+    /// Performs a lingering close: shuts down the sending direction and drains the input. Closing with unread bytes
+    /// would reset the connection, and the client might never see the response (RFC 9112, 9.6).
     async fn linger(&mut self) -> Result<(), Disconnected> {
-        // The body is gone already: others may have its share meanwhile.
+        // The body is already dropped, so its share is free for other connections.
         self.release_body();
         self.flush().await?;
-        // What the stream still holds may wait for a client that takes nothing.
-        self.local.clock.in_time(WRITE_STALL, self.stream.close()).await.map_err(|_| Disconnected)?;
+        // The stream may still hold output for a client that does not read.
+        self.executor.clock.in_time(WRITE_STALL, self.stream.close()).await.map_err(|_| Disconnected)?;
         loop {
             match self.wait().await {
                 Event::Arrived(count) => self.connection.received(count, self.now_ms()),
-                Event::Ended | Event::Expired => return Ok(()),
-                Event::Closing => self.told_to_close = true,
+                Event::Eof | Event::Expired => return Ok(()),
+                Event::Closing => self.is_closing = true,
             }
         }
     }
 }
 
-/// The header fields of an answer.
-struct Fields<'a> {
+/// The header fields of a response.
+struct ResponseFields<'a> {
     all: smallvec::SmallVec<[(&'a str, &'a str); 8]>,
 }
 
-impl<'a> Fields<'a> {
-    /// Its own, and those of every answer: nobody may keep what holds secrets, or take it for something else.
-    fn of(own: &'a [(&'static str, std::borrow::Cow<'static, str>)], exchange: &'a RequestLog) -> Self {
+impl<'a> ResponseFields<'a> {
+    /// The response's own fields and the common ones: responses hold secrets, so they must not be cached or have
+    /// their media type guessed.
+    fn of(own: &'a [(&'static str, std::borrow::Cow<'static, str>)], request_log: &'a RequestLog) -> Self {
         let mut all: smallvec::SmallVec<[(&str, &str); 8]> =
             own.iter().map(|(name, value)| (*name, &**value)).collect();
-        all.push(("x-request-id", exchange.id()));
+        all.push(("x-request-id", request_log.id()));
         all.push(("x-content-type-options", "nosniff"));
         if !own.iter().any(|(name, _)| *name == "cache-control") {
             all.push(("cache-control", "no-store"));
         }
-        if let Some(origin) = &exchange.allowed_origin {
+        if let Some(origin) = &request_log.allowed_origin {
             all.push(("access-control-allow-origin", origin));
             all.push(("access-control-expose-headers", super::cors::EXPOSED));
             all.push(("vary", "origin"));

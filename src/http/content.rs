@@ -1,5 +1,5 @@
-//! The body of a large answer: written piece by piece as the client takes it, so that a client that does not read
-//! costs no more than a piece.
+//! The body of a large response: written piece by piece as the client reads it, so that a client that does not read
+//! costs no more than one piece.
 
 use smallvec::SmallVec;
 
@@ -7,10 +7,10 @@ use super::budget::Held;
 use crate::model::SecretBytes;
 use crate::service::SealedValue;
 
-/// A body whose length is known.
+/// A body of known length.
 #[derive(Debug, Default)]
 pub struct Content {
-    /// In the order in which they are sent; those that were sent are gone.
+    /// The parts not sent yet, in order.
     parts: SmallVec<[Part; 3]>,
 }
 
@@ -22,22 +22,22 @@ enum Part {
 }
 
 impl Content {
-    /// Adds bytes.
+    /// Appends bytes.
     pub fn with_bytes(self, bytes: SecretBytes) -> Self {
         self.with(Part::Bytes { bytes, sent: 0 })
     }
 
-    /// Adds bytes of the program.
+    /// Appends static bytes.
     pub fn with_static(self, bytes: &'static [u8]) -> Self {
         self.with(Part::Static(bytes))
     }
 
-    /// Adds a value.
+    /// Appends a sealed value, which is decrypted as it is sent.
     pub fn with_sealed(self, value: SealedValue) -> Self {
         self.with(Part::Sealed(value))
     }
 
-    /// Adds bytes before and after all that is here.
+    /// Encloses the content between two byte strings.
     pub fn between(self, before: Vec<u8>, after: Vec<u8>) -> Self {
         let mut whole = Self::default().with_bytes(before.into());
         whole.parts.extend(self.parts);
@@ -49,21 +49,21 @@ impl Content {
         self
     }
 
-    /// Bytes that are not written yet.
+    /// Returns the number of bytes not written yet.
     pub(super) fn remaining(&self) -> usize {
         self.parts.iter().map(Part::remaining).sum()
     }
 
-    /// How many bytes the next piece has, no more than `bytes_max`; zero at the end.
+    /// Returns the length of the next piece in bytes, at most `bytes_max`; zero at the end.
     pub(super) fn next_len(&mut self, bytes_max: usize) -> usize {
-        // A part that was sent gives its memory back.
+        // Sent parts are dropped immediately, to free their memory.
         while self.parts.first().is_some_and(|part| part.remaining() == 0) {
             self.parts.remove(0);
         }
         self.parts.first().map_or(0, |part| part.remaining().min(bytes_max))
     }
 
-    /// Appends the next piece, of as many bytes as [`Self::next_len`] gave.
+    /// Appends the next piece, whose length [`Self::next_len`] returned, to `out`.
     pub(super) fn write_next(&mut self, count: usize, out: &mut Vec<u8>) {
         match self.parts.first_mut() {
             Some(Part::Bytes { bytes, sent }) => {
@@ -80,7 +80,7 @@ impl Content {
         }
     }
 
-    /// The memory that it takes, besides what it shares with the program.
+    /// Returns the memory that the content holds; static bytes do not count.
     pub(super) fn held(&self) -> Held {
         self.parts.iter().fold(Held::default(), |held, part| match part {
             Part::Bytes { bytes, .. } => Held { bytes: held.bytes + bytes.capacity(), ..held },
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_the_whole_in_order() {
+    fn pieces_concatenate_to_the_whole() {
         for size in [1, 2, 3, 7, 100] {
             let mut content = Content::default()
                 .with_bytes(b"{\"value\":".to_vec().into())

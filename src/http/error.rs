@@ -1,4 +1,4 @@
-//! The one table of status codes and texts.
+//! The single table of status codes and error texts.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::http1::ProtocolError;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_COUNT_MAX, REQUEST_LINE_BYTES_MAX, RETRY_AFTER_SECONDS};
 use crate::service;
 
-/// `{"detail": text}`, the shape of every error.
+/// Returns `{"detail": text}`, the body format of every error.
 pub(super) fn detail(status: u16, text: &str) -> Response {
     let mut body = b"{\"detail\":".to_vec();
     super::json::write_string(text, &mut body);
@@ -20,19 +20,19 @@ fn later(status: u16, text: &str) -> Response {
     detail(status, text).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
-/// RFC 6585, 4. Rounded up: a client that comes too early is refused again.
+/// Returns 429 (RFC 6585, 4). The wait is rounded up: a client that retries too early is refused again.
 fn too_many(text: &str, wait: Duration) -> Response {
     detail(429, text).with_header("retry-after", (wait.as_secs() + 1).to_string())
 }
 
-/// Why a request got no further than its head.
+/// The reason why a request is rejected after its head.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RequestError {
     ApiKeyMissing,
     ApiKeyWrong {
         delay: Duration,
     },
-    /// Of a client, for an endpoint that takes only the one of the nodes.
+    /// A client's API key on an endpoint that accepts only the nodes' key.
     ApiKeyOfClients,
     ClusterSecretMissing,
     ClusterSecretWrong {
@@ -43,9 +43,9 @@ pub(super) enum RequestError {
         bytes_min: usize,
     },
     ContentCoded,
-    /// It depends on an entity tag or a time, and entries have none.
+    /// A conditional request (entity tag or time); entries have no validators.
     Conditional,
-    /// A part of a body, which would replace the whole (RFC 9110, 14.5).
+    /// A partial body, which would replace the complete value (RFC 9110, 14.5).
     PartialContent,
     TooManyRequests {
         wait: Duration,
@@ -56,8 +56,8 @@ pub(super) enum RequestError {
 }
 
 impl From<&RequestError> for Response {
-    fn from(refusal: &RequestError) -> Self {
-        match refusal {
+    fn from(error: &RequestError) -> Self {
+        match error {
             RequestError::ApiKeyMissing => {
                 detail(403, "API key required but missing. Provide X-API-Key header.")
             }
@@ -89,7 +89,7 @@ impl From<&RequestError> for Response {
             RequestError::PartialContent => {
                 detail(400, "Content-Range is not supported: the body is the whole")
             }
-            // RFC 9110, 15.5.16: tell what would be accepted.
+            // RFC 9110, 15.5.16: say which codings are accepted.
             RequestError::ContentCoded => {
                 detail(415, "Content-Encoding is not supported").with_header("accept-encoding", "identity")
             }
@@ -98,8 +98,8 @@ impl From<&RequestError> for Response {
 }
 
 impl From<RouteError> for Response {
-    fn from(miss: RouteError) -> Self {
-        match miss {
+    fn from(error: RouteError) -> Self {
+        match error {
             RouteError::NotFound => detail(404, "Not Found"),
             RouteError::MethodNotAllowed { allow, .. } => {
                 detail(405, "Method Not Allowed").with_header("allow", allow)
@@ -109,12 +109,12 @@ impl From<RouteError> for Response {
     }
 }
 
-/// `OPTIONS` of a path, or of the server (RFC 9110, 9.3.7).
+/// Returns the response to `OPTIONS` for a path, or for the server (RFC 9110, 9.3.7).
 pub(super) fn options(allow: &'static str) -> Response {
     no_content().with_header("allow", format!("{allow}, OPTIONS"))
 }
 
-/// Nothing but header fields.
+/// Returns 204 without a body.
 pub(super) fn no_content() -> Response {
     Response {
         status: 204,
@@ -125,8 +125,8 @@ pub(super) fn no_content() -> Response {
     }
 }
 
-/// 307, so that method and body survive (RFC 9110, 15.4.8). The location is relative, so that it is
-/// right behind any proxy.
+/// Returns 307, so that method and body are preserved (RFC 9110, 15.4.8). The location is relative, so that it is
+/// correct behind any proxy.
 pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Response {
     let location = match query {
         Some(query) => format!("{path}?{}", super::key_path::header_text(query)),
@@ -151,10 +151,10 @@ impl From<service::Error> for Response {
             ),
             Error::NotFound { key, environment, silent } => {
                 let place = place(environment.as_deref());
-                let answer = detail(404, &format!("Configuration with key '{key}' not found{place}"));
+                let response = detail(404, &format!("Configuration with key '{key}' not found{place}"));
                 match silent.is_empty() {
-                    true => answer,
-                    false => answer.with_header(super::PARTIAL_RESULT, silent.join(", ")),
+                    true => response,
+                    false => response.with_header(super::PARTIAL_RESULT, silent.join(", ")),
                 }
             }
             Error::Incomplete { key, environment, silent } => {
@@ -215,12 +215,12 @@ fn place(environment: Option<&str>) -> String {
     environment.map(|environment| format!(" in environment '{environment}'")).unwrap_or_default()
 }
 
-/// Always the same text: what went wrong stands in the log.
+/// Returns 500 with a constant text; the cause is in the log only.
 pub(super) fn internal() -> Response {
     detail(500, "Internal server error")
 }
 
-/// `GET /ready` of a node that is not.
+/// Returns the response to `GET /ready` on a node that is not ready.
 pub(super) fn not_ready(reason: &str) -> Response {
     let mut body = b"{\"ready\":false,\"detail\":".to_vec();
     super::json::write_string(reason, &mut body);
@@ -228,22 +228,22 @@ pub(super) fn not_ready(reason: &str) -> Response {
     Response::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
-/// A page of a site that is not in `CORS_ORIGINS`.
+/// Returns 403 for a page whose origin is not in `CORS_ORIGINS`.
 pub(super) fn origin_not_allowed() -> Response {
     detail(403, "Origin not allowed")
 }
 
-/// A `Host` that is not in `OSC_ALLOWED_HOSTS` (RFC 9110, 15.5.20).
+/// Returns 421 for a `Host` that is not in `OSC_ALLOWED_HOSTS` (RFC 9110, 15.5.20).
 pub(super) fn host_not_allowed() -> Response {
     detail(421, "Host not allowed, add it to OSC_ALLOWED_HOSTS")
 }
 
-/// A salt in the body of a form.
+/// Returns 415 for a salt in a media type of forms.
 pub(super) fn salt_in_a_form() -> Response {
     detail(415, "A salt is sent as application/octet-stream")
 }
 
-/// `GET /health` of a node that should be restarted, or looked at.
+/// Returns the response to `GET /health` on a node that should be restarted or inspected.
 pub(super) fn unhealthy(reasons: &[String]) -> Response {
     let mut body = b"{\"status\":\"unhealthy\",\"detail\":".to_vec();
     super::json::write_string(&reasons.join("; "), &mut body);
@@ -251,29 +251,29 @@ pub(super) fn unhealthy(reasons: &[String]) -> Response {
     Response::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
-/// A message of a peer that cannot be taken.
+/// Returns 422 for a peer's message that cannot be decoded.
 pub(super) fn malformed_message(error: &crate::service::exchange::DecodeError) -> Response {
     detail(422, &error.to_string())
 }
 
-/// What only nodes of a cluster ask, asked of a node that is in none.
+/// Returns 404 for a cluster endpoint on a node that is not in a cluster, or in one of the other mode.
 pub(super) fn not_clustered() -> Response {
     detail(404, "This node is not part of a cluster")
 }
 
-/// Too many connections, or too many bytes of bodies at a time.
+/// Returns 503 for too many open connections, or too many bytes held for bodies or responses.
 pub(super) fn overloaded() -> Response {
     later(503, "Too many requests at a time, try again in a moment")
 }
 
-/// HTTP where TLS is spoken.
+/// Returns 400 for plain HTTP on a TLS port.
 pub(super) fn plain_text_to_tls() -> Response {
     detail(400, "This port speaks TLS only, use https://")
 }
 
 impl From<ProtocolError> for Response {
-    fn from(rejection: ProtocolError) -> Self {
-        match rejection {
+    fn from(error: ProtocolError) -> Self {
+        match error {
             ProtocolError::BadRequest(reason) => detail(400, &format!("Malformed request: {reason}")),
             ProtocolError::VersionNotSupported => detail(505, "HTTP version not supported, use HTTP/1.1"),
             ProtocolError::MethodNotImplemented => detail(501, "Method not implemented"),

@@ -1,4 +1,4 @@
-//! What the connections of one executor share.
+//! State shared by the connections of one executor.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ use super::timers::Timers;
 use crate::limits::BODIES_BYTES_MAX_PER_SHARD;
 use crate::telemetry::ExecutorCounts;
 
-/// Not shared between threads.
+/// State shared by the connections of one executor. Not shared between threads.
 pub struct ExecutorContext {
-    /// The time.
+    /// Coarse clock and deadlines.
     pub clock: Rc<Timers>,
     pub(super) memory: BufferPool,
-    /// Request bodies that arrive here.
+    /// Connections that hold memory for request bodies.
     pub(super) bodies: Holders,
-    /// Answers that wait for their clients.
+    /// Connections that hold memory for responses.
     pub(super) answers: Holders,
     pub(super) traffic: AccessLog,
 }
 
 impl ExecutorContext {
-    /// For an executor that counts here, and shares the budget of answers with the others.
+    /// Creates the state of an executor that counts in `counts`. The response budget is shared by all executors.
     pub fn new(counts: Arc<ExecutorCounts>, answers: Arc<ByteBudget>) -> Self {
         Self {
             clock: Timers::new(),
@@ -34,7 +34,7 @@ impl ExecutorContext {
         }
     }
 
-    /// To be called some times a second.
+    /// Advances the clock, the budgets and the access log. To be called several times per second.
     pub fn tick(&self, connections: usize) {
         self.clock.tick();
         self.bodies.tick(self.clock.now_ms());

@@ -1,4 +1,4 @@
-//! Entries and texts as JSON. Values are spliced in as they are: they are JSON text already.
+//! JSON serialization of entries and strings. Values are spliced in verbatim, because they are already JSON text.
 
 use crate::model::json;
 use crate::store::SealedEntry;
@@ -16,24 +16,25 @@ pub(super) fn write_optional(text: Option<&str>, out: &mut Vec<u8>) {
     }
 }
 
-/// The names of the fields, the id and the times.
+/// Upper bound for the field names, the id and the times of an entry, in bytes.
 const FIXED_BYTES_MAX: usize = 256;
 
-/// How much of an entry is shown.
+/// The set of fields in which an entry is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EntryView {
-    /// The four fields of 2.0, for an entry without an environment that was asked for without one.
+    /// The four fields of version 2.0, for an entry without an environment that was requested without one.
     Plain,
-    /// With the environment.
+    /// The plain fields and the environment.
     Short,
-    /// With the environment and both times.
+    /// The plain fields, the environment and both times.
     Full,
 }
 
 impl EntryView {
-    /// Rule 2 of the contract: an entry without an environment, asked for without one, looks as in 2.0.
-    pub(super) fn of(row: &SealedEntry, asked_environment: Option<&str>, full: bool) -> Self {
-        match (row.environment.is_none() && asked_environment.is_none(), full) {
+    /// Selects the view by rule 2 of the API contract: an entry without an environment, requested without one, looks as
+    /// in version 2.0.
+    pub(super) fn of(row: &SealedEntry, requested_environment: Option<&str>, full: bool) -> Self {
+        match (row.environment.is_none() && requested_environment.is_none(), full) {
             (true, _) => Self::Plain,
             (false, false) => Self::Short,
             (false, true) => Self::Full,
@@ -42,52 +43,52 @@ impl EntryView {
 }
 
 /// Appends an entry.
-pub(super) fn write_entry(row: &SealedEntry, value: &[u8], shape: EntryView, out: &mut Vec<u8>) {
-    write_entry_with(row, shape, value.len(), out, |out| {
+pub(super) fn write_entry(row: &SealedEntry, value: &[u8], view: EntryView, out: &mut Vec<u8>) {
+    write_entry_with(row, view, value.len(), out, |out| {
         out.extend_from_slice(value);
         Some(())
     });
 }
 
-/// Appends an entry whose value is appended by `write_value`, at most so many bytes. When that gives `None`, so
-/// does this, and `out` is as it was.
+/// Appends an entry whose value `write_value` appends, at most `value_bytes_max` bytes. If that returns `None`, so does
+/// this function, and `out` is unchanged.
 pub(super) fn write_entry_with(
     row: &SealedEntry,
-    shape: EntryView,
+    view: EntryView,
     value_bytes_max: usize,
     out: &mut Vec<u8>,
     write_value: impl FnOnce(&mut Vec<u8>) -> Option<()>,
 ) -> Option<()> {
     let start = out.len();
-    // Enough in almost every case; growing would leave a copy of the value behind.
+    // Enough in almost every case; a reallocation would leave a copy of the value in freed memory.
     out.reserve(value_bytes_max + 6 * row.names_bytes() + FIXED_BYTES_MAX);
-    write_before(row, shape, out);
+    write_before(row, view, out);
     if write_value(out).is_none() {
         out.truncate(start);
         return None;
     }
-    write_after(row, shape, out);
+    write_after(row, view, out);
     Some(())
 }
 
-/// Appends an entry up to its value.
-pub(super) fn write_before(row: &SealedEntry, shape: EntryView, out: &mut Vec<u8>) {
+/// Appends the part of an entry before its value.
+pub(super) fn write_before(row: &SealedEntry, view: EntryView, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"id\":");
     out.extend_from_slice(itoa::Buffer::new().format(row.id).as_bytes());
     out.extend_from_slice(b",\"key\":");
     write_string(&row.key, out);
     out.extend_from_slice(b",\"category\":");
     write_optional(row.category.as_deref(), out);
-    if shape != EntryView::Plain {
+    if view != EntryView::Plain {
         out.extend_from_slice(b",\"environment\":");
         write_optional(row.environment.as_deref(), out);
     }
     out.extend_from_slice(b",\"value\":");
 }
 
-/// Appends what follows its value.
-pub(super) fn write_after(row: &SealedEntry, shape: EntryView, out: &mut Vec<u8>) {
-    if shape == EntryView::Full {
+/// Appends the part of an entry after its value.
+pub(super) fn write_after(row: &SealedEntry, view: EntryView, out: &mut Vec<u8>) {
+    if view == EntryView::Full {
         for (name, time) in
             [(&b",\"created_at\":"[..], row.created_at), (b",\"updated_at\":", row.updated_at)]
         {

@@ -1,16 +1,16 @@
-//! The entry key in a path, and the texts that are made of paths.
+//! The entry key in a path, and percent-encoding of paths.
 
 use std::borrow::Cow;
 
 /// The entry key in a path: everything after `/configs/`, percent-decoded once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPath<'a> {
-    /// The decoded text; bytes that are no UTF-8 are shown as U+FFFD.
+    /// The decoded text; bytes that are not UTF-8 appear as U+FFFD.
     pub text: Cow<'a, str>,
-    /// The decoded bytes are UTF-8; otherwise no entry can have this key.
+    /// Whether the decoded bytes are UTF-8; otherwise no entry can have this key.
     pub is_text: bool,
-    /// Where to go if no entry has this key: the path ends in a `/` that was not encoded. `None` if a client would
-    /// resolve it to another resource.
+    /// The redirect target if no entry has this key, for a path that ends in an unencoded `/`. `None` if a client
+    /// would resolve it to another resource.
     pub without_slash: Option<String>,
 }
 
@@ -33,7 +33,7 @@ impl<'a> KeyPath<'a> {
     }
 }
 
-/// Decodes `%XX`, once. A `%` without two hexadecimal digits stands for itself, as in the original.
+/// Decodes `%XX`, once. A `%` without two hexadecimal digits is literal, as in the Python server.
 pub(super) fn percent_decode(raw: &[u8]) -> Cow<'_, [u8]> {
     let Some(first) = memchr::memchr(b'%', raw) else { return Cow::Borrowed(raw) };
     let mut decoded = Vec::with_capacity(raw.len());
@@ -55,15 +55,16 @@ pub(super) fn percent_decode(raw: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(decoded)
 }
 
-/// Whether a client that resolves this path, as in a `Location`, gets to another one (RFC 3986, 5.2.4). Browsers decode
-/// the dots first (<https://url.spec.whatwg.org/#single-dot-path-segment>), and some clients take `\` for `/`.
+/// Returns whether a client that resolves this path, as in a `Location`, would remove dot segments and request another
+/// path (RFC 3986, 5.2.4). Browsers decode the dots first (<https://url.spec.whatwg.org/#single-dot-path-segment>), and
+/// some clients treat `\` as `/`.
 fn has_dot_segments(path: &[u8]) -> bool {
     let is_dots = |segment| matches!(&*percent_decode(segment), b"." | b"..");
     path.split(|&byte| byte == b'/' || byte == b'\\').any(is_dots)
 }
 
-/// A raw path or query for a `Location`: ASCII stays, everything else is encoded, so no byte can
-/// break out of the header.
+/// Encodes a raw path or query for a `Location`: visible ASCII stays, everything else is percent-encoded, so no byte
+/// can break out of the header.
 pub(super) fn header_text(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
     for &byte in path {

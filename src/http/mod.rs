@@ -1,7 +1,7 @@
-//! HTTP seen as a contract: routes, checks, JSON, and the one table of status codes.
+//! The HTTP API: routes, checks, JSON, and the single table of status codes.
 //!
-//! Knows the service and the sans-IO core of HTTP/1.1, and no runtime: the driver runs on any
-//! futures stream. Everything here runs on the executor that accepted the connection.
+//! Depends on the service and the sans-IO core of HTTP/1.1, but not on a runtime: the driver runs on any futures
+//! stream. Everything here runs on the executor that accepted the connection.
 
 mod access_log;
 mod app;
@@ -40,33 +40,33 @@ pub use response::{HandlerOutput, ListStream, Response};
 pub use route::{Audience, ENDPOINTS, KeyPath, Route, RouteError};
 pub use timers::{Deadline, Timers};
 
-/// How many entries of a list the caller's key does not open: a header, or a trailer when the list
-/// was longer than one page.
+/// Header with the number of entries in a list that the caller's key does not open; a trailer if the list was longer
+/// than one page.
 pub(crate) const ENTRIES_HIDDEN: &str = "x-entries-hidden";
 
-/// Nodes whose entries may be missing: a header, or a trailer like [`ENTRIES_HIDDEN`].
+/// Header with the nodes whose entries may be missing; a trailer in the same case as [`ENTRIES_HIDDEN`].
 pub(crate) const PARTIAL_RESULT: &str = "x-partial-result";
-/// Where a list that ended because of its limit goes on: a header, or a trailer like [`ENTRIES_HIDDEN`].
+/// Header with the cursor from which a limited list continues.
 pub(crate) const NEXT_AFTER: &str = "x-next-after";
 
-/// A complete answer for a connection that there is no room for.
+/// Returns a complete response for a connection above the connection limit.
 pub fn too_many_connections() -> Vec<u8> {
     let retry_after = format!("retry-after: {}\r\n", crate::limits::RETRY_AFTER_SECONDS);
-    whole("503 Service Unavailable", &retry_after, &error::overloaded())
+    encode_closing("503 Service Unavailable", &retry_after, &error::overloaded())
 }
 
-/// A complete answer for a client that speaks HTTP where TLS is spoken.
+/// Returns a complete response for a client that uses plain HTTP on a TLS port.
 pub fn plain_text_to_tls() -> Vec<u8> {
-    whole("400 Bad Request", "", &error::plain_text_to_tls())
+    encode_closing("400 Bad Request", "", &error::plain_text_to_tls())
 }
 
-fn whole(status: &str, fields: &str, answer: &Response) -> Vec<u8> {
-    let length = answer.body.len();
+fn encode_closing(status: &str, fields: &str, response: &Response) -> Vec<u8> {
+    let length = response.body.len();
     let mut bytes = format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{fields}\
          connection: close\r\n\r\n"
     )
     .into_bytes();
-    bytes.extend_from_slice(&answer.body);
+    bytes.extend_from_slice(&response.body);
     bytes
 }

@@ -1,10 +1,10 @@
-//! The query string, as `application/x-www-form-urlencoded` and as the original reads it.
+//! The query string, parsed as `application/x-www-form-urlencoded`, like the Python server does.
 
 use std::borrow::Cow;
 
 use super::key_path::percent_decode;
 
-/// The value of a parameter; of several the last one counts. `+` is a space; bytes that are no UTF-8
+/// Returns the value of a parameter; the last one if it is repeated. `+` decodes to a space; bytes that are not UTF-8
 /// become U+FFFD.
 pub(super) fn parameter<'a>(query: Option<&'a [u8]>, name: &str) -> Option<Cow<'a, str>> {
     let mut found = None;

@@ -1,4 +1,4 @@
-//! How many requests a second one client may make.
+//! Rate limits: requests per second of one client.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use crate::config::ClientLimits;
 use crate::model::requester::network;
 
-/// Shared by all executors. Each limit allows one second's worth at once.
+/// Rate limiters shared by all executors. Each allows a burst of one second's worth of requests.
 #[derive(Debug, Default)]
 pub struct RateLimits {
     per_address: Option<DefaultKeyedRateLimiter<IpAddr>>,
@@ -17,7 +17,7 @@ pub struct RateLimits {
 }
 
 impl RateLimits {
-    /// As in the settings.
+    /// Creates the limiters that the settings configure.
     pub fn new(limits: &ClientLimits) -> Self {
         Self {
             per_address: limits.rate_per_address.map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
@@ -28,7 +28,7 @@ impl RateLimits {
     /// Counts a request from this address.
     ///
     /// # Errors
-    /// How long it should have waited.
+    /// Returns the time until a request would be allowed, if the limit is exceeded.
     pub(super) fn check_address(&self, address: Option<IpAddr>) -> Result<(), Duration> {
         match (&self.per_address, address) {
             (Some(limiter), Some(address)) => check(limiter, &network(address)),
@@ -36,15 +36,15 @@ impl RateLimits {
         }
     }
 
-    /// Counts a request with the API key of this number.
+    /// Counts a request with the API key of this index.
     ///
     /// # Errors
-    /// How long it should have waited.
-    pub(super) fn check_api_key(&self, number: usize) -> Result<(), Duration> {
-        self.per_api_key.as_ref().map_or(Ok(()), |limiter| check(limiter, &number))
+    /// Returns the time until a request would be allowed, if the limit is exceeded.
+    pub(super) fn check_api_key(&self, index: usize) -> Result<(), Duration> {
+        self.per_api_key.as_ref().map_or(Ok(()), |limiter| check(limiter, &index))
     }
 
-    /// Forgets clients that have not come for a while. To be called now and then.
+    /// Removes clients without recent requests. To be called periodically.
     pub fn sweep(&self) {
         if let Some(limiter) = &self.per_address {
             limiter.retain_recent();

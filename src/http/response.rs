@@ -1,4 +1,4 @@
-//! Answers before they are encoded.
+//! Responses before encoding.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,48 +7,48 @@ use super::content::Content;
 use crate::model::SecretBytes;
 use crate::service::EntryList;
 
-/// The media type of almost every answer.
+/// The media type of almost every response.
 pub(super) const JSON: &str = "application/json";
 
-/// A complete answer.
+/// A complete response.
 #[derive(Debug)]
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// The media type, unless there is no body.
+    /// The media type; `None` without a body.
     pub content_type: Option<&'static str>,
     /// Further header fields.
     pub headers: Vec<(&'static str, Cow<'static, str>)>,
     /// The body.
     pub body: SecretBytes,
-    /// For how long it is held back: it is about a key that failed.
+    /// Delay before the response is sent, after a failed key; zero otherwise.
     pub delay: Duration,
 }
 
-/// What a handler gives back.
+/// The output of a handler.
 #[derive(Debug)]
 pub enum HandlerOutput {
-    /// Everything at once.
+    /// A complete response.
     Complete(Response),
-    /// A head, and a large body that is sent piece by piece, so that slow readers cost little memory.
+    /// A head, and a large body that is sent piece by piece, so that slow clients cost little memory.
     Large(Response, Content),
-    /// A list that did not fit one page: it is sent as it is read.
+    /// A list of more than one page, streamed as it is read.
     List(Box<ListStream>),
 }
 
-/// A list under way, its first page already read.
+/// A streamed list whose first page is already read.
 #[derive(Debug)]
 pub struct ListStream {
     /// The opening bracket and the first entries.
     pub first: SecretBytes,
-    /// Hidden entries so far.
+    /// Number of hidden entries so far.
     pub hidden_count: u64,
-    /// Where the other pages come from.
+    /// Source of the remaining pages.
     pub rest: EntryList,
 }
 
 impl Response {
-    /// A JSON answer.
+    /// Creates a JSON response.
     pub fn json(status: u16, body: impl Into<SecretBytes>) -> Self {
         Self {
             status,
@@ -59,7 +59,7 @@ impl Response {
         }
     }
 
-    /// Holds it back.
+    /// Sets the delay before the response is sent.
     pub fn delayed(self, delay: Duration) -> Self {
         Self { delay, ..self }
     }
@@ -72,7 +72,7 @@ impl Response {
 }
 
 impl From<Response> for HandlerOutput {
-    fn from(answer: Response) -> Self {
-        Self::Complete(answer)
+    fn from(response: Response) -> Self {
+        Self::Complete(response)
     }
 }

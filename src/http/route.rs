@@ -1,4 +1,4 @@
-//! From method and path to a route: pure, and the index of the API.
+//! Routing of method and path: pure functions, and the index of the API.
 
 pub use super::key_path::KeyPath;
 use super::key_path::{header_text, percent_decode};
@@ -6,7 +6,7 @@ use super::pages::{self, File};
 use crate::http1::Method;
 use crate::limits::{BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
 
-/// Every endpoint. Borrows from the path, so that finding a route takes no memory.
+/// An endpoint of the API. Borrows from the path, so that routing does not allocate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route<'a> {
     /// `GET /`
@@ -57,7 +57,7 @@ pub enum Route<'a> {
     Metrics,
     /// `GET /openapi.json`
     OpenApi,
-    /// `GET /docs`, `GET /redoc` and what they load
+    /// `GET /docs`, `GET /redoc` and their assets
     Page(&'static File),
 }
 
@@ -75,19 +75,19 @@ pub enum Audience {
     Admin,
 }
 
-/// Why a path leads to no route.
+/// The reason why a request has no route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteError {
-    /// No such path.
+    /// The path does not exist.
     NotFound,
-    /// The path takes other methods.
+    /// The path exists, but does not support the method.
     MethodNotAllowed {
-        /// These.
+        /// The supported methods.
         allow: &'static str,
-        /// The place of the path in [`ENDPOINTS`].
+        /// Index of the path in [`ENDPOINTS`].
         endpoint: usize,
     },
-    /// The path exists without its last slash; this is its location, relative to the origin.
+    /// The path exists without its trailing slash, at this location, relative to the origin.
     Redirect(String),
 }
 
@@ -115,7 +115,7 @@ enum Resource<'a> {
     Page(&'static File),
 }
 
-/// The templates of all paths, which are labels in logs and metrics; the first one is for paths that lead nowhere.
+/// Path templates, used as labels in logs and metrics; the first one stands for unknown paths.
 pub const ENDPOINTS: [&str; 23] = [
     "unmatched",
     "/",
@@ -143,22 +143,22 @@ pub const ENDPOINTS: [&str; 23] = [
 ];
 
 impl<'a> Route<'a> {
-    /// Finds the route of a request. HEAD goes where GET goes.
+    /// Finds the route of a request. HEAD is routed like GET.
     ///
     /// # Errors
-    /// With what to answer instead, when there is none.
+    /// Returns the response to send instead, if there is no route.
     pub fn find(method: Method, path: &'a [u8]) -> Result<Self, RouteError> {
         Self::find_for(Audience::Everyone, method, path).map(|(route, _)| route)
     }
 
-    /// Finds the route of a request on a listener for `audience`, and the place of its path in [`ENDPOINTS`].
+    /// Finds the route of a request on a listener for `audience`, and the index of its path in [`ENDPOINTS`].
     ///
     /// # Errors
-    /// As [`Self::find`]. The endpoints that are not for it do not exist.
+    /// Fails like [`Self::find`]. Endpoints that are not for this audience do not exist.
     pub fn find_for(audience: Audience, method: Method, path: &'a [u8]) -> Result<(Self, usize), RouteError> {
         let find = |path| Resource::find(path).filter(|resource| resource.is_for(audience));
         let Some(resource) = find(path) else {
-            // The only paths with a slash behind them that can reach this are those of fixed resources.
+            // A trailing slash that gets here belongs to a fixed resource: in `/configs/...` it is part of the key.
             if let Some(shorter) = path.strip_suffix(b"/")
                 && shorter != b"/"
                 && find(shorter).is_some()
@@ -200,7 +200,7 @@ impl<'a> Route<'a> {
         Ok((route, endpoint))
     }
 
-    /// The same, for longer than the path is there.
+    /// Returns the route with an owned key, for use after the path is dropped.
     pub fn into_owned(self) -> Route<'static> {
         match self {
             Self::ReadConfig(key) => Route::ReadConfig(key.into_owned()),
@@ -231,17 +231,17 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// Whether the request must carry the API key, if one is required at all.
+    /// Returns whether the request needs the API key, if the server requires one at all.
     pub fn needs_api_key(&self) -> bool {
         !matches!(self, Self::ClusterHealth | Self::Ready | Self::Health | Self::OpenApi | Self::Page(_))
     }
 
-    /// Whether the request must carry the credentials of a node, if there are any.
+    /// Returns whether the request needs node credentials, if any are configured.
     pub fn needs_node(&self) -> bool {
         self.is_between_nodes() || matches!(self, Self::ReadSalt | Self::AdoptSalt)
     }
 
-    /// Whether only nodes of a cluster send such requests, to each other.
+    /// Returns whether this is an inter-node endpoint.
     fn is_between_nodes(&self) -> bool {
         matches!(
             self,
@@ -255,14 +255,13 @@ impl<'a> Route<'a> {
         )
     }
 
-    /// Whether such requests count for the limits of a client: not what watches over the server, and not what
-    /// nodes say to each other.
+    /// Returns whether requests count towards the rate limits of a client. Monitoring and inter-node requests do not.
     pub fn counts_for_limits(&self) -> bool {
-        let watches = matches!(self, Self::Health | Self::Ready | Self::Metrics | Self::ClusterHealth);
-        !watches && !self.needs_node()
+        let is_monitoring = matches!(self, Self::Health | Self::Ready | Self::Metrics | Self::ClusterHealth);
+        !is_monitoring && !self.needs_node()
     }
 
-    /// Whether the request must carry a user key.
+    /// Returns whether the request needs a user key.
     pub fn needs_user_key(&self) -> bool {
         match self {
             Self::CreateConfig
@@ -293,7 +292,7 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// How large the body may be, if it means something. Other bodies are read over.
+    /// Returns the size limit of the body in bytes; `None` if the endpoint has no body, and any sent is skipped.
     pub fn body_bytes_max(&self) -> Option<usize> {
         match self {
             Self::CreateConfig | Self::UpdateConfig(_) | Self::AdoptSalt => Some(BODY_BYTES_MAX),
@@ -303,7 +302,7 @@ impl<'a> Route<'a> {
 }
 
 impl<'a> Resource<'a> {
-    /// The place of its path in [`ENDPOINTS`].
+    /// Returns the index of the path in [`ENDPOINTS`].
     fn endpoint(&self) -> usize {
         match self {
             Self::Root => 1,
@@ -331,7 +330,7 @@ impl<'a> Resource<'a> {
         }
     }
 
-    /// The methods that it takes besides OPTIONS.
+    /// Returns the supported methods besides OPTIONS.
     fn allow(&self) -> &'static str {
         match self {
             Self::Configs | Self::ClusterSalt => "GET, HEAD, POST",
@@ -341,8 +340,9 @@ impl<'a> Resource<'a> {
         }
     }
 
-    /// Whether it exists on a listener for `audience`. What operators and load balancers ask of a node does on all, and
-    /// so does the salt, which the application decides on by the credentials that are in use.
+    /// Returns whether a listener for `audience` serves the resource. Probes work on every listener. The salt is served
+    /// to clients and peers: whether a client may use it depends on the configured credentials, which the application
+    /// checks.
     fn is_for(&self, audience: Audience) -> bool {
         match audience {
             Audience::Everyone => true,
@@ -370,7 +370,8 @@ impl<'a> Resource<'a> {
         )
     }
 
-    /// Segments are split first and decoded one by one, so that `%2F` never makes a new segment.
+    /// Finds the resource of a path. Segments are split before they are decoded, so that `%2F` never starts a new
+    /// segment.
     fn find(path: &'a [u8]) -> Option<Self> {
         let rest = path.strip_prefix(b"/")?;
         if rest.is_empty() {
@@ -418,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_the_rest_of_the_path_decoded_once() {
+    fn the_key_is_the_rest_of_the_path_decoded_once() {
         for (path, expected) in [
             ("/configs/a", "a"),
             ("/configs/a%2Fb", "a/b"),
@@ -448,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raw_slash_at_the_end() {
+    fn trailing_slashes_redirect_unless_dot_segments_precede() {
         let Ok(Route::ReadConfig(slash)) = Route::find(Method::Get, b"/configs/t/") else {
             panic!("no route")
         };
@@ -479,16 +480,19 @@ mod tests {
             };
             assert_eq!(key.without_slash.as_deref(), path.strip_suffix('/'), "{path}");
         }
-        for (path, goal) in [("/configs/", "/configs"), ("/cluster/health/", "/cluster/health")] {
+        for (path, target) in [("/configs/", "/configs"), ("/cluster/health/", "/cluster/health")] {
             for method in [Method::Get, Method::Post, Method::Head] {
-                assert_eq!(Route::find(method, path.as_bytes()), Err(RouteError::Redirect(goal.to_owned())));
+                assert_eq!(
+                    Route::find(method, path.as_bytes()),
+                    Err(RouteError::Redirect(target.to_owned()))
+                );
             }
         }
         assert_eq!(header_text("/configs/é\r\n".as_bytes()), "/configs/%C3%A9%0D%0A");
     }
 
     #[test]
-    fn each_listener_has_its_endpoints() {
+    fn listeners_serve_the_endpoints_of_their_audience() {
         let found = |audience, method, path: &str| Route::find_for(audience, method, path.as_bytes()).err();
         for path in ["changes", "digests", "versions", "entries", "find", "page", "write"] {
             let path = format!("/cluster/{path}");
@@ -535,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_a_route() {
+    fn unknown_paths_and_methods_have_no_route() {
         for path in
             ["", "*", "/nope", "/cluster", "/cluster/", "//configs", "/Configs", "//", "/cluster/salt/x"]
         {

@@ -1,5 +1,5 @@
-//! A shard's coarse time and its deadlines: one tick looks after all connections, so that no
-//! connection arms a timer for each read.
+//! Coarse clock and deadlines of one executor: one tick checks all connections, so that no connection arms a timer
+//! for each read.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -10,10 +10,10 @@ use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// How long connections that are just being made have when everything ends.
-const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
+/// Longest time that [`Timers::in_time`] allows once the drain has begun.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time as one shard sees it, brought forward by [`Self::tick`]. Not shared between threads.
+/// Coarse clock of one executor, advanced by [`Self::tick`]. Not shared between threads.
 #[derive(Debug)]
 pub struct Timers {
     started: Instant,
@@ -21,7 +21,7 @@ pub struct Timers {
     date: RefCell<String>,
     date_second: Cell<u64>,
     closing: Cell<bool>,
-    alarms: RefCell<Vec<Weak<Deadline>>>,
+    deadlines: RefCell<Vec<Weak<Deadline>>>,
 }
 
 /// The next deadline of one connection.
@@ -32,26 +32,26 @@ pub struct Deadline {
 }
 
 impl Timers {
-    /// A clock that stands at zero until the first tick.
+    /// Creates a clock that starts at zero, and runs its first tick.
     pub fn new() -> Rc<Self> {
-        let clock = Self {
+        let timers = Self {
             started: Instant::now(),
             now_ms: Cell::new(0),
             date: RefCell::new(String::new()),
             date_second: Cell::new(0),
             closing: Cell::new(false),
-            alarms: RefCell::new(Vec::new()),
+            deadlines: RefCell::new(Vec::new()),
         };
-        clock.tick();
-        Rc::new(clock)
+        timers.tick();
+        Rc::new(timers)
     }
 
-    /// Milliseconds since the start, as of the last tick.
+    /// Returns the milliseconds since the clock was created, as of the last tick.
     pub fn now_ms(&self) -> u64 {
         self.now_ms.get()
     }
 
-    /// Whether connections shall end after their current answer.
+    /// Returns whether the executor is draining: connections close after their current response.
     pub fn is_closing(&self) -> bool {
         self.closing.get()
     }
@@ -61,57 +61,57 @@ impl Timers {
         use_date(&self.date.borrow())
     }
 
-    /// A new connection's alarm; it is forgotten when the connection drops it.
+    /// Returns a new deadline for a connection; it is unregistered once the connection has dropped it.
     pub fn alarm(&self) -> Rc<Deadline> {
-        let alarm = Rc::new(Deadline::default());
-        self.alarms.borrow_mut().push(Rc::downgrade(&alarm));
-        alarm
+        let deadline = Rc::new(Deadline::default());
+        self.deadlines.borrow_mut().push(Rc::downgrade(&deadline));
+        deadline
     }
 
-    /// What comes of `work` within `patience`, or of a second when everything ends: who has not said yet what it
-    /// wants is not waited for.
+    /// Runs `work` with a timeout, which drops to one second once the drain has begun: clients that have not sent a
+    /// request yet must not delay it.
     ///
     /// # Errors
-    /// When there was no time, or from `work`.
+    /// Returns `TimedOut` after the timeout, or the error of `work`.
     pub async fn in_time<T, E>(
         &self,
-        patience: Duration,
+        timeout: Duration,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E>
     where
         E: From<io::Error>,
     {
-        let alarm = self.alarm();
-        let set = |patience: Duration| {
-            let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-            alarm.set(Some(self.now_ms().saturating_add(patience_ms)));
+        let deadline = self.alarm();
+        let set = |timeout: Duration| {
+            let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            deadline.set(Some(self.now_ms().saturating_add(timeout_ms)));
         };
-        set(patience);
-        let mut is_last_second = false;
+        set(timeout);
+        let mut is_shortened = false;
         let mut work = pin!(work);
         poll_fn(|context| {
             if let Poll::Ready(result) = work.as_mut().poll(context) {
                 return Poll::Ready(result);
             }
-            if self.is_closing() && !mem::replace(&mut is_last_second, true) {
-                set(patience.min(CLOSING_PATIENCE));
+            if self.is_closing() && !mem::replace(&mut is_shortened, true) {
+                set(timeout.min(CLOSING_TIMEOUT));
             }
-            if alarm.is_due(self.now_ms()) {
+            if deadline.is_due(self.now_ms()) {
                 return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut).into()));
             }
-            alarm.register(context.waker());
+            deadline.register(context.waker());
             Poll::Pending
         })
         .await
     }
 
-    /// Moves on, and wakes every connection whose deadline has passed.
+    /// Advances the clock, and wakes every connection whose deadline has passed.
     pub fn tick(&self) {
         let elapsed = self.started.elapsed();
         self.tick_at(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     }
 
-    /// The same, to a time that the caller says: a test cannot wait a minute for a deadline.
+    /// Advances the clock like [`Self::tick`], to the given time: a test cannot wait a minute for a deadline.
     pub fn tick_at(&self, now_ms: u64) {
         self.now_ms.set(now_ms);
         let now = jiff::Timestamp::now();
@@ -119,20 +119,20 @@ impl Timers {
         if self.date_second.replace(second) != second {
             *self.date.borrow_mut() = now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
         }
-        self.wake(|alarm| alarm.is_due(self.now_ms()));
+        self.wake(|deadline| deadline.is_due(self.now_ms()));
     }
 
-    /// From now on connections end after their current answer; those that wait are woken to see it.
+    /// Starts the drain: connections close after their current response, and waiting ones are woken to notice.
     pub fn close(&self) {
         self.closing.set(true);
         self.wake(|_| true);
     }
 
     fn wake(&self, which: impl Fn(&Deadline) -> bool) {
-        self.alarms.borrow_mut().retain(|alarm| {
-            let Some(alarm) = alarm.upgrade() else { return false };
-            if which(&alarm)
-                && let Some(waker) = alarm.waker.borrow_mut().take()
+        self.deadlines.borrow_mut().retain(|deadline| {
+            let Some(deadline) = deadline.upgrade() else { return false };
+            if which(&deadline)
+                && let Some(waker) = deadline.waker.borrow_mut().take()
             {
                 waker.wake();
             }
@@ -142,17 +142,17 @@ impl Timers {
 }
 
 impl Deadline {
-    /// Sets the time to be woken at; `None` for never.
+    /// Sets the time of the wake-up; `None` for never.
     pub fn set(&self, due_ms: Option<u64>) {
         self.due_ms.set(due_ms);
     }
 
-    /// Whether the deadline has passed.
+    /// Returns whether the deadline has passed.
     pub fn is_due(&self, now_ms: u64) -> bool {
         self.due_ms.get().is_some_and(|due_ms| due_ms <= now_ms)
     }
 
-    /// Passes at once, and wakes who waits.
+    /// Makes the deadline pass immediately, and wakes the waiter.
     pub(super) fn ring(&self) {
         self.due_ms.set(Some(0));
         if let Some(waker) = self.waker.borrow_mut().take() {
@@ -160,7 +160,7 @@ impl Deadline {
         }
     }
 
-    /// Remembers whom to wake.
+    /// Stores the waker of the connection that waits.
     pub fn register(&self, waker: &Waker) {
         let mut slot = self.waker.borrow_mut();
         if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {

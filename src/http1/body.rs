@@ -1,12 +1,12 @@
-//! The bytes of a request body as they gather: they grow with what arrives and leave no copy.
+//! Body buffer that grows with the bytes that arrive and leaves no unwiped copy behind.
 
 use zeroize::Zeroizing;
 
 /// Appends to a body of at most `expected` bytes.
 ///
-/// Memory is taken in doubling steps as bytes arrive and not at once, because a length that is
-/// announced costs the client nothing. The vector never reallocates by itself: that would leave
-/// the secrets so far in freed memory, while the old vector is wiped when it is dropped here.
+/// The capacity doubles as bytes arrive instead of being allocated at once, because announcing a length costs the
+/// client nothing. The vector never reallocates by itself, which would leave the secrets so far in freed memory; here
+/// the old vector is wiped when it is dropped.
 pub(super) fn append(body: &mut Zeroizing<Vec<u8>>, bytes: &[u8], expected: usize) {
     let needed = body.len() + bytes.len();
     if needed > body.capacity() {
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capacity_doubles_up_to_what_is_expected() {
+    fn capacity_doubles_up_to_the_expected_length() {
         let mut body = Zeroizing::new(Vec::new());
         let mut capacities = Vec::new();
         for piece in [&b"0123456789"[..], b"a", b"bcdefghij", b"k", b"lmno"] {

@@ -1,17 +1,17 @@
-//! Decodes chunked bodies (RFC 9112 7.1) as their bytes arrive.
+//! Incremental decoder of chunked bodies (RFC 9112 7.1).
 //!
-//! Own code, because the usual parsers take what a strict server must not: empty sizes, sizes that
-//! wrap, line feeds in extensions. Each of these has let a request be smuggled past somebody.
+//! Implemented here, because the usual parsers accept input that a strict server must reject: empty sizes, sizes that
+//! overflow, line feeds in extensions. Each of these has made request smuggling possible in some implementation.
 
-use super::{protocol_error::ProtocolError, scan::is_token_byte};
+use super::{protocol_error::ProtocolError, token::is_token_byte};
 use crate::limits;
 
-/// Most digits of a chunk size: 32 bits, so that no sum of sizes can wrap.
+/// Most digits of a chunk size: 32 bits, so that no sum of sizes can overflow.
 const SIZE_DIGITS_MAX: u8 = 8;
 
 const MALFORMED: ProtocolError = ProtocolError::BadRequest("chunk is malformed");
 
-/// Which byte is expected next.
+/// Expected next byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expect {
     Size { digits: u8 },
@@ -28,11 +28,11 @@ enum Expect {
     Nothing,
 }
 
-/// The state of one chunked body; a few words, whatever the body does.
+/// Decoder of one chunked body; a few machine words, whatever the body.
 #[derive(Clone, Debug)]
 pub(super) struct Decoder {
     expect: Expect,
-    /// The size of the current chunk, as far as its digits have arrived.
+    /// Size of the current chunk, from the digits that have arrived.
     size: usize,
     decoded_count: usize,
     bytes_max: usize,
@@ -41,7 +41,7 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// For a body of at most this many bytes.
+    /// Creates a decoder for a body of at most `bytes_max` bytes.
     pub(super) fn new(bytes_max: usize) -> Self {
         Self {
             expect: Expect::Size { digits: 0 },
@@ -53,23 +53,23 @@ impl Decoder {
         }
     }
 
-    /// Whether the body is complete, trailers included.
+    /// Returns whether the body is complete, trailers included.
     pub(super) fn is_done(&self) -> bool {
         self.expect == Expect::Nothing
     }
 
-    /// How many bytes are known to come, to size the next read.
+    /// Returns the number of bytes that are known to follow, to size the next read.
     pub(super) fn wanted(&self) -> usize {
         if let Expect::Data { remaining } = self.expect { remaining } else { 1 }
     }
 
-    /// Most bytes that the body may have.
+    /// Returns the size limit of the body, in bytes.
     pub(super) fn bytes_max(&self) -> usize {
         self.bytes_max
     }
 
-    /// Reads `input`, hands the data in it to `sink`, and returns how many bytes belonged to this
-    /// body: all of them unless it is done.
+    /// Decodes `input`, passes its data to `sink`, and returns the number of bytes that belong to this body: all of
+    /// them unless the body ends.
     pub(super) fn decode(
         &mut self,
         input: &[u8],
@@ -93,11 +93,11 @@ impl Decoder {
         Ok(at)
     }
 
-    /// What is expected after one byte that is not data.
+    /// Returns the next expectation after one byte that is not data.
     fn after(&mut self, byte: u8) -> Result<Expect, ProtocolError> {
         match (self.expect, byte) {
             (Expect::Size { digits: 1.. }, b'\r') => Ok(Expect::SizeLf),
-            // RFC 9112 7.1.1 has white space before the semicolon only for readers to repair.
+            // RFC 9112 7.1.1 has white space before the semicolon only as something to repair, so it is malformed here.
             (Expect::Size { digits: 1.. }, b';') => self.extension(0),
             (Expect::Size { digits }, _) => self.size_digit(digits, byte),
 
@@ -142,7 +142,7 @@ impl Decoder {
         Ok(Expect::Size { digits: digits + 1 })
     }
 
-    /// Extensions are read over, but not without end: they cost bytes that no body limit counts.
+    /// Skips a byte of an extension, up to a limit: no body limit counts these bytes.
     fn extension(&mut self, count: usize) -> Result<Expect, ProtocolError> {
         let count = count + 1;
         self.extensions_count += 1;
@@ -154,7 +154,7 @@ impl Decoder {
         Ok(Expect::Extension { count })
     }
 
-    /// The body is refused when a size announces too much, before any of it is read.
+    /// Starts the data of a chunk. A size that exceeds the body limit fails before any of its data is read.
     fn data(&mut self) -> Result<Expect, ProtocolError> {
         if self.size == 0 {
             return Ok(Expect::TrailerStart);
@@ -166,7 +166,7 @@ impl Decoder {
         Ok(Expect::Data { remaining: self.size })
     }
 
-    /// Trailers are read over: merging them into the head would let them say what heads decide
+    /// Skips a byte of a trailer. Merged into the head, trailers could override what only a head may decide
     /// (RFC 9110 6.5.1).
     fn trailer(&mut self, expect: Expect) -> Result<Expect, ProtocolError> {
         self.trailers_count += 1;
@@ -177,7 +177,7 @@ impl Decoder {
     }
 }
 
-/// HTAB, SP, VCHAR and obs-text: what extensions and field values may consist of.
+/// Returns whether a byte is HTAB, SP, VCHAR or obs-text, which extensions and field values consist of.
 pub(super) fn is_text(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7F)
 }
@@ -186,11 +186,10 @@ pub(super) fn is_text(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// Decodes `input` in pieces of each given size; `Ok` is the body and what was left over, or
-    /// `None` where the input ends before the body does.
-    /// Decoded bytes and what is left of the input; `None` when more is needed.
+    /// The body and the rest of the input; `None` if the input ends before the body does.
     type Expected<'a> = Option<(&'a [u8], &'a [u8])>;
 
+    /// Decodes `input` in pieces of several sizes.
     fn check(input: &[u8], expected: Result<Expected<'_>, ProtocolError>) {
         for size in [1, 2, 3, 7, input.len().max(1)] {
             let text = String::from_utf8_lossy(&input[..input.len().min(60)]);
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn well_formed() {
+    fn well_formed_bodies() {
         check(b"0\r\n\r\n", Ok(Some((b"", b""))));
         check(b"5\r\nhello\r\n0\r\n\r\nGET", Ok(Some((b"hello", b"GET"))));
         check(
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold() {
+    fn limits_are_enforced() {
         let extension = |count: usize| format!("1;{}\r\na\r\n", "x".repeat(count - 1));
         let longest = extension(limits::CHUNK_EXTENSION_BYTES_MAX);
         let too_long = Err(ProtocolError::BadRequest("chunk extension is too long"));

@@ -1,5 +1,5 @@
-//! The state machine of one connection, from bytes to requests. `answering.rs` has the way back,
-//! `deadlines.rs` the patience.
+//! State machine of one server connection, from bytes to requests. `response_writer.rs` has the opposite direction,
+//! `deadlines.rs` the timeouts.
 
 use zeroize::Zeroizing;
 
@@ -18,20 +18,20 @@ use super::{
     write_buffer::WriteBuffer,
 };
 
-/// One server connection. Requests are delivered one at a time and in order; the next one stays in
-/// the buffer until the one before is answered.
+/// One server connection. Requests are delivered singly and in order; the next one stays in the buffer until the
+/// response to the previous one.
 pub struct Connection {
     pub(super) inbox: ReadBuffer,
     pub(super) outbox: WriteBuffer,
     pub(super) body: Zeroizing<Vec<u8>>,
     pub(super) body_pace: Pace,
     pub(super) phase: Phase,
-    /// When the patience with the client began, for the deadline of the phase.
+    /// Time from which the deadline of the phase counts.
     pub(super) since_ms: u64,
     pub(super) head: Option<Head>,
     pub(super) scan: HeadScan,
     pub(super) has_skipped_empty_line: bool,
-    /// The request is HEAD, even where its head was refused.
+    /// The request is HEAD, even if its head was rejected.
     pub(super) is_head_request: bool,
     pub(super) requests_count: u32,
     pub(super) is_draining: bool,
@@ -40,7 +40,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that was just accepted.
+    /// Creates the state of a connection that was just accepted.
     pub fn new(now_ms: u64) -> Self {
         Self {
             inbox: ReadBuffer::new(),
@@ -60,7 +60,7 @@ impl Connection {
         }
     }
 
-    /// Takes buffers that [`Self::return_buffers`] gave, where it has none. Without them it makes its own.
+    /// Adopts buffers of [`Self::return_buffers`] where it has none. Without them it allocates its own.
     pub fn borrow_buffers(
         &mut self,
         input: impl FnOnce() -> Option<Box<[u8]>>,
@@ -70,14 +70,14 @@ impl Connection {
         self.outbox.borrow_buffer(output);
     }
 
-    /// Gives its buffers away if nothing is in them; both were wiped, and each may be empty.
+    /// Gives up both buffers if the connection is idle; they are wiped, and each may be unallocated.
     pub fn return_buffers(&mut self) -> Option<(Box<[u8]>, Vec<u8>)> {
         self.is_idle().then(|| (self.inbox.return_buffer(), self.outbox.return_buffer()))
     }
 
-    /// Where to read into. Never empty after [`Step::Read`] or [`Step::Linger`], except during a
-    /// stream: while an answer is owed, a client can run ahead by [`crate::limits::HEAD_BYTES_MAX`] and
-    /// the space is empty beyond that.
+    /// Returns the space to read into. Never empty after [`Step::Read`] or [`Step::Linger`], except during a stream:
+    /// while a response is due, a client can send ahead up to [`crate::limits::HEAD_BYTES_MAX`], above which the space
+    /// is empty.
     pub fn read_space(&mut self) -> &mut [u8] {
         let wanted = match &self.phase {
             Phase::Body(Progress::Length { remaining, .. }) => *remaining,
@@ -87,7 +87,7 @@ impl Connection {
         self.inbox.space(wanted)
     }
 
-    /// Tells that `count` bytes were read into the space.
+    /// Records that `count` bytes were read into the space.
     pub fn received(&mut self, count: usize, now_ms: u64) {
         if matches!(self.phase, Phase::Head) && count > 0 && self.inbox.unread().is_empty() {
             self.since_ms = now_ms;
@@ -98,18 +98,18 @@ impl Connection {
         }
     }
 
-    /// Tells that the client will send nothing more. Whole requests that it has sent are still
-    /// answered.
+    /// Records that the client will send nothing more. Complete requests that have arrived still get their responses.
     pub fn received_eof(&mut self) {
         self.saw_eof = true;
     }
 
-    /// Whether the client will send nothing more.
+    /// Returns whether the client will send nothing more.
     pub fn saw_eof(&self) -> bool {
         self.saw_eof
     }
 
-    /// Goes as far as the bytes allow. Asking again without a change gives the same answer.
+    /// Advances as far as the bytes allow, and returns the next action. Repeating the call without a change returns the
+    /// same step.
     pub fn step(&mut self, now_ms: u64) -> Step {
         if matches!(self.phase, Phase::Head) {
             self.advance_head(now_ms);
@@ -130,32 +130,32 @@ impl Connection {
         }
     }
 
-    /// Whether [`Connection::head`] may be called: from [`Step::Head`] until the answer, and after a
+    /// Returns whether [`Connection::head`] may be called: from [`Step::Head`] until the response, and after a
     /// [`Step::Reject`] that concerns a body.
     pub fn has_head(&self) -> bool {
         self.head.is_some()
     }
 
-    /// The head of the current request.
+    /// Returns the head of the current request.
     ///
     /// # Panics
     ///
-    /// When there is none, see [`Connection::has_head`].
+    /// Panics if there is none, see [`Connection::has_head`].
     pub fn head(&self) -> RequestHead<'_> {
-        let head = self.head.as_ref().expect("the driver asks for a head only when there is one");
+        let head = self.head.as_ref().expect("the driver calls `head` only while there is one");
         RequestHead { head, bytes: self.inbox.held() }
     }
 
-    /// The first `Origin` of a head that was refused, as far as it has arrived.
+    /// Returns the first `Origin` of a head that was rejected, as far as it has arrived.
     pub fn refused_origin(&self) -> Option<&[u8]> {
         self.refused_origin.as_deref()
     }
 
-    /// Decides to read the body, if it has at most this many bytes; [`Step::Body`] follows when it is
-    /// complete, at once where there is none. Asks the client to send it when it waits for that.
+    /// Accepts the body, if it has at most `bytes_max` bytes; [`Step::Body`] follows when it is complete, immediately
+    /// if there is none. Sends `100 Continue` if the client waits for it.
     pub fn accept_body(&mut self, bytes_max: usize, now_ms: u64) {
         let (Phase::Deciding, Some(head)) = (&self.phase, &self.head) else {
-            debug_assert!(matches!(self.phase, Phase::Closed), "a body is accepted after its head");
+            debug_assert!(matches!(self.phase, Phase::Closed), "a body is accepted only after its head");
             return;
         };
         let expects_continue = head.expects_continue;
@@ -174,7 +174,7 @@ impl Connection {
         }
     }
 
-    /// The accepted body, as far as it has arrived.
+    /// Returns the accepted body, as far as it has arrived.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
@@ -184,17 +184,18 @@ impl Connection {
         std::mem::take(&mut self.body)
     }
 
-    /// Memory that the body occupies here.
+    /// Returns the memory that the body occupies in this connection, in bytes.
     pub fn buffered_body_bytes(&self) -> usize {
         self.body.capacity()
     }
 
-    /// Since when the client has sent less of the body than the minimum rate asks for in a window.
+    /// Returns the start of the current rate window of the body: since then the client has sent less than one window
+    /// requires.
     pub fn body_since_ms(&self) -> u64 {
         self.body_pace.window_since_ms()
     }
 
-    /// Whether no byte of a request has arrived and none of an answer waits.
+    /// Returns whether no byte of a request has arrived and no byte of a response waits to be written.
     pub fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::Head) && self.inbox.unread().is_empty() && self.outbox.is_empty()
     }
@@ -204,15 +205,15 @@ impl Connection {
             let unread = self.inbox.unread();
             if unread.is_empty() {
                 if self.is_draining {
-                    self.part(now_ms);
+                    self.close_idle(now_ms);
                 }
                 return;
             }
             match self.scan.advance(unread) {
                 Ok(Scanned::Incomplete) => return,
                 Ok(Scanned::Complete(count)) => return self.deliver_head(count),
-                // RFC 9112 2.2: one is ignored, because old clients end their bodies with it. It is
-                // no beginning of a request, so the connection stays idle.
+                // RFC 9112 2.2: one empty line is ignored, because old clients send it after a body. It does not
+                // begin a request, so the connection stays idle.
                 Ok(Scanned::EmptyLine) if !self.has_skipped_empty_line => {
                     self.has_skipped_empty_line = true;
                     self.inbox.consume(2);
@@ -267,8 +268,8 @@ impl Connection {
         }
     }
 
-    /// Refuses the current request. What has arrived of it and after it is wiped unread, except a
-    /// head that was delivered.
+    /// Rejects the current request. Everything that has arrived of it and after it is wiped unread, except a head that
+    /// was delivered.
     pub(super) fn refuse(&mut self, rejection: ProtocolError) {
         if self.head.is_none() {
             self.is_head_request = self.inbox.unread().starts_with(b"HEAD ");
@@ -287,9 +288,9 @@ impl Connection {
         self.phase = Phase::Lingering;
     }
 
-    /// Ends an idle connection. Lingering is for the client to read the last answer, for which it has had time since
-    /// then: many clients do not notice the end before they send again.
-    fn part(&mut self, now_ms: u64) {
+    /// Closes an idle connection. The linger timeout is for the client to read the last response, so it counts from
+    /// that response: many clients notice the close only when they send again.
+    fn close_idle(&mut self, now_ms: u64) {
         let since_ms = if self.outbox.is_empty() { self.since_ms } else { now_ms };
         self.linger(now_ms);
         self.since_ms = since_ms;
@@ -301,7 +302,7 @@ impl Connection {
         self.phase = Phase::Closed;
     }
 
-    /// Wipes the current request and makes ready for the next.
+    /// Wipes the current request and resets the state for the next one.
     pub(super) fn forget_request(&mut self) {
         self.inbox.release();
         self.body = Zeroizing::new(Vec::new());

@@ -1,4 +1,4 @@
-//! When the patience with a client ends, in monotonic milliseconds.
+//! Client deadlines of a connection, in monotonic milliseconds.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use super::{connection::Connection, phase::Phase, protocol_error::ProtocolError}
 use crate::limits;
 
 impl Connection {
-    /// When to call [`Connection::expire`]; `None` while the application owes the next move.
-    /// A client that takes its answers too slowly comes before everything else.
+    /// Returns the time to call [`Connection::expire`]; `None` while the next step is up to the application. The
+    /// deadline of a client that reads its responses too slowly takes precedence over all others.
     pub fn deadline_ms(&self) -> Option<u64> {
         if !self.outbox.is_empty() {
             return Some(self.outbox.pace().deadline_ms(limits::WRITE_STALL));
@@ -22,8 +22,7 @@ impl Connection {
         }
     }
 
-    /// Acts on a deadline that has passed, and does nothing where none has. The next step tells
-    /// what follows.
+    /// Acts on a deadline that has passed, and does nothing if none has. The next step shows the consequence.
     pub fn expire(&mut self, now_ms: u64) {
         if self.deadline_ms().is_none_or(|deadline_ms| now_ms < deadline_ms) {
             return;
@@ -33,7 +32,7 @@ impl Connection {
             return self.close();
         }
         match self.phase {
-            // An answer here would be taken for that to a request the client is about to send.
+            // A response now would be taken for the response to a request that the client is about to send.
             Phase::Head if self.inbox.unread().is_empty() => self.linger(now_ms),
             Phase::Head => self.refuse(ProtocolError::HeadTimeout),
             Phase::Body(_) => self.refuse(ProtocolError::BodyTimeout),
@@ -42,24 +41,24 @@ impl Connection {
     }
 }
 
-/// When a connection on which no request has begun is closed.
+/// Returns when a connection on which no request has begun is closed.
 fn idle(since_ms: u64) -> u64 {
     after(since_ms, limits::KEEP_ALIVE_IDLE)
 }
 
-/// When a head must be complete. Counted from its first byte and not from its last, or one byte now
-/// and then would hold a connection for ever.
+/// Returns when a head must be complete. Counted from its first byte and not from its last: otherwise a byte now and
+/// then would hold a connection indefinitely.
 fn head(since_ms: u64) -> u64 {
     after(since_ms, limits::HEAD_DEADLINE)
 }
 
-/// When a closing connection stops to read and discard.
+/// Returns when a closing connection stops reading and discarding.
 fn linger(since_ms: u64) -> u64 {
     after(since_ms, limits::LINGER)
 }
 
-fn after(since_ms: u64, patience: Duration) -> u64 {
-    since_ms.saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX))
+fn after(since_ms: u64, timeout: Duration) -> u64 {
+    since_ms.saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
-//! The header fields of a request that decide its framing and the life of the connection.
+//! Header fields that determine the framing of a message and the persistence of the connection.
 
 use super::{protocol_error::ProtocolError, target::is_host};
 
-/// How the end of a body is found (RFC 9112 6).
+/// Framing of a message body (RFC 9112 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// There is no body.
+    /// No body.
     Empty,
-    /// This many bytes; lengths beyond 64 bits saturate and are refused like any that is too large.
+    /// Length in bytes; lengths above 64 bits saturate and are rejected like any excessive length.
     Length(u64),
-    /// Chunks.
+    /// Chunked transfer coding.
     Chunked,
 }
 
-/// What the fields say, gathered in one pass over them.
+/// Values of these fields, collected in one pass.
 #[derive(Default)]
 pub(super) struct Fields {
     length: Option<u64>,
@@ -26,8 +26,8 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// RFC 9112 6.3: several lengths, or a list of them, MAY be merged when they are equal. They
-    /// never come from a sane client, so each request has one or is refused.
+    /// Records a `Content-Length`. RFC 9112 6.3: several equal lengths, or a list of them, MAY be merged. No sane
+    /// client sends them, so a message with more than one is rejected.
     pub(super) fn content_length(&mut self, value: &[u8]) -> Result<(), ProtocolError> {
         const MALFORMED: ProtocolError = ProtocolError::BadRequest("content-length is malformed");
         if self.length.is_some() || value.is_empty() {
@@ -44,7 +44,7 @@ impl Fields {
         Ok(())
     }
 
-    /// Exactly `chunked`, once: every other way to write it has been read differently by someone.
+    /// Records a `Transfer-Encoding`: exactly `chunked`, once. Implementations have disagreed on every other spelling.
     pub(super) fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), ProtocolError> {
         const MALFORMED: ProtocolError = ProtocolError::BadRequest("transfer-encoding is malformed");
         if self.is_chunked {
@@ -54,10 +54,11 @@ impl Fields {
             self.is_chunked = true;
             return Ok(());
         }
-        let is_one_token = !value.is_empty() && value.iter().all(|&byte| super::scan::is_token_byte(byte));
+        let is_one_token = !value.is_empty() && value.iter().all(|&byte| super::token::is_token_byte(byte));
         Err(if is_one_token { ProtocolError::TransferCodingNotImplemented } else { MALFORMED })
     }
 
+    /// Records a `Host`.
     pub(super) fn host(&mut self, value: &[u8]) -> Result<(), ProtocolError> {
         self.hosts_count += 1;
         if self.hosts_count > 1 || !is_host(value) {
@@ -66,7 +67,7 @@ impl Fields {
         Ok(())
     }
 
-    /// A list of options, in as many fields as the client likes (RFC 9110 7.6.1).
+    /// Records the options of a `Connection` field, of which a message may have several (RFC 9110 7.6.1).
     pub(super) fn connection(&mut self, value: &[u8]) {
         for option in value.split(|&byte| byte == b',') {
             let option = trim(option);
@@ -75,6 +76,7 @@ impl Fields {
         }
     }
 
+    /// Records an `Expect`.
     pub(super) fn expect(&mut self, value: &[u8]) {
         if value.eq_ignore_ascii_case(b"100-continue") {
             self.expects_continue = true;
@@ -83,12 +85,12 @@ impl Fields {
         }
     }
 
-    /// The framing, once every field has been seen.
+    /// Returns the framing, once every field is recorded.
     pub(super) fn framing(&self, is_http_11: bool) -> Result<Framing, ProtocolError> {
         match (self.is_chunked, self.length) {
-            // RFC 9112 6.1: such a request is an attempt at smuggling, or as good as one.
+            // RFC 9112 6.1: such a message may be a smuggling attempt, and is treated as one.
             (true, Some(_)) => Err(ProtocolError::BadRequest("both transfer-encoding and content-length")),
-            // RFC 9112 6.1: framing is faulty when a 1.0 message has it.
+            // RFC 9112 6.1: the framing of an HTTP/1.0 message with a transfer coding is faulty.
             (true, None) if !is_http_11 => Err(ProtocolError::BadRequest("transfer-encoding in HTTP/1.0")),
             (true, None) => Ok(Framing::Chunked),
             (false, None | Some(0)) => Ok(Framing::Empty),
@@ -96,12 +98,12 @@ impl Fields {
         }
     }
 
-    /// Whether a length is given, even an empty one, which [`Framing`] does not tell.
+    /// Returns whether a length was sent, even zero, which [`Framing`] does not distinguish from none.
     pub(super) fn has_length(&self) -> bool {
         self.length.is_some()
     }
 
-    /// RFC 9112 3.2: a 1.1 request without a host is refused.
+    /// Fails for an HTTP/1.1 request without a host (RFC 9112 3.2).
     pub(super) fn check_host(&self, is_http_11: bool) -> Result<(), ProtocolError> {
         if is_http_11 && self.hosts_count == 0 {
             return Err(ProtocolError::BadRequest("host is missing"));
@@ -109,7 +111,7 @@ impl Fields {
         Ok(())
     }
 
-    /// Whether the client waits for `100 Continue`; a 1.0 client cannot (RFC 9110 10.1.1).
+    /// Returns whether the client waits for `100 Continue`, which an HTTP/1.0 client cannot (RFC 9110 10.1.1).
     pub(super) fn expects_continue(&self, is_http_11: bool) -> Result<bool, ProtocolError> {
         if is_http_11 && self.expects_other {
             return Err(ProtocolError::ExpectationFailed);
@@ -117,13 +119,13 @@ impl Fields {
         Ok(is_http_11 && self.expects_continue)
     }
 
-    /// Whether the connection outlives the answer (RFC 9112 9.3).
+    /// Returns whether the connection persists after the response (RFC 9112 9.3).
     pub(super) fn keeps_alive(&self, is_http_11: bool) -> bool {
         !self.says_close && (is_http_11 || self.says_keep_alive)
     }
 }
 
-/// Without the optional white space around it (RFC 9110 5.6.3), which is less than ASCII's.
+/// Strips optional white space (RFC 9110 5.6.3), a smaller set than ASCII white space.
 pub(super) fn trim(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -135,21 +137,21 @@ pub(super) fn trim(mut value: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
-    /// `(name, value)` pairs to the framing of a 1.1 request.
+    /// Checks the framing of an HTTP/1.1 request with these `(name, value)` pairs.
     fn check(fields: &[(&str, &str)], expected: Result<Framing, ProtocolError>) {
-        let mut gathered = Fields::default();
+        let mut recorded = Fields::default();
         let mut framing = Ok(());
         for (name, value) in fields {
             framing = framing.and(match *name {
-                "length" => gathered.content_length(value.as_bytes()),
-                _ => gathered.transfer_encoding(value.as_bytes()),
+                "length" => recorded.content_length(value.as_bytes()),
+                _ => recorded.transfer_encoding(value.as_bytes()),
             });
         }
-        assert_eq!(framing.and_then(|()| gathered.framing(true)), expected, "{fields:?}");
+        assert_eq!(framing.and_then(|()| recorded.framing(true)), expected, "{fields:?}");
     }
 
     #[test]
-    fn lengths_are_digits() {
+    fn a_length_consists_of_digits() {
         check(&[], Ok(Framing::Empty));
         check(&[("length", "0")], Ok(Framing::Empty));
         check(&[("length", "007")], Ok(Framing::Length(7)));
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_only_coding_is_chunked() {
+    fn chunked_is_the_only_transfer_coding() {
         let malformed = Err(ProtocolError::BadRequest("transfer-encoding is malformed"));
         check(&[("coding", "Chunked")], Ok(Framing::Chunked));
         check(&[("coding", "gzip")], Err(ProtocolError::TransferCodingNotImplemented));

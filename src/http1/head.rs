@@ -1,4 +1,4 @@
-//! A request head: parsed once when it is complete, then read in place.
+//! Request heads: parsed once when complete, then read in place.
 
 use std::mem::MaybeUninit;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::limits;
 
-/// A part of the head's bytes.
+/// Range within the bytes of a head.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     start: usize,
@@ -18,15 +18,15 @@ struct Span {
 }
 
 impl Span {
-    /// Where `part`, which was sliced out of `whole`, lies in it.
+    /// Returns the range of `part`, which was sliced out of `whole`.
     fn of(part: &[u8], whole: &[u8]) -> Self {
         let start = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
-        // What is empty may lie anywhere.
+        // An empty slice may have any address.
         if part.is_empty() { Self { start: 0, end: 0 } } else { Self { start, end: start + part.len() } }
     }
 }
 
-/// What a head says, with places in its bytes instead of copies of them.
+/// Parsed head, with ranges of its bytes instead of copies.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     pub(super) method: Method,
@@ -70,24 +70,24 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, ProtocolError> {
     for field in &*request.headers {
         let name = field.name.as_bytes();
         let value = trim(field.value);
-        // The length first: few names are as long as one of these and none needs a second look.
+        // Compares the length first: few other names have one of these lengths.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 fields.host(value)?;
-                pick(&mut host, value, bytes);
+                keep(&mut host, value, bytes);
             }
             6 if name.eq_ignore_ascii_case(b"expect") => fields.expect(value),
-            6 if name.eq_ignore_ascii_case(b"origin") => pick(&mut origin, value, bytes),
+            6 if name.eq_ignore_ascii_case(b"origin") => keep(&mut origin, value, bytes),
             8 if name.eq_ignore_ascii_case(b"if-match") => has_if_match = true,
-            9 if name.eq_ignore_ascii_case(b"x-api-key") => pick(&mut api_key, value, bytes),
-            10 if name.eq_ignore_ascii_case(b"x-user-key") => pick(&mut user_key, value, bytes),
+            9 if name.eq_ignore_ascii_case(b"x-api-key") => keep(&mut api_key, value, bytes),
+            10 if name.eq_ignore_ascii_case(b"x-user-key") => keep(&mut user_key, value, bytes),
             10 if name.eq_ignore_ascii_case(b"connection") => fields.connection(value),
-            12 if name.eq_ignore_ascii_case(b"content-type") => pick(&mut content_type, value, bytes),
-            12 if name.eq_ignore_ascii_case(b"x-request-id") => pick(&mut request_id, value, bytes),
+            12 if name.eq_ignore_ascii_case(b"content-type") => keep(&mut content_type, value, bytes),
+            12 if name.eq_ignore_ascii_case(b"x-request-id") => keep(&mut request_id, value, bytes),
             13 if name.eq_ignore_ascii_case(b"if-none-match") => has_if_none_match = true,
             13 if name.eq_ignore_ascii_case(b"content-range") => has_content_range = true,
             14 if name.eq_ignore_ascii_case(b"content-length") => fields.content_length(value)?,
-            16 if name.eq_ignore_ascii_case(b"content-encoding") => pick(&mut content_encoding, value, bytes),
+            16 if name.eq_ignore_ascii_case(b"content-encoding") => keep(&mut content_encoding, value, bytes),
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => fields.transfer_encoding(value)?,
             19 if name.eq_ignore_ascii_case(b"if-unmodified-since") => has_if_match = true,
             _ => {}
@@ -119,7 +119,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, ProtocolError> {
     })
 }
 
-/// The values of all fields of a name in a head that may be incomplete, in order.
+/// Returns the values of all fields with this name in a head that may be incomplete, in order.
 pub(super) fn field_values<'a>(
     bytes: &'a [u8],
     name: &'static str,
@@ -133,7 +133,7 @@ pub(super) fn field_values<'a>(
     })
 }
 
-/// Checks a request line of which no header has arrived yet; it ends with its CRLF.
+/// Checks a request line before any header has arrived; `line` ends with its CRLF.
 pub(super) fn check_request_line(line: &[u8]) -> Result<(), ProtocolError> {
     match httparse::Request::new(&mut []).parse(line) {
         Ok(_) => Ok(()),
@@ -141,7 +141,8 @@ pub(super) fn check_request_line(line: &[u8]) -> Result<(), ProtocolError> {
     }
 }
 
-fn pick(first: &mut Option<Span>, value: &[u8], bytes: &[u8]) {
+/// Keeps the value of the first field with a name in `first`.
+fn keep(first: &mut Option<Span>, value: &[u8], bytes: &[u8]) {
     if first.is_none() {
         *first = Some(Span::of(value, bytes));
     }
@@ -157,16 +158,16 @@ fn rejection(error: httparse::Error, bytes: &[u8]) -> ProtocolError {
     }
 }
 
-/// Whether the request line ends in a well-formed version (RFC 9112 2.3) that is not ours.
+/// Returns whether the request line ends in a well-formed version (RFC 9112 2.3). Called for one that is unsupported.
 fn has_other_version(bytes: &[u8]) -> bool {
     let line = &bytes[..memchr::memchr(b'\r', bytes).unwrap_or(bytes.len())];
-    // The method and the target were read before the version was, so two spaces are all there are.
+    // The method and the target were parsed before the version, so a valid line has exactly two spaces.
     let is_three_words = line.iter().filter(|&&byte| byte == b' ').count() == 2;
     matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
         if is_three_words && major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// The head of the current request, read in the buffer of its connection.
+/// Head of the current request, read in the buffer of its connection.
 #[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
     pub(super) head: &'a Head,
@@ -174,64 +175,64 @@ pub struct RequestHead<'a> {
 }
 
 impl<'a> RequestHead<'a> {
-    /// The method.
+    /// Returns the method.
     pub fn method(&self) -> Method {
         self.head.method
     }
 
-    /// The whole target as it came.
+    /// Returns the whole target, as it was sent.
     pub fn target(&self) -> &'a [u8] {
         self.part(self.head.target)
     }
 
-    /// The host that the request is for: that of a target in absolute form, or the `Host` field, which is empty or
-    /// missing in some requests.
+    /// Returns the host of the request: that of a target in absolute form, otherwise the `Host` field, which is empty
+    /// or missing in some requests.
     pub fn host(&self) -> Option<&'a [u8]> {
         self.optional(self.head.host)
     }
 
-    /// The path, still percent-encoded. `*` for OPTIONS of the server, `host:port` for CONNECT, and
-    /// begins with `/` otherwise.
+    /// Returns the path, still percent-encoded: `*` for OPTIONS of the server, `host:port` for CONNECT, otherwise
+    /// a text that begins with `/`.
     pub fn path(&self) -> &'a [u8] {
         self.optional(self.head.path).unwrap_or(b"/")
     }
 
-    /// What follows the first `?`, if there is one.
+    /// Returns the part after the first `?`, if there is one.
     pub fn query(&self) -> Option<&'a [u8]> {
         self.optional(self.head.query)
     }
 
-    /// Whether the client speaks HTTP/1.1, not 1.0.
+    /// Returns whether the version is HTTP/1.1, not HTTP/1.0.
     pub fn is_http_11(&self) -> bool {
         self.head.is_http_11
     }
 
-    /// The first `X-User-Key`.
+    /// Returns the first `X-User-Key`.
     pub fn user_key(&self) -> Option<&'a [u8]> {
         self.optional(self.head.user_key)
     }
 
-    /// The first `X-API-Key`.
+    /// Returns the first `X-API-Key`.
     pub fn api_key(&self) -> Option<&'a [u8]> {
         self.optional(self.head.api_key)
     }
 
-    /// The first `Content-Type`.
+    /// Returns the first `Content-Type`.
     pub fn content_type(&self) -> Option<&'a [u8]> {
         self.optional(self.head.content_type)
     }
 
-    /// The first `Content-Encoding`.
+    /// Returns the first `Content-Encoding`.
     pub fn content_encoding(&self) -> Option<&'a [u8]> {
         self.optional(self.head.content_encoding)
     }
 
-    /// Whether a body is announced that is not certainly empty.
+    /// Returns whether a body is announced that is not known to be empty.
     pub fn has_body(&self) -> bool {
         self.head.framing != Framing::Empty
     }
 
-    /// The announced length of the body; `None` for chunks, which announce none.
+    /// Returns the announced length of the body, in bytes; `None` for chunks, which announce none.
     pub fn content_length(&self) -> Option<u64> {
         match self.head.framing {
             Framing::Empty => Some(0),
@@ -240,32 +241,33 @@ impl<'a> RequestHead<'a> {
         }
     }
 
-    /// The first `X-Request-ID`.
+    /// Returns the first `X-Request-ID`.
     pub fn request_id(&self) -> Option<&'a [u8]> {
         self.optional(self.head.request_id)
     }
 
-    /// The first `Origin`.
+    /// Returns the first `Origin`.
     pub fn origin(&self) -> Option<&'a [u8]> {
         self.optional(self.head.origin)
     }
 
-    /// Whether the body is said to be a part of something: `Content-Range`.
+    /// Returns whether the body is declared to be a part of a representation: `Content-Range`.
     pub fn has_content_range(&self) -> bool {
         self.head.has_content_range
     }
 
-    /// Whether the request depends on what is stored: `If-Match`, `If-Unmodified-Since`.
+    /// Returns whether the request requires a certain current state: `If-Match`, `If-Unmodified-Since`.
     pub fn has_if_match(&self) -> bool {
         self.head.has_if_match
     }
 
-    /// Whether the request depends on what is not stored: `If-None-Match`.
+    /// Returns whether the request excludes a certain current state: `If-None-Match`.
     pub fn has_if_none_match(&self) -> bool {
         self.head.has_if_none_match
     }
 
-    /// The values of all fields of a name, in order; searched for, so for those that are rarely wanted.
+    /// Returns the values of all fields with this name, in order. Searches the head, so only for fields that are rarely
+    /// needed.
     pub fn fields(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         field_values(self.bytes, name)
     }
@@ -283,17 +285,17 @@ impl<'a> RequestHead<'a> {
 mod tests {
     use super::*;
 
-    fn check(text: &str, look: impl Fn(RequestHead<'_>)) {
+    fn check(text: &str, inspect: impl Fn(RequestHead<'_>)) {
         let head = parse(text.as_bytes()).expect(text);
-        look(RequestHead { head: &head, bytes: text.as_bytes() });
+        inspect(RequestHead { head: &head, bytes: text.as_bytes() });
     }
 
-    fn check_refused(text: &str, expected: ProtocolError) {
+    fn check_rejected(text: &str, expected: ProtocolError) {
         assert_eq!(parse(text.as_bytes()).map(|_| ()), Err(expected), "{text}");
     }
 
     #[test]
-    fn fields_are_picked_by_name() {
+    fn fields_are_found_by_name() {
         let text = "PUT /configs/a?b HTTP/1.1\r\nHost:\r\nX_User_Key: no\r\nx-USER-key: \t one two\t \r\n\
             X-User-Key: second\r\nX-API-Key:\r\nContent-Type: text/plain\r\ncontent-encoding: br\r\n\
             Content-Length: 12\r\n\r\n";
@@ -326,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_of_the_target_goes_before_the_field() {
+    fn the_host_of_the_target_overrides_the_host_field() {
         for (text, expected) in [
             ("GET / HTTP/1.1\r\nHost: a:1\r\n\r\n", Some("a:1")),
             ("GET http://b:2/ HTTP/1.1\r\nHost: a:1\r\n\r\n", Some("b:2")),
@@ -337,32 +339,32 @@ mod tests {
     }
 
     #[test]
-    fn refusals() {
+    fn rejected_heads() {
         let bad = ProtocolError::BadRequest;
-        check_refused("GET / HTTP/1.1\r\n\r\n", bad("host is missing"));
-        check_refused("GET http://x/ HTTP/1.1\r\n\r\n", bad("host is missing"));
+        check_rejected("GET / HTTP/1.1\r\n\r\n", bad("host is missing"));
+        check_rejected("GET http://x/ HTTP/1.1\r\n\r\n", bad("host is missing"));
         for host in ["a b", "a/b", "u@h", "x\r\nHost: x"] {
-            check_refused(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), bad("host is malformed"));
+            check_rejected(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), bad("host is malformed"));
         }
-        check_refused("GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", bad("host is malformed"));
-        check_refused("GET /#a HTTP/1.1\r\nHost: x\r\n\r\n", bad("request target is malformed"));
-        check_refused("get / HTTP/1.1\r\nHost: x\r\n\r\n", ProtocolError::MethodNotImplemented);
-        check_refused("get / HTTP/1.1\r\n\r\n", bad("host is missing"));
+        check_rejected("GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", bad("host is malformed"));
+        check_rejected("GET /#a HTTP/1.1\r\nHost: x\r\n\r\n", bad("request target is malformed"));
+        check_rejected("get / HTTP/1.1\r\nHost: x\r\n\r\n", ProtocolError::MethodNotImplemented);
+        check_rejected("get / HTTP/1.1\r\n\r\n", bad("host is missing"));
         let expectation = "PUT / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nExpect: more\r\n\r\n";
-        check_refused(expectation, ProtocolError::ExpectationFailed);
+        check_rejected(expectation, ProtocolError::ExpectationFailed);
         let coding = "PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
-        check_refused(coding, bad("transfer-encoding in HTTP/1.0"));
+        check_rejected(coding, bad("transfer-encoding in HTTP/1.0"));
     }
 
     #[test]
-    fn versions() {
+    fn unsupported_and_malformed_versions() {
         for version in ["HTTP/2.0", "HTTP/9.9", "HTTP/1.2", "HTTP/0.9"] {
-            check_refused(&format!("GET / {version}\r\n\r\n"), ProtocolError::VersionNotSupported);
+            check_rejected(&format!("GET / {version}\r\n\r\n"), ProtocolError::VersionNotSupported);
         }
         for version in ["HTTP/1.11", "HTTP/2", "http/1.1", "HTTP/1.1 ", " HTTP/2.0", "x HTTP/2.0", "HTTP/1,1"]
         {
             let expected = ProtocolError::BadRequest("request line is malformed");
-            check_refused(&format!("GET / {version}\r\n\r\n"), expected);
+            check_rejected(&format!("GET / {version}\r\n\r\n"), expected);
         }
     }
 }

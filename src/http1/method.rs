@@ -1,6 +1,6 @@
 //! Request methods.
 
-/// The methods of RFC 9110 and PATCH.
+/// Request method: those of RFC 9110, and PATCH.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are the methods")]
 pub enum Method {
@@ -16,7 +16,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Methods are case-sensitive (RFC 9110 9.1).
+    /// Parses a method, case-sensitively (RFC 9110 9.1).
     pub(super) fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "GET" => Self::Get,
@@ -32,7 +32,7 @@ impl Method {
         })
     }
 
-    /// The method as it is written in a request.
+    /// Returns the method as it is written in a request.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Get => "GET",

@@ -1,16 +1,15 @@
-//! One HTTP/1.1 server connection as a state machine: bytes in; requests, bytes and deadlines out.
+//! Sans-I/O HTTP/1.1 connection: bytes in; requests, bytes and deadlines out.
 //!
-//! Owns the buffers of a connection, the framing of its messages (RFC 9112) and the times it may
-//! take. Does no I/O, reads no clock (`now_ms` is handed in), spawns nothing and runs on any thread.
-//! Never knows JSON, routes or what an answer means, and never keeps a byte of a request that was
-//! answered: a head carries the user key and a body the secrets, so both are wiped.
+//! Owns the buffers of a connection, the framing of its messages (RFC 9112) and its deadlines. Does no I/O, reads no
+//! clock (`now_ms` is a parameter), spawns nothing and runs on any thread. Knows nothing of JSON, routes or the meaning
+//! of a response. Keeps no byte of a request after its response: a head carries the user key and a body the secrets, so
+//! both are wiped.
 //!
-//! The driver reads into [`Connection::read_space`], asks [`Connection::step`] what to do, and
-//! writes [`Connection::output`]. Where RFC 9112 lets a server choose between repairing a malformed
-//! message and refusing it, it is refused and the connection closed: two readers that repair
-//! differently are how requests are smuggled.
+//! The driver reads into [`Connection::read_space`], calls [`Connection::step`] for the next action, and writes
+//! [`Connection::output`]. Where RFC 9112 lets a server either repair a malformed message or reject it, the message is
+//! rejected and the connection closed: request smuggling exploits two parsers that repair differently.
 //!
-//! `client` is the same for the other end, with [`ClientConnection`], for what nodes ask of each other.
+//! `client` is the client side, [`ClientConnection`], for requests between nodes.
 
 mod body;
 mod chunked;
@@ -29,18 +28,11 @@ mod response;
 mod response_writer;
 mod scan;
 mod target;
+mod token;
 mod write_buffer;
 
 #[cfg(test)]
-mod conversations;
-#[cfg(test)]
-mod hostile;
-#[cfg(test)]
-mod splits;
-#[cfg(test)]
-mod timeouts;
-#[cfg(test)]
-mod wiping;
+mod tests;
 
 pub use client::{ClientConnection, ClientFailure, ClientRequest, ClientStep};
 pub use connection::Connection;

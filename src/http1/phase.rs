@@ -1,35 +1,34 @@
-//! What a connection is in the middle of, and what that means for its driver.
+//! Phases of a connection, and the next action of its driver.
 
 use super::{chunked::Decoder, protocol_error::ProtocolError};
 
-/// What the driver does next.
+/// Next action of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Flush the output if there is any, then read. Also while a stream is under way, when there is
-    /// nothing to parse.
+    /// Flush the output, if any, then read. Also returned during a stream, when there is nothing to parse.
     Read,
-    /// A head is complete: look at it, then accept the body, respond or begin a stream.
+    /// A head is complete: inspect it, then accept the body, respond or begin a stream.
     Head,
     /// The accepted body is complete: take it, then respond or begin a stream.
     Body,
-    /// Answer with [`super::Connection::respond_and_close`]; nothing more is ever parsed.
+    /// Respond with [`super::Connection::respond_and_close`]; nothing more is ever parsed.
     Reject(ProtocolError),
-    /// The last answer is given: flush, shut down writing, then read and discard until the client
-    /// closes or the deadline passes. Closing at once could reset the connection and take the
-    /// answer away from a client that is still sending (RFC 9112 9.6).
+    /// The last response is complete: flush, shut down writing, then read and discard until the client closes or the
+    /// deadline passes. An immediate close could reset the connection and destroy the response for a client that is
+    /// still sending (RFC 9112 9.6).
     Linger,
-    /// Flush the output if there is any, then drop the connection.
+    /// Flush the output, if any, then drop the connection.
     Close,
 }
 
-/// What the connection is in the middle of.
+/// Current phase of a connection.
 pub(super) enum Phase {
     /// Waiting for a request, or for the rest of its head.
     Head,
-    /// A head is delivered and the application has not said yet whether it wants the body.
+    /// A head is delivered, and the application has not decided yet whether it wants the body.
     Deciding,
     Body(Progress),
-    /// The whole request is delivered.
+    /// The whole request is delivered, and its response is due.
     Answering,
     Streaming(Stream),
     Refused(ProtocolError),
@@ -37,25 +36,26 @@ pub(super) enum Phase {
     Closed,
 }
 
-/// How far an accepted body has come.
+/// Progress of an accepted body.
 pub(super) enum Progress {
     Length { total: usize, remaining: usize },
     Chunked(Decoder),
 }
 
-/// How the pieces of a streamed answer are delivered.
+/// A streamed response in progress.
 pub(super) struct Stream {
     pub(super) delivery: Delivery,
     pub(super) persists: bool,
 }
 
+/// Delivery of the pieces of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Delivery {
     Chunks,
-    /// Until the connection closes.
+    /// Without framing, until the connection closes.
     Raw,
-    /// So many bytes more.
+    /// Number of bytes left.
     Length(usize),
-    /// The answer has no body: its request was HEAD, or its status says so.
+    /// The response has no body: its request was HEAD, or its status excludes one.
     Nothing,
 }

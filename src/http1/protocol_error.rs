@@ -1,22 +1,22 @@
-//! Why a request is refused by the protocol, before any application sees it.
+//! Errors for which a request is rejected at the protocol level, before the application handles it.
 
-/// Why a request is refused. The status is part of each meaning, its text is the caller's; after
-/// the answer the connection is closed, because its framing can no longer be trusted.
+/// Reason for rejecting a request. Each variant implies a status; the text of the response is up to the caller. The
+/// connection is closed after the response, because its framing can no longer be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
-    /// 400: the message is malformed; the text is constant and says where.
+    /// 400: the message is malformed; the constant text names the malformed part.
     #[error("bad request: {0}")]
     BadRequest(&'static str),
-    /// 505: a request line of a version other than HTTP/1.0 and HTTP/1.1.
+    /// 505: the version of the request line is neither HTTP/1.0 nor HTTP/1.1.
     #[error("version not supported")]
     VersionNotSupported,
-    /// 501: a method that this server does not know; methods are case-sensitive.
+    /// 501: the method is unknown; methods are case-sensitive.
     #[error("method not implemented")]
     MethodNotImplemented,
-    /// 501: a transfer coding other than `chunked`.
+    /// 501: the transfer coding is not `chunked`.
     #[error("transfer coding not implemented")]
     TransferCodingNotImplemented,
-    /// 417: an expectation other than `100-continue`.
+    /// 417: the expectation is not `100-continue`.
     #[error("expectation failed")]
     ExpectationFailed,
     /// 414: the request line is longer than [`crate::limits::REQUEST_LINE_BYTES_MAX`].
@@ -25,10 +25,10 @@ pub enum ProtocolError {
     /// 431: the head or the trailer section is longer than allowed, or has too many fields.
     #[error("head too large")]
     HeadTooLarge,
-    /// 413: the body is larger than what was accepted.
+    /// 413: the body is larger than the accepted maximum.
     #[error("body too large")]
     BodyTooLarge {
-        /// Most bytes that would have been accepted.
+        /// Accepted maximum, in bytes.
         bytes_max: usize,
     },
     /// 408: the head did not arrive in time.

@@ -1,14 +1,14 @@
-//! The bytes read from a client: the held head of the current request, then what is not yet
-//! consumed. Whatever leaves it is wiped.
+//! Input of a connection: the held head of the current message, then the bytes that are not consumed yet. Bytes that
+//! leave it are wiped.
 
 use zeroize::Zeroize;
 
 use crate::limits;
 
-/// A read buffer laid out as `held head | gap | unread | free`.
+/// Read buffer with the layout `held head | gap | unread | free`.
 ///
-/// The gap is a consumed body; it is closed when the free part has run out. Everything outside the
-/// held head and the unread bytes is zero at all times.
+/// The gap is a consumed body; it is closed when the free part runs out. Everything outside the held head and the
+/// unread bytes is zero at all times.
 pub(super) struct ReadBuffer {
     bytes: Box<[u8]>,
     held_start: usize,
@@ -18,28 +18,28 @@ pub(super) struct ReadBuffer {
 }
 
 impl ReadBuffer {
-    /// Without a buffer until it is needed.
+    /// Creates a read buffer that takes no memory until it is needed.
     pub(super) fn new() -> Self {
         Self { bytes: Box::default(), held_start: 0, held_end: 0, unread_start: 0, unread_end: 0 }
     }
 
-    /// Takes a buffer that [`Self::return_buffer`] gave, if there is none.
+    /// Adopts a buffer of [`Self::return_buffer`], if this one has none.
     pub(super) fn borrow_buffer(&mut self, spare: impl FnOnce() -> Option<Box<[u8]>>) {
         if self.bytes.is_empty() {
             self.bytes = spare().unwrap_or_default();
         }
     }
 
-    /// Gives the buffer away, which is all zero; nothing is in it.
+    /// Gives up the buffer, which is all zero and holds no bytes. One that has grown is dropped.
     pub(super) fn return_buffer(&mut self) -> Box<[u8]> {
-        debug_assert!(self.held_start == self.unread_end, "something is in it");
+        debug_assert!(self.held_start == self.unread_end, "the buffer is empty");
         (self.held_start, self.held_end, self.unread_start, self.unread_end) = (0, 0, 0, 0);
         let bytes = std::mem::take(&mut self.bytes);
         if bytes.len() == limits::INBOX_BYTES { bytes } else { Box::default() }
     }
 
-    /// Where the next bytes go; `wanted` is how many are known to come. Empty once a whole
-    /// [`limits::HEAD_BYTES_MAX`] is unread: this bounds how far a client can run ahead.
+    /// Returns the space for the next bytes; `wanted` is the number that is known to follow. Empty once
+    /// [`limits::HEAD_BYTES_MAX`] bytes are unread, which bounds how far a client can send ahead.
     pub(super) fn space(&mut self, wanted: usize) -> &mut [u8] {
         if self.held_start == self.unread_end && self.bytes.len() > limits::INBOX_BYTES {
             self.replace_with(limits::INBOX_BYTES);
@@ -62,13 +62,13 @@ impl ReadBuffer {
         &mut self.bytes[self.unread_end..end]
     }
 
-    /// Takes over `count` bytes that were written to the space.
+    /// Records that `count` bytes were written to the space.
     pub(super) fn received(&mut self, count: usize) {
         assert!(count <= self.bytes.len() - self.unread_end, "more bytes than the space had");
         self.unread_end += count;
     }
 
-    /// What has arrived and is not yet consumed.
+    /// Returns the bytes that have arrived and are not consumed yet.
     pub(super) fn unread(&self) -> &[u8] {
         &self.bytes[self.unread_start..self.unread_end]
     }
@@ -76,7 +76,7 @@ impl ReadBuffer {
     /// Wipes the first `count` unread bytes.
     pub(super) fn consume(&mut self, count: usize) {
         let end = self.unread_start + count;
-        assert!(end <= self.unread_end, "only what is unread can be consumed");
+        assert!(end <= self.unread_end, "only unread bytes can be consumed");
         self.bytes[self.unread_start..end].zeroize();
         self.unread_start = end;
         self.settle();
@@ -87,20 +87,20 @@ impl ReadBuffer {
         self.consume(self.unread_end - self.unread_start);
     }
 
-    /// Keeps the first `count` unread bytes as the head of the current request.
+    /// Holds the first `count` unread bytes as the head of the current message.
     pub(super) fn hold(&mut self, count: usize) {
-        debug_assert_eq!(self.held_start, self.held_end, "one head at a time");
+        debug_assert_eq!(self.held_start, self.held_end, "only one head is held");
         self.held_start = self.unread_start;
         self.held_end = self.unread_start + count;
         self.unread_start = self.held_end;
     }
 
-    /// The head of the current request.
+    /// Returns the head of the current message.
     pub(super) fn held(&self) -> &[u8] {
         &self.bytes[self.held_start..self.held_end]
     }
 
-    /// Wipes the head of the current request.
+    /// Wipes the head of the current message.
     pub(super) fn release(&mut self) {
         self.bytes[self.held_start..self.held_end].zeroize();
         self.held_start = self.unread_start;
@@ -108,8 +108,7 @@ impl ReadBuffer {
         self.settle();
     }
 
-    /// Moves the ends back where nothing lies behind them, so that most connections never move a
-    /// byte and never grow.
+    /// Moves the positions back if no bytes follow them, so that most connections never move a byte and never grow.
     fn settle(&mut self) {
         if self.held_start == self.held_end {
             self.held_start = self.unread_start;
@@ -125,7 +124,7 @@ impl ReadBuffer {
         }
     }
 
-    /// Moves the held head and the unread bytes to the front and wipes where they were.
+    /// Moves the held head and the unread bytes to the front and wipes their former place.
     fn close_gaps(&mut self) {
         let held_count = self.held_end - self.held_start;
         let unread_count = self.unread_end - self.unread_start;
@@ -145,7 +144,7 @@ impl ReadBuffer {
         old[..].zeroize();
     }
 
-    /// Every byte of the buffer, to search it for what should be gone.
+    /// Returns every byte of the buffer, to search it for data that should be wiped.
     #[cfg(test)]
     pub(super) fn everything(&self) -> &[u8] {
         &self.bytes
@@ -166,62 +165,62 @@ fn zeroed(size: usize) -> Box<[u8]> {
 mod tests {
     use super::*;
 
-    fn put(inbox: &mut ReadBuffer, bytes: &[u8]) {
+    fn put(buffer: &mut ReadBuffer, bytes: &[u8]) {
         for piece in bytes.chunks(100) {
-            inbox.space(1)[..piece.len()].copy_from_slice(piece);
-            inbox.received(piece.len());
+            buffer.space(1)[..piece.len()].copy_from_slice(piece);
+            buffer.received(piece.len());
         }
     }
 
-    fn is_clean(inbox: &ReadBuffer) -> bool {
-        let live = inbox.held().len() + inbox.unread().len();
-        inbox.everything().iter().filter(|&&byte| byte != 0).count() == live
+    fn is_clean(buffer: &ReadBuffer) -> bool {
+        let live = buffer.held().len() + buffer.unread().len();
+        buffer.everything().iter().filter(|&&byte| byte != 0).count() == live
     }
 
     #[test]
-    fn what_leaves_is_wiped() {
-        let mut inbox = ReadBuffer::new();
-        put(&mut inbox, b"headbodynext");
-        inbox.hold(4);
-        inbox.consume(4);
-        assert_eq!((inbox.held(), inbox.unread()), (&b"head"[..], &b"next"[..]));
-        assert!(is_clean(&inbox));
-        inbox.release();
-        assert_eq!((inbox.held(), inbox.unread()), (&b""[..], &b"next"[..]));
-        assert!(is_clean(&inbox));
-        inbox.discard();
-        assert!(is_clean(&inbox));
-        assert_eq!(inbox.space(1).len(), limits::INBOX_BYTES);
+    fn consumed_and_released_bytes_are_wiped() {
+        let mut buffer = ReadBuffer::new();
+        put(&mut buffer, b"headbodynext");
+        buffer.hold(4);
+        buffer.consume(4);
+        assert_eq!((buffer.held(), buffer.unread()), (&b"head"[..], &b"next"[..]));
+        assert!(is_clean(&buffer));
+        buffer.release();
+        assert_eq!((buffer.held(), buffer.unread()), (&b""[..], &b"next"[..]));
+        assert!(is_clean(&buffer));
+        buffer.discard();
+        assert!(is_clean(&buffer));
+        assert_eq!(buffer.space(1).len(), limits::INBOX_BYTES);
     }
 
     #[test]
-    fn read_ahead_is_bounded_and_shrinks_back() {
-        let mut inbox = ReadBuffer::new();
-        put(&mut inbox, &[1; 1000]);
-        inbox.hold(1000);
-        while !inbox.space(1).is_empty() {
-            let count = inbox.space(1).len();
-            inbox.space(1).fill(2);
-            inbox.received(count);
+    fn reading_ahead_is_bounded_and_the_buffer_shrinks_again() {
+        let mut buffer = ReadBuffer::new();
+        put(&mut buffer, &[1; 1000]);
+        buffer.hold(1000);
+        while !buffer.space(1).is_empty() {
+            let count = buffer.space(1).len();
+            buffer.space(1).fill(2);
+            buffer.received(count);
         }
-        assert_eq!(inbox.held(), [1; 1000]);
-        assert_eq!(inbox.unread(), [2; limits::HEAD_BYTES_MAX]);
-        inbox.release();
-        assert!(inbox.space(1).is_empty());
-        inbox.consume(1);
-        assert_eq!(inbox.space(1).len(), 1);
-        assert!(is_clean(&inbox));
-        inbox.discard();
-        assert_eq!(inbox.space(1).len(), limits::INBOX_BYTES);
-        assert_eq!(inbox.everything().len(), limits::INBOX_BYTES);
+        assert_eq!(buffer.held(), [1; 1000]);
+        assert_eq!(buffer.unread(), [2; limits::HEAD_BYTES_MAX]);
+        buffer.release();
+        assert!(buffer.space(1).is_empty());
+        buffer.consume(1);
+        assert_eq!(buffer.space(1).len(), 1);
+        assert!(is_clean(&buffer));
+        buffer.discard();
+        assert_eq!(buffer.space(1).len(), limits::INBOX_BYTES);
+        assert_eq!(buffer.everything().len(), limits::INBOX_BYTES);
     }
 
     #[test]
-    fn growth_serves_what_is_known_to_come() {
-        let mut inbox = ReadBuffer::new();
-        put(&mut inbox, b"head");
-        inbox.hold(4);
-        assert_eq!(inbox.space(1_000_000).len(), limits::HEAD_BYTES_MAX);
-        assert_eq!(inbox.held(), b"head");
+    fn the_buffer_grows_to_the_bytes_that_are_known_to_follow() {
+        let mut buffer = ReadBuffer::new();
+        put(&mut buffer, b"head");
+        buffer.hold(4);
+        assert_eq!(buffer.space(1_000_000).len(), limits::HEAD_BYTES_MAX);
+        assert_eq!(buffer.held(), b"head");
     }
 }

@@ -1,4 +1,4 @@
-//! The way back: answers, streams, and whether the connection outlives them.
+//! Writing of responses and streams, and whether the connection persists after them.
 
 use super::{
     chunked::Decoder,
@@ -9,41 +9,39 @@ use super::{
 };
 use crate::limits;
 
-/// Every method here does nothing once the connection is closing: a client may have been dropped
-/// while the application was still at work for it.
+/// Each of these methods does nothing once the connection is closing: a client may be dropped while the application
+/// is still handling its request.
 impl Connection {
-    /// Gives the whole answer to the current request.
+    /// Writes the complete response to the current request.
     ///
-    /// A body that was not accepted is skipped where it has already arrived. Otherwise the
-    /// connection closes, rather than wait for bytes that nobody wants.
-    pub fn respond(&mut self, answer: &Response<'_>, now_ms: u64) {
+    /// A body that was not accepted is skipped if all of it has arrived. Otherwise the connection closes instead of
+    /// waiting for unwanted bytes.
+    pub fn respond(&mut self, response: &Response<'_>, now_ms: u64) {
         let persists = self.can_persist();
-        self.answer(answer, persists, now_ms);
+        self.write_response(response, persists, now_ms);
     }
 
-    /// Gives the whole answer and closes. Also for a client that is turned away before it has sent
-    /// a request.
-    pub fn respond_and_close(&mut self, answer: &Response<'_>, now_ms: u64) {
-        self.answer(answer, false, now_ms);
+    /// Writes the complete response and closes. Also for a client that is rejected before it has sent a request.
+    pub fn respond_and_close(&mut self, response: &Response<'_>, now_ms: u64) {
+        self.write_response(response, false, now_ms);
     }
 
-    fn answer(&mut self, answer: &Response<'_>, persists: bool, now_ms: u64) {
+    fn write_response(&mut self, response: &Response<'_>, persists: bool, now_ms: u64) {
         if self.is_over() {
             return;
         }
         let framing = match self.is_head_request {
-            true => BodyFraming::LengthOnly(answer.body.len()),
+            true => BodyFraming::LengthOnly(response.body.len()),
             false => BodyFraming::Length,
         };
         let field = self.connection_field(persists);
-        response::encode(&mut self.outbox, answer, framing, field, now_ms);
+        response::encode(&mut self.outbox, response, framing, field, now_ms);
         self.conclude(persists, now_ms);
     }
 
-    /// Begins an answer whose length is not known: in chunks, or for a 1.0 client until the
-    /// connection closes. `trailer_names` announces the trailers that
-    /// [`Connection::end_stream`] will write.
-    pub fn begin_stream(&mut self, answer: &Response<'_>, trailer_names: &[&str], now_ms: u64) {
+    /// Begins a response of unknown length: in chunks, or for an HTTP/1.0 client until the connection closes.
+    /// `trailer_names` announces the trailers that [`Connection::end_stream`] will write.
+    pub fn begin_stream(&mut self, response: &Response<'_>, trailer_names: &[&str], now_ms: u64) {
         if self.is_over() {
             return;
         }
@@ -51,38 +49,38 @@ impl Connection {
         let persists = is_http_11 && self.can_persist();
         let framing = if is_http_11 { BodyFraming::Chunked(trailer_names) } else { BodyFraming::UntilClose };
         let field = self.connection_field(persists);
-        response::encode(&mut self.outbox, answer, framing, field, now_ms);
+        response::encode(&mut self.outbox, response, framing, field, now_ms);
         let delivery = match is_http_11 {
-            _ if self.is_head_request || response::is_bodiless(answer.status) => Delivery::Nothing,
+            _ if self.is_head_request || response::is_bodiless(response.status) => Delivery::Nothing,
             true => Delivery::Chunks,
             false => Delivery::Raw,
         };
         self.phase = Phase::Streaming(Stream { delivery, persists });
     }
 
-    /// Begins an answer with a body of `length` bytes, which [`Connection::stream_with`] writes; that of `answer` is
-    /// ignored.
-    pub fn begin_body(&mut self, answer: &Response<'_>, length: usize, now_ms: u64) {
+    /// Begins a response with a body of `length` bytes, which [`Connection::stream_with`] writes; the body of
+    /// `response` is ignored.
+    pub fn begin_body(&mut self, response: &Response<'_>, length: usize, now_ms: u64) {
         if self.is_over() {
             return;
         }
         let persists = self.can_persist();
         let field = self.connection_field(persists);
-        response::encode(&mut self.outbox, answer, BodyFraming::LengthOnly(length), field, now_ms);
-        let delivery = match self.is_head_request || response::is_bodiless(answer.status) {
+        response::encode(&mut self.outbox, response, BodyFraming::LengthOnly(length), field, now_ms);
+        let delivery = match self.is_head_request || response::is_bodiless(response.status) {
             true => Delivery::Nothing,
             false => Delivery::Length(length),
         };
         self.phase = Phase::Streaming(Stream { delivery, persists });
     }
 
-    /// Lets `write` append the next `count` bytes of a body to the output, which wipes them. False, and nothing is
-    /// written, when nobody takes a body.
+    /// Lets `write` append the next `count` bytes of a body to the output, which wipes them once they are written.
+    /// Returns false, and writes nothing, if no body is expected.
     pub fn stream_with(&mut self, count: usize, now_ms: u64, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         let Phase::Streaming(Stream { delivery: Delivery::Length(left), .. }) = &mut self.phase else {
             return false;
         };
-        *left = left.checked_sub(count).expect("no more bytes than were announced");
+        *left = left.checked_sub(count).expect("the body is not longer than announced");
         self.outbox.reserve(count, now_ms);
         self.outbox.put_with(count, write);
         true
@@ -101,72 +99,72 @@ impl Connection {
         }
     }
 
-    /// Completes a stream. Trailers reach only clients that get chunks.
+    /// Completes a stream. Trailers are sent only in a chunked response.
     pub fn end_stream(&mut self, trailers: &[(&str, &str)], now_ms: u64) {
         let Phase::Streaming(Stream { delivery, persists }) = self.phase else { return };
         match delivery {
             Delivery::Chunks => response::encode_end(&mut self.outbox, trailers, now_ms),
-            // The client knows by the length that something is missing.
+            // The announced length shows the client that bytes are missing.
             Delivery::Length(left) if left > 0 => return self.close(),
             Delivery::Length(_) | Delivery::Raw | Delivery::Nothing => {}
         }
         self.conclude(persists, now_ms);
     }
 
-    /// Gives a stream up half way: the connection closes without the last chunk, by which the
-    /// client knows. A 1.0 client can know only when the driver resets the connection.
+    /// Aborts a stream: the connection closes without the last chunk, so the client detects the truncation. An HTTP/1.0
+    /// client can detect it only if the driver resets the connection.
     pub fn abort(&mut self) {
         self.close();
     }
 
-    /// What waits to be written.
+    /// Returns the bytes that wait to be written.
     pub fn output(&self) -> &[u8] {
         self.outbox.unwritten()
     }
 
-    /// Memory that the output takes.
+    /// Returns the memory that the output occupies, in bytes.
     pub fn output_capacity(&self) -> usize {
         self.outbox.capacity()
     }
 
-    /// Since when the client has taken less than the minimum rate asks for in a window.
+    /// Returns the start of the current rate window: since then the client has read less than one window requires.
     pub fn output_since_ms(&self) -> u64 {
         self.outbox.pace().window_since_ms()
     }
 
-    /// Tells that the first `count` bytes of the output were written.
+    /// Records that the first `count` bytes of the output were written.
     pub fn wrote(&mut self, count: usize, now_ms: u64) {
-        // A write that was under way when the connection expired comes back after the output is gone.
+        // A write that was in flight when the connection expired completes after the output was discarded.
         let is_gone = matches!(self.phase, Phase::Closed) && self.outbox.is_empty();
         self.outbox.wrote(if is_gone { 0 } else { count }, now_ms);
-        // The patience of lingering is for the client to read the answer, so it begins here.
+        // The linger timeout is for the client to read the response, so it starts with the write.
         if matches!(self.phase, Phase::Lingering) {
             self.since_ms = now_ms;
         }
     }
 
-    /// Whether the output must be flushed before the next step, so that a client that pipelines and
-    /// does not read cannot fill the memory.
+    /// Returns whether the output must be flushed before the next step, so that a client that pipelines requests and
+    /// does not read responses cannot exhaust the memory.
     pub fn output_is_full(&self) -> bool {
         self.output().len() >= limits::OUTBOX_BYTES_MAX
     }
 
-    /// Makes the next answer the last one; an idle connection lingers at the next step.
+    /// Makes the next response the last one; an idle connection lingers at the next step.
     pub fn close_after_answer(&mut self) {
         self.is_draining = true;
     }
 
-    /// Whether no answer can begin any more. One that begins within a stream would be read as a
-    /// part of it, so it ends the connection instead.
+    /// Returns whether no response can begin any more. One that begins within a stream would be read as a part of it,
+    /// so it closes the connection instead.
     fn is_over(&mut self) -> bool {
         if matches!(self.phase, Phase::Streaming(_)) {
-            debug_assert!(false, "a stream has begun, which is the answer");
+            debug_assert!(false, "a response was already begun as a stream");
             self.close();
         }
         matches!(self.phase, Phase::Lingering | Phase::Closed)
     }
 
-    /// Whether another request may follow, which needs the end of this one to be known.
+    /// Returns whether another request may follow, which requires that the end of this one is known.
     fn can_persist(&mut self) -> bool {
         let Some(head) = &self.head else { return false };
         if self.is_draining
@@ -182,7 +180,7 @@ impl Connection {
         }
     }
 
-    /// Wipes a body that was not accepted, if all of it is here and well formed.
+    /// Wipes a body that was not accepted, if all of it has arrived and is well formed. Returns whether it did.
     fn skip_body(&mut self) -> bool {
         let framing = self.head.as_ref().map_or(Framing::Empty, |head| head.framing);
         let unread = self.inbox.unread();
@@ -200,7 +198,8 @@ impl Connection {
         count.is_some()
     }
 
-    /// A 1.0 client that asked to stay is told that it may; others assume it (RFC 9112 9.3).
+    /// Returns the `connection` field. Keep-alive is confirmed to an HTTP/1.0 client that requested it; an HTTP/1.1
+    /// client assumes it (RFC 9112 9.3).
     fn connection_field(&self, persists: bool) -> ConnectionField {
         let is_http_11 = self.head.as_ref().is_none_or(|head| head.is_http_11);
         match (persists, is_http_11) {
@@ -210,10 +209,11 @@ impl Connection {
         }
     }
 
+    /// Ends the response: the connection waits for the next request, or lingers.
     fn conclude(&mut self, persists: bool, now_ms: u64) {
         if persists {
             self.forget_request();
-            // Both for an idle connection and for a next request that is already here.
+            // Start of the idle timeout, or of the head timeout of a request that has already arrived.
             self.since_ms = now_ms;
             self.phase = Phase::Head;
         } else {

@@ -1,14 +1,14 @@
-//! Finds the end of a request head as its bytes arrive, looking at each byte once.
+//! Incremental search for the end of a head, which examines each byte once.
 //!
-//! What can be seen without parsing is refused here and early: a line end that is not CRLF, a line
-//! or a head that is too long, and a first line that is none of HTTP.
+//! Errors that need no parsing are detected here, early: a line end that is not CRLF, a line or a head that is too
+//! long, and a first line that is not HTTP.
 
 use memchr::memchr2;
 
-use super::{head, protocol_error::ProtocolError};
+use super::{head, protocol_error::ProtocolError, token::is_token_byte};
 use crate::limits;
 
-/// What the bytes so far amount to.
+/// Result of scanning the bytes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scanned {
     /// The head is not complete.
@@ -19,7 +19,7 @@ pub(super) enum Scanned {
     Complete(usize),
 }
 
-/// Where the search has got to within the bytes of one head.
+/// Progress of the search within the bytes of one head.
 #[derive(Default)]
 pub(super) struct HeadScan {
     line_start: usize,
@@ -30,10 +30,10 @@ pub(super) struct HeadScan {
 }
 
 impl HeadScan {
-    /// Looks at what is new in `bytes`, which begin with the head and only ever get longer.
+    /// Scans the new part of `bytes`, which start with the head and only ever grow.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Scanned, ProtocolError> {
         let scanned = self.find_end(bytes);
-        // The first line speaks first, so that the refusal is the same however the bytes were split.
+        // An error in the first line takes precedence, so that the result does not depend on how the bytes were split.
         match scanned {
             Ok(Scanned::Incomplete) | Err(_) => self.check_request_line(bytes)?,
             Ok(_) => {}
@@ -41,12 +41,12 @@ impl HeadScan {
         scanned
     }
 
-    /// Like [`HeadScan::advance`], but any first line will do: that of a response is another.
+    /// Like [`HeadScan::advance`], but accepts any first line: a response begins with a status line.
     pub(super) fn find_end(&mut self, bytes: &[u8]) -> Result<Scanned, ProtocolError> {
         while let Some(offset) = memchr2(b'\r', b'\n', &bytes[self.scanned..]) {
             let at = self.scanned + offset;
-            // RFC 9112 2.2 lets a recipient take a bare LF as a line end. Those in front of us may
-            // not, and a bare CR is read differently by each, so only CRLF ends a line here.
+            // RFC 9112 2.2 lets a recipient accept a bare LF as a line end. A proxy in front of this server may not,
+            // and implementations disagree on a bare CR, so only CRLF ends a line here.
             if bytes[at] == b'\n' {
                 return Err(ProtocolError::BadRequest("line end is not CRLF"));
             }
@@ -82,29 +82,29 @@ impl HeadScan {
         self.check_length(bytes, bytes.len())
     }
 
-    /// `line_end` is how far the last, incomplete line has come.
+    /// Checks the limits of an incomplete head; `line_end` is the end of its last, incomplete line so far.
     fn check_length(&self, bytes: &[u8], line_end: usize) -> Result<Scanned, ProtocolError> {
         if self.lines_count == 0 && line_end > limits::REQUEST_LINE_BYTES_MAX {
             return Err(ProtocolError::RequestLineTooLong);
         }
-        // Not complete with this many bytes, so longer than allowed.
+        // Still incomplete at this size, so longer than allowed.
         if bytes.len() >= limits::HEAD_BYTES_MAX {
             return Err(ProtocolError::HeadTooLarge);
         }
         Ok(Scanned::Incomplete)
     }
 
-    /// Refuses what cannot become a request before the rest of the head is there, such as the
-    /// greeting of TLS: those clients wait for us and would never send the end of a head.
+    /// Rejects bytes that cannot become a request before the rest of the head arrives, such as a TLS ClientHello: such
+    /// clients wait for a reply and never complete a request head.
     fn check_request_line(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
         if self.lines_count == 0 {
-            // Longer than any method that is known, and few bytes to look at again each time.
-            const LOOKED_AT: usize = 24;
-            let begin = &bytes[..bytes.len().min(LOOKED_AT)];
-            let method = begin.split(|&byte| byte == b' ').next().unwrap_or_default();
-            // A first CR may be that of an empty line.
-            let is_empty_line = begin.first() == Some(&b'\r');
-            if (method.is_empty() && !begin.is_empty()) || !method.iter().all(|&byte| is_token_byte(byte)) {
+            // Longer than any known method, and few enough bytes to examine again each time.
+            const PREFIX_BYTES: usize = 24;
+            let prefix = &bytes[..bytes.len().min(PREFIX_BYTES)];
+            let method = prefix.split(|&byte| byte == b' ').next().unwrap_or_default();
+            // A leading CR may belong to an empty line.
+            let is_empty_line = prefix.first() == Some(&b'\r');
+            if (method.is_empty() && !prefix.is_empty()) || !method.iter().all(|&byte| is_token_byte(byte)) {
                 if is_empty_line {
                     return Ok(());
                 }
@@ -120,17 +120,11 @@ impl HeadScan {
     }
 }
 
-/// `tchar` of RFC 9110 5.6.2: what methods and field names consist of.
-pub(super) fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The answer must be the same for all bytes at once and for one at a time, where it may only
-    /// come earlier.
+    /// Checks that the result is the same for all bytes at once and byte by byte, where it may only come earlier.
     fn check(bytes: &[u8], expected: Result<Scanned, ProtocolError>) {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
         assert_eq!(HeadScan::default().advance(bytes), expected, "{text}");
@@ -138,7 +132,7 @@ mod tests {
         for end in 1..=bytes.len() {
             match scan.advance(&bytes[..end]) {
                 Ok(Scanned::Incomplete) => {}
-                ended => return assert_eq!(ended, expected, "{text} byte by byte"),
+                result => return assert_eq!(result, expected, "{text} byte by byte"),
             }
         }
         assert_eq!(expected, Ok(Scanned::Incomplete), "{text} byte by byte");
@@ -165,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_seen_early() {
+    fn invalid_first_lines_are_rejected_early() {
         let rejection = Err(ProtocolError::BadRequest("request line is malformed"));
         check(b"\x16\x03\x01\x02\x00\x01", rejection);
         check(b"\xff", rejection);
@@ -178,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_before_the_head_is_complete() {
+    fn limits_are_enforced_before_the_head_is_complete() {
         let target = |length: usize| format!("GET /{} HTTP/1.1", "a".repeat(length - 14));
         let longest = target(limits::REQUEST_LINE_BYTES_MAX);
         check(longest.as_bytes(), Ok(Scanned::Incomplete));

@@ -1,23 +1,23 @@
-//! The forms of a request target (RFC 9112 3.2).
+//! Forms of a request target (RFC 9112 3.2).
 
 use super::{method::Method, protocol_error::ProtocolError};
 
-/// The parts of a target.
+/// Parts of a target.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Target<'a> {
-    /// Of the absolute form, where it goes before the `Host` field (RFC 9112 3.2.2).
+    /// Authority of the absolute form, which overrides the `Host` field (RFC 9112 3.2.2).
     pub(super) authority: Option<&'a [u8]>,
-    /// `None` where an absolute form has no path, which means `/`.
+    /// `None` if an absolute form has no path, which means `/`.
     pub(super) path: Option<&'a [u8]>,
     pub(super) query: Option<&'a [u8]>,
 }
 
-/// Splits a target; the path stays as it came, percent-encoded.
+/// Splits a target; the path stays percent-encoded, as it was sent.
 ///
-/// An unknown method is treated like GET, so that a malformed target is refused as such.
+/// An unknown method is treated like GET, so that a malformed target is reported as such.
 pub(super) fn parse(method: Option<Method>, target: &[u8]) -> Result<Target<'_>, ProtocolError> {
     const MALFORMED: ProtocolError = ProtocolError::BadRequest("request target is malformed");
-    // A fragment is never sent; a reader that cuts it off would see another path than one that does not.
+    // Clients never send a fragment. A parser that strips it would see a different path from one that does not.
     if target.contains(&b'#') {
         return Err(MALFORMED);
     }
@@ -48,15 +48,15 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A loose check of `uri-host [":" port]`: enough that it cannot be read as something else.
+/// Checks `uri-host [":" port]` loosely: enough that it cannot be parsed as anything else.
 pub(super) fn is_host(value: &[u8]) -> bool {
     value.iter().all(|byte| byte.is_ascii_graphic() && !b"/@?#\\".contains(byte))
 }
 
 fn after_scheme(target: &[u8]) -> Option<&[u8]> {
     for scheme in [&b"http://"[..], b"https://"] {
-        if let Some((begin, rest)) = target.split_at_checked(scheme.len())
-            && begin.eq_ignore_ascii_case(scheme)
+        if let Some((prefix, rest)) = target.split_at_checked(scheme.len())
+            && prefix.eq_ignore_ascii_case(scheme)
         {
             return Some(rest);
         }

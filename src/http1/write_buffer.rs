@@ -1,18 +1,18 @@
-//! The bytes that wait to be written to a client. Answers carry secrets: what was written is wiped.
+//! Output of a connection: the bytes that wait to be written. Messages carry secrets, so written bytes are wiped.
 
 use zeroize::Zeroize;
 
 use super::pace::Pace;
 use crate::limits;
 
-/// Capacity that an empty outbox keeps, so that most answers allocate nothing.
+/// Capacity that an empty buffer keeps, so that most responses allocate nothing. In bytes.
 const KEPT_BYTES: usize = 4 * limits::INBOX_BYTES;
 
-/// Encoded answers in the order of their requests.
+/// Write buffer: encoded responses in the order of their requests, or an encoded request.
 pub(super) struct WriteBuffer {
     bytes: Vec<u8>,
     written_count: usize,
-    /// From the first byte that was laid down.
+    /// Progress since the first byte was put into the empty buffer.
     pace: Pace,
 }
 
@@ -21,21 +21,21 @@ impl WriteBuffer {
         Self { bytes: Vec::new(), written_count: 0, pace: Pace::new(0) }
     }
 
-    /// Takes a buffer that [`Self::return_buffer`] gave, if there is none.
+    /// Adopts a buffer of [`Self::return_buffer`], if this one has none.
     pub(super) fn borrow_buffer(&mut self, spare: impl FnOnce() -> Option<Vec<u8>>) {
         if self.bytes.capacity() == 0 {
             self.bytes = spare().unwrap_or_default();
         }
     }
 
-    /// Gives the buffer away, which was wiped; nothing is in it.
+    /// Gives up the buffer, which is wiped and holds no bytes.
     pub(super) fn return_buffer(&mut self) -> Vec<u8> {
-        debug_assert!(self.bytes.is_empty(), "something is in it");
+        debug_assert!(self.bytes.is_empty(), "the buffer is empty");
         std::mem::take(&mut self.bytes)
     }
 
-    /// Room for `count` more bytes. The vector never reallocates by itself: that would leave a copy
-    /// of what it holds in freed memory.
+    /// Makes room for `count` more bytes. The vector never reallocates by itself, which would leave a copy of its
+    /// content in freed memory.
     pub(super) fn reserve(&mut self, count: usize, now_ms: u64) {
         if self.is_empty() {
             self.pace = Pace::new(now_ms);
@@ -51,19 +51,19 @@ impl WriteBuffer {
         }
     }
 
-    /// Appends within what was reserved.
+    /// Appends bytes within the reserved room.
     #[inline]
     pub(super) fn put(&mut self, bytes: &[u8]) {
         debug_assert!(self.bytes.len() + bytes.len() <= self.bytes.capacity(), "reserve first");
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Appends `count` bytes that `write` appends.
+    /// Lets `write` append `count` bytes within the reserved room.
     pub(super) fn put_with(&mut self, count: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let end = self.bytes.len() + count;
         debug_assert!(end <= self.bytes.capacity(), "reserve first");
         write(&mut self.bytes);
-        assert_eq!(self.bytes.len(), end, "as many bytes as were announced");
+        assert_eq!(self.bytes.len(), end, "`write` appends as many bytes as were announced");
     }
 
     pub(super) fn unwritten(&self) -> &[u8] {
@@ -74,7 +74,7 @@ impl WriteBuffer {
         self.written_count == self.bytes.len()
     }
 
-    /// Memory of the buffer.
+    /// Returns the capacity of the buffer, in bytes.
     pub(super) fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
@@ -83,10 +83,10 @@ impl WriteBuffer {
         &self.pace
     }
 
-    /// Wipes the first `count` bytes, which the client has taken.
+    /// Wipes the first `count` unwritten bytes, which were now written.
     pub(super) fn wrote(&mut self, count: usize, now_ms: u64) {
         let end = self.written_count + count;
-        assert!(end <= self.bytes.len(), "more bytes written than there were");
+        assert!(end <= self.bytes.len(), "more bytes written than were waiting");
         self.bytes[self.written_count..end].zeroize();
         self.written_count = end;
         self.pace.advance(count, now_ms);
@@ -105,7 +105,7 @@ impl WriteBuffer {
         }
     }
 
-    /// Every byte of the buffer, to search it for what should be gone.
+    /// Returns every byte of the buffer, to search it for data that should be wiped.
     #[cfg(test)]
     pub(super) fn everything(&self) -> &[u8] {
         &self.bytes
@@ -123,29 +123,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_leave_in_order_and_progress_is_noted() {
-        let mut outbox = WriteBuffer::new();
-        outbox.reserve(5, 10);
-        outbox.put(b"first");
-        outbox.wrote(2, 20);
-        outbox.reserve(20_000, 30);
-        outbox.put(&[b'x'; 20_000]);
-        assert_eq!(outbox.pace().window_since_ms(), 10, "two bytes earn no time");
-        assert!(outbox.unwritten().starts_with(b"rstxxx"));
-        outbox.wrote(limits::TRANSFER_BYTES_MIN, 40);
-        assert_eq!(outbox.pace().window_since_ms(), 40);
-        outbox.wrote(20_003 - limits::TRANSFER_BYTES_MIN, 50);
-        assert!(outbox.is_empty());
-        outbox.reserve(1, 60);
-        assert_eq!(outbox.pace().window_since_ms(), 60);
+    fn bytes_leave_in_order_and_progress_is_recorded() {
+        let mut buffer = WriteBuffer::new();
+        buffer.reserve(5, 10);
+        buffer.put(b"first");
+        buffer.wrote(2, 20);
+        buffer.reserve(20_000, 30);
+        buffer.put(&[b'x'; 20_000]);
+        assert_eq!(buffer.pace().window_since_ms(), 10, "two bytes earn no time");
+        assert!(buffer.unwritten().starts_with(b"rstxxx"));
+        buffer.wrote(limits::TRANSFER_BYTES_MIN, 40);
+        assert_eq!(buffer.pace().window_since_ms(), 40);
+        buffer.wrote(20_003 - limits::TRANSFER_BYTES_MIN, 50);
+        assert!(buffer.is_empty());
+        buffer.reserve(1, 60);
+        assert_eq!(buffer.pace().window_since_ms(), 60);
     }
 
     #[test]
-    fn an_empty_outbox_keeps_little() {
-        let mut outbox = WriteBuffer::new();
-        outbox.reserve(KEPT_BYTES + 1, 0);
-        outbox.put(b"x");
-        outbox.wrote(1, 0);
-        assert_eq!(outbox.bytes.capacity(), 0);
+    fn an_empty_buffer_keeps_little_memory() {
+        let mut buffer = WriteBuffer::new();
+        buffer.reserve(KEPT_BYTES + 1, 0);
+        buffer.put(b"x");
+        buffer.wrote(1, 0);
+        assert_eq!(buffer.bytes.capacity(), 0);
     }
 }

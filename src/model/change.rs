@@ -1,81 +1,81 @@
-//! A change as nodes tell it to each other: what an entry is since which version, sealed.
+//! Changes that nodes exchange: the sealed state of an entry as of a version.
 
 use super::entry::{Category, EntryKey, Environment, LengthError};
 use super::{Ciphertext, Timestamp, Version};
 
-/// Why an entry cannot be exchanged with another node. Says what is wrong without quoting any of it.
+/// Reason why an entry cannot be exchanged with another node. The text names the invalid part without quoting it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// Its key.
+    /// The entry key is invalid.
     #[error("a key {0}")]
     Key(LengthError),
-    /// Its environment.
+    /// The environment is invalid.
     #[error("an environment {0}")]
     Environment(LengthError),
-    /// Its category.
+    /// The category is invalid.
     #[error("a category {0}")]
     Category(LengthError),
-    /// Its value.
+    /// The value is not a token.
     #[error("a value is no token")]
     Token,
-    /// When it was made or changed.
+    /// The time of creation or of the last change is out of range.
     #[error("a time is before 1970 or after 9999")]
     Time,
 }
 
-/// The name of an entry. "No environment" is `None`.
+/// Identity of an entry. "No environment" is `None`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId {
-    /// The entry key.
+    /// Entry key.
     pub key: String,
-    /// The environment.
+    /// Environment.
     pub environment: Option<String>,
 }
 
-/// One entry as of one version.
+/// State of one entry as of one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Which entry.
+    /// Identity of the entry.
     pub id: EntryId,
-    /// Since when it is so.
+    /// Version that wrote this state.
     pub version: Version,
-    /// What it holds; `None` when it was deleted.
+    /// Content; `None` for a tombstone.
     pub content: Option<SealedBody>,
 }
 
-/// What an entry holds besides its name.
+/// Content of an entry apart from its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedBody {
-    /// Its category.
+    /// Category.
     pub category: Option<String>,
-    /// Its sealed value: opens on every node that has the salt, and tells nothing to one that has no user key.
+    /// Sealed value. Every node with the same salt can open it, but only with the user key.
     pub ciphertext: Ciphertext,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: Option<Timestamp>,
-    /// When it was last changed.
+    /// Time of the last change.
     pub updated_at: Option<Timestamp>,
 }
 
-/// A version of an entry without its content, for comparing stores.
+/// Version of an entry with a digest instead of the content, for comparing stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionedDigest {
-    /// Which entry.
+    /// Identity of the entry.
     pub id: EntryId,
-    /// Its version.
+    /// Version of the entry.
     pub version: Version,
-    /// A digest of the version and the content; zero for a deleted entry.
+    /// Digest of the version and the content; zero for a tombstone.
     pub digest: Digest,
 }
 
-/// A digest of one entry, or the XOR of the digests of several.
+/// Digest of one entry, or the XOR of the digests of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub u128);
 
 impl EntryId {
-    /// Whether a client can name such an entry.
+    /// Checks that a client can name such an entry.
     ///
     /// # Errors
-    /// Which name is too long or empty.
+    /// Returns the part that is too long or empty.
     pub fn check(&self) -> Result<(), EntryError> {
         EntryKey::check(&self.key).map_err(EntryError::Key)?;
         self.environment.as_deref().map_or(Ok(()), Environment::check).map_err(EntryError::Environment)
@@ -83,10 +83,10 @@ impl EntryId {
 }
 
 impl SealedBody {
-    /// Whether a client of a node could have made it, apart from its times.
+    /// Checks that a client of a node could have written it, apart from its times.
     ///
     /// # Errors
-    /// What no client could have made.
+    /// Returns the part that no client could have written.
     pub fn check(&self) -> Result<(), EntryError> {
         self.category.as_deref().map_or(Ok(()), Category::check).map_err(EntryError::Category)?;
         match self.ciphertext.has_token_shape() {
@@ -95,10 +95,10 @@ impl SealedBody {
         }
     }
 
-    /// Whether its times are such as a message may hold.
+    /// Checks that a message may contain its times.
     ///
     /// # Errors
-    /// When one is not.
+    /// Fails if a time is out of range.
     pub fn check_times(&self) -> Result<(), EntryError> {
         match self.created_at.into_iter().chain(self.updated_at).all(Timestamp::is_exchangeable) {
             true => Ok(()),

@@ -1,32 +1,33 @@
-//! A sealed value: opaque bytes, all that the store ever sees of one.
+//! Sealed values: opaque bytes, the only form in which the store sees values.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 
 use crate::limits::TOKEN_BYTES_MAX;
 
-/// The first byte of every token.
+/// Version, the first byte of every token.
 const VERSION: u8 = 0x80;
 const BLOCK_BYTES: usize = 16;
-/// Version, time, initial vector, one block of AES-CBC, and the MAC.
+/// Version, time, initialisation vector, one AES-CBC block, and the MAC.
 const TOKEN_BYTES_MIN: usize = 1 + 8 + 16 + BLOCK_BYTES + 32;
 
-/// The bytes of a Fernet token. At rest it is base64url text, as the original wrote it; in memory
-/// the decoded bytes, which are a quarter smaller and need no decoding when they are opened.
+/// Fernet token. In the database it is base64url text, as the Python server writes it; in memory it is the decoded
+/// bytes, which are a quarter smaller and need no decoding when the token is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ciphertext(Box<[u8]>);
 
 impl Ciphertext {
-    /// Takes decoded token bytes.
+    /// Wraps decoded token bytes.
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
         Self(bytes.into_boxed_slice())
     }
 
-    /// Decodes the text of the database; `None` when it is not base64url with padding.
+    /// Decodes the text of the database; returns `None` if it is not base64url with padding.
     pub fn from_text(text: &[u8]) -> Option<Self> {
         URL_SAFE.decode(text).ok().map(Self::from_bytes)
     }
 
-    /// Whether it has the version and a length of a Fernet token. What is sealed in it only its key tells.
+    /// Returns whether it has the version and a valid length of a Fernet token. Authenticity can be checked only with
+    /// the key.
     pub fn is_token(&self) -> bool {
         let length = self.0.len();
         self.0.first() == Some(&VERSION)
@@ -34,17 +35,17 @@ impl Ciphertext {
             && (length - TOKEN_BYTES_MIN).is_multiple_of(BLOCK_BYTES)
     }
 
-    /// Whether it is a token of a size that nodes exchange.
+    /// Returns whether it is a token of a size that nodes exchange.
     pub fn has_token_shape(&self) -> bool {
         self.is_token() && self.0.len() <= TOKEN_BYTES_MAX
     }
 
-    /// The decoded token.
+    /// Returns the decoded token.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The text for the database.
+    /// Returns the text for the database.
     pub fn to_text(&self) -> String {
         URL_SAFE.encode(&self.0)
     }
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shape_of_a_token() {
+    fn a_token_has_a_version_and_whole_blocks() {
         let token = |first: u8, length: usize| {
             let mut bytes = vec![0; length];
             bytes.iter_mut().take(1).for_each(|byte| *byte = first);
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn text_and_back() {
+    fn text_round_trips() {
         for text in ["", "gAAA", "gAAAAA==", "_-8="] {
             let decoded = Ciphertext::from_text(text.as_bytes()).expect("valid base64url");
             assert_eq!(decoded.to_text(), text);

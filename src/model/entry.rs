@@ -1,44 +1,46 @@
-//! The names of an entry: parsed once, valid ever after.
+//! Names of an entry, validated when they are parsed.
 
 use std::fmt;
 
 use crate::limits::{CATEGORY_CHARS_MAX, ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX};
 
-/// A text is too long or too short for what it names.
+/// Error of a text that is too long or too short for its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LengthError {
-    /// Empty where at least one character is needed.
+    /// The text is empty, but needs at least one character.
     #[error("should have at least 1 character")]
     TooShort,
-    /// More characters than this.
+    /// The text has more characters than this maximum.
     #[error("should have at most {0} characters")]
     TooLong(usize),
 }
 
 fn within(text: &str, chars_max: usize) -> Result<(), LengthError> {
-    // A character takes at least one byte, so short texts need no counting.
+    // A character takes at least one byte, so the characters of short texts need not be counted.
     if text.len() > chars_max && text.chars().count() > chars_max {
         return Err(LengthError::TooLong(chars_max));
     }
     Ok(())
 }
 
-/// The name of an entry within its environment: 1 to 255 characters of any Unicode, compared as they are.
+/// Key of an entry within its environment: 1 to 255 Unicode characters, compared without normalisation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EntryKey(String);
 
 impl EntryKey {
+    /// Parses an entry key.
+    ///
     /// # Errors
-    /// When the text is empty or longer than 255 characters.
+    /// Fails if the text is empty or longer than 255 characters.
     pub fn parse(text: &str) -> Result<Self, LengthError> {
         Self::check(text)?;
         Ok(Self(text.to_owned()))
     }
 
-    /// Whether [`Self::parse`] takes it.
+    /// Checks that [`Self::parse`] accepts a text.
     ///
     /// # Errors
-    /// As there.
+    /// Fails if [`Self::parse`] would.
     pub fn check(text: &str) -> Result<(), LengthError> {
         if text.is_empty() {
             return Err(LengthError::TooShort);
@@ -46,7 +48,7 @@ impl EntryKey {
         within(text, ENTRY_KEY_CHARS_MAX)
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -58,50 +60,52 @@ impl fmt::Display for EntryKey {
     }
 }
 
-/// A label to filter by: up to 100 characters, may be empty.
+/// Label for filtering: up to 100 characters, possibly empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Category(String);
 
 impl Category {
+    /// Parses a category.
+    ///
     /// # Errors
-    /// When the text is longer than 100 characters.
+    /// Fails if the text is longer than 100 characters.
     pub fn parse(text: &str) -> Result<Self, LengthError> {
         Self::check(text)?;
         Ok(Self(text.to_owned()))
     }
 
-    /// Whether [`Self::parse`] takes it.
+    /// Checks that [`Self::parse`] accepts a text.
     ///
     /// # Errors
-    /// As there.
+    /// Fails if [`Self::parse`] would.
     pub fn check(text: &str) -> Result<(), LengthError> {
         within(text, CATEGORY_CHARS_MAX)
     }
 
-    /// The category as text.
+    /// Returns the category as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// An environment: 1 to 100 characters. "No environment" is `None`, never an empty text.
+/// Environment of an entry: 1 to 100 characters. "No environment" is `None`, never an empty text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Environment(String);
 
 impl Environment {
-    /// An empty text means no environment.
+    /// Parses an environment; an empty text means no environment.
     ///
     /// # Errors
-    /// When the text is longer than 100 characters.
+    /// Fails if the text is longer than 100 characters.
     pub fn parse(text: &str) -> Result<Option<Self>, LengthError> {
         within(text, ENVIRONMENT_CHARS_MAX)?;
         Ok((!text.is_empty()).then(|| Self(text.to_owned())))
     }
 
-    /// Whether it names an environment.
+    /// Checks that a text names an environment.
     ///
     /// # Errors
-    /// When the text is empty or longer than 100 characters.
+    /// Fails if the text is empty or longer than 100 characters.
     pub fn check(text: &str) -> Result<(), LengthError> {
         if text.is_empty() {
             return Err(LengthError::TooShort);
@@ -109,7 +113,7 @@ impl Environment {
         within(text, ENVIRONMENT_CHARS_MAX)
     }
 
-    /// The environment as text.
+    /// Returns the environment as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

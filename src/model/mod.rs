@@ -1,6 +1,6 @@
-//! The vocabulary: what an entry is, what a secret is, and JSON as this server understands it.
+//! Domain types: the parts of an entry, secrets, versions, and canonical JSON.
 //!
-//! Owns no state, does no I/O and runs on any thread. Nothing here knows HTTP, SQLite or cryptography.
+//! Has no state, does no I/O and runs on any thread. Independent of HTTP, SQLite and cryptography.
 
 pub mod change;
 pub mod ciphertext;

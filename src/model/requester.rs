@@ -1,24 +1,24 @@
-//! The origin of a request, as far as fairness between clients is concerned.
+//! Origin of a request, for fairness between clients.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Client network and API key. Requests of one requester share what is divided among requesters.
+/// Client network and API key. Shared resources are divided among requesters, not among their requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Requester {
-    /// Network of the client, unless the connection has no address.
+    /// Network of the client; `None` if the connection has no address.
     pub network: Option<IpAddr>,
-    /// Number of the API key, where one is required.
+    /// Index of the API key, if one is required.
     pub api_key: Option<usize>,
 }
 
 impl Requester {
-    /// The requester at this address with this API key.
+    /// Creates the requester at this address with this API key.
     pub fn new(address: Option<IpAddr>, api_key: Option<usize>) -> Self {
         Self { network: address.map(network), api_key }
     }
 }
 
-/// First address of the client's network: one IPv6 client has a whole /64 to choose addresses from.
+/// Returns the first address of the client's network: one IPv6 client can use every address of its /64.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         v4 @ IpAddr::V4(_) => v4,
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_is_one_ipv4_address_or_an_ipv6_64() {
+    fn a_network_is_an_ipv4_address_or_an_ipv6_64() {
         let of = |text: &str| network(text.parse().expect("an address")).to_string();
         assert_eq!(of("192.0.2.7"), "192.0.2.7");
         assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");

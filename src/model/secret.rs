@@ -1,4 +1,4 @@
-//! Secrets as types: no `Display`, a redacted `Debug`, wiped when dropped.
+//! Types of secrets: no `Display`, a redacted `Debug`, wiped when dropped.
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -9,35 +9,35 @@ use arc_swap::ArcSwap;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// The user key of one request, as the bytes of the header.
+/// User key of one request, as the bytes of the header.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct UserKey(Vec<u8>);
 
 impl UserKey {
-    /// Takes the header value as it came, white space around it removed.
+    /// Copies the header value as it was sent, without surrounding white space.
     pub fn from_header(value: &[u8]) -> Self {
         Self(value.to_vec())
     }
 
-    /// Length of the header value in bytes, which is what the original counts.
+    /// Returns the length of the header value in bytes, as the Python server counts it.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether the header was there but empty.
+    /// Returns whether the header was present but empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The header's bytes: an identity for caches (through a keyed hash), not the PBKDF2 password.
+    /// Returns the bytes of the header: an identity for caches (through a keyed hash), not the PBKDF2 password.
     pub fn header_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The PBKDF2 password: the original reads header bytes as Latin-1 and encodes the text as
-    /// UTF-8, so each byte from 0x80 on becomes two.
+    /// Returns the PBKDF2 password. The Python server decodes the header as Latin-1 and encodes the text as UTF-8, so
+    /// each byte from 0x80 on becomes two.
     pub fn password(&self) -> Zeroizing<Vec<u8>> {
-        // Reserved for the worst case, so that growing leaves no copy behind.
+        // Reserved for the worst case, so that a reallocation leaves no copy behind.
         let mut password = Zeroizing::new(Vec::with_capacity(2 * self.0.len()));
         for &byte in &self.0 {
             if byte < 0x80 {
@@ -56,38 +56,38 @@ impl fmt::Debug for UserKey {
     }
 }
 
-/// The key that clients must present in `X-API-Key` when one is required.
+/// Key that clients must present in `X-API-Key` if one is required.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct ApiKey(Vec<u8>);
 
 impl ApiKey {
-    /// Takes the configured text.
+    /// Copies the configured text.
     pub fn new(text: &str) -> Self {
         Self(text.as_bytes().to_vec())
     }
 
-    /// The key itself, for the header of a request to a peer.
+    /// Returns the key, for the header of a request to a peer.
     pub fn expose(&self) -> &str {
-        std::str::from_utf8(&self.0).expect("it was made from a text")
+        std::str::from_utf8(&self.0).expect("an API key is created from a `str`")
     }
 
-    /// Whether `candidate` is this key; takes the same time for every candidate of the same length.
+    /// Returns whether `candidate` is this key; takes the same time for every candidate of the same length.
     pub fn matches(&self, candidate: &[u8]) -> bool {
         self.0.ct_eq(candidate).into()
     }
 }
 
-/// Secret that the nodes of a cluster share.
+/// Shared secret of the nodes of a cluster.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct ClusterSecret(Vec<u8>);
 
 impl ClusterSecret {
-    /// Takes the configured text.
+    /// Copies the configured text.
     pub fn new(text: &str) -> Self {
         Self(text.as_bytes().to_vec())
     }
 
-    /// The secret itself, for the key of a MAC.
+    /// Returns the secret, for use as a MAC key.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -99,41 +99,41 @@ impl fmt::Debug for ClusterSecret {
     }
 }
 
-/// The API keys that are valid now; clones are handles to the same ones. Several are, while clients move from an
-/// old one to a new one.
+/// Currently valid API keys; clones are handles to the same keys. Several are valid while clients are moved from an old
+/// key to a new one.
 #[derive(Clone, Default)]
 pub struct ApiKeys(Arc<ArcSwap<Vec<ApiKey>>>);
 
 impl ApiKeys {
-    /// These; none means that no key is required.
+    /// Creates a set of these keys; an empty one means that no key is required.
     pub fn new(keys: Vec<ApiKey>) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(keys)))
     }
 
-    /// From now on only these are valid.
+    /// Replaces the keys: from now on only `keys` are valid.
     pub fn replace(&self, keys: Vec<ApiKey>) {
         self.0.store(Arc::new(keys));
     }
 
-    /// Whether requests must carry one.
+    /// Returns whether requests must carry an API key.
     pub fn are_required(&self) -> bool {
         !self.0.load().is_empty()
     }
 
-    /// The number of the key that `candidate` is. Compares with all of them, whichever it is.
+    /// Returns the index of the key that equals `candidate`. Always compares with all keys.
     pub fn find(&self, candidate: &[u8]) -> Option<usize> {
         let keys = self.0.load();
         keys.iter()
             .enumerate()
-            .fold(None, |found, (number, key)| key.matches(candidate).then_some(number).or(found))
+            .fold(None, |found, (index, key)| key.matches(candidate).then_some(index).or(found))
     }
 
-    /// The first one, which nodes of a cluster without a secret share.
+    /// Returns the first key, which the nodes of a cluster share if it has no cluster secret.
     pub fn own(&self) -> Option<ApiKey> {
         self.0.load().first().cloned()
     }
 
-    /// Whether `candidate` is the first one.
+    /// Returns whether `candidate` is the first key.
     pub fn is_own(&self, candidate: &[u8]) -> bool {
         self.0.load().first().is_some_and(|key| key.matches(candidate))
     }
@@ -151,17 +151,17 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// A decrypted value: JSON text, wiped when dropped.
+/// Decrypted value: JSON text, wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Plaintext(SecretBytes);
 
 impl Plaintext {
-    /// Takes ownership of the bytes, which are wiped when this is dropped.
+    /// Takes ownership of the bytes, which are wiped on drop.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(SecretBytes(bytes))
     }
 
-    /// The bytes themselves: for sealing them, or for the answer to the client that may see them.
+    /// Returns the bytes: to seal them, or for the response to a client that may see them.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -185,17 +185,17 @@ impl fmt::Debug for Plaintext {
     }
 }
 
-/// Memory for decrypted values: wiped when it is dropped, and when it moves because it grows.
+/// Buffer for decrypted values: wiped when dropped, and when it is reallocated to grow.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct SecretBytes(Vec<u8>);
 
 impl SecretBytes {
-    /// Empty, with room for so many bytes.
+    /// Creates an empty buffer with a capacity of at least this many bytes.
     pub fn with_capacity(bytes: usize) -> Self {
         Self(Vec::with_capacity(bytes))
     }
 
-    /// The bytes, with room for `count` more. Whoever appends more than that leaves an unwiped copy behind.
+    /// Returns the bytes, with room for `count` more. Appending more than that leaves an unwiped copy behind.
     pub fn with_room(&mut self, count: usize) -> &mut Vec<u8> {
         if self.0.capacity() - self.0.len() < count {
             let bytes = (self.0.len() + count).max(2 * self.0.capacity());
@@ -206,12 +206,12 @@ impl SecretBytes {
         &mut self.0
     }
 
-    /// Bytes that there is room for.
+    /// Returns the capacity in bytes.
     pub fn capacity(&self) -> usize {
         self.0.capacity()
     }
 
-    /// Wipes the bytes and keeps the room.
+    /// Wipes the bytes and keeps the capacity.
     pub fn clear(&mut self) {
         self.0.as_mut_slice().zeroize();
         self.0.clear();
@@ -219,7 +219,7 @@ impl SecretBytes {
 }
 
 impl Drop for SecretBytes {
-    /// As slices, because `Vec` wipes one byte at a time, which takes longer than opening the token took.
+    /// Wipes slices, because `Vec` is wiped byte by byte, which takes longer than it took to open the token.
     fn drop(&mut self) {
         self.0.as_mut_slice().zeroize();
         self.0.spare_capacity_mut().zeroize();
@@ -246,8 +246,8 @@ impl From<Vec<u8>> for SecretBytes {
     }
 }
 
-/// Wipes what functions that have returned left on the stack below the caller: ciphers and moved values leave copies
-/// there, which no owner can reach. `BYTES` is how deep they went.
+/// Wipes the data that returned functions left on the stack below the caller: ciphers and moved values leave copies
+/// there, which no owner can reach. `BYTES` is the depth of the stack that they used.
 #[inline(never)]
 pub fn wipe_stack<const BYTES: usize>() {
     let mut dead = [const { MaybeUninit::<u8>::uninit() }; BYTES];
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn password_is_the_utf_8_of_the_latin_1_reading() {
+    fn the_password_is_the_header_decoded_as_latin_1_and_encoded_as_utf_8() {
         let text = "pässwörter";
         let expected: String = text.bytes().map(char::from).collect();
         assert_eq!(*UserKey::from_header(text.as_bytes()).password(), expected.into_bytes());
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_nothing() {
+    fn debug_output_is_redacted() {
         let secrets = format!(
             "{:?} {:?} {:?} {:?}",
             UserKey::from_header(b"canary"),
@@ -288,21 +288,21 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_replaced_for_all_who_hold_them() {
+    fn keys_are_replaced_for_all_handles() {
         let keys = ApiKeys::new(vec![ApiKey::new("one"), ApiKey::new("two")]);
-        let others = keys.clone();
-        assert_eq!((others.find(b"two"), others.find(b"three")), (Some(1), None));
-        assert!(others.is_own(b"one") && !others.is_own(b"two"));
+        let clone = keys.clone();
+        assert_eq!((clone.find(b"two"), clone.find(b"three")), (Some(1), None));
+        assert!(clone.is_own(b"one") && !clone.is_own(b"two"));
         keys.replace(vec![ApiKey::new("three")]);
-        assert_eq!((others.find(b"two"), others.find(b"three")), (None, Some(0)));
-        assert!(others.own().is_some_and(|key| key.matches(b"three")));
+        assert_eq!((clone.find(b"two"), clone.find(b"three")), (None, Some(0)));
+        assert!(clone.own().is_some_and(|key| key.matches(b"three")));
         keys.replace(Vec::new());
-        assert!(!others.are_required() && others.own().is_none());
-        assert!(!format!("{others:?}").contains("three"));
+        assert!(!clone.are_required() && clone.own().is_none());
+        assert!(!format!("{clone:?}").contains("three"));
     }
 
     #[test]
-    fn api_key_matches_only_itself() {
+    fn an_api_key_matches_only_itself() {
         let key = ApiKey::new("secret");
         assert!(key.matches(b"secret"));
         for other in [&b""[..], b"secre", b"secretx", b"Secret"] {

@@ -1,57 +1,57 @@
-//! Points in time, in the two texts that the original uses for them.
+//! Points in time, in the two text formats of the Python server.
 
 use std::fmt;
 
-/// The first microsecond of the year 10000.
+/// First microsecond of the year 10000.
 const YEAR_10000: i64 = 253_402_300_800_000_000;
 
-/// Microseconds since 1970, UTC.
+/// Point in time, in microseconds since 1970, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// The wall clock now.
+    /// Returns the current time of the wall clock.
     pub fn now() -> Self {
         Self(jiff::Timestamp::now().as_microsecond())
     }
 
-    /// Microseconds since 1970.
+    /// Returns the microseconds since 1970.
     pub fn as_microseconds(self) -> i64 {
         self.0
     }
 
-    /// What [`Self::as_microseconds`] gave.
+    /// Restores a result of [`Self::as_microseconds`].
     pub fn from_microseconds(microseconds: i64) -> Self {
         Self(microseconds)
     }
 
-    /// The same time so much later.
+    /// Returns the time that is later by this duration.
     #[must_use]
     pub fn later(self, by: std::time::Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// Whether a message between nodes may hold it: from 1970 to 9999, which all texts can show.
+    /// Returns whether a message between nodes may contain it: from 1970 to 9999, which all text formats can represent.
     pub fn is_exchangeable(self) -> bool {
         (0..YEAR_10000).contains(&self.0)
     }
 
-    /// Whole milliseconds since 1970; 0 before it.
+    /// Returns the whole milliseconds since 1970; 0 before 1970.
     pub fn as_milliseconds(self) -> u64 {
         u64::try_from(self.0 / 1000).unwrap_or(0)
     }
 
-    /// Whole seconds since 1970; 0 before it.
+    /// Returns the whole seconds since 1970; 0 before 1970.
     pub fn as_seconds(self) -> u64 {
         u64::try_from(self.0 / 1_000_000).unwrap_or(0)
     }
 
-    /// The text in the database: `2026-01-31 10:00:00.123456` (SQLAlchemy's `DATETIME` on SQLite).
+    /// Returns the text in the database: `2026-01-31 10:00:00.123456` (SQLAlchemy's `DATETIME` on SQLite).
     pub fn to_database(self) -> String {
         self.format("%Y-%m-%d %H:%M:%S%.6f")
     }
 
-    /// Reads what [`Self::to_database`] or the original wrote; other texts give `None`.
+    /// Parses a text of [`Self::to_database`] or of the Python server; returns `None` for other texts.
     pub fn from_database(text: &str) -> Option<Self> {
         let civil: jiff::civil::DateTime = text.parse().ok()?;
         let zoned = jiff::tz::Offset::UTC.to_timestamp(civil).ok()?;
@@ -65,7 +65,7 @@ impl Timestamp {
     }
 }
 
-/// The text in answers: `2026-01-31T10:00:00.123456Z`.
+/// Writes the text of API responses: `2026-01-31T10:00:00.123456Z`.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.format("%Y-%m-%dT%H:%M:%S%.6fZ"))
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_texts() {
+    fn both_text_formats() {
         let text = "2026-01-31 10:00:00.123456";
         let read = Timestamp::from_database(text).expect("valid");
         assert_eq!(read.to_database(), text);

@@ -1,4 +1,4 @@
-//! Which peers have which own changes, and the writes that wait for that.
+//! Acknowledgements of local changes by peers, and the writes that wait for them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,10 +8,10 @@ use futures_channel::oneshot;
 
 use super::PeerId;
 
-/// Parts of the outbox that are told apart in which a peer has refused something.
-const REFUSED_PARTS_COUNT_MAX: usize = 64;
+/// Maximum number of separate refused ranges that are tracked per peer.
+const REFUSED_RANGES_COUNT_MAX: usize = 64;
 
-/// Lines of the outbox that peers have acknowledged.
+/// Positions in the replication log that peers have acknowledged.
 #[derive(Debug, Default)]
 pub struct Acknowledgements(Mutex<State>);
 
@@ -21,24 +21,25 @@ struct State {
     waiting: Vec<Waiter>,
 }
 
-/// What one peer has.
+/// Progress of one peer.
 #[derive(Debug, Default)]
 struct Peer {
-    /// It was sent everything up to this line.
-    line: i64,
-    /// Parts of that of which it has refused something: after the first line, up to the second.
+    /// Position up to which all changes were sent.
+    position: i64,
+    /// Ranges below it that contain a refused change, each as (exclusive start, inclusive end).
     refused: Vec<(i64, i64)>,
 }
 
 impl Peer {
-    fn has(&self, line: i64) -> bool {
-        self.line >= line && !self.refused.iter().any(|(after, last)| (after + 1..=*last).contains(&line))
+    fn has(&self, position: i64) -> bool {
+        let is_refused = |(after, last): &(i64, i64)| (after + 1..=*last).contains(&position);
+        self.position >= position && !self.refused.iter().any(is_refused)
     }
 
     fn refuse(&mut self, after: i64, last: i64) {
-        let are_many = self.refused.len() >= REFUSED_PARTS_COUNT_MAX;
+        let are_many = self.refused.len() >= REFUSED_RANGES_COUNT_MAX;
         match self.refused.last_mut() {
-            // Rather too much than too many.
+            // Adjacent ranges are merged. Above the limit, all are: an overestimate is safe.
             Some((_, end)) if *end == after || are_many => *end = last,
             _ => self.refused.push((after, last)),
         }
@@ -47,27 +48,28 @@ impl Peer {
 
 #[derive(Debug)]
 struct Waiter {
-    line: i64,
+    position: i64,
     peers_count: usize,
     since: Instant,
-    answer: oneshot::Sender<()>,
+    sender: oneshot::Sender<()>,
 }
 
 impl Acknowledgements {
-    /// A peer was sent all own changes up to a line, and has taken them.
-    pub fn note(&self, peer: PeerId, line: i64) {
-        self.update(peer, |peer| peer.line = peer.line.max(line));
+    /// Records that a peer has accepted all local changes up to a position in the replication log.
+    pub fn note(&self, peer: PeerId, position: i64) {
+        self.update(peer, |peer| peer.position = peer.position.max(position));
     }
 
-    /// A peer was sent the own changes of some lines, and has refused one of them at least.
+    /// Records that a peer was sent the local changes after position `after` up to `last`, and has refused at least
+    /// one of them.
     pub fn note_refused(&self, peer: PeerId, after: i64, last: i64) {
         self.update(peer, |peer| {
             peer.refuse(after, last);
-            peer.line = peer.line.max(last);
+            peer.position = peer.position.max(last);
         });
     }
 
-    /// A peer holds the same as this node: it has what it had refused.
+    /// Records that a peer is in sync with this node, so it has the changes that it had refused.
     pub fn note_equal(&self, peer: PeerId) {
         self.update(peer, |peer| peer.refused.clear());
     }
@@ -75,41 +77,42 @@ impl Acknowledgements {
     fn update(&self, peer: PeerId, change: impl FnOnce(&mut Peer)) {
         let mut state = self.lock();
         change(state.peers.entry(peer).or_default());
-        for waiting in std::mem::take(&mut state.waiting) {
-            if reached(&state.peers, waiting.line) >= waiting.peers_count {
-                // The client may be gone.
-                waiting.answer.send(()).ok();
-            } else if !waiting.answer.is_canceled() {
-                state.waiting.push(waiting);
+        for waiter in std::mem::take(&mut state.waiting) {
+            if reached(&state.peers, waiter.position) >= waiter.peers_count {
+                // Fails if the request was cancelled.
+                waiter.sender.send(()).ok();
+            } else if !waiter.sender.is_canceled() {
+                state.waiting.push(waiter);
             }
         }
     }
 
-    /// Forgets all peers but these.
+    /// Removes all peers except these.
     pub fn keep(&self, peers: &[PeerId]) {
         self.lock().peers.retain(|peer, _| peers.contains(peer));
     }
 
-    /// How many peers have the change of a line.
-    pub fn reached(&self, line: i64) -> usize {
-        reached(&self.lock().peers, line)
+    /// Returns the number of peers that have the change at a position in the replication log.
+    pub fn reached(&self, position: i64) -> usize {
+        reached(&self.lock().peers, position)
     }
 
-    /// Resolves when that many peers have everything up to a line; `Canceled` when it takes too long.
-    pub(super) fn wait_for(&self, line: i64, peers_count: usize) -> oneshot::Receiver<()> {
-        let (answer, receiver) = oneshot::channel();
+    /// Returns a receiver that resolves once `peers_count` peers have the change at a position in the replication log,
+    /// or to `Canceled` after the timeout.
+    pub(super) fn wait_for(&self, position: i64, peers_count: usize) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
         let mut state = self.lock();
-        if reached(&state.peers, line) >= peers_count {
-            answer.send(()).ok();
+        if reached(&state.peers, position) >= peers_count {
+            sender.send(()).ok();
         } else {
-            state.waiting.push(Waiter { line, peers_count, since: Instant::now(), answer });
+            state.waiting.push(Waiter { position, peers_count, since: Instant::now(), sender });
         }
         receiver
     }
 
-    /// Tells those who have waited this long that they wait in vain.
-    pub fn give_up(&self, patience: Duration) {
-        self.lock().waiting.retain(|waiting| waiting.since.elapsed() < patience);
+    /// Fails the writes that have waited for longer than `timeout`.
+    pub fn give_up(&self, timeout: Duration) {
+        self.lock().waiting.retain(|waiter| waiter.since.elapsed() < timeout);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -117,8 +120,8 @@ impl Acknowledgements {
     }
 }
 
-fn reached(peers: &BTreeMap<PeerId, Peer>, line: i64) -> usize {
-    peers.values().filter(|peer| peer.has(line)).count()
+fn reached(peers: &BTreeMap<PeerId, Peer>, position: i64) -> usize {
+    peers.values().filter(|peer| peer.has(position)).count()
 }
 
 #[cfg(test)]
@@ -126,40 +129,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_waits_for_as_many_peers_as_it_was_told() {
-        let board = Acknowledgements::default();
-        board.note(PeerId::new(2), 5);
-        let mut enough = board.wait_for(5, 1);
+    fn a_write_waits_for_the_required_number_of_peers() {
+        let acks = Acknowledgements::default();
+        acks.note(PeerId::new(2), 5);
+        let mut enough = acks.wait_for(5, 1);
         assert_eq!(enough.try_recv(), Ok(Some(())));
-        let mut two = board.wait_for(6, 2);
-        board.note(PeerId::new(0), 6);
-        assert_eq!((two.try_recv(), board.reached(6)), (Ok(None), 1));
-        board.note(PeerId::new(0), 9);
+        let mut two = acks.wait_for(6, 2);
+        acks.note(PeerId::new(0), 6);
+        assert_eq!((two.try_recv(), acks.reached(6)), (Ok(None), 1));
+        acks.note(PeerId::new(0), 9);
         assert_eq!(two.try_recv(), Ok(None), "one peer counts once");
-        board.note(PeerId::new(1), 7);
-        assert_eq!((two.try_recv(), board.reached(6)), (Ok(Some(())), 2));
-        let mut late = board.wait_for(100, 1);
-        board.give_up(Duration::from_secs(3600));
+        acks.note(PeerId::new(1), 7);
+        assert_eq!((two.try_recv(), acks.reached(6)), (Ok(Some(())), 2));
+        let mut late = acks.wait_for(100, 1);
+        acks.give_up(Duration::from_secs(3600));
         assert_eq!(late.try_recv(), Ok(None));
-        board.give_up(Duration::ZERO);
+        acks.give_up(Duration::ZERO);
         assert!(late.try_recv().is_err());
     }
 
     #[test]
-    fn what_a_peer_has_refused_it_does_not_have() {
-        let board = Acknowledgements::default();
-        board.note(PeerId::new(0), 4);
-        let mut refused = board.wait_for(6, 1);
-        board.note_refused(PeerId::new(0), 4, 6);
-        board.note(PeerId::new(0), 9);
-        assert_eq!(refused.try_recv(), Ok(None), "later changes do not stand for it");
-        assert_eq!([4, 5, 6, 7, 9, 10].map(|line| board.reached(line)), [1, 0, 0, 1, 1, 0]);
-        for line in (10..400).step_by(2) {
-            board.note_refused(PeerId::new(0), line, line + 1);
+    fn a_refused_change_is_not_acknowledged() {
+        let acks = Acknowledgements::default();
+        acks.note(PeerId::new(0), 4);
+        let mut refused = acks.wait_for(6, 1);
+        acks.note_refused(PeerId::new(0), 4, 6);
+        acks.note(PeerId::new(0), 9);
+        assert_eq!(refused.try_recv(), Ok(None), "later changes do not acknowledge it");
+        assert_eq!([4, 5, 6, 7, 9, 10].map(|position| acks.reached(position)), [1, 0, 0, 1, 1, 0]);
+        for position in (10..400).step_by(2) {
+            acks.note_refused(PeerId::new(0), position, position + 1);
         }
-        assert_eq!([6, 9, 11, 399].map(|line| board.reached(line)), [0, 1, 0, 0]);
-        board.note_equal(PeerId::new(0));
-        assert_eq!([6, 11, 399].map(|line| board.reached(line)), [1, 1, 1]);
+        assert_eq!([6, 9, 11, 399].map(|position| acks.reached(position)), [0, 1, 0, 0]);
+        acks.note_equal(PeerId::new(0));
+        assert_eq!([6, 11, 399].map(|position| acks.reached(position)), [1, 1, 1]);
         assert_eq!(refused.try_recv(), Ok(Some(())));
     }
 }

@@ -1,4 +1,5 @@
-//! A list in a message that is given up at the first item too many, however long the message is.
+//! List of bounded length in a message. Decoding stops at the first item above the limit, however long the message
+//! is.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -6,7 +7,7 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
 
-/// At most `MAX` items.
+/// List of at most `MAX` items.
 pub(super) struct Bounded<T, const MAX: usize>(pub(super) Vec<T>);
 
 impl<T: Serialize, const MAX: usize> Serialize for Bounded<T, MAX> {
@@ -47,12 +48,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_item_too_many_ends_the_reading() {
+    fn decoding_stops_at_the_first_item_above_the_limit() {
         let read = |text: &str| serde_json::from_str::<Bounded<u8, 3>>(text).map(|list| list.0);
         assert_eq!(read("[1,2,3]").expect("three"), [1, 2, 3]);
         assert_eq!(read("[]").expect("none"), [0_u8; 0]);
-        // What follows is never looked at: it is no JSON.
-        let refused = read("[1,2,3,4 and so on").expect_err("four");
-        assert!(refused.to_string().contains("more than 3 items"), "{refused}");
+        // The rest of the text is never parsed: it is not JSON.
+        let error = read("[1,2,3,4 and so on").expect_err("four");
+        assert!(error.to_string().contains("more than 3 items"), "{error}");
     }
 }

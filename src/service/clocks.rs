@@ -1,4 +1,4 @@
-//! Changes of other nodes that were refused because their versions are ahead of this node's clock.
+//! Record of peers' changes that were refused because their versions are ahead of this node's clock.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use crate::model::ReplicaId;
 
-/// Nodes that are remembered; there are as many as peers, unless one makes them up.
+/// Maximum number of nodes in the record. There are as many as peers, unless a peer fabricates replica IDs.
 const NODES_COUNT_MAX: usize = 1024;
-/// A log line about refused changes comes this often at most.
+/// Minimum interval between two log lines about refused changes.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What was refused, and whose it was.
+/// Refused changes: their total number, and the nodes that wrote them.
 #[derive(Debug, Default)]
 pub struct Clocks {
     refused_count: AtomicU64,
@@ -21,12 +21,13 @@ pub struct Clocks {
 
 #[derive(Debug, Default)]
 struct State {
+    /// For each node, by how many milliseconds its last refused change was ahead, and when it was refused.
     ahead: BTreeMap<ReplicaId, (u64, Instant)>,
     logged: Option<Instant>,
 }
 
 impl Clocks {
-    /// Notes changes that were refused: whose they are, and by how many milliseconds they are ahead.
+    /// Records refused changes, each as the node that wrote it and the milliseconds that it is ahead.
     pub(super) fn note(&self, ahead: &[(ReplicaId, u64)]) {
         let Some((node, ahead_ms)) = ahead.iter().max_by_key(|(_, ahead_ms)| *ahead_ms) else { return };
         self.refused_count.fetch_add(ahead.len() as u64, Ordering::Relaxed);
@@ -41,23 +42,24 @@ impl Clocks {
             state.logged = Some(now);
             tracing::warn!(
                 %node, ahead_ms, count = ahead.len(),
-                "changes of another node are refused: their versions are ahead of this node's clock"
+                "changes refused: their versions are ahead of this node's clock"
             );
         }
     }
 
-    /// How many milliseconds changes of a node were ahead when they were last refused, if that was within `time`.
-    pub fn ahead_ms(&self, node: ReplicaId, time: Duration) -> Option<u64> {
+    /// Returns by how many milliseconds the last refused change of a node was ahead, if it was refused within
+    /// `max_age`.
+    pub fn ahead_ms(&self, node: ReplicaId, max_age: Duration) -> Option<u64> {
         let state = self.lock();
-        state.ahead.get(&node).filter(|(_, since)| since.elapsed() <= time).map(|(ahead_ms, _)| *ahead_ms)
+        state.ahead.get(&node).filter(|(_, at)| at.elapsed() <= max_age).map(|(ahead_ms, _)| *ahead_ms)
     }
 
-    /// A node was found to hold the same as this one.
+    /// Removes a node that was found in sync with this one.
     pub fn forget(&self, node: ReplicaId) {
         self.lock().ahead.remove(&node);
     }
 
-    /// How many changes were refused since the start.
+    /// Returns the number of changes refused since the start.
     pub fn refused_count(&self) -> u64 {
         self.refused_count.load(Ordering::Relaxed)
     }
@@ -72,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_refused_change_counts_and_nodes_are_remembered_for_a_while() {
+    fn refused_changes_are_counted_and_nodes_are_reported_for_a_while() {
         let clocks = Clocks::default();
         let [one, two] = [ReplicaId::from_random(2), ReplicaId::from_random(4)];
         clocks.note(&[(one, 600_000), (two, 700_000), (one, 650_000)]);
@@ -82,7 +84,7 @@ mod tests {
         assert_eq!(clocks.ahead_ms(ReplicaId::from_random(6), hour), None);
         assert_eq!(clocks.refused_count(), 3);
         std::thread::sleep(Duration::from_millis(2));
-        assert_eq!(clocks.ahead_ms(one, Duration::from_millis(1)), None, "that was too long ago");
+        assert_eq!(clocks.ahead_ms(one, Duration::from_millis(1)), None, "it was refused too long ago");
         clocks.forget(one);
         assert_eq!(clocks.ahead_ms(one, hour), None);
     }

@@ -1,4 +1,4 @@
-//! Create, read, update and delete one entry.
+//! Use cases on a single entry: create, read, update and delete.
 
 use std::sync::Arc;
 
@@ -12,43 +12,43 @@ use crate::limits::LARGE_VALUE_BYTES;
 use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp};
 use crate::store::{KeyEntries, OwnerTag, SealedEntry, Write, WriteError, WriteResult};
 
-/// How often a write looks again when another one was faster; each time someone else has made progress.
+/// Maximum number of compare-and-swap attempts of a write. Each failed attempt means that another write succeeded.
 const ATTEMPTS_MAX: usize = 16;
 
-/// An entry that the caller's key opened.
+/// Entry that the caller's user key has decrypted.
 #[derive(Debug)]
 pub struct DecryptedEntry {
-    /// Its row.
+    /// Row of the entry.
     pub row: Arc<SealedEntry>,
-    /// Its value.
+    /// Decrypted value.
     pub value: Value,
 }
 
-/// What is to be created.
+/// Entry to be created.
 #[derive(Debug)]
 pub struct NewEntry {
-    /// Its key.
+    /// Entry key.
     pub key: EntryKey,
-    /// Its environment.
+    /// Environment, if any.
     pub environment: Option<Environment>,
-    /// Its category.
+    /// Category, if any.
     pub category: Option<Category>,
-    /// Its value, canonical JSON.
+    /// Value as canonical JSON.
     pub value: Plaintext,
 }
 
-/// What is to be changed.
+/// Changes to an existing entry.
 #[derive(Debug)]
 pub struct Update {
-    /// The environment to move to, if the entry is not named with one; `None` stays.
+    /// Environment to move the entry to; `None` keeps it. Ignored if the request names the entry with its environment.
     pub environment: Option<Environment>,
-    /// The new category; `None` keeps it.
+    /// New category; `None` keeps it.
     pub category: Option<Category>,
-    /// The new value, canonical JSON.
+    /// New value as canonical JSON.
     pub value: Plaintext,
 }
 
-/// An entry whose row and key are both in memory.
+/// Entry whose row and derived key are both in memory.
 #[derive(Debug)]
 pub struct CachedEntry {
     row: Arc<SealedEntry>,
@@ -56,18 +56,18 @@ pub struct CachedEntry {
 }
 
 impl CachedEntry {
-    /// Its row.
+    /// Returns the row.
     pub fn row(&self) -> &SealedEntry {
         &self.row
     }
 
-    /// The value is not longer than this.
+    /// Returns an upper bound of the length of the value.
     pub fn value_bytes_max(&self) -> usize {
         self.row.ciphertext.as_ref().map_or(0, |sealed| sealed.as_bytes().len())
     }
 
-    /// Appends the value, canonical JSON, to bytes that are wiped by their owner. `None` when the key does not
-    /// open it, or it has to be looked at more closely.
+    /// Appends the value as canonical JSON to `out`, which its owner wipes. Returns `None` if the key does not decrypt
+    /// the row, or if the row is not known to be canonical; [`Service::read`] handles both.
     pub fn open_into(&self, out: &mut Vec<u8>) -> Option<()> {
         let sealed = self.row.ciphertext.as_ref().filter(|_| self.row.is_canonical())?;
         self.derived.fernet().open_raw(sealed.as_bytes(), out).ok()?;
@@ -77,7 +77,8 @@ impl CachedEntry {
 }
 
 impl Service {
-    /// What [`Self::read`] would read, if nothing has to be waited for. `user_key` is the header's value.
+    /// Returns the entry that [`Self::read`] would read, if its row and the derived key are cached. `user_key` is the
+    /// value of the header.
     pub fn try_read_cached(
         &self,
         user_key: &[u8],
@@ -93,10 +94,11 @@ impl Service {
         Some(CachedEntry { row, derived })
     }
 
-    /// Reads one entry. Without an environment: the entry that has none, else the only one of that key.
+    /// Reads one entry. Without an environment, this is the entry that has none, otherwise the only entry with that
+    /// key.
     ///
     /// # Errors
-    /// When there is none, several are meant, or the user key does not open it.
+    /// Fails if there is no such entry, if the key is ambiguous, or if the user key does not decrypt the entry.
     pub async fn read(
         &self,
         credentials: &Credentials<'_>,
@@ -113,7 +115,7 @@ impl Service {
         key: &str,
         environment: Option<&str>,
     ) -> Result<DecryptedEntry, Error> {
-        // The row first: a key that is not there costs no derivation.
+        // The row comes first: a missing entry costs no derivation.
         let row = match (self.resolve(key, environment).await, &self.federation) {
             (Err(Error::NotFound { .. }), Some(federation)) => {
                 self.find_remote(federation, key, environment, OwnerPolicy::FirstReply).await?.row
@@ -126,10 +128,10 @@ impl Service {
     }
 
     /// Creates an entry; it is durable when this returns. The key is derived before the name is looked up:
-    /// [`Error::AlreadyExists`] says that a name is taken, and must not cost less than a derivation.
+    /// [`Error::AlreadyExists`] confirms that a name is taken, and must not cost less than a derivation.
     ///
     /// # Errors
-    /// When an entry of this name exists, whichever user key opens it.
+    /// Fails if an entry of this name exists, whichever user key decrypts it.
     pub async fn create(
         &self,
         credentials: &Credentials<'_>,
@@ -183,10 +185,10 @@ impl Service {
         })
     }
 
-    /// Replaces the value of an entry that the user key opens; durable when this returns.
+    /// Replaces the value of an entry that the user key decrypts; durable when this returns.
     ///
     /// # Errors
-    /// As for [`Self::read`]; also when the environment to move to has this key already.
+    /// Fails as [`Self::read`] does, and if the key is already taken in the environment to move to.
     pub async fn update(
         &self,
         credentials: &Credentials<'_>,
@@ -213,11 +215,11 @@ impl Service {
                 }
                 (owned, _) => owned?,
             };
-            // An entry that was named with its environment stays there.
+            // An entry that the request names with its environment is not moved.
             let moved = update.environment.as_ref().filter(|_| environment.is_none());
             if self.cluster().is_some() && changes_nothing(&derived, &seen, &update, moved) {
-                // Every peer would have to take it, and none would see a difference. What is there may not
-                // have reached them yet: a client repeats a write that was not acknowledged.
+                // Writing it would send a change without effect to every peer. The current value may not have
+                // reached them yet, because clients retry a write that was not acknowledged.
                 if let Some(cluster) = self.cluster() {
                     cluster.wait_for_write_acks().await?;
                 }
@@ -247,10 +249,10 @@ impl Service {
         Err(Error::Busy)
     }
 
-    /// Deletes an entry that the user key opens; durable when this returns.
+    /// Deletes an entry that the user key decrypts; durable when this returns.
     ///
     /// # Errors
-    /// As for [`Self::read`].
+    /// Fails as [`Self::read`] does.
     pub async fn delete(
         &self,
         credentials: &Credentials<'_>,
@@ -285,7 +287,7 @@ impl Service {
         Err(Error::Busy)
     }
 
-    /// The row, and the proof that the user key opens it.
+    /// Returns a row and its derived key, which is proven to decrypt it.
     async fn owned(
         &self,
         credentials: &Credentials<'_>,
@@ -300,11 +302,11 @@ impl Service {
 
     async fn write(&self, write: Write, derived: &DerivedKey) -> Result<WriteResult, Error> {
         if !self.store.salt().pin(derived.salt().as_bytes()) {
-            // The salt has just yielded to another node's; the next attempt derives anew.
+            // The salt has just been replaced by that of another node; a retry derives the key again.
             return Err(Error::Busy);
         }
         let receiver = self.store.write(write, OwnerTag(*derived.id()))?;
-        // From here on the change is made, whether or not anybody waits for the answer.
+        // From here on the change is made, even if the request is cancelled.
         let result = receiver.await.map_err(|_| Error::Unavailable)?;
         if let (Ok(_), Some(cluster)) = (&result, self.cluster()) {
             cluster.wait_for_write_acks().await?;
@@ -312,7 +314,8 @@ impl Service {
         Ok(result)
     }
 
-    /// The entry of this node that is meant.
+    /// Returns the local entry that a request names. On a node that is still joining, a miss is retried once it has
+    /// joined.
     pub(super) async fn resolve(
         &self,
         key: &str,
@@ -340,7 +343,7 @@ impl Service {
         }
         match self.group(key).await? {
             Some(group) => select(&group, key),
-            // More environments than are read at once: only the entry without one can be meant.
+            // More environments than are read together: only the entry without one can be named by the key alone.
             None => {
                 self.exact(key, None).await?.ok_or_else(|| Error::Ambiguous {
                     key: key.to_owned(),
@@ -384,7 +387,7 @@ impl Service {
     }
 }
 
-/// Which entry a key without an environment means.
+/// Selects the entry that a key without an environment names.
 fn select(group: &KeyEntries, key: &str) -> Result<Arc<SealedEntry>, Error> {
     if let Some(row) = group.exact(None) {
         return Ok(Arc::clone(row));
@@ -415,7 +418,7 @@ pub(super) fn seal(derived: &DerivedKey, value: &Plaintext) -> Ciphertext {
     Ciphertext::from_bytes(derived.fernet().seal_raw(value.expose(), Timestamp::now().as_seconds()))
 }
 
-/// Sees to it that the user key opens a row, without opening it.
+/// Verifies that the user key decrypts a row, without decrypting it.
 pub(super) fn verify(derived: &DerivedKey, row: &SealedEntry) -> Result<(), Error> {
     let sealed = row.ciphertext.as_ref().ok_or_else(|| DecryptError::NotAToken.of(row))?;
     if !derived.fernet().verifies_raw(sealed.as_bytes()) {
@@ -425,17 +428,17 @@ pub(super) fn verify(derived: &DerivedKey, row: &SealedEntry) -> Result<(), Erro
     Ok(())
 }
 
-/// Opens a row, or leaves it sealed where it is large and known to be canonical.
+/// Decrypts a row, or leaves it encrypted if it is large and known to be canonical.
 fn read_value(derived: &Arc<DerivedKey>, row: &Arc<SealedEntry>) -> Result<Value, Error> {
     let is_large = row.ciphertext.as_ref().is_some_and(|sealed| sealed.as_bytes().len() > LARGE_VALUE_BYTES);
     if is_large && row.is_canonical() {
-        return SealedValue::verify(derived, row).map(Value::Sealed).map_err(|unopened| unopened.of(row));
+        return SealedValue::verify(derived, row).map(Value::Sealed).map_err(|error| error.of(row));
     }
-    // By opening it once, the row may have turned out to be canonical.
+    // Decryption may have found the row to be canonical.
     open(derived, row).map(|plaintext| Value::of(derived, row, plaintext))
 }
 
-/// Opens a row to canonical JSON.
+/// Decrypts a row to canonical JSON.
 fn open(derived: &DerivedKey, row: &SealedEntry) -> Result<Plaintext, Error> {
-    Decryptor::new(derived).into_plaintext(row).map_err(|unopened| unopened.of(row))
+    Decryptor::new(derived).into_plaintext(row).map_err(|error| error.of(row))
 }

@@ -1,22 +1,22 @@
-//! Opens rows with one key, all in the same memory.
+//! Decryption of rows with one derived key, in reused buffers.
 
 use super::Error;
 use crate::crypto::{DerivedKey, OpenError};
 use crate::model::{Plaintext, SecretBytes, json};
 use crate::store::SealedEntry;
 
-/// Memory for one value at a time.
+/// Decryptor with buffers for one value.
 pub(super) struct Decryptor<'a> {
     derived: &'a DerivedKey,
     value: SecretBytes,
     canonical: SecretBytes,
 }
 
-/// Why a row does not open.
+/// Reason why a row cannot be decrypted.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum DecryptError {
     NotAToken,
-    /// A token that was cut short cannot be told from one of another key: both fail the HMAC.
+    /// Also a truncated token: it fails the HMAC just as a token of another key does.
     WrongKey,
     BadPadding,
     NotJson,
@@ -27,19 +27,19 @@ impl<'a> Decryptor<'a> {
         Self { derived, value: SecretBytes::default(), canonical: SecretBytes::default() }
     }
 
-    /// The row's value as canonical JSON, until the next one is opened. The original writes JSON with spaces and
-    /// ASCII escapes, and sometimes what is no JSON at all.
+    /// Returns the row's value as canonical JSON, valid until the next call. The Python server writes JSON with spaces
+    /// and ASCII escapes, and sometimes text that is not valid JSON.
     ///
     /// # Errors
-    /// When the key does not open it, or it holds no JSON.
+    /// Fails if the key does not decrypt the row, or if the value is not valid JSON.
     pub(super) fn open(&mut self, row: &SealedEntry) -> Result<&[u8], DecryptError> {
         self.fill(row).map(|value| &**value)
     }
 
-    /// The same for a single row.
+    /// Returns the value of a single row as canonical JSON.
     ///
     /// # Errors
-    /// As for [`Self::open`].
+    /// Fails as [`Self::open`] does.
     pub(super) fn into_plaintext(mut self, row: &SealedEntry) -> Result<Plaintext, DecryptError> {
         self.fill(row).map(|value| std::mem::take(value).into())
     }
@@ -73,7 +73,7 @@ impl From<OpenError> for DecryptError {
 }
 
 impl DecryptError {
-    /// As whoever asked for this row is told.
+    /// Converts to the error for the client that requested this row.
     pub(super) fn of(self, row: &SealedEntry) -> Error {
         let key = row.key.clone();
         match self {

@@ -1,120 +1,120 @@
-//! What a use case can answer besides success, by what the caller can do. No status codes here.
+//! Errors of the use cases, distinguished by what the caller can do. HTTP status codes are assigned elsewhere.
 
 use crate::store;
 
-/// The failures of all use cases.
+/// Error of a use case.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Create or move: the place is taken.
+    /// The target of a create or a move is taken.
     #[error("entry exists")]
     AlreadyExists {
-        /// Its key.
+        /// Key of the existing entry.
         key: String,
-        /// Its environment.
+        /// Environment of the existing entry.
         environment: Option<String>,
-        /// Whether the caller's key does not open it, as far as is known.
+        /// Whether the caller's user key does not decrypt it, or may not: the value of a peer's entry is not checked.
         is_foreign: bool,
     },
-    /// No such entry.
+    /// The entry does not exist.
     #[error("no such entry")]
     NotFound {
-        /// The key that was asked for.
+        /// Requested key.
         key: String,
-        /// The environment that was asked for.
+        /// Requested environment.
         environment: Option<String>,
-        /// Peers that may have it and did not answer.
+        /// Peers that may have it but did not reply.
         silent: Vec<String>,
     },
-    /// No such entry was found, but not all peers have answered, and whoever asks wants to be sure.
-    #[error("not all peers have answered")]
+    /// The entry was not found, but some peers did not reply and strict mode is on.
+    #[error("some peers did not reply")]
     Incomplete {
-        /// The key that was asked for.
+        /// Requested key.
         key: String,
-        /// The environment that was asked for.
+        /// Requested environment.
         environment: Option<String>,
-        /// The peers that did not answer.
+        /// Peers that did not reply.
         silent: Vec<String>,
     },
-    /// The key alone names several entries.
-    #[error("several environments have this key")]
+    /// The key without an environment is ambiguous.
+    #[error("the key exists in several environments")]
     Ambiguous {
-        /// The key that was asked for.
+        /// Requested key.
         key: String,
-        /// The environments that have it.
+        /// Environments that have this key.
         environments: Vec<String>,
     },
-    /// The user key does not open the entry.
-    #[error("the user key does not open the entry")]
+    /// The user key does not decrypt the entry.
+    #[error("the user key does not decrypt the entry")]
     WrongUserKey {
-        /// The entry's key.
+        /// Key of the entry.
         key: String,
     },
-    /// One of too many failed keys, or a try after them.
+    /// One failed key too many, or an attempt after it.
     #[error("too many failed keys")]
     TooManyFailures {
-        /// How long the next try should wait.
+        /// Time until the next attempt is allowed.
         wait: std::time::Duration,
     },
     /// A failed key whose response is delayed.
     #[error("{error}")]
     Delayed {
-        /// By how much.
+        /// Delay of the response.
         delay: std::time::Duration,
-        /// The failure.
+        /// Error to report after the delay.
         error: Box<Error>,
     },
-    /// What is stored is no value: written by another program, or damaged.
+    /// The stored value is not valid: another program has written it, or it is damaged.
     #[error("the stored value is unreadable")]
     Unreadable {
-        /// The entry's key.
+        /// Key of the entry.
         key: String,
-        /// What is wrong, without a byte of it.
+        /// Reason, which quotes nothing of the value.
         what: &'static str,
     },
-    /// Too much is going on: try again in a moment.
+    /// The server is overloaded; retry in a moment.
     #[error("busy")]
     Busy,
-    /// No space is left; reads go on.
+    /// The disk is full; reads still work.
     #[error("disk full")]
     DiskFull,
-    /// A file of the store was removed or replaced, so a write would be lost; reads go on.
+    /// A file of the store was removed or replaced, so a write would be lost; reads still work.
     #[error("a file was removed or replaced")]
     Displaced,
-    /// The server is stopping or has lost a part: try again elsewhere or later.
+    /// The server is stopping, or one of its parts has failed; retry later or on another node.
     #[error("unavailable")]
     Unavailable,
-    /// The write is durable here and will replicate, but not as many peers have it as it should wait for.
+    /// The write is durable on this node and will replicate, but too few peers have acknowledged it in time.
     #[error("not replicated in time")]
     NotReplicated {
-        /// How many other nodes have it.
+        /// Number of other nodes that have acknowledged it.
         reached: usize,
-        /// How many should.
+        /// Number of acknowledgements required.
         wanted: usize,
     },
-    /// The stored version is so far ahead of this node's clock that no other node would take a later one.
+    /// The stored version is so far ahead of this node's clock that no other node would accept a later one.
     #[error("the version of the entry is ahead of the clock")]
     VersionAhead {
-        /// The entry's key.
+        /// Key of the entry.
         key: String,
-        /// By how many minutes.
+        /// Minutes by which it is ahead.
         minutes: u64,
     },
-    /// What a peer sent was sealed with another salt.
+    /// The entries that a peer sent were encrypted with another salt.
     #[error("the salt differs")]
     SaltDiffers,
     /// The nodes have not agreed on a salt yet.
     #[error("no salt yet")]
     NoSalt,
-    /// The node is new in its cluster, and has not compared its entries with its peers yet.
-    #[error("entries not compared yet")]
+    /// The node is new in its cluster and has not finished its first anti-entropy round yet.
+    #[error("the node has not joined yet")]
     NotJoined,
-    /// A read failed for a reason nobody outside can help with.
-    #[error("store failure")]
+    /// A read failed for an internal reason that the client cannot act on.
+    #[error("store error")]
     Store(#[source] store::Error),
 }
 
 impl Error {
-    /// For a write that the store has refused, other than because of another write of the entry.
+    /// Creates the error for a write that the store refuses because the stored version is ahead of the clock.
     pub(super) fn version_ahead(key: &str, ahead_ms: u64) -> Self {
         Self::VersionAhead { key: key.to_owned(), minutes: ahead_ms / 60_000 }
     }
@@ -133,13 +133,13 @@ impl From<store::Error> for Error {
 }
 
 impl Error {
-    /// Whether it tells a caller without the right user key that an entry exists.
+    /// Returns whether the error reveals to a caller without the right user key that an entry exists.
     pub(super) fn is_failed_try(&self) -> bool {
         let is_foreign = matches!(self, Self::AlreadyExists { is_foreign: true, .. });
         is_foreign || matches!(self, Self::WrongUserKey { .. } | Self::Ambiguous { .. })
     }
 
-    /// Whether it differs by the existence of an entry that the caller's key does not open.
+    /// Returns whether the error depends on the existence of an entry that the caller's user key does not decrypt.
     pub(super) fn depends_on_names(&self) -> bool {
         self.is_failed_try() || matches!(self, Self::NotFound { .. } | Self::Incomplete { .. })
     }

@@ -1,8 +1,8 @@
-//! What nodes say to each other: JSON texts, read strictly. Only names, versions and sealed values;
-//! user keys and plaintexts have no place in any of them.
+//! Wire format of replication: strictly decoded JSON messages. They contain only names, versions and encrypted values,
+//! never user keys or plaintexts.
 //!
-//! A peer is a client like any other: each field is checked as the API checks it, lists are bounded and free of
-//! duplicates, and a message with one fault is refused as a whole.
+//! Peers are trusted no more than clients: each field is validated as in the API, lists are bounded and free of
+//! duplicates, and a message with a single error is rejected as a whole.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -22,30 +22,30 @@ use crate::model::{
 };
 use crate::store::{AppliedChanges, VersionsPage, bucket_of};
 
-/// Header of the answer to a health check of another node: random for each process.
+/// Header in the response to a health check of another node: instance ID, random for each process.
 pub const INSTANCE_HEADER: &str = "x-osc-instance";
-/// Header: the number of the data directory, in hexadecimal.
+/// Header: replica ID of the data directory, in hexadecimal.
 pub const NODE_HEADER: &str = "x-osc-node";
 /// Header: `replica` or [`FEDERATED`].
 pub const MODE_HEADER: &str = "x-osc-mode";
-/// The mode in which each node keeps its own entries.
+/// Mode in which each node stores its own entries.
 pub const FEDERATED: &str = "federated";
-/// Header: which salt the node has, as a fingerprint; absent without a salt.
+/// Header: fingerprint of the salt of the node; absent without a salt.
 pub const SALT_HEADER: &str = "x-osc-salt";
-/// Header: `true` once anything was sealed with that salt.
+/// Header: `true` once that salt has encrypted anything.
 pub const ENTRIES_HEADER: &str = "x-osc-entries";
-/// Header: how far back the node knows of deletions, two stamps in hexadecimal.
+/// Header: tombstone horizon of the node, two timestamps in hexadecimal.
 pub const HORIZON_HEADER: &str = "x-osc-horizon";
 
-/// A message that is not what it should be.
+/// Error of a message that cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 #[error("not a message of a peer: {0}")]
 pub struct DecodeError(String);
 
 impl DecodeError {
-    /// Says what is wrong, without quoting any of it.
-    pub(super) fn new(what: &str) -> Self {
-        Self(what.to_owned())
+    /// Creates an error with a reason, which must not quote the message.
+    pub(super) fn new(reason: &str) -> Self {
+        Self(reason.to_owned())
     }
 }
 
@@ -57,7 +57,7 @@ impl From<EntryError> for DecodeError {
 
 impl From<serde_json::Error> for DecodeError {
     fn from(error: serde_json::Error) -> Self {
-        // Its text says where and what, and quotes nothing of the content.
+        // The text of a serde error gives the kind and the position, and quotes nothing of the content.
         Self(error.to_string())
     }
 }
@@ -69,10 +69,10 @@ struct ChangeText<'a> {
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
     environment: Option<Cow<'a, str>>,
     #[serde(rename = "s")]
-    stamp: i64,
+    timestamp: i64,
     #[serde(rename = "n")]
     node: i64,
-    /// Absent when the entry was deleted.
+    /// Absent for a deleted entry.
     #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
     token: Option<String>,
     #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
@@ -90,7 +90,7 @@ struct KnownText {
     e: Option<String>,
     s: i64,
     n: i64,
-    /// Hexadecimal; absent for a deleted entry.
+    /// Digest in hexadecimal; absent for a deleted entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     d: Option<String>,
 }
@@ -116,15 +116,17 @@ struct ChangesText<'a> {
     changes: Bounded<ChangeText<'a>, CHANGES_PER_MESSAGE_MAX>,
 }
 
-/// Changes for a peer, with the fingerprint of the salt that they were sealed with.
+/// Encodes changes for a peer, with the fingerprint of the salt that encrypted them.
 pub fn encode_changes(salt: u64, changes: &[Change]) -> Vec<u8> {
     let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
     let changes = changes.iter().map(|change| change_text(change, latest)).collect();
     encode(&ChangesText { salt: format!("{salt:016x}"), changes: Bounded(changes) })
 }
 
+/// Decodes changes, and the fingerprint of the salt that encrypted them.
+///
 /// # Errors
-/// When it is no such message.
+/// Fails if the message is malformed.
 pub fn decode_changes(text: &[u8]) -> Result<(u64, Vec<Change>), DecodeError> {
     let message: ChangesText<'_> = serde_json::from_slice(text)?;
     let salt = hexadecimal(&message.salt, 16)?;
@@ -134,50 +136,52 @@ pub fn decode_changes(text: &[u8]) -> Result<(u64, Vec<Change>), DecodeError> {
     Ok((salt, changes))
 }
 
-/// What a peer answers to changes.
+/// Reply of a peer to changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangesAnswer {
-    /// How many were later than what it had.
+    /// Number of changes that the peer applied because they were newer.
     pub applied: usize,
-    /// How many it has refused, because they are ahead of its clock.
+    /// Number of changes that it refused because they are ahead of its clock.
     #[serde(default)]
     pub refused: usize,
-    /// By how many milliseconds, at most.
+    /// Maximum number of milliseconds by which the refused changes are ahead.
     #[serde(default)]
     pub ahead_ms: u64,
 }
 
-/// The answer to changes.
+/// Encodes the reply to changes.
 pub fn encode_applied(applied: &AppliedChanges) -> Vec<u8> {
     let AppliedChanges { won, ahead } = applied;
     let ahead_ms = ahead.iter().map(|(_, ahead_ms)| *ahead_ms).max().unwrap_or(0);
     encode(&ChangesAnswer { applied: *won, refused: ahead.len(), ahead_ms })
 }
 
+/// Decodes the reply to changes.
+///
 /// # Errors
-/// When it is no such message, or about more changes than were sent.
+/// Fails if the message is malformed, or counts more changes than were sent.
 pub fn decode_applied(text: &[u8], sent_count: usize) -> Result<ChangesAnswer, DecodeError> {
-    let answer: ChangesAnswer = serde_json::from_slice(text)?;
-    match answer.applied.checked_add(answer.refused).is_some_and(|count| count <= sent_count) {
-        true => Ok(answer),
+    let reply: ChangesAnswer = serde_json::from_slice(text)?;
+    match reply.applied.checked_add(reply.refused).is_some_and(|count| count <= sent_count) {
+        true => Ok(reply),
         false => Err(DecodeError::new("more changes than were sent")),
     }
 }
 
-/// What a peer answers that was asked for `ids`: some of them, in their order.
+/// Decodes the reply to a request for `ids`: some of these entries, in the same order.
 ///
 /// # Errors
-/// When it is no such message, or about another entry.
+/// Fails if the message is malformed, or contains an entry that was not requested.
 pub fn decode_entries(text: &[u8], ids: &[EntryId]) -> Result<(u64, Vec<Change>), DecodeError> {
     let (salt, changes) = decode_changes(text)?;
-    let mut asked = ids.iter();
-    match changes.iter().all(|change| asked.any(|id| *id == change.id)) {
+    let mut requested = ids.iter();
+    match changes.iter().all(|change| requested.any(|id| *id == change.id)) {
         true => Ok((salt, changes)),
         false => Err(DecodeError::new("an entry that was not asked for")),
     }
 }
 
-/// The versions of the entries of some buckets.
+/// Encodes the versions of the entries in some buckets.
 pub fn encode_versions(page: &VersionsPage) -> Vec<u8> {
     let known = page
         .known
@@ -193,34 +197,36 @@ pub fn encode_versions(page: &VersionsPage) -> Vec<u8> {
     encode(&VersionsText { buckets_count: page.buckets_count, known: Bounded(known) })
 }
 
-/// What a peer answers that was asked for `buckets`.
+/// Decodes the reply to a request for the versions in `buckets`.
 ///
 /// # Errors
-/// When it is no such message, or about something else.
+/// Fails if the message is malformed, or contains a version from a bucket that was not requested.
 pub fn decode_versions(text: &[u8], buckets: &[usize]) -> Result<VersionsPage, DecodeError> {
     let message: VersionsText = serde_json::from_slice(text)?;
     let buckets_count = message.buckets_count;
     if !(1..=buckets.len()).contains(&buckets_count) {
         return Err(DecodeError::new("versions of more buckets than were asked for, or of none"));
     }
-    let asked: HashSet<usize> = buckets[..buckets_count].iter().copied().collect();
+    let requested: HashSet<usize> = buckets[..buckets_count].iter().copied().collect();
     let known = message.known.0.into_iter().map(known_of).collect::<Result<Vec<_>, _>>()?;
     all_differ(known.iter().map(|known| &known.id))?;
-    match known.iter().all(|known| asked.contains(&bucket_of(&known.id))) {
+    match known.iter().all(|known| requested.contains(&bucket_of(&known.id))) {
         true => Ok(VersionsPage { known, buckets_count }),
         false => Err(DecodeError::new("a version of another bucket")),
     }
 }
 
-/// The names of some entries.
+/// Encodes the names of some entries.
 pub fn encode_ids(ids: &[EntryId]) -> Vec<u8> {
     let texts: Vec<IdText> =
         ids.iter().map(|id| IdText { k: id.key.clone(), e: id.environment.clone() }).collect();
     encode(&texts)
 }
 
+/// Decodes the names of some entries.
+///
 /// # Errors
-/// When it is no such message.
+/// Fails if the message is malformed.
 pub fn decode_ids(text: &[u8]) -> Result<Vec<EntryId>, DecodeError> {
     let texts: Bounded<IdText, ENTRIES_PER_MESSAGE_MAX> = serde_json::from_slice(text)?;
     let ids = texts.0.into_iter().map(|text| id_of(text.k, text.e)).collect::<Result<Vec<_>, _>>()?;
@@ -228,13 +234,15 @@ pub fn decode_ids(text: &[u8]) -> Result<Vec<EntryId>, DecodeError> {
     Ok(ids)
 }
 
-/// Numbers of buckets.
+/// Encodes bucket numbers.
 pub fn encode_buckets(buckets: &[usize]) -> Vec<u8> {
     encode(&buckets)
 }
 
+/// Decodes bucket numbers.
+///
 /// # Errors
-/// When it is no such message, or names a bucket that does not exist, or one twice.
+/// Fails if the message is malformed, or contains a bucket that does not exist or is repeated.
 pub fn decode_buckets(text: &[u8]) -> Result<Vec<usize>, DecodeError> {
     let Bounded(buckets): Bounded<usize, BUCKETS_COUNT> = serde_json::from_slice(text)?;
     if let Some(bucket) = buckets.iter().find(|bucket| **bucket >= BUCKETS_COUNT) {
@@ -244,37 +252,41 @@ pub fn decode_buckets(text: &[u8]) -> Result<Vec<usize>, DecodeError> {
     Ok(buckets)
 }
 
-/// A horizon as a header's value.
+/// Encodes a tombstone horizon as a header value.
 pub fn encode_horizon(horizon: &TombstoneHorizon) -> String {
     format!("{:016x}-{:016x}", horizon.synced.to_database(), horizon.forgotten.to_database())
 }
 
-/// What [`encode_horizon`] gave.
+/// Decodes the output of [`encode_horizon`].
 pub fn decode_horizon(text: &str) -> Option<TombstoneHorizon> {
     let (synced, forgotten) = text.split_once('-')?;
-    let stamp = |text| i64::from_str_radix(text, 16).ok().map(HlcTimestamp::from_database);
-    Some(TombstoneHorizon { synced: stamp(synced)?, forgotten: stamp(forgotten)? })
+    let timestamp = |text| i64::from_str_radix(text, 16).ok().map(HlcTimestamp::from_database);
+    Some(TombstoneHorizon { synced: timestamp(synced)?, forgotten: timestamp(forgotten)? })
 }
 
-/// A digest as text; also the answer to a node that has the same one.
+/// Encodes a digest as text; also the reply to a node that has the same digest.
 pub fn encode_digest(digest: Digest) -> String {
     format!("{:032x}", digest.0)
 }
 
+/// Decodes a digest.
+///
 /// # Errors
-/// When it is no digest.
+/// Fails if the text is not a digest.
 pub fn decode_digest(text: &[u8]) -> Result<Digest, DecodeError> {
     let text = std::str::from_utf8(text).map_err(|error| DecodeError(error.to_string()))?;
     hexadecimal(text, 32).map(Digest)
 }
 
-/// The digests of all buckets, sixteen bytes each.
+/// Encodes the digests of all buckets, 16 bytes each.
 pub fn encode_digests(digests: &[Digest]) -> Vec<u8> {
     digests.iter().flat_map(|digest| digest.0.to_be_bytes()).collect()
 }
 
+/// Decodes the digests of all buckets.
+///
 /// # Errors
-/// When it is not one digest for each bucket.
+/// Fails unless there is exactly one digest per bucket.
 pub fn decode_digests(bytes: &[u8]) -> Result<Vec<Digest>, DecodeError> {
     let (digests, rest) = bytes.as_chunks::<16>();
     if digests.len() != BUCKETS_COUNT || !rest.is_empty() {
@@ -284,10 +296,10 @@ pub fn decode_digests(bytes: &[u8]) -> Result<Vec<Digest>, DecodeError> {
 }
 
 fn encode(message: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(message).expect("maps with text keys, written to memory")
+    serde_json::to_vec(message).expect("encoding maps with text keys into memory cannot fail")
 }
 
-/// Exactly so many hexadecimal digits.
+/// Parses exactly `digits_count` hexadecimal digits.
 pub(super) fn hexadecimal(text: &str, digits_count: usize) -> Result<u128, DecodeError> {
     let is_whole = text.len() == digits_count && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let number = u128::from_str_radix(text, 16).ok().filter(|_| is_whole);
@@ -302,12 +314,12 @@ fn all_differ<T: Hash + Eq>(items: impl Iterator<Item = T>) -> Result<(), Decode
     }
 }
 
-/// Number 0 stands for "before there were versions", from which no deletion can be known.
-fn version_of(stamp: i64, node: i64, is_deletion: bool) -> Result<Version, DecodeError> {
-    if stamp < 0 || node < 0 || (node > 0 && stamp == 0) || (node == 0 && is_deletion) {
+/// Validates a version. Node 0 stands for entries from before there were versions; a deletion cannot have it.
+fn version_of(timestamp: i64, node: i64, is_deletion: bool) -> Result<Version, DecodeError> {
+    if timestamp < 0 || node < 0 || (node > 0 && timestamp == 0) || (node == 0 && is_deletion) {
         return Err(DecodeError::new("a version that no node makes"));
     }
-    Ok(Version { stamp: HlcTimestamp::from_database(stamp), node: ReplicaId::from_database(node) })
+    Ok(Version { stamp: HlcTimestamp::from_database(timestamp), node: ReplicaId::from_database(node) })
 }
 
 pub(super) fn id_of(key: String, environment: Option<String>) -> Result<EntryId, DecodeError> {
@@ -325,8 +337,8 @@ fn known_of(text: KnownText) -> Result<VersionedDigest, DecodeError> {
     Ok(VersionedDigest { id: id_of(text.k, text.e)?, version, digest: Digest(digest.unwrap_or_default()) })
 }
 
-/// A time that no peer would take is left out: another program has written it, and the entry should not wait
-/// for it.
+/// Encodes a time, or returns `None` if peers would refuse it. Such a time was written by another program, and must not
+/// prevent the replication of the entry.
 pub(super) fn exchangeable(time: Option<Timestamp>, latest: Timestamp) -> Option<i64> {
     time.filter(|time| time.is_exchangeable() && *time <= latest).map(Timestamp::as_microseconds)
 }
@@ -336,7 +348,7 @@ fn change_text(change: &Change, latest: Timestamp) -> ChangeText<'_> {
     ChangeText {
         key: change.id.key.as_str().into(),
         environment: change.id.environment.as_deref().map(Into::into),
-        stamp: change.version.stamp.to_database(),
+        timestamp: change.version.stamp.to_database(),
         node: change.version.node.to_database(),
         token: content.map(|content| content.ciphertext.to_text()),
         category: content.and_then(|content| content.category.as_deref()).map(Into::into),
@@ -360,7 +372,7 @@ fn change_of(text: ChangeText<'_>) -> Result<Change, DecodeError> {
         content.check_times()?;
     }
     let id = id_of(text.key.into_owned(), text.environment.map(Cow::into_owned))?;
-    Ok(Change { id, version: version_of(text.stamp, text.node, content.is_none())?, content })
+    Ok(Change { id, version: version_of(text.timestamp, text.node, content.is_none())?, content })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Decaying counts of failures, in bounded memory.
+//! Decaying failure counters in bounded memory.
 //!
-//! A count is a debt in milliseconds: each failure adds one interval, and time pays it off. That is
-//! the generic cell rate algorithm, with a look at the debt apart from adding to it.
+//! A count is a debt in milliseconds: each failure adds one interval, and the debt decreases as time passes. This is
+//! the generic cell rate algorithm, with the check separate from the increment.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,47 +11,46 @@ use crate::limits::{
     FAILURE_DELAY_MAX, FAILURE_WINDOW, FAILURES_TRACKED_COUNT_MAX_PER_SHARD, FAILURES_TRACKED_SHARDS,
 };
 
-/// What is known of one address, user key or entry.
+/// Failure record of one address, user key or entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Record {
-    /// Until then some of the debt is left.
+    /// Time at which the debt is paid off, in milliseconds.
     pub(super) until_ms: u64,
-    /// For the owner of the ledger.
+    /// Mark whose meaning the owner of the ledger defines.
     pub(super) mark: u64,
-    /// When a warning was last logged.
+    /// Time of the last warning in the log, in milliseconds.
     pub(super) warned_ms: Option<u64>,
 }
 
-/// How fast a debt grows. The time in which it is paid off is [`FAILURE_WINDOW`] for as many failures
-/// as a window allows.
+/// Rate at which failures add debt. The failures that one window allows are paid off within [`FAILURE_WINDOW`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     interval_ms: u64,
 }
 
-/// Records by keyed hash: no one can aim at another's record.
+/// Table of records by keyed hash, so that an attacker cannot target the record of another client.
 #[derive(Debug)]
 pub(super) struct Ledger {
     shards: Vec<Mutex<HashMap<u64, Record>>>,
 }
 
 impl Pace {
-    /// As many failures in a window as are free of any consequence.
+    /// Creates a pace that allows `count` failures per window without any consequence.
     pub(super) fn per_window(count: u32) -> Self {
         Self { interval_ms: (window_ms() / u64::from(count.max(1))).max(1) }
     }
 
-    /// How long it takes until another failure is allowed, if it is not now.
+    /// Returns the time until another failure is allowed; `None` if one is allowed now.
     pub(super) fn refusal(self, record: &Record, now_ms: u64) -> Option<Duration> {
         let debt_ms = record.until_ms.saturating_sub(now_ms) + self.interval_ms;
         let over_ms = debt_ms.saturating_sub(2 * window_ms());
         (over_ms > 0).then(|| Duration::from_millis(over_ms))
     }
 
-    /// Adds a failure, and gives the time by which its response is delayed.
+    /// Adds a failure, and returns the delay of its response.
     ///
     /// # Errors
-    /// With the time to wait, when no more failures are allowed now: nothing is added.
+    /// Returns the time to wait if no more failures are allowed now. In that case nothing is added.
     pub(super) fn charge(self, record: &mut Record, now_ms: u64) -> Result<Duration, Duration> {
         if let Some(wait) = self.refusal(record, now_ms) {
             return Err(wait);
@@ -67,12 +66,12 @@ impl Ledger {
         Self { shards: (0..FAILURES_TRACKED_SHARDS).map(|_| Mutex::default()).collect() }
     }
 
-    /// The record, if any of its debt is left.
+    /// Returns the record, if it has any debt left.
     pub(super) fn get(&self, key: u64, now_ms: u64) -> Option<Record> {
         self.shard(key).get(&key).copied().filter(|record| record.until_ms > now_ms)
     }
 
-    /// Changes a record, which is new if there is none.
+    /// Changes a record, which is created if it does not exist.
     pub(super) fn change<R>(&self, key: u64, now_ms: u64, change: impl FnOnce(&mut Record) -> R) -> R {
         let mut shard = self.shard(key);
         if shard.len() >= FAILURES_TRACKED_COUNT_MAX_PER_SHARD && !shard.contains_key(&key) {
@@ -82,16 +81,16 @@ impl Ledger {
         change(shard.entry(key).or_default())
     }
 
-    /// Forgets what is paid off, and returns the number of records that are left.
+    /// Removes records that are paid off, and returns the number of remaining ones.
     pub(super) fn sweep(&self, now_ms: u64) -> usize {
-        let mut left = 0;
+        let mut remaining = 0;
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.retain(|_, record| record.until_ms > now_ms);
             shard.shrink_to_fit();
-            left += shard.len();
+            remaining += shard.len();
         }
-        left
+        remaining
     }
 
     fn shard(&self, key: u64) -> MutexGuard<'_, HashMap<u64, Record>> {
@@ -105,7 +104,7 @@ impl Ledger {
     }
 }
 
-/// Forgets the smallest debt: those with large ones are the attackers.
+/// Removes the record with the smallest debt from a full shard: attackers have large debts.
 fn make_room(shard: &mut HashMap<u64, Record>) {
     if shard.len() >= FAILURES_TRACKED_COUNT_MAX_PER_SHARD
         && let Some(key) = shard.iter().min_by_key(|(_, record)| record.until_ms).map(|(key, _)| *key)
@@ -115,7 +114,7 @@ fn make_room(shard: &mut HashMap<u64, Record>) {
 }
 
 fn lock(shard: &Mutex<HashMap<u64, Record>>) -> MutexGuard<'_, HashMap<u64, Record>> {
-    // Nothing in a critical section panics half-way through a change.
+    // No critical section panics in the middle of a change.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -141,7 +140,7 @@ mod tests {
         }
         let mut last = Duration::ZERO;
         for number in 0..COUNT {
-            let delay = pace.charge(&mut record, now_ms).expect("it is delayed only");
+            let delay = pace.charge(&mut record, now_ms).expect("only delayed");
             assert!(last < delay && delay <= FAILURE_DELAY_MAX, "{number}: {delay:?}");
             last = delay;
         }
@@ -150,21 +149,21 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(pace.charge(&mut record, now_ms), Err(interval), "refusals add nothing");
         }
-        // One more in each interval.
+        // One more failure is allowed per interval.
         let later_ms = now_ms + as_ms(interval);
         assert_eq!(pace.refusal(&record, later_ms), None);
         assert!(pace.charge(&mut record, later_ms).is_ok());
         assert!(pace.charge(&mut record, later_ms).is_err());
-        // Everything is forgiven after two windows.
+        // The debt is paid off after two windows.
         assert_eq!(pace.charge(&mut record, later_ms + 2 * window_ms()), Ok(Duration::ZERO));
     }
 
     #[test]
-    fn any_pace_bounds_the_failures_of_an_hour() {
+    fn every_pace_bounds_the_failures_per_hour() {
         for count in [1, 7, 30, 60_000] {
             let (pace, mut record) = (Pace::per_window(count), Record::default());
-            let tries = (0..60 * window_ms()).step_by(10);
-            let allowed = tries.filter(|now_ms| pace.charge(&mut record, *now_ms).is_ok()).count();
+            let attempts = (0..60 * window_ms()).step_by(10);
+            let allowed = attempts.filter(|now_ms| pace.charge(&mut record, *now_ms).is_ok()).count();
             assert!(allowed <= 62 * count as usize, "{count}: {allowed}");
         }
     }
@@ -178,7 +177,9 @@ mod tests {
         }
         let bound = FAILURES_TRACKED_COUNT_MAX_PER_SHARD * FAILURES_TRACKED_SHARDS;
         for other in 0..2 * bound as u64 {
-            ledger.change(1_000 + other, 0, |record| pace.charge(record, 0)).expect("its first failure");
+            ledger
+                .change(1_000 + other, 0, |record| pace.charge(record, 0))
+                .expect("first failure of this record");
         }
         assert_eq!(ledger.len(), bound);
         assert!(ledger.get(attacker, 0).is_some());

@@ -1,4 +1,4 @@
-//! A gate in front of requests, closed at first.
+//! Gate in front of requests, initially closed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,10 +8,10 @@ use futures_channel::oneshot;
 
 use super::Error;
 
-/// Requests that may wait at a time.
+/// Maximum number of waiting requests.
 const WAITERS_COUNT_MAX: usize = 4096;
 
-/// Requests wait for a limited time until it is open.
+/// Gate at which requests wait, for a limited time, until it opens.
 #[derive(Debug, Default)]
 pub struct Gate {
     is_open: AtomicBool,
@@ -19,36 +19,36 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Whether requests may pass.
+    /// Returns whether requests may pass.
     pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Acquire)
     }
 
-    /// Lets no more requests pass.
+    /// Closes the gate: later requests wait.
     pub fn close(&self) {
         self.is_open.store(false, Ordering::Release);
     }
 
-    /// Lets all waiting requests pass, and all later ones.
+    /// Opens the gate: all waiting and later requests pass.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Release);
         let waiting = std::mem::take(&mut *self.lock());
         for (_, waiter) in waiting {
-            // It may be gone.
+            // Fails if the request was cancelled.
             waiter.send(()).ok();
         }
     }
 
-    /// Turns away the requests that have waited this long.
-    pub fn give_up(&self, patience: Duration) {
-        self.lock().retain(|(since, _)| since.elapsed() < patience);
+    /// Rejects the requests that have waited for longer than `timeout`.
+    pub fn give_up(&self, timeout: Duration) {
+        self.lock().retain(|(since, _)| since.elapsed() < timeout);
     }
 
-    /// Waits until it is open.
+    /// Waits until the gate is open.
     ///
     /// # Errors
-    /// The given one when the request is turned away, [`Error::Busy`] when too many wait.
-    pub(super) async fn pass(&self, closed: Error) -> Result<(), Error> {
+    /// Returns `rejected` if the request is rejected after the timeout, and [`Error::Busy`] if too many requests wait.
+    pub(super) async fn pass(&self, rejected: Error) -> Result<(), Error> {
         if self.is_open() {
             return Ok(());
         }
@@ -65,7 +65,7 @@ impl Gate {
             waiting.push((Instant::now(), sender));
             receiver
         };
-        receiver.await.map_err(|_| closed)
+        receiver.await.map_err(|_| rejected)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Instant, oneshot::Sender<()>)>> {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_pass_once_it_is_open_and_are_turned_away_in_time() {
+    fn requests_wait_until_the_gate_opens_or_are_rejected_after_the_timeout() {
         let gate = Gate::default();
         let mut waiting = Box::pin(gate.pass(Error::NotJoined));
         let mut late = Box::pin(gate.pass(Error::NoSalt));

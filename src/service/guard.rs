@@ -1,8 +1,8 @@
-//! Brute-force guard: counts failed keys by client network, user key and entry, and decides when
-//! their responses are delayed and when tries are refused.
+//! Brute-force guard: counts failed keys by client network, user key and entry, and decides when responses are delayed
+//! and when attempts are refused.
 //!
-//! Refused are tries, never proofs: a user key in memory that opens the entry is served whatever else
-//! its address does, and so is an API key that this address has used before it was refused.
+//! It refuses attempts, never proven keys: a cached user key that decrypts the entry is served whatever else its
+//! address does, and so is an API key that the address has used before it was refused.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -14,32 +14,32 @@ use super::failures::{Ledger, Pace, Record};
 use crate::limits::{FAILURE_WINDOW, FAILURES_PER_ENTRY_FACTOR, OPENER_KNOWN};
 use crate::model::requester::network;
 
-/// The secret that failed.
+/// Kind of a failed secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialKind {
-    /// A user key that does not open the entry, or a name that was tried with it.
+    /// User key that does not decrypt the entry, or a name that was probed with it.
     UserKey,
-    /// An API key of a client.
+    /// API key of a client.
     ApiKey,
-    /// The credential of a node.
+    /// Credential of a node.
     Node,
 }
 
-/// The counts. One for the process.
+/// Failure counts and policy of the guard; one per process.
 #[derive(Debug)]
 pub struct Guard {
-    /// `None`: the guard is off.
+    /// Allowed failure rates; `None` if the guard is off.
     paces: Option<Paces>,
     hasher: RandomState,
     /// Failed user keys, by network.
     networks: Ledger,
-    /// Failures of each user key. Their mark is the entry that failed last.
+    /// Failures by user key. The mark is the entry that failed last.
     user_keys: Ledger,
     /// Failed user keys, by entry.
     entries: Ledger,
-    /// Networks that opened an entry with a key that was not in memory.
+    /// Networks that decrypted an entry with an uncached key.
     openers: Ledger,
-    /// Failed API keys and node credentials, by network. Their mark has a bit for each credential that was right.
+    /// Failed API keys and node credentials, by network. The mark has a bit for each credential that was accepted.
     credentials: Ledger,
     has_failed_credentials: AtomicBool,
     failures: [AtomicU64; CredentialKind::ALL.len()],
@@ -52,30 +52,30 @@ struct Paces {
     entry: Pace,
 }
 
-/// A user key that is about to be tried.
+/// Attempt to use a user key.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Try<'a> {
-    /// Client network, unless the connection has no address.
+    /// Client network; `None` if the connection has no address.
     pub(super) network: Option<IpAddr>,
-    /// Identifies the user key in this process.
+    /// Identifier of the user key in this process.
     pub(super) user_key: u64,
-    /// The derived key in memory, if it is there: whether it has opened anything.
+    /// State of the derived key: `None` if it is not cached, otherwise whether it has decrypted anything.
     pub(super) cached: Option<bool>,
-    /// The entry that is named.
+    /// Key of the entry that the request names.
     pub(super) entry: Option<&'a str>,
 }
 
-/// How far a try may go.
+/// Scope of a permitted attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Permit {
-    /// All the way.
+    /// No restriction.
     Full,
-    /// The key is in memory, and may be used for what it opens; everything else is refused for this long.
+    /// The cached key may be used for entries that it decrypts; everything else is refused for this time.
     OwnedOnly(Duration),
 }
 
 impl CredentialKind {
-    /// All kinds, with their labels.
+    /// All kinds with their metric labels.
     pub const ALL: [(Self, &str); 3] =
         [(Self::UserKey, "user_key"), (Self::ApiKey, "api_key"), (Self::Node, "node")];
 
@@ -85,7 +85,7 @@ impl CredentialKind {
 }
 
 impl Guard {
-    /// A guard that allows this many failures per minute and network; none: it is off.
+    /// Creates a guard that allows this many failures per minute and network; `None` turns it off.
     pub fn new(failures_per_minute: Option<NonZeroU32>) -> Self {
         let paces = failures_per_minute.map(|count| Paces {
             network: Pace::per_window(count.get()),
@@ -106,7 +106,7 @@ impl Guard {
         }
     }
 
-    /// Failures and refusals of each kind.
+    /// Returns the label, the failures and the refusals of each kind.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
         CredentialKind::ALL.iter().map(|&(kind, label)| {
             let index = kind as usize;
@@ -114,27 +114,27 @@ impl Guard {
         })
     }
 
-    /// Forgets counts that have decayed.
+    /// Removes counts that have decayed.
     pub(super) fn sweep(&self, now_ms: u64) {
         for ledger in [&self.networks, &self.user_keys, &self.entries, &self.openers] {
             ledger.sweep(now_ms);
         }
-        // In this order: a failure that comes in between sets it again.
+        // The order matters: a failure between the two steps sets the flag again.
         self.has_failed_credentials.store(false, Relaxed);
         if self.credentials.sweep(now_ms) > 0 {
             self.has_failed_credentials.store(true, Relaxed);
         }
     }
 
-    /// Decides before a key is derived or an entry is looked up.
+    /// Decides whether a key may be derived and an entry looked up; called before either.
     ///
     /// # Errors
-    /// With the time to wait: neither may happen.
+    /// Returns the time to wait if neither is allowed.
     pub(super) fn permit(&self, tried: &Try<'_>, now_ms: u64) -> Result<Permit, Duration> {
         let Some(Paces { network, entry }) = self.paces else { return Ok(Permit::Full) };
         let own = self.user_keys.get(tried.user_key, now_ms);
         if tried.cached == Some(true) && own.is_none_or(|own| own.until_ms <= now_ms + window_ms()) {
-            // An owner, who has had no more than a few mistakes.
+            // The owner of an entry, with at most a few failures.
             return Ok(Permit::Full);
         }
         let refusal = |pace: Pace, record: Option<Record>| pace.refusal(&record?, now_ms);
@@ -158,18 +158,17 @@ impl Guard {
         }
     }
 
-    /// Counts a user key that failed, or a name that was found with it, and gives the time by which the
-    /// response is delayed. The same key and entry again tell a guesser nothing: they are counted for the
-    /// key alone.
+    /// Counts a user key that failed, or a name that was found with it, and returns the delay of the response. A
+    /// repetition of the same key and entry tells an attacker nothing, so it is counted for the key alone.
     ///
     /// # Errors
-    /// With the time to wait, instead of the response.
+    /// Returns the time to wait if the attempt is refused.
     pub(super) fn failed(&self, tried: &Try<'_>, now_ms: u64) -> Result<Duration, Duration> {
         let Some(paces) = self.paces else { return Ok(Duration::ZERO) };
         self.failures[CredentialKind::UserKey as usize].fetch_add(1, Relaxed);
         let entry = tried.entry.map(|name| self.hash(name));
         let (is_new, own) = self.user_keys.change(tried.user_key, now_ms, |record| {
-            // No entry: a list, of which one failure counts for each key that is derived.
+            // A list has no entry; one failure is counted per derived key.
             let mark = entry.unwrap_or(1) | 1;
             let is_new = record.until_ms <= now_ms || record.mark != mark;
             record.mark = mark;
@@ -181,7 +180,7 @@ impl Guard {
                 self.charge(&self.networks, CredentialKind::UserKey, paces.network, network, now_ms);
             verdict = worse(verdict, of_network);
             if let Some(entry) = entry {
-                // Reached by many networks together only; the responses to each of them are delayed above.
+                // Only many networks together reach this limit; the responses to each of them are delayed above.
                 let of_entry =
                     self.entries.change(entry, now_ms, |record| paces.entry.charge(record, now_ms));
                 verdict = worse(verdict, of_entry);
@@ -193,7 +192,7 @@ impl Guard {
         verdict
     }
 
-    /// Records that a key which was not in memory opened an entry.
+    /// Records that an uncached key has decrypted an entry.
     pub(super) fn opened(&self, tried: &Try<'_>, now_ms: u64) {
         if let (Some(_), Some(network), Some(name)) = (self.paces, tried.network, tried.entry) {
             let key = self.hash((self.key(CredentialKind::UserKey, network), name));
@@ -202,15 +201,15 @@ impl Guard {
         }
     }
 
-    /// Counts a refusal that was decided by a [`Permit`].
+    /// Counts a refusal that follows from a [`Permit`].
     pub(super) fn count_refusal(&self, kind: CredentialKind) {
         self.refusals[kind as usize].fetch_add(1, Relaxed);
     }
 
-    /// Counts a credential that was wrong, and gives the time by which the response is delayed.
+    /// Counts a wrong credential, and returns the delay of the response.
     ///
     /// # Errors
-    /// With the time to wait, instead of the response.
+    /// Returns the time to wait if the attempt is refused.
     pub(super) fn credential_failed(
         &self,
         kind: CredentialKind,
@@ -227,11 +226,11 @@ impl Guard {
         verdict
     }
 
-    /// Admits a credential that is right, the one of this number. `now_ms` is asked for only after failures.
+    /// Admits a valid credential, identified by its number. `now_ms` is called only if there were failures.
     ///
     /// # Errors
-    /// With the time to wait, when the client's failures leave no more tries and it has not used this
-    /// credential since the first of them: otherwise the next guess could not be refused.
+    /// Returns the time to wait if the client has no attempts left after its failures and has not used this credential
+    /// since the first of them. Otherwise a correct guess would be accepted although no attempts are left.
     pub(super) fn credential_accepted(
         &self,
         kind: CredentialKind,
@@ -278,7 +277,7 @@ impl Guard {
             (verdict, warns)
         });
         if warns {
-            tracing::warn!(client = %network, kind = kind.label(), "too many failed keys, refusing further tries");
+            tracing::warn!(client = %network, kind = kind.label(), "too many failed keys, refusing further attempts");
         }
         verdict
     }
@@ -292,7 +291,7 @@ impl Guard {
     }
 }
 
-/// The refusal, else the longer delay.
+/// Returns the refusal if there is one, otherwise the longer delay.
 fn worse(one: Result<Duration, Duration>, other: Result<Duration, Duration>) -> Result<Duration, Duration> {
     match (one, other) {
         (Ok(one), Ok(other)) => Ok(one.max(other)),
@@ -310,7 +309,7 @@ mod tests {
     use super::*;
 
     const PER_MINUTE: u32 = 30;
-    /// Free and delayed failures together.
+    /// Number of allowed failures: those without delay and those with one.
     const ALLOWED: u32 = 2 * PER_MINUTE;
 
     fn guard() -> Guard {
@@ -321,12 +320,12 @@ mod tests {
         IpAddr::from([192, 0, 2, last])
     }
 
-    /// A key that was never used before, for an entry, from an address.
+    /// Returns an attempt on an entry with a key that was never used before.
     fn guess(user_key: u64, from: u8) -> Try<'static> {
         Try { network: Some(address(from)), user_key, cached: None, entry: Some("entry") }
     }
 
-    /// Tries one key after the other until one is refused, and returns how many were not.
+    /// Tries one key after the other until one is refused, and returns the number of allowed attempts.
     fn attack(guard: &Guard, from: u8, keys: std::ops::Range<u64>, now_ms: u64) -> u32 {
         let mut allowed = 0;
         for user_key in keys {
@@ -344,16 +343,16 @@ mod tests {
     fn guesses_of_one_address_are_bounded_and_decay() {
         let guard = guard();
         assert_eq!(attack(&guard, 1, 0..1000, 0), ALLOWED);
-        let wait = guard.permit(&guess(2000, 1), 0).expect_err("no more tries");
+        let wait = guard.permit(&guess(2000, 1), 0).expect_err("no attempts left");
         assert_eq!(wait, FAILURE_WINDOW / PER_MINUTE);
         assert_eq!(attack(&guard, 1, 2000..3000, 2_000), 1);
         let hour = (0..3_600_000).step_by(50);
         let allowed: u32 = hour.map(|now_ms| attack(&guard, 1, now_ms..now_ms + 1, 10_000 + now_ms)).sum();
-        assert!((59 * PER_MINUTE..=61 * PER_MINUTE).contains(&allowed), "{allowed} in an hour");
+        assert!((59 * PER_MINUTE..=61 * PER_MINUTE).contains(&allowed), "{allowed} per hour");
     }
 
     #[test]
-    fn neither_others_nor_owners_are_refused() {
+    fn other_addresses_and_proven_keys_are_not_refused() {
         let guard = guard();
         assert_eq!(attack(&guard, 1, 0..1000, 0), ALLOWED);
         assert_eq!(guard.permit(&guess(5000, 2), 0), Ok(Permit::Full), "another address");
@@ -366,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proven_key_that_tries_foreign_names_is_left_its_own() {
+    fn a_proven_key_that_probes_other_names_can_still_use_its_own_entries() {
         let guard = guard();
         let names: Vec<String> = (0..1000).map(|number| format!("name {number}")).collect();
         fn of(name: &str) -> Try<'_> {
@@ -378,54 +377,54 @@ mod tests {
         });
         assert_eq!(found.count(), ALLOWED as usize);
         assert!(matches!(guard.permit(&of("its own"), 0), Ok(Permit::OwnedOnly(_))));
-        // The failures are the key's: it may come from anywhere.
-        let elsewhere = Try { network: Some(address(9)), ..of("name 999") };
-        assert!(matches!(guard.permit(&elsewhere, 0), Ok(Permit::OwnedOnly(_))));
+        // The failures are those of the key, from whichever address it is used.
+        let other_address = Try { network: Some(address(9)), ..of("name 999") };
+        assert!(matches!(guard.permit(&other_address, 0), Ok(Permit::OwnedOnly(_))));
         assert_eq!(guard.permit(&guess(2, 9), 0), Ok(Permit::Full));
     }
 
     #[test]
-    fn the_same_mistake_again_is_that_of_its_key_alone() {
+    fn a_repeated_failure_is_counted_for_its_key_alone() {
         let guard = guard();
-        let mistaken = guess(1, 1);
-        let allowed = (0..1000).take_while(|_| guard.failed(&mistaken, 0).is_ok()).count();
+        let repeated = guess(1, 1);
+        let allowed = (0..1000).take_while(|_| guard.failed(&repeated, 0).is_ok()).count();
         assert_eq!(allowed, ALLOWED as usize);
-        assert!(guard.permit(&mistaken, 0).is_err());
+        assert!(guard.permit(&repeated, 0).is_err());
         assert_eq!(guard.permit(&guess(2, 1), 0), Ok(Permit::Full));
-        assert_eq!(attack(&guard, 1, 100..1000, 0), ALLOWED - 1, "it has counted once");
+        assert_eq!(attack(&guard, 1, 100..1000, 0), ALLOWED - 1, "it was counted once");
     }
 
     #[test]
-    fn an_entry_under_attack_from_everywhere_leaves_a_trickle_and_clients_that_opened_it() {
+    fn an_entry_under_distributed_attack_admits_few_attempts_and_clients_that_opened_it() {
         let guard = guard();
         let opener = guess(1, 250);
         guard.opened(&opener, 0);
         let keys = |from: u8| 1000 * u64::from(from)..1000 * u64::from(from) + 10;
         let allowed: u32 = (0..200).map(|from| attack(&guard, from, keys(from), 0)).sum();
         assert_eq!(allowed, ALLOWED * FAILURES_PER_ENTRY_FACTOR);
-        assert!(guard.permit(&guess(2, 251), 0).is_err(), "a stranger with a key that is not in memory");
+        assert!(guard.permit(&guess(2, 251), 0).is_err(), "an unknown client with an uncached key");
         assert_eq!(guard.permit(&opener, 0), Ok(Permit::Full));
         let owner = Try { cached: Some(true), ..guess(3, 251) };
         assert_eq!(guard.permit(&owner, 0), Ok(Permit::Full));
         let other = Try { entry: Some("other"), ..guess(2, 251) };
         assert_eq!(guard.permit(&other, 0), Ok(Permit::Full));
-        assert_eq!(guard.permit(&guess(2, 251), 1_000), Ok(Permit::Full), "two in a second");
+        assert_eq!(guard.permit(&guess(2, 251), 1_000), Ok(Permit::Full), "two per second");
     }
 
     #[test]
-    fn wrong_credentials_shut_out_guesses_and_not_those_that_are_in_use() {
+    fn wrong_credentials_block_guesses_and_not_credentials_in_use() {
         let (guard, from) = (guard(), Some(address(1)));
         let accepted =
             |number, now_ms| guard.credential_accepted(CredentialKind::ApiKey, number, from, || now_ms);
         assert_eq!(accepted(0, 0), Ok(()));
         for number in 0..ALLOWED {
             assert!(guard.credential_failed(CredentialKind::ApiKey, from, 0).is_ok(), "{number}");
-            // A client with the first key is at the same address.
+            // A client with the first key uses the same address.
             assert_eq!(accepted(0, 0), Ok(()));
         }
         assert!(guard.credential_failed(CredentialKind::ApiKey, from, 0).is_err());
         assert_eq!(accepted(0, 0), Ok(()));
-        assert!(accepted(1, 0).is_err(), "a guess that is right must not differ");
+        assert!(accepted(1, 0).is_err(), "a correct guess must look like a wrong one");
         assert_eq!(guard.credential_accepted(CredentialKind::Node, 1, from, || 0), Ok(()));
         assert_eq!(guard.credential_accepted(CredentialKind::ApiKey, 1, Some(address(2)), || 0), Ok(()));
         assert_eq!(accepted(1, 2_000), Ok(()));
@@ -436,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn off_is_off() {
+    fn a_disabled_guard_refuses_nothing() {
         let guard = Guard::new(None);
         assert_eq!(attack(&guard, 1, 0..1000, 0), 1000);
         let failed =

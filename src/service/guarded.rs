@@ -1,4 +1,4 @@
-//! The use cases under the brute-force guard: what is asked of it before, and what it learns after.
+//! Use cases under the brute-force guard, which permits each attempt and is informed of its result.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::guard::{CredentialKind, Guard, Permit, Try};
 use super::{Credentials, Error, Service};
 
-/// What a use case does with the entry that it names.
+/// Purpose of a use case on the entry that it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Opens it.
+    /// Decrypts the entry.
     Open,
-    /// Creates it.
+    /// Creates the entry.
     Create,
 }
 
@@ -19,7 +19,7 @@ impl Service {
     /// Runs a use case on one entry under the guard.
     ///
     /// # Errors
-    /// Those of the use case, perhaps as [`Error::Delayed`]; [`Error::TooManyFailures`].
+    /// Returns the error of the use case, possibly as [`Error::Delayed`], or [`Error::TooManyFailures`].
     pub(super) async fn guarded<T>(
         &self,
         credentials: &Credentials<'_>,
@@ -48,29 +48,29 @@ impl Service {
         }
     }
 
-    /// Admits a list. True for one that is a try of its user key: if it shows nothing, it has failed.
+    /// Admits a list. Returns whether it is an attempt with an uncached user key, which has failed if the list shows
+    /// nothing.
     ///
     /// # Errors
-    /// [`Error::TooManyFailures`]
+    /// Returns [`Error::TooManyFailures`] if the attempt is refused.
     pub(super) fn permit_list(&self, credentials: &Credentials<'_>) -> Result<bool, Error> {
         let tried = self.tried(credentials, None);
-        // A key in memory shows what it opens, and that has been seen before.
+        // A list with a cached key reveals nothing new.
         self.permit(&tried).map(|_| tried.cached.is_none())
     }
 
-    /// Counts a list that shows nothing, and gives the time by which the response is delayed.
+    /// Counts a list that shows nothing, and returns the delay of the response.
     ///
     /// # Errors
-    /// [`Error::TooManyFailures`]
+    /// Returns [`Error::TooManyFailures`] if the attempt is refused.
     pub(super) fn list_failed(&self, credentials: &Credentials<'_>) -> Result<Duration, Error> {
         self.failed(&Try { cached: None, ..self.tried(credentials, None) })
     }
 
-    /// Counts an API key or a node credential that was wrong, and gives the time by which the response is
-    /// delayed.
+    /// Counts a wrong API key or node credential, and returns the delay of the response.
     ///
     /// # Errors
-    /// With the time to wait, instead of the response.
+    /// Returns the time to wait if the attempt is refused.
     pub fn credential_failed(
         &self,
         kind: CredentialKind,
@@ -79,10 +79,10 @@ impl Service {
         self.guard.credential_failed(kind, address, self.now_ms())
     }
 
-    /// Admits an API key or a node credential that is right, the one of this number.
+    /// Admits a valid API key or node credential, identified by its number.
     ///
     /// # Errors
-    /// With the time to wait, when the client's failures leave no more tries.
+    /// Returns the time to wait if the client has no attempts left after its failures.
     pub fn credential_accepted(
         &self,
         kind: CredentialKind,
@@ -92,7 +92,7 @@ impl Service {
         self.guard.credential_accepted(kind, number, address, || self.now_ms())
     }
 
-    /// The guard, for its counts.
+    /// Returns the guard, for its counts.
     pub fn guard(&self) -> &Guard {
         &self.guard
     }

@@ -6,20 +6,20 @@ use super::{Error, Service};
 use crate::crypto::{DerivedKey, Lookup, Salt};
 use crate::model::{Requester, UserKey};
 
-/// The user key of a request, and who is charged for its derivation.
+/// User key of a request, and the requester that its derivation is charged to.
 #[derive(Clone, Copy, Debug)]
 pub struct Credentials<'a> {
-    /// The user key.
+    /// User key.
     pub user_key: &'a UserKey,
-    /// Where the request came from.
+    /// Origin of the request.
     pub requester: Requester,
 }
 
 impl Service {
-    /// The derived key of a user key.
+    /// Returns the derived key of a user key.
     ///
     /// # Errors
-    /// [`Error::Busy`] when too many derivations wait, [`Error::Unavailable`] when there is no salt.
+    /// Returns [`Error::Busy`] if too many derivations wait, and [`Error::Unavailable`] if there is no salt.
     pub(super) async fn derived_key(&self, credentials: &Credentials<'_>) -> Result<Arc<DerivedKey>, Error> {
         self.salt_is_agreed().await?;
         if self.salt().is_none() {
@@ -33,17 +33,17 @@ impl Service {
                     has_joined = true;
                     match waiter.await {
                         Ok(key) => return Ok(key),
-                        // The job may have been displaced for being another requester's: once more, in
-                        // the name of this one.
+                        // The derivation may have been displaced because it was charged to another requester. It
+                        // is retried once, charged to this one.
                         Err(_) => continue,
                     }
                 }
                 Lookup::Wait(waiter) => waiter,
-                Lookup::Derive(ticket, waiter) => {
-                    // Read when there is a ticket: whoever replaces the salt disowns all tickets after that.
+                Lookup::Derive(claim, waiter) => {
+                    // Read after the claim was taken: replacing the salt invalidates all earlier claims.
                     let salt = self.salt().and_then(|salt| Salt::new(&salt)).ok_or(Error::Unavailable)?;
-                    // A refused ticket is dropped, and all its waiters learn of it.
-                    self.pool.derive(ticket, salt, credentials.requester).map_err(|_| Error::Busy)?;
+                    // A refused claim is dropped, which notifies all its waiters.
+                    self.pool.derive(claim, salt, credentials.requester).map_err(|_| Error::Busy)?;
                     waiter
                 }
             };

@@ -1,4 +1,4 @@
-//! Listing entries page by page, so that memory does not grow with the store.
+//! List of entries, read page by page so that memory does not grow with the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,35 +11,36 @@ use crate::limits::LIST_INLINE_BYTES;
 use crate::model::{EntryId, SecretBytes};
 use crate::store::{Filter, Page, SealedEntry};
 
-/// Appends one entry to the bytes of a page. Called between reading and answering, on a pool thread if the
-/// page is not small.
+/// Function that appends one entry to the bytes of a page. Called between the read and the response; on a pool thread
+/// unless the page is small.
 pub type Render = fn(row: &SealedEntry, value: &[u8], out: &mut Vec<u8>);
 
-/// Which entries, and how many.
+/// Query of a list.
 #[derive(Clone, Debug, Default)]
 pub struct ListQuery {
-    /// Which entries.
+    /// Filter of the entries.
     pub filter: Filter,
-    /// Where to begin.
+    /// Position to start after.
     pub after: After,
-    /// At most so many.
+    /// Maximum number of entries shown.
     pub limit: Option<u64>,
-    /// Only those of this node, also when it could ask others.
+    /// Whether to list only the entries of this node, even in federated mode.
     pub is_local: bool,
 }
 
-/// A place in a list: own entries come first, by id, then those of other nodes, by name.
+/// Position in a list. Local entries come first, in the order of their IDs, followed by those of peers, in the order of
+/// their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum After {
-    /// After the own entry with this id.
+    /// After the local entry with this ID.
     Id(i64),
-    /// After all own entries, and those of other nodes up to this name.
+    /// After all local entries, and after the entries of peers up to this name.
     Name(EntryId),
 }
 
 impl ListQuery {
-    /// Whether the list covers every entry. The number of hidden entries of any part of it would be an
-    /// oracle for the names of other user keys: a prefix or a cursor can be chosen freely.
+    /// Returns whether the list covers every entry. The number of hidden entries in a part of it would be an oracle for
+    /// the names of other owners' entries, because clients choose the prefix and the cursor freely.
     fn is_complete(&self) -> bool {
         self.filter == Filter::default() && self.after == After::default() && self.limit.is_none()
     }
@@ -51,48 +52,48 @@ impl Default for After {
     }
 }
 
-/// A list under way. Between two pages nothing of the database is held.
+/// List in progress. It holds no database resources between two pages.
 #[derive(Debug)]
 pub struct EntryList {
     service: Arc<Service>,
     derived: Arc<DerivedKey>,
     query: ListQuery,
     reports_hidden: bool,
-    /// The user key was not in memory.
+    /// Whether the user key was not cached, so that the list is an attempt to guess it.
     tries_key: bool,
     render: Render,
-    others: Option<RemoteEntries>,
+    remote: Option<RemoteEntries>,
     finished: bool,
     silent: Vec<String>,
     next_after: Option<After>,
 }
 
-/// Some entries of a list, rendered.
+/// Rendered entries of one page of a list.
 #[derive(Debug, Default)]
 pub struct RenderedPage {
-    /// The entries that the user key opens, a comma before each.
+    /// Entries that the user key decrypts, each preceded by a comma.
     pub bytes: SecretBytes,
-    /// How many entries are in `bytes`.
+    /// Number of entries in `bytes`.
     pub shown_count: u64,
-    /// How many matched the query but are not shown, because the key does not open them.
+    /// Number of entries that match the query but are not shown, because the key does not decrypt them.
     pub hidden_count: u64,
-    /// The last one that is shown.
+    /// Index of the last row that is shown.
     last_shown: Option<usize>,
 }
 
-/// Some of this node's own entries, and where they end.
-struct OwnPage {
+/// Page of local entries, and the position at which it ends.
+struct LocalPage {
     rendered: RenderedPage,
-    /// The id of the last one that is shown.
+    /// ID of the last entry that is shown.
     last_shown: Option<i64>,
     next_after: Option<i64>,
 }
 
 impl Service {
-    /// Begins a list of what the user key opens.
+    /// Starts a list of the entries that the user key decrypts.
     ///
     /// # Errors
-    /// When no key can be derived now.
+    /// Fails if the guard refuses the attempt, if the node has not joined yet, or if no key can be derived now.
     pub async fn list(
         self: &Arc<Self>,
         credentials: &Credentials<'_>,
@@ -109,7 +110,7 @@ impl Service {
             tries_key,
             query,
             render,
-            others: None,
+            remote: None,
             finished: false,
             silent: Vec::new(),
             next_after: None,
@@ -118,17 +119,17 @@ impl Service {
 }
 
 impl EntryList {
-    /// The next entries, which may be none; `None` after the last ones.
+    /// Returns the next page, which may be empty; `None` after the last one.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub async fn next_page(&mut self) -> Result<Option<RenderedPage>, Error> {
         if self.finished {
             return Ok(None);
         }
         let page = match self.query.after.clone() {
-            After::Id(after) => self.next_own(after).await?,
-            After::Name(after) => self.next_of_others((!after.key.is_empty()).then_some(&after)).await?,
+            After::Id(after) => self.next_local(after).await?,
+            After::Name(after) => self.next_remote((!after.key.is_empty()).then_some(&after)).await?,
         };
         if let Some(limit) = &mut self.query.limit {
             *limit = limit.saturating_sub(page.shown_count);
@@ -139,7 +140,7 @@ impl EntryList {
         Ok(Some(page))
     }
 
-    /// Ends the list of a limited query early, with the page that was given out last.
+    /// Ends a limited list early, after the page that was returned last.
     pub fn cut(&mut self) {
         if !self.finished {
             self.next_after = Some(self.query.after.clone());
@@ -147,26 +148,26 @@ impl EntryList {
         }
     }
 
-    /// Whether the page that was given out last was the last one.
+    /// Returns whether the list has no further pages.
     pub fn is_finished(&self) -> bool {
         self.finished
     }
 
-    /// Whether peers are asked, too.
+    /// Returns whether the list includes the entries of peers.
     pub fn asks_others(&self) -> bool {
         self.service.federation.is_some() && !self.query.is_local
     }
 
-    /// Whether the number of hidden entries may be reported.
+    /// Returns whether the number of hidden entries may be reported.
     pub fn reports_hidden(&self) -> bool {
         self.reports_hidden
     }
 
-    /// Reports that the list shows nothing, and returns the time by which the response is delayed: a list is
-    /// a try of a user key like any other.
+    /// Reports to the guard that the list shows nothing, and returns the delay of the response: a list is an attempt
+    /// with a user key like any other.
     ///
     /// # Errors
-    /// [`Error::TooManyFailures`]
+    /// Returns [`Error::TooManyFailures`] if the attempt is refused.
     pub fn shows_nothing(&self, credentials: &Credentials<'_>) -> Result<Duration, Error> {
         match self.tries_key {
             true => self.service.list_failed(credentials),
@@ -174,28 +175,28 @@ impl EntryList {
         }
     }
 
-    /// Whether it may end before its last entry.
+    /// Returns whether the list has a limit, so that it may end before the last entry.
     pub fn is_limited(&self) -> bool {
         self.query.limit.is_some()
     }
 
-    /// Where to go on, after a list that ended because of its limit. Nothing may come after it.
+    /// Returns the position at which to continue a list that its limit has ended. There may be no further entries.
     pub fn next_after(&self) -> Option<&After> {
         self.next_after.as_ref()
     }
 
-    /// Peers whose entries may be missing, by name; complete once the list is finished.
+    /// Returns the names of the peers whose entries may be missing; complete once the list is finished.
     pub fn silent(&self) -> &[String] {
         &self.silent
     }
 
-    async fn next_own(&mut self, after: i64) -> Result<RenderedPage, Error> {
-        let OwnPage { rendered: page, last_shown, next_after } = self.own_page(after).await?;
+    async fn next_local(&mut self, after: i64) -> Result<RenderedPage, Error> {
+        let LocalPage { rendered: page, last_shown, next_after } = self.local_page(after).await?;
         let is_full = self.query.limit.is_some_and(|limit| limit <= page.shown_count);
         match (is_full, last_shown, next_after) {
             (true, Some(last), _) | (_, _, Some(last)) => self.query.after = After::Id(last),
             _ if self.asks_others() => {
-                // No entry has an empty key: this is before all of them.
+                // No entry has an empty key, so this position precedes all of them.
                 self.query.after = After::Name(EntryId { key: String::new(), environment: None });
             }
             _ => self.finished = true,
@@ -203,15 +204,15 @@ impl EntryList {
         Ok(page)
     }
 
-    /// Small pages that are in memory are opened here, all others on the pool.
-    async fn own_page(&self, after: i64) -> Result<OwnPage, Error> {
+    /// Reads a page of local entries. Small cached pages are decrypted on the executor, all others on the pool.
+    async fn local_page(&self, after: i64) -> Result<LocalPage, Error> {
         let store = Arc::clone(&self.service.store);
         let (limit, render) = (self.query.limit, self.render);
         let cached = store.cached_page(&self.query.filter, after);
         if let Some(page) = &cached
             && page.bytes <= LIST_INLINE_BYTES
         {
-            return Ok(OwnPage::render(page, &self.derived, limit, render));
+            return Ok(LocalPage::render(page, &self.derived, limit, render));
         }
         let (filter, derived) = (self.query.filter.clone(), Arc::clone(&self.derived));
         let job = move || -> Result<_, Error> {
@@ -219,26 +220,26 @@ impl EntryList {
                 Some(page) => page,
                 None => store.page(&filter, after)?,
             };
-            Ok(OwnPage::render(&page, &derived, limit, render))
+            Ok(LocalPage::render(&page, &derived, limit, render))
         };
         let receiver = self.service.pool.submit(job).map_err(|_| Error::Busy)?;
         receiver.await.map_err(|_| Error::Unavailable)?
     }
 
-    async fn next_of_others(&mut self, after: Option<&EntryId>) -> Result<RenderedPage, Error> {
+    async fn next_remote(&mut self, after: Option<&EntryId>) -> Result<RenderedPage, Error> {
         let Some(federation) = &self.service.federation else {
             self.finished = true;
             return Ok(RenderedPage::default());
         };
         let salt = self.service.salt_in_use().0;
         let filter = &self.query.filter;
-        let others = self
-            .others
+        let remote = self
+            .remote
             .get_or_insert_with(|| RemoteEntries::new(federation, salt, filter.clone(), after, false));
         let rows_max =
             self.query.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        let rows = self.service.next_of_others(federation, others, rows_max).await?;
-        self.silent = others.silent();
+        let rows = self.service.next_of_others(federation, remote, rows_max).await?;
+        self.silent = remote.silent();
         let Some(rows) = rows else {
             self.finished = true;
             return Ok(RenderedPage::default());
@@ -252,7 +253,7 @@ impl EntryList {
     }
 }
 
-impl OwnPage {
+impl LocalPage {
     fn render(page: &Page, derived: &DerivedKey, limit: Option<u64>, render: Render) -> Self {
         let mut rendered = render_page(&page.rows, derived, limit, render);
         rendered.hidden_count += page.unreadable_count;
@@ -269,13 +270,13 @@ fn render_page(
 ) -> RenderedPage {
     let bytes = SecretBytes::with_capacity(rows.iter().map(|row| rendered_bytes(row)).sum());
     let mut page = RenderedPage { bytes, ..RenderedPage::default() };
-    let mut opener = Decryptor::new(derived);
+    let mut decryptor = Decryptor::new(derived);
     for (index, row) in rows.iter().enumerate() {
         if limit.is_some_and(|limit| page.shown_count >= limit) {
             break;
         }
-        // One entry of another owner, or a damaged one, never takes the list away.
-        let Ok(value) = opener.open(row) else {
+        // An entry of another owner, or a damaged one, never fails the list.
+        let Ok(value) = decryptor.open(row) else {
             page.hidden_count += 1;
             continue;
         };
@@ -288,12 +289,12 @@ fn render_page(
     page
 }
 
-/// About as many bytes as the entry takes: a token is longer than its value by what surrounds it.
+/// Estimates the rendered size of an entry: the overhead of a token covers the syntax around its value.
 fn rendered_bytes(row: &SealedEntry) -> usize {
     row.names_bytes() + row.ciphertext.as_ref().map_or(0, |sealed| sealed.as_bytes().len())
 }
 
-/// So many bytes at most besides the value: each byte of a text becomes six if it is escaped.
+/// Returns the maximum number of rendered bytes besides the value: an escaped byte of a text becomes six.
 fn rendered_names_bytes_max(row: &SealedEntry) -> usize {
     const FIXED_BYTES_MAX: usize = 256;
     FIXED_BYTES_MAX + 6 * row.names_bytes()

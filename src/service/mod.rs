@@ -1,7 +1,7 @@
-//! The use cases: the only place where keys and rows meet.
+//! Use cases: the only layer that sees both keys and rows.
 //!
-//! Knows neither HTTP nor status codes. Runs on the executors; whatever may block goes to the pool
-//! (derivations, reads of the database) or to the store's writer, and comes back by a oneshot.
+//! Knows neither HTTP nor status codes. Runs on the executors; work that may block is offloaded to the pool
+//! (derivations, database reads) or to the store's writer, and returns through a oneshot channel.
 
 mod acks;
 mod bounded;
@@ -49,7 +49,7 @@ pub use verify::{OpenedCounts, VerifyTarget, verify};
 use crate::crypto::{KeyCache, Pool};
 use crate::store::{ImportResult, Store};
 
-/// Handles to everything that a use case needs; one for the process, shared by all executors.
+/// Handles to everything that a use case needs; one per process, shared by all executors.
 #[derive(Debug)]
 pub struct Service {
     store: Arc<Store>,
@@ -60,12 +60,12 @@ pub struct Service {
     guard: Guard,
     peer_work: peer_work::PeerWork,
     started: Instant,
-    /// When the entries were counted last, and how many there were.
+    /// Time and result of the last count of the entries.
     entries_counted: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Service {
-    /// Puts the parts together. `cluster` is there when this node is one of several.
+    /// Creates the service. `cluster` is `None` on a standalone node.
     pub fn new(
         store: Arc<Store>,
         keys: KeyCache,
@@ -85,57 +85,57 @@ impl Service {
         }
     }
 
-    /// What this node does not have it asks of others.
+    /// Sets the federation, through which entries that this node does not have are requested from peers.
     #[must_use]
     pub fn federated(self, federation: Option<Federation>) -> Self {
         Self { federation, ..self }
     }
 
-    /// With a guard that counts failed keys.
+    /// Sets the guard that counts failed keys.
     #[must_use]
     pub fn guarded_by(self, guard: Guard) -> Self {
         Self { guard, ..self }
     }
 
-    /// How this node asks others for what it does not have.
+    /// Returns the federation, if this node is part of one.
     pub fn federation(&self) -> Option<&Federation> {
         self.federation.as_ref()
     }
 
-    /// Whether this node asks others for what it does not have.
+    /// Returns whether this node requests entries that it does not have from peers.
     pub fn is_federated(&self) -> bool {
         self.federation.is_some()
     }
 
-    /// The salt, if this node has one yet.
+    /// Returns the salt, if this node has one yet.
     pub fn salt(&self) -> Option<Arc<[u8]>> {
         self.store.salt().current()
     }
 
-    /// Takes another node's salt, if this one has none.
+    /// Adopts the salt of another node, if this one has none.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub async fn adopt_salt(&self, sent: Vec<u8>) -> Result<ImportResult, Error> {
+    /// Returns [`Error::Unavailable`] if the salt file cannot be written, and [`Error::Busy`] if the pool is busy.
+    pub async fn adopt_salt(&self, salt: Vec<u8>) -> Result<ImportResult, Error> {
         let store = Arc::clone(&self.store);
-        let job = move || store.salt().adopt(&sent);
+        let job = move || store.salt().adopt(&salt);
         match self.pool.submit(job).map_err(|_| Error::Busy)?.await {
-            Ok(Ok(adopted)) => Ok(adopted),
+            Ok(Ok(result)) => Ok(result),
             Ok(Err(error)) => {
-                tracing::error!(%error, "cannot take over a salt");
+                tracing::error!(%error, "cannot adopt the salt of another node");
                 Err(Error::Unavailable)
             }
             Err(_) => Err(Error::Unavailable),
         }
     }
 
-    /// Wipes derived keys that were not used for a while, and forgets failures that have decayed.
+    /// Wipes derived keys that have not been used for a while, and removes failure counts that have decayed.
     pub fn sweep(&self) {
         self.keys.sweep(self.now_seconds());
         self.guard.sweep(self.now_ms());
     }
 
-    /// Time since the start.
+    /// Returns the time since the start.
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }

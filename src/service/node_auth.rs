@@ -1,11 +1,11 @@
 //! Mutual authentication of nodes: a challenge and two MACs, keyed by the secret that the nodes of a cluster share.
 //!
-//! The secret itself never goes over the wire. A node that connects sends a challenge and gets one back, which is
-//! the answering node's for as long as its process lives. With that it makes a token, the credential of each of its
-//! requests on this connection, and it believes an answer only if its proof covers both challenges. The server
-//! compares a token with the ones that it computed once, so a request costs no MAC.
+//! The secret itself is never transmitted. A connecting node (the client) sends a challenge and receives that of the
+//! server, which is constant for the lifetime of the server process. From it, the client computes a token, the
+//! credential of each of its requests on this connection. It trusts a response only if the proof covers both
+//! challenges. The server compares a token with precomputed ones, so a request costs no MAC.
 //!
-//! A live relay between two nodes is not detected: that takes TLS. See `docs/decisions/0017-node-identity.md`.
+//! A live relay between two nodes is not detected: that requires TLS. See `docs/decisions/0017-node-identity.md`.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,60 +22,60 @@ use super::exchange::{
 };
 use crate::model::{ApiKeys, ClusterSecret};
 
-/// Header of a health check and of its answer: a [`Challenge`].
+/// Header of a health check and of its response: a [`Challenge`].
 pub const CHALLENGE_HEADER: &str = "x-osc-challenge";
-/// Header of the answer to a health check with a challenge: a [`SharedKey`] or a [`Barrier`].
+/// Header of the response to a health check with a challenge: a [`SharedKey`] or a [`Barrier`].
 pub const AUTH_HEADER: &str = "x-osc-auth";
-/// Header of the same answer: the MAC of both challenges and of the answer.
+/// Header of the response to a health check with a challenge: the MAC of both challenges and of the response.
 pub const PROOF_HEADER: &str = "x-osc-proof";
-/// Header of each request between nodes: the MAC of the server's challenge.
+/// Header of each request between nodes: the token, which is the MAC of the server's challenge.
 pub const TOKEN_HEADER: &str = "x-osc-token";
 
-/// Headers by which a node says what it is; a proof covers them, and the body.
+/// Headers that identify a node; a proof covers them and the body.
 pub const IDENTITY_HEADERS: [&str; 6] =
     [INSTANCE_HEADER, NODE_HEADER, MODE_HEADER, SALT_HEADER, ENTRIES_HEADER, HORIZON_HEADER];
 
-/// Each MAC is of one of these, so that none can stand for another one.
+/// Contexts of the MACs, which prevent one kind of MAC from being used as the other.
 const TOKEN_CONTEXT: &[u8] = b"opensecureconf node token 1\0";
 const PROOF_CONTEXT: &[u8] = b"opensecureconf node proof 1\0";
 
-/// Time between two log lines about refused credentials.
+/// Minimum interval between two log lines about refused credentials.
 const REFUSALS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Kind of key that the nodes of a cluster share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SharedKey {
-    /// The cluster secret.
+    /// Cluster secret.
     Secret,
-    /// The first API key, when there is no cluster secret.
+    /// First API key, used without a cluster secret.
     ApiKey,
-    /// None: neither is configured, and every client may do what a node may.
+    /// No key: neither is configured, and every client has the permissions of a node.
     Nothing,
 }
 
-/// Why a node does not get as far as its credentials on a connection.
+/// Reason why the credentials of a node are not checked on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Barrier {
-    /// Its TLS client certificate is not that of a node.
+    /// Its TLS client certificate is not a node certificate.
     Certificate,
-    /// It has connected to the port of clients, and nodes have a dedicated one.
+    /// It has connected to the client port, and nodes have a dedicated one.
     OtherPort,
 }
 
-/// Random bytes that a MAC must cover, so that it cannot be one from before.
+/// Random bytes that a MAC must cover, which prevents replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Challenge([u8; 32]);
 
-/// The keys of nodes that are valid now.
+/// Currently valid keys of the nodes.
 pub struct NodeCredentials {
     shared: SharedKey,
-    /// The first one is presented, all are accepted.
+    /// Keys, of which the first one is used for requests and all are accepted.
     keys: Vec<Hmac<Sha256>>,
-    /// Tokens that this node accepts, one per key, in hexadecimal.
+    /// Accepted tokens, one per key, in hexadecimal.
     tokens: Vec<String>,
 }
 
-/// Credentials of this node, and the challenge of this process; shared by all threads.
+/// Node credentials and the challenge of this process, shared by all threads.
 #[derive(Debug)]
 pub struct NodeAuth {
     challenge: Challenge,
@@ -91,7 +91,7 @@ struct Unlogged {
 }
 
 impl SharedKey {
-    /// Name in [`AUTH_HEADER`].
+    /// Returns the name in [`AUTH_HEADER`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Secret => "secret",
@@ -100,20 +100,20 @@ impl SharedKey {
         }
     }
 
-    /// Reads what [`Self::name`] gave.
+    /// Parses the output of [`Self::name`].
     pub fn parse(name: &[u8]) -> Option<Self> {
         [Self::Secret, Self::ApiKey, Self::Nothing].into_iter().find(|kind| kind.name().as_bytes() == name)
     }
 
-    /// Whether a MAC may be shown to a client that has proven nothing. One by an API key may not: API keys can be
-    /// short, and a MAC lets its reader try candidates offline.
+    /// Returns whether a MAC with this kind of key may be sent to an unauthenticated client. With an API key it may
+    /// not: API keys can be short, and a MAC enables offline guessing.
     pub fn resists_guessing(self) -> bool {
         self != Self::ApiKey
     }
 }
 
 impl Barrier {
-    /// Name in [`AUTH_HEADER`].
+    /// Returns the name in [`AUTH_HEADER`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Certificate => "certificate",
@@ -121,7 +121,7 @@ impl Barrier {
         }
     }
 
-    /// Reads what [`Self::name`] gave.
+    /// Parses the output of [`Self::name`].
     pub fn parse(name: &[u8]) -> Option<Self> {
         [Self::Certificate, Self::OtherPort].into_iter().find(|barrier| barrier.name().as_bytes() == name)
     }
@@ -135,7 +135,7 @@ impl Challenge {
         Self(bytes)
     }
 
-    /// Reads 64 hexadecimal digits.
+    /// Parses 64 hexadecimal digits.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let digits: &[u8; 64] = text.try_into().ok()?;
         let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
@@ -158,7 +158,7 @@ impl NodeCredentials {
         let key = |bytes: &[u8]| Hmac::new_from_slice(bytes).expect("HMAC takes keys of any length");
         let (shared, keys) = match (secrets, api_keys.own()) {
             ([], None) => (SharedKey::Nothing, vec![key(b"")]),
-            // Only the first: the others are keys of clients.
+            // Only the first one: further API keys belong to clients.
             ([], Some(first)) => (SharedKey::ApiKey, vec![key(first.expose().as_bytes())]),
             (secrets, _) => (SharedKey::Secret, secrets.iter().map(|secret| key(secret.expose())).collect()),
         };
@@ -166,83 +166,83 @@ impl NodeCredentials {
         Self { shared, keys, tokens }
     }
 
-    /// Kind of the keys.
+    /// Returns the kind of the keys.
     pub fn shared(&self) -> SharedKey {
         self.shared
     }
 
-    /// Returns the credential for requests to the node with this challenge.
+    /// Returns the token for requests to the node with this challenge.
     pub fn token(&self, server: Challenge) -> String {
         mac(&self.keys[0], TOKEN_CONTEXT, &[&server.0])
     }
 
-    /// Returns the proof that the node with the challenge `server` gave this answer to `client`.
-    pub fn proof(&self, client: Challenge, server: Challenge, answer: &[u8]) -> String {
-        mac(&self.keys[0], PROOF_CONTEXT, &[&client.0, &server.0, answer])
+    /// Returns the proof that the node with the challenge `server` sent this response to the challenge `client`.
+    pub fn proof(&self, client: Challenge, server: Challenge, response: &[u8]) -> String {
+        mac(&self.keys[0], PROOF_CONTEXT, &[&client.0, &server.0, response])
     }
 
-    /// Whether a proof was made with any of the keys.
-    pub fn verify(&self, proof: &[u8], client: Challenge, server: Challenge, answer: &[u8]) -> bool {
-        let expected = self.keys.iter().map(|key| mac(key, PROOF_CONTEXT, &[&client.0, &server.0, answer]));
+    /// Returns whether a proof was made with any of the keys.
+    pub fn verify(&self, proof: &[u8], client: Challenge, server: Challenge, response: &[u8]) -> bool {
+        let expected = self.keys.iter().map(|key| mac(key, PROOF_CONTEXT, &[&client.0, &server.0, response]));
         is_one_of(proof, expected)
     }
 }
 
 impl fmt::Debug for NodeCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credentials({}, {} keys, redacted)", self.shared.name(), self.keys.len())
+        write!(f, "NodeCredentials({}, {} keys, redacted)", self.shared.name(), self.keys.len())
     }
 }
 
 impl NodeAuth {
-    /// Takes the secrets or, without any, the first API key.
+    /// Creates the credentials from the secrets or, if there are none, from the first API key.
     pub fn new(secrets: &[ClusterSecret], api_keys: &ApiKeys) -> Self {
         let challenge = Challenge::random();
         let current = ArcSwap::from_pointee(NodeCredentials::new(secrets, api_keys, challenge));
         Self { challenge, current, refused_count: AtomicU64::default(), unlogged: Mutex::default() }
     }
 
-    /// Replaces the keys; connections to peers are authenticated again.
+    /// Replaces the keys; connections to peers are then authenticated again.
     pub fn replace(&self, secrets: &[ClusterSecret], api_keys: &ApiKeys) {
         let credentials = NodeCredentials::new(secrets, api_keys, self.challenge);
         let current = self.current.load();
-        // Connections of unchanged keys are kept.
+        // If the keys are unchanged, connections are kept.
         if credentials.shared != current.shared || credentials.tokens != current.tokens {
             self.current.store(Arc::new(credentials));
         }
     }
 
-    /// The keys that are valid now.
+    /// Returns the currently valid keys.
     pub fn credentials(&self) -> Arc<NodeCredentials> {
         self.current.load_full()
     }
 
-    /// Whether these keys are still the valid ones.
+    /// Returns whether these keys are still valid.
     pub fn is_current(&self, credentials: &Arc<NodeCredentials>) -> bool {
         Arc::ptr_eq(&self.current.load(), credentials)
     }
 
-    /// Kind of the keys.
+    /// Returns the kind of the keys.
     pub fn shared(&self) -> SharedKey {
         self.current.load().shared
     }
 
-    /// Challenge of this process.
+    /// Returns the challenge of this process.
     pub fn challenge(&self) -> Challenge {
         self.challenge
     }
 
-    /// Whether the sender of this token has one of the keys.
+    /// Returns whether the sender of this token has one of the keys.
     pub fn accepts(&self, token: &[u8]) -> bool {
         is_one_of(token, self.current.load().tokens.iter())
     }
 
-    /// Requests that were refused because of their node credentials.
+    /// Returns the number of requests refused because of their node credentials.
     pub fn refused_count(&self) -> u64 {
         self.refused_count.load(Ordering::Relaxed)
     }
 
-    /// Counts a refused request. Returns how many there were since the last log line, if it is time for another one.
+    /// Counts a refused request. Returns the number of refusals since the last log line, if another line is due.
     pub fn note_refusal(&self) -> Option<u64> {
         self.refused_count.fetch_add(1, Ordering::Relaxed);
         let mut unlogged = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -255,7 +255,7 @@ impl NodeAuth {
     }
 }
 
-/// Returns the bytes of an answer to a health check that its proof covers.
+/// Returns the bytes of a health check response that its proof covers.
 pub fn signed_answer<'a>(header: impl Fn(&str) -> Option<&'a str>, body: &[u8]) -> Vec<u8> {
     let mut signed = Vec::new();
     for name in IDENTITY_HEADERS {
@@ -268,7 +268,7 @@ pub fn signed_answer<'a>(header: impl Fn(&str) -> Option<&'a str>, body: &[u8]) 
     signed
 }
 
-/// The MAC of these parts in hexadecimal. All but the last have a fixed length.
+/// Returns the MAC of these parts in hexadecimal. All but the last have a fixed length.
 fn mac(key: &Hmac<Sha256>, context: &[u8], parts: &[&[u8]]) -> String {
     let mut mac = key.clone();
     mac.update(context);
@@ -276,7 +276,7 @@ fn mac(key: &Hmac<Sha256>, context: &[u8], parts: &[&[u8]]) -> String {
     hexadecimal(&mac.finalize().into_bytes())
 }
 
-/// Compares with all of them in constant time.
+/// Compares with all expected texts in constant time.
 fn is_one_of(candidate: &[u8], expected: impl Iterator<Item = impl AsRef<str>>) -> bool {
     expected.fold(false, |found, text| bool::from(text.as_ref().as_bytes().ct_eq(candidate)) | found)
 }
@@ -297,17 +297,17 @@ mod tests {
         NodeAuth::new(&secrets, &ApiKeys::new(api_keys.iter().map(|text| ApiKey::new(text)).collect()))
     }
 
-    /// Whether a client with the credentials of one is accepted by the other, and believes it.
+    /// Returns whether the server accepts the client, and whether the client verifies the proof of the server.
     fn agree(client: &NodeAuth, server: &NodeAuth) -> (bool, bool) {
         let challenge = Challenge::random();
         let (ours, theirs) = (client.credentials(), server.credentials());
         let accepted = server.accepts(ours.token(server.challenge()).as_bytes());
-        let proof = theirs.proof(challenge, server.challenge(), b"answer");
-        (accepted, ours.verify(proof.as_bytes(), challenge, server.challenge(), b"answer"))
+        let proof = theirs.proof(challenge, server.challenge(), b"response");
+        (accepted, ours.verify(proof.as_bytes(), challenge, server.challenge(), b"response"))
     }
 
     #[test]
-    fn a_secret_is_rotated_without_a_moment_of_refusal() {
+    fn secret_rotation_refuses_no_node() {
         let steps = [&["old"][..], &["old", "new"], &["new", "old"], &["new"]];
         for pair in steps.windows(2) {
             let (before, after) = (auth(pair[0], &[]), auth(pair[1], &[]));
@@ -318,37 +318,37 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_api_key_is_that_of_nodes() {
+    fn only_the_first_api_key_authenticates_nodes() {
         let server = auth(&[], &["first", "second"]);
         assert_eq!(server.shared(), SharedKey::ApiKey);
         assert_eq!(agree(&auth(&[], &["first"]), &server), (true, true));
         assert_eq!(agree(&auth(&[], &["second"]), &server), (false, false));
         assert_eq!(agree(&auth(&[], &[]), &auth(&[], &[])), (true, true));
         assert_eq!(agree(&auth(&[], &[]), &server), (false, false));
-        // With a secret, API keys are those of clients only.
+        // With a secret, API keys authenticate clients only.
         assert_eq!(auth(&["secret"], &["first"]).shared(), SharedKey::Secret);
         assert_eq!(agree(&server, &auth(&["secret"], &["first"])), (false, false));
     }
 
     #[test]
-    fn a_proof_is_of_one_answer_to_one_client_by_one_process() {
+    fn a_proof_covers_one_response_to_one_client_by_one_process() {
         let server = auth(&["secret"], &[]);
         let credentials = server.credentials();
         let (client, challenge) = (Challenge::random(), server.challenge());
-        let proof = credentials.proof(client, challenge, b"answer");
-        assert!(credentials.verify(proof.as_bytes(), client, challenge, b"answer"));
+        let proof = credentials.proof(client, challenge, b"response");
+        assert!(credentials.verify(proof.as_bytes(), client, challenge, b"response"));
         let other = Challenge::random();
-        assert!(!credentials.verify(proof.as_bytes(), other, challenge, b"answer"));
-        assert!(!credentials.verify(proof.as_bytes(), client, other, b"answer"));
+        assert!(!credentials.verify(proof.as_bytes(), other, challenge, b"response"));
+        assert!(!credentials.verify(proof.as_bytes(), client, other, b"response"));
         assert!(!credentials.verify(proof.as_bytes(), client, challenge, b"another"));
-        assert!(!credentials.verify(b"", client, challenge, b"answer"));
-        // A proof is not a token, whatever is proven, and tokens are of one process.
+        assert!(!credentials.verify(b"", client, challenge, b"response"));
+        // A proof is never a valid token, and a token is valid for one process only.
         assert!(!server.accepts(proof.as_bytes()) && !server.accepts(b""));
         assert!(!server.accepts(credentials.token(other).as_bytes()));
     }
 
     #[test]
-    fn replaced_keys_are_noticed_by_connections() {
+    fn replaced_keys_invalidate_credentials() {
         let server = auth(&["old"], &[]);
         let before = server.credentials();
         let token = before.token(server.challenge());
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_challenges_and_kinds() {
+    fn challenges_and_key_kinds_are_parsed() {
         let challenge = Challenge::random();
         assert_eq!(Challenge::parse(challenge.to_string().as_bytes()), Some(challenge));
         for wrong in ["", "00", &"0g".repeat(32), &"00".repeat(33)] {
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_counted_and_seldom_logged() {
+    fn refusals_are_counted_and_their_log_lines_limited() {
         let auth = auth(&["secret"], &[]);
         assert_eq!(auth.note_refusal(), Some(1));
         assert_eq!((auth.note_refusal(), auth.note_refusal()), (None, None));

@@ -1,16 +1,16 @@
-//! Which peer is meant, whatever becomes of the list of peers.
+//! Identifier of a peer that stays valid when the list of peers changes.
 
-/// A peer for as long as it is in the list. Its place there may change.
+/// Identifier of a peer, constant as long as the peer is in the list; its position in the list may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(u32);
 
 impl PeerId {
-    /// Ids are given out in order, beginning with zero for the first peer of the list at the start.
+    /// Creates an ID. IDs are assigned in order, starting with 0 for the first peer of the initial list.
     pub const fn new(number: u32) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn number(self) -> u32 {
         self.0
     }

@@ -1,16 +1,16 @@
-//! How much the process works for other nodes at a time: their limits are not those of clients, so without this
-//! a few messages of the largest size would fill the memory, and the threads of the pool.
+//! Budget for requests of other nodes. Their size limits are higher than those of clients, so without a budget a few
+//! messages of maximum size would exhaust the memory and occupy all pool threads.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Error, Service};
 use crate::limits::{PEER_INLINE_BYTES, PEER_WORK_BYTES_MAX};
 
-/// Bytes of large messages, and of answers to them, that are under way.
+/// Bytes of large messages and their responses that are in flight.
 #[derive(Debug, Default)]
 pub(super) struct PeerWork(AtomicUsize);
 
-/// What one request has of it, until it is answered.
+/// Share of the budget that one request holds until its response is complete.
 #[derive(Debug)]
 pub struct PeerShare<'a> {
     work: &'a PeerWork,
@@ -22,7 +22,7 @@ impl PeerWork {
         let bytes = if bytes > PEER_INLINE_BYTES { bytes } else { 0 };
         let share = PeerShare { work: self, bytes };
         let before = self.0.fetch_add(bytes, Ordering::Relaxed);
-        // Dropped, it gives back what it took too much.
+        // If the budget is exceeded, dropping the share returns its bytes.
         (before + bytes <= PEER_WORK_BYTES_MAX || bytes == 0).then_some(share)
     }
 }
@@ -34,10 +34,10 @@ impl Drop for PeerShare<'_> {
 }
 
 impl Service {
-    /// Room for a message of a peer and the answer to it; short ones need none.
+    /// Reserves budget for a message of a peer and the response; short ones need none.
     ///
     /// # Errors
-    /// [`Error::Busy`] when there is none.
+    /// Returns [`Error::Busy`] if the budget is exhausted.
     pub fn share_for_peer(&self, bytes: usize) -> Result<PeerShare<'_>, Error> {
         self.peer_work.share(bytes).ok_or(Error::Busy)
     }
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_comes_back_and_short_messages_need_none() {
+    fn dropped_shares_are_returned_and_short_messages_need_none() {
         let work = PeerWork::default();
         let half = PEER_WORK_BYTES_MAX / 2;
         let first = work.share(half).expect("room");

@@ -1,4 +1,4 @@
-//! What a node does for its peers, and what it asks of itself to keep up with them.
+//! Use cases of replication, for requests of peers and for the cluster driver, and the cluster status.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +19,10 @@ use crate::model::{Change, Digest, EntryId, ReplicaId, TombstoneHorizon, Version
 use crate::store::{AppliedChanges, OpenError, OutboxPage, PeerProgress, Store, VersionsPage, Yielded};
 use crate::telemetry::{Durations, Histogram};
 
-/// What the cluster has found out, for those who ask, and those who wait for the salt.
+/// Cluster status shared with request handlers, and the gates at which requests wait for the cluster.
 #[derive(Debug)]
 pub struct ClusterView {
-    /// Random for this process.
+    /// Instance ID, random for each process.
     pub instance: u64,
     members: RwLock<Arc<Vec<Member>>>,
     salt: Gate,
@@ -32,43 +32,43 @@ pub struct ClusterView {
     acknowledgements: Acknowledgements,
     clocks: Clocks,
     write_acks: WriteAcks,
-    /// Of comparisons with peers; the cluster's thread adds.
+    /// Durations of anti-entropy rounds, recorded by the cluster thread.
     comparisons: Durations,
 }
 
-/// One peer, as it is told to those who ask.
+/// Status of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Which peer this is.
+    /// Identifier of the peer.
     pub id: PeerId,
-    /// Its address in the configuration.
+    /// Address of the peer in the configuration.
     pub address: String,
-    /// The number of its data directory, once it has told.
+    /// Replica ID of its data directory, once it has reported it.
     pub node: Option<ReplicaId>,
     /// `unknown`, `healthy`, `down`, `self` or `refused`.
     pub state: &'static str,
-    /// Whether a question to it may be worth while.
+    /// Whether the peer may reply to a request.
     pub may_answer: bool,
-    /// Why it is refused.
+    /// Reason why the peer is refused, or a problem that does not prevent replication.
     pub reason: Option<String>,
-    /// Whether this node should take no requests for that reason.
+    /// Whether that reason makes this node unready.
     pub blocks_readiness: bool,
-    /// Milliseconds since it last answered.
+    /// Milliseconds since the last response of the peer.
     pub last_contact_ms: Option<u64>,
-    /// How long the oldest own change that it has not confirmed has waited, zero if there is none; `None`
-    /// until it was reached.
+    /// Age in milliseconds of the oldest local change that the peer has not confirmed, 0 if there is none; `None` until
+    /// the peer has been reached.
     pub lag_ms: Option<u64>,
-    /// Own changes that it has not confirmed; `None` until it was reached.
+    /// Number of local changes that the peer has not confirmed; `None` until the peer has been reached.
     pub outbox_length: Option<i64>,
-    /// The digest of everything that it holds, as it told when the two last compared.
+    /// Root digest of the peer at the last comparison.
     pub digest: Option<Digest>,
-    /// Milliseconds since it was last found to hold the same.
+    /// Milliseconds since the two nodes were last in sync.
     pub synced_ms: Option<u64>,
 }
 
 impl ClusterView {
-    /// All peers, of none of which anything is known yet: a write that comes before the cluster's executor
-    /// has begun must wait for as many as any other. `outbox` is raised by the store.
+    /// Creates the view with all configured peers in state `unknown`: a write that arrives before the cluster executor
+    /// has started must wait for as many peers as any other. The store advances `outbox`.
     pub fn new(instance: u64, outbox: Arc<SequenceWatch>, config: &ClusterConfig) -> Self {
         Self {
             instance,
@@ -84,89 +84,90 @@ impl ClusterView {
         }
     }
 
-    /// Notes how long a comparison with a peer took. For the cluster's thread only.
+    /// Records the duration of an anti-entropy round. Must only be called on the cluster thread.
     pub fn note_comparison(&self, duration: Duration) {
         self.comparisons.add(duration);
     }
 
-    /// How long comparisons took.
+    /// Returns the durations of anti-entropy rounds.
     pub fn comparisons(&self) -> Histogram {
         self.comparisons.sum()
     }
 
-    /// The peers as they were last seen.
+    /// Returns the status of the peers as last published.
     pub fn members(&self) -> Arc<Vec<Member>> {
         Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Shows the peers as they are now.
+    /// Publishes the current status of the peers.
     pub fn publish(&self, members: Vec<Member>) {
         *self.members.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(members);
     }
 
-    /// Closed until requests may use the salt.
+    /// Returns the gate that is closed until requests may use the salt.
     pub fn salt(&self) -> &Gate {
         &self.salt
     }
 
-    /// Closed while a new node gets what its peers have.
+    /// Returns the gate that is closed while a new node fetches the entries of its peers.
     pub fn joining(&self) -> &Gate {
         &self.joining
     }
 
-    /// Whether this node may be asked: it is not new, or has compared with its peers, or waited for them in vain.
+    /// Returns whether this node has joined its cluster: it is not new, or its first anti-entropy rounds have ended, or
+    /// the wait for them has timed out.
     pub fn has_joined(&self) -> bool {
         self.has_joined.load(Ordering::Acquire)
     }
 
-    /// Ends the waiting for good.
+    /// Marks the node as joined, permanently, and opens the gate.
     pub fn set_joined(&self) {
         self.has_joined.store(true, Ordering::Release);
         self.joining.open();
     }
 
-    /// The last line of the outbox, and a way to wait for the next one.
+    /// Returns the last position in the replication log, which callers can wait on.
     pub fn outbox(&self) -> &SequenceWatch {
         &self.outbox
     }
 
-    /// Which peers have which own changes.
+    /// Returns the acknowledgements of local changes by peers.
     pub fn acknowledgements(&self) -> &Acknowledgements {
         &self.acknowledgements
     }
 
-    /// Changes that were refused for their versions.
+    /// Returns the record of changes refused because their versions are ahead of the clock.
     pub fn clocks(&self) -> &Clocks {
         &self.clocks
     }
 
-    /// Waits until as many peers have all own changes so far as a write needs.
+    /// Waits until the number of peers that a write requires have acknowledged the last local change.
     ///
     /// # Errors
-    /// [`Error::NotReplicated`] when that takes too long; the write stays, and will replicate.
+    /// Returns [`Error::NotReplicated`] after the timeout; the write remains stored and will replicate.
     pub(super) async fn wait_for_write_acks(&self) -> Result<(), Error> {
         let peers_count = self.members().iter().filter(|member| member.state != "self").count();
         let wanted = match self.write_acks {
             WriteAcks::Local => return Ok(()),
-            // This node has it already: with it, more than half of all.
+            // This node counts too, so together they are a majority.
             WriteAcks::Quorum => peers_count.div_ceil(2),
             WriteAcks::All => peers_count,
         };
-        let line = self.outbox.value();
-        match self.acknowledgements.wait_for(line, wanted).await {
+        let position = self.outbox.value();
+        match self.acknowledgements.wait_for(position, wanted).await {
             Ok(()) => Ok(()),
-            Err(_) => Err(Error::NotReplicated { reached: self.acknowledgements.reached(line), wanted }),
+            Err(_) => Err(Error::NotReplicated { reached: self.acknowledgements.reached(position), wanted }),
         }
     }
 }
 
-/// Whether a peer would take it. Another program may have written what no client can, and an older release took
-/// that up; sent along, it would have all other changes of its message refused.
+/// Returns whether a peer would accept a change. Another program may have written entries that no client can create,
+/// and an older release adopted them; one such change would make the peer reject its whole message.
 fn is_exchangeable(change: &Change) -> bool {
     change.id.check().is_ok() && change.content.as_ref().is_none_or(|content| content.check().is_ok())
 }
 
-/// The peers of which nothing is known yet.
+/// Returns the configured peers in state `unknown`.
 fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
     let unknown = |(number, peer): (u32, &PeerAddress)| Member {
         id: PeerId::new(number),
@@ -185,7 +186,7 @@ fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
     (0..).zip(&config.peers).map(unknown).collect()
 }
 
-/// Which salt this is, without telling it.
+/// Computes the fingerprint of a salt, which identifies the salt without revealing it.
 pub fn salt_fingerprint(salt: &[u8]) -> u64 {
     let digest = Sha256::digest(salt);
     let (first, _) = digest.as_slice().split_at(8);
@@ -193,21 +194,21 @@ pub fn salt_fingerprint(salt: &[u8]) -> u64 {
 }
 
 impl Service {
-    /// What the cluster knows; `None` on a node that stands alone.
+    /// Returns the cluster status; `None` on a standalone node.
     pub fn cluster(&self) -> Option<&Arc<ClusterView>> {
         self.cluster.as_ref()
     }
 
-    /// The number of the data directory; `None` on a node that never was one of a cluster.
+    /// Returns the replica ID of the data directory; `None` on a node that was never in a cluster.
     pub fn node(&self) -> Option<ReplicaId> {
         self.store.node()
     }
 
-    /// Waits until the nodes of the cluster have agreed on a salt; at once on a node that stands alone,
-    /// or that has one already.
+    /// Waits until the nodes of the cluster have agreed on a salt. Returns immediately on a standalone node, and on a
+    /// node that already has a salt.
     ///
     /// # Errors
-    /// [`Error::NoSalt`] when they have not in time.
+    /// Returns [`Error::NoSalt`] after the timeout.
     pub async fn salt_is_agreed(&self) -> Result<(), Error> {
         match &self.cluster {
             Some(cluster) if self.store.salt().current().is_none() => cluster.salt.pass(Error::NoSalt).await,
@@ -215,11 +216,11 @@ impl Service {
         }
     }
 
-    /// Waits until this node may say what is not there. A new node of a cluster lacks what its peers have: it would
-    /// answer 404 for their entries, and create others in their place.
+    /// Waits until this node has joined its cluster. A new node lacks the entries of its peers: it would report them as
+    /// not found, and create other entries of the same names.
     ///
     /// # Errors
-    /// [`Error::NotJoined`] when it takes too long.
+    /// Returns [`Error::NotJoined`] after the timeout.
     pub(super) async fn has_joined(&self) -> Result<(), Error> {
         match &self.cluster {
             Some(cluster) => cluster.joining.pass(Error::NotJoined).await,
@@ -227,34 +228,35 @@ impl Service {
         }
     }
 
-    /// The fingerprint of the salt, and whether anything was sealed with it.
+    /// Returns the fingerprint of the salt, and whether the salt has encrypted anything.
     pub fn salt_in_use(&self) -> (Option<u64>, bool) {
         let salt = self.store.salt();
         (salt.current().map(|salt| salt_fingerprint(&salt)), salt.is_pinned())
     }
 
-    /// How far back this node knows of deletions.
+    /// Returns the tombstone horizon of this node.
     pub fn horizon(&self) -> TombstoneHorizon {
         self.store.horizon()
     }
 
-    /// The digest of everything; `None` as long as a large store is being added up.
+    /// Returns the digest of the whole store; `None` while the digests of a large store are being loaded.
     pub fn root_digest(&self) -> Option<Digest> {
         self.store.buckets().root()
     }
 
-    /// The digest of each bucket.
+    /// Returns the digest of each bucket.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] as long as a large store is being added up.
+    /// Returns [`Error::Unavailable`] while the digests of a large store are being loaded.
     pub fn bucket_digests(&self) -> Result<Vec<Digest>, Error> {
         self.store.buckets().all().ok_or(Error::Unavailable)
     }
 
-    /// Applies changes of another node, those that win and are not ahead of this node's clock.
+    /// Applies those changes of another node that are newer and not too far ahead of this node's clock.
     ///
     /// # Errors
-    /// [`Error::SaltDiffers`] when they were sealed with another salt: they would open nowhere here.
+    /// Returns [`Error::SaltDiffers`] if they were encrypted with another salt, since no key on this node could decrypt
+    /// them. Fails if the store cannot be written.
     pub async fn apply(&self, salt: u64, changes: Vec<Change>) -> Result<AppliedChanges, Error> {
         let own = self.store.salt().current().filter(|own| salt_fingerprint(own) == salt);
         if !own.is_some_and(|own| self.store.salt().pin(&own)) {
@@ -273,17 +275,17 @@ impl Service {
         }
     }
 
-    /// How many milliseconds a version of another node is ahead of this node's clock, if that is too much.
+    /// Returns by how many milliseconds a version of another node is ahead of this node's clock, if that is too far.
     pub fn ahead_ms(&self, version: Version) -> Option<u64> {
         self.store.ahead_ms(version)
     }
 
-    /// Keeps what is known of a peer.
+    /// Persists the progress of a peer.
     ///
     /// # Errors
-    /// When the store fails.
-    pub async fn note(&self, note: PeerProgress) -> Result<(), Error> {
-        let receiver = self.store.note(note)?;
+    /// Fails if the store cannot be written.
+    pub async fn note(&self, progress: PeerProgress) -> Result<(), Error> {
+        let receiver = self.store.note(progress)?;
         match receiver.await.map_err(|_| Error::Unavailable)? {
             Ok(()) => Ok(()),
             Err(crate::store::WriteError::Store(error)) => Err(error.into()),
@@ -291,10 +293,10 @@ impl Service {
         }
     }
 
-    /// Own changes after a line of the outbox.
+    /// Reads the local changes after a position in the replication log.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn outbox(&self, after: i64) -> Result<OutboxPage, Error> {
         self.read_store(move |store| {
             let mut page = store.outbox(after)?;
@@ -304,27 +306,28 @@ impl Service {
         .await
     }
 
-    /// The first line of the outbox, and the last one ever written.
+    /// Reads the first position that is in the replication log, and the last one that was ever assigned.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn outbox_range(&self) -> Result<(i64, i64), Error> {
         self.read_store(Store::outbox_range).await
     }
 
-    /// The line of the outbox up to which a peer has everything, if it was ever told.
+    /// Reads the position in the replication log up to which a peer has the local changes, if it was ever persisted.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn acknowledged(&self, peer: ReplicaId) -> Result<Option<i64>, Error> {
         let all = self.read_store(Store::acknowledged).await?;
-        Ok(all.into_iter().find(|(node, _)| *node == peer).map(|(_, line)| line))
+        Ok(all.into_iter().find(|(node, _)| *node == peer).map(|(_, position)| position))
     }
 
-    /// The versions of all entries of some buckets, as [`Store::versions`] gives them.
+    /// Reads the versions of all entries in some buckets, as [`Store::versions`] does, without entries that peers
+    /// refuse.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn versions(&self, buckets: Vec<usize>, bytes_max: usize) -> Result<VersionsPage, Error> {
         self.read_store(move |store| {
             let mut page = store.versions(&buckets, bytes_max)?;
@@ -334,10 +337,10 @@ impl Service {
         .await
     }
 
-    /// The answer to a peer that asks for the versions of some buckets.
+    /// Encodes the reply to a peer that requests the versions in some buckets.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn versions_message(&self, buckets: Vec<usize>) -> Result<Vec<u8>, Error> {
         self.read_store(move |store| {
             let mut page = store.versions(&buckets, VERSIONS_BYTES_PER_MESSAGE)?;
@@ -347,10 +350,10 @@ impl Service {
         .await
     }
 
-    /// The answer to a peer that asks for entries by name: as many as fit one message.
+    /// Encodes the reply to a peer that requests entries by name: as many as fit one message.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn entries_message(&self, ids: Vec<EntryId>) -> Result<Vec<u8>, Error> {
         let salt = self.salt_in_use().0.unwrap_or(0);
         self.read_store(move |store| {
@@ -361,10 +364,10 @@ impl Service {
         .await
     }
 
-    /// Entries by name, as many as fit one message.
+    /// Reads entries by name, as many as fit one message.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn changes(&self, ids: Vec<EntryId>) -> Result<Vec<Change>, Error> {
         self.read_store(move |store| {
             let mut changes = store.changes(&ids)?;
@@ -374,35 +377,36 @@ impl Service {
         .await
     }
 
-    /// Makes a new salt, as the node of the cluster that was chosen to.
+    /// Generates a salt, unless there is one. In a cluster, only the node that was chosen calls this.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails if the salt file cannot be written.
     pub async fn make_salt(&self) -> Result<(), Error> {
         self.on_store(|store| store.salt().current_or_new().map(|_| ())).await
     }
 
-    /// Takes another node's salt instead of an own one that sealed nothing.
+    /// Replaces a salt that has not encrypted anything by that of another node.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails if the salt file cannot be written.
     pub async fn yield_salt_to(&self, other: Vec<u8>) -> Result<Yielded, Error> {
         let keys = self.keys.clone();
         self.on_store(move |store| {
-            let yielded = store.salt().replace_unused(&other)?;
-            if yielded == Yielded::Taken {
-                // Keys derived with the old salt must not be used any more, whoever waits for this.
+            let outcome = store.salt().replace_unused(&other)?;
+            if outcome == Yielded::Taken {
+                // Done in the job, so that keys derived with the old salt are discarded even if the caller is
+                // cancelled.
                 keys.clear();
             }
-            Ok(yielded)
+            Ok(outcome)
         })
         .await
     }
 
-    /// Runs something that may block and is not one of many on the pool.
+    /// Runs a blocking job on the pool, without batching it with others.
     ///
     /// # Errors
-    /// When the pool is busy.
+    /// Fails if the pool is busy.
     pub async fn on_pool<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
@@ -425,7 +429,7 @@ impl Service {
     ) -> Result<T, Error> {
         let store = Arc::clone(&self.store);
         self.on_pool(move || job(&store)).await?.map_err(|error| {
-            tracing::error!(%error, "the salt cannot be written");
+            tracing::error!(%error, "cannot write the salt file");
             match error {
                 OpenError::NoRoom { .. } => Error::DiskFull,
                 _ => Error::Unavailable,

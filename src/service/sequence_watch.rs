@@ -1,10 +1,10 @@
-//! A number that only grows, and a way to wait for it to grow, from any thread and any executor.
+//! Monotonic counter that any thread or executor can wait on.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// The number and those who wait.
+/// Monotonic counter and its waiters.
 #[derive(Debug, Default)]
 pub struct SequenceWatch {
     value: AtomicI64,
@@ -12,12 +12,12 @@ pub struct SequenceWatch {
 }
 
 impl SequenceWatch {
-    /// The number now.
+    /// Returns the current value.
     pub fn value(&self) -> i64 {
         self.value.load(Ordering::Acquire)
     }
 
-    /// Raises the number and wakes all who wait.
+    /// Advances the counter to `value`, unless it is already higher, and wakes all waiters.
     pub fn advance(&self, value: i64) {
         self.value.fetch_max(value, Ordering::AcqRel);
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
@@ -26,10 +26,10 @@ impl SequenceWatch {
         }
     }
 
-    /// Ready once the number is larger than `seen`.
+    /// Returns the value once it is larger than `seen`; until then, registers the waker.
     pub fn poll_past(&self, seen: i64, context: &Context<'_>) -> Poll<i64> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        // Looked at under the lock, so that a raise between the look and the wait is not missed.
+        // Read under the lock, so that an advance between the read and the registration is not missed.
         let value = self.value();
         if value > seen {
             return Poll::Ready(value);

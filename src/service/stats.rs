@@ -1,4 +1,4 @@
-//! What the parts count, gathered for the metrics, and what is wrong with them, for the health.
+//! Statistics of the components for the metrics, and their problems for the health check.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -8,38 +8,38 @@ use crate::crypto::Counts;
 use crate::store::WriterCounts;
 use crate::telemetry::ProcessNumbers;
 
-/// How long a count of the entries is good: it looks at all of them.
+/// Maximum age of a cached count of the entries; counting scans all of them.
 const ENTRIES_COUNT_AGE_MAX: Duration = Duration::from_secs(10);
-/// A transaction that takes longer than this is none that will end.
-const WRITER_PATIENCE: Duration = Duration::from_secs(30);
+/// Duration after which a transaction is considered stuck.
+const WRITER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Figures of one moment.
+/// Snapshot of the statistics.
 #[derive(Clone, Copy, Debug)]
 pub struct Stats {
-    /// Derived keys.
+    /// Counts of the derived-key cache.
     pub keys: Counts,
-    /// Derivations that wait for a thread.
+    /// Number of queued derivations.
     pub derivations_queued: usize,
-    /// Derivations that may wait.
+    /// Maximum number of queued derivations.
     pub derivations_queued_max: usize,
-    /// Reads of the database that wait for a thread.
+    /// Number of queued database reads.
     pub reads_queued: usize,
-    /// Reads that may wait.
+    /// Maximum number of queued database reads.
     pub reads_queued_max: usize,
-    /// Writes that wait for the writer.
+    /// Number of queued writes.
     pub writes_queued: usize,
-    /// Memory of cached rows.
+    /// Bytes of memory of cached rows.
     pub rows_cached_bytes: usize,
-    /// Entry keys whose rows are cached.
+    /// Number of entry keys whose rows are cached.
     pub rows_cached: usize,
-    /// Memory of cached pages of lists.
+    /// Bytes of memory of cached list pages.
     pub pages_cached_bytes: usize,
-    /// Pages of lists that are cached.
+    /// Number of cached list pages.
     pub pages_cached: usize,
 }
 
 impl Service {
-    /// Figures of this moment.
+    /// Returns the current statistics.
     pub fn numbers(&self) -> Stats {
         let (rows_cached_bytes, rows_cached) = self.store.cache().usage();
         let (derivations_queued, reads_queued) = self.pool.queued_counts();
@@ -59,23 +59,23 @@ impl Service {
         }
     }
 
-    /// What the store's writer counts.
+    /// Returns the counters of the store's writer.
     pub fn writer_counts(&self) -> &WriterCounts {
         self.store.writer_counts()
     }
 
-    /// What the operating system counts of this process, unless too much is going on to look.
+    /// Reads the process statistics of the operating system; `None` if the pool is busy.
     pub async fn process_numbers(&self) -> Option<ProcessNumbers> {
         self.pool.submit(ProcessNumbers::read).ok()?.await.ok()?
     }
 
-    /// How many entries this node has; as of some seconds ago, perhaps.
+    /// Returns the number of entries on this node, which may be a few seconds old.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub async fn entries_count(&self) -> Result<u64, Error> {
-        let known = *self.entries_counted.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, count)) = known
+        let cached = *self.entries_counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, count)) = cached
             && at.elapsed() < ENTRIES_COUNT_AGE_MAX
         {
             return Ok(count);
@@ -85,20 +85,20 @@ impl Service {
         Ok(count)
     }
 
-    /// Why this node cannot do all that it should, if so.
+    /// Returns the health problems of this node, empty if it is healthy.
     pub fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
+        let mut problems = Vec::new();
         let writer = self.store.writer_counts();
         if self.store.writes_queued().is_none() {
-            faults.push("the database is closed".to_owned());
-        } else if Duration::from_millis(writer.silent_ms()) > WRITER_PATIENCE {
-            faults
+            problems.push("the database is closed".to_owned());
+        } else if Duration::from_millis(writer.silent_ms()) > WRITER_TIMEOUT {
+            problems
                 .push(format!("the writer has been at one transaction for {} s", writer.silent_ms() / 1000));
         }
-        faults.extend(writer.displaced());
+        problems.extend(writer.displaced());
         if writer.is_full() {
-            faults.push("no space is left to write; reading goes on".to_owned());
+            problems.push("no space is left to write; reading goes on".to_owned());
         }
-        faults
+        problems
     }
 }

@@ -1,4 +1,4 @@
-//! The value of an entry on its way to a client.
+//! Value of an entry in a response.
 
 use std::sync::Arc;
 
@@ -8,17 +8,17 @@ use crate::limits::LARGE_VALUE_BYTES;
 use crate::model::Plaintext;
 use crate::store::SealedEntry;
 
-/// A value: canonical JSON.
+/// Value as canonical JSON.
 #[derive(Debug)]
 pub enum Value {
-    /// Opened.
+    /// Decrypted value.
     Plain(Plaintext),
-    /// A large one, which is opened piece by piece as its client takes it.
+    /// Large value, which is decrypted piecewise as the client reads the response.
     Sealed(SealedValue),
 }
 
-/// A value in its row, proven to be authentic. All readers of an entry share the row, and each has only the piece
-/// in memory that it sends.
+/// Encrypted value that was verified to be authentic. All readers of an entry share its row, and each holds only the
+/// piece that it is sending in memory.
 #[derive(Debug)]
 pub struct SealedValue {
     row: Arc<SealedEntry>,
@@ -28,7 +28,7 @@ pub struct SealedValue {
 }
 
 impl Value {
-    /// Leaves a large value sealed, if its row has the same text as `plaintext`.
+    /// Creates the value of a row. A large value stays encrypted if the row contains the same text as `plaintext`.
     pub(super) fn of(derived: &Arc<DerivedKey>, row: &Arc<SealedEntry>, plaintext: Plaintext) -> Self {
         if plaintext.expose().len() > LARGE_VALUE_BYTES
             && row.is_canonical()
@@ -42,29 +42,29 @@ impl Value {
 }
 
 impl SealedValue {
-    /// Proves that the key opens the row, without opening it. The row must be canonical.
+    /// Verifies that the key decrypts the row, without decrypting it. The row must be canonical.
     ///
     /// # Errors
-    /// When the key does not open it.
+    /// Fails if the key does not decrypt the row.
     pub(super) fn verify(derived: &Arc<DerivedKey>, row: &Arc<SealedEntry>) -> Result<Self, DecryptError> {
-        debug_assert!(row.is_canonical(), "other rows need to be rewritten");
+        debug_assert!(row.is_canonical(), "a row that is not canonical must be rewritten");
         let sealed = row.ciphertext.as_ref().ok_or(DecryptError::NotAToken)?;
         let len = derived.fernet().message_len(sealed.as_bytes())?;
         derived.mark_proven();
         Ok(Self { row: Arc::clone(row), derived: Arc::clone(derived), len, opened_len: 0 })
     }
 
-    /// Bytes that [`Self::open_next`] has not given yet.
+    /// Returns the number of bytes that [`Self::open_next`] has not returned yet.
     pub fn remaining(&self) -> usize {
         self.len - self.opened_len
     }
 
-    /// Which row it is among those in memory, and the memory of that row: readers of one entry share it.
+    /// Returns an identifier of the row in memory, which the readers of an entry share, and the memory of the row.
     pub fn row(&self) -> (usize, usize) {
         (Arc::as_ptr(&self.row).addr(), self.row.weight())
     }
 
-    /// Appends the next bytes, no more than there are, to `out`, whose owner wipes it.
+    /// Decrypts up to `count` further bytes and appends them to `out`, which its owner wipes.
     pub fn open_next(&mut self, count: usize, out: &mut Vec<u8>) {
         let Some(sealed) = &self.row.ciphertext else { return };
         let range = self.opened_len..self.len.min(self.opened_len + count);

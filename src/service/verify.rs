@@ -1,4 +1,4 @@
-//! Verification of stored entries, with a user key or without one.
+//! Verification of stored entries, with or without a user key.
 
 use std::path::Path;
 
@@ -8,30 +8,30 @@ use crate::model::{SecretBytes, UserKey, json};
 use crate::store::SealedEntry;
 use crate::store::maintenance::{DataFiles, Inspection, MaintenanceError, Verified};
 
-/// The files to verify.
+/// Files to verify.
 #[derive(Clone, Copy, Debug)]
 pub enum VerifyTarget<'a> {
-    /// The data files of a node.
+    /// Data files of a node.
     Files(DataFiles<'a>),
-    /// A backup, and the SHA-256 of a salt that the operator accepts although it would be refused.
+    /// Backup, and the SHA-256 of a salt that the operator accepts although it would be refused.
     Backup(&'a Path, Option<[u8; 32]>),
 }
 
-/// Entries by the outcome of opening them with one user key.
+/// Counts of entries by the result of decrypting them with one user key.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenedCounts {
-    /// Opened, with a JSON value.
+    /// Number of entries that decrypt to a JSON value.
     pub opened: u64,
-    /// Opened, but the value is not JSON or its padding is wrong: the server answers 500.
+    /// Number of entries that decrypt, but whose value is not JSON or has wrong padding: the server responds with 422.
     pub unreadable: u64,
-    /// Sealed with another user key, or damaged.
+    /// Number of entries that were encrypted with another user key, or are damaged.
     pub other_key: u64,
 }
 
-/// Verifies files, and with a user key counts the entries that it opens.
+/// Verifies files and, given a user key, counts the entries that it decrypts.
 ///
 /// # Errors
-/// When the files cannot be read, or are not those of a server.
+/// Fails if the files cannot be read, or are not the files of a server.
 pub fn verify(
     target: &VerifyTarget<'_>,
     user_key: Option<&UserKey>,

@@ -1,4 +1,5 @@
-//! One open transaction: what each job does to the rows, to their versions, and to the cache afterwards.
+//! Batch of jobs in one open transaction: their changes to rows and versions, and their effects on the caches after the
+//! commit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,17 +16,17 @@ use super::versions::Versions;
 use super::write::{AppliedChanges, PeerProgress, Write, WriteError, WriteResult};
 use crate::model::{Change, EntryId, Timestamp};
 
-/// Rows as the open transaction sees them, by key and environment; `None` was deleted or moved away.
+/// Rows as changed by the open transaction, by key and environment; `None` if deleted or moved.
 type Overlay = HashMap<EntryId, Option<Arc<SealedEntry>>>;
 
-/// What an applied job does to the cache once it is committed.
+/// Effect of an applied job on the caches, once it is committed.
 pub(super) struct Effect {
     pub(super) key: String,
     pub(super) id: i64,
     pub(super) after: Option<Arc<SealedEntry>>,
 }
 
-/// The jobs of one transaction.
+/// Batch of jobs in one transaction.
 pub(super) struct Batch<'a> {
     pub(super) connection: &'a Connection,
     pub(super) cache: &'a EntryCache,
@@ -34,7 +35,7 @@ pub(super) struct Batch<'a> {
     pub(super) effects: Vec<Effect>,
     pub(super) delta: Delta,
     overlay: Overlay,
-    /// What the running job has replaced in the overlay, for the case that it fails.
+    /// Overlay entries that the running job has replaced, restored if it fails.
     replaced: Vec<(EntryId, Option<Option<Arc<SealedEntry>>>)>,
 }
 
@@ -57,27 +58,29 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Runs one job in a savepoint of its own. One that fails alone is undone alone; the outer error
-    /// ends the transaction.
+    /// Runs one job in its own savepoint. A failure that concerns only the job (the inner error) rolls back only the
+    /// job; the outer error ends the transaction.
     pub(super) fn in_savepoint<T>(
         &mut self,
         job: impl FnOnce(&mut Self) -> Result<T, WriteError>,
     ) -> Result<Result<T, WriteError>, Error> {
         execute(self.connection, "SAVEPOINT job")?;
-        let marks = (self.effects.len(), self.delta.mark());
+        let savepoint = (self.effects.len(), self.delta.mark());
         self.replaced.clear();
         match job(self) {
             Ok(done) => {
                 execute(self.connection, "RELEASE job")?;
                 Ok(Ok(done))
             }
-            Err(WriteError::Store(error)) if self.connection.is_autocommit() || !is_of_one_job(&error) => {
+            Err(WriteError::Store(error))
+                if self.connection.is_autocommit() || !is_statement_error(&error) =>
+            {
                 Err(error)
             }
             Err(error) => {
-                self.effects.truncate(marks.0);
+                self.effects.truncate(savepoint.0);
                 self.restore_overlay();
-                self.delta.truncate(marks.1);
+                self.delta.truncate(savepoint.1);
                 execute(self.connection, "ROLLBACK TO job")?;
                 execute(self.connection, "RELEASE job")?;
                 Ok(Err(error))
@@ -85,7 +88,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// A write of a client of this node.
+    /// Applies a write of a client of this node.
     pub(super) fn write(&mut self, write: &Write, owner: Option<OwnerTag>, at: Timestamp) -> WriteResult {
         match write {
             Write::Create { key, environment, category, ciphertext } => {
@@ -108,12 +111,12 @@ impl<'a> Batch<'a> {
                     SealedEntry::new(current.id, current.key.clone(), environment, Some(ciphertext.clone()));
                 row.category = category.as_ref().or(current.category.as_ref()).cloned();
                 row.created_at = current.created_at;
-                // The clock may have been set back since.
+                // The clock may have been set back since the last change.
                 row.updated_at = Some(at).max(current.updated_at).max(current.created_at);
                 self.replace(&row)?;
                 if row.environment != current.environment {
                     self.record_own(&current.entry_id(), None)?;
-                    self.see(current.entry_id(), None);
+                    self.set_overlay(current.entry_id(), None);
                 }
                 self.record_own(&row.entry_id(), Some(&row))?;
                 Ok(self.put(row, owner))
@@ -127,8 +130,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Changes of other nodes: those that win. One that is ahead of this node's clock is left out; it comes again
-    /// when nodes compare.
+    /// Applies the changes of other nodes that supersede the local state. A change ahead of this node's clock is
+    /// skipped; anti-entropy delivers it again.
     pub(super) fn apply(&mut self, changes: &[Change]) -> Result<AppliedChanges, WriteError> {
         let mut applied = AppliedChanges::default();
         for change in changes {
@@ -145,10 +148,10 @@ impl<'a> Batch<'a> {
         Ok(applied)
     }
 
-    /// What a peer is known to have.
-    pub(super) fn note(&mut self, note: &PeerProgress) -> Result<(), WriteError> {
+    /// Records the progress of peers.
+    pub(super) fn note(&mut self, progress: &PeerProgress) -> Result<(), WriteError> {
         let Some(versions) = self.versions.as_deref_mut() else { return Err(Error::Stopped.into()) };
-        let noted = match note {
+        let recorded = match progress {
             PeerProgress::Acknowledged { peer, sequence } => {
                 versions.acknowledge(self.connection, *peer, *sequence)
             }
@@ -160,7 +163,7 @@ impl<'a> Batch<'a> {
             }
             PeerProgress::Collect { before } => versions.collect(self.connection, *before).map(|_| ()),
         };
-        noted.map_err(|error| Error::from(error).into())
+        recorded.map_err(|error| Error::from(error).into())
     }
 
     fn apply_one(&mut self, change: &Change) -> Result<(), WriteError> {
@@ -196,8 +199,8 @@ impl<'a> Batch<'a> {
     fn insert(&self, row: &mut SealedEntry) -> Result<(), WriteError> {
         let sql = r#"INSERT INTO configurations ("key", encrypted_value, category, environment, created_at, updated_at, id)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"#;
-        // SQLite would give the id of the last entry again once that is deleted, and cursors would skip the new one.
-        // After the highest of all it chooses itself.
+        // SQLite would reuse the id of the last entry once it is deleted, and cursors would skip the new entry. After
+        // the highest possible id, SQLite chooses the id itself.
         let id = schema::last_id(self.connection).map_err(Error::from)?.checked_add(1);
         let values = params![
             row.key,
@@ -233,7 +236,7 @@ impl<'a> Batch<'a> {
         prepare(self.connection, "DELETE FROM configurations WHERE id = ?1")?
             .execute([row.id])
             .map_err(Error::from)?;
-        self.see(row.entry_id(), None);
+        self.set_overlay(row.entry_id(), None);
         self.effects.push(Effect { key: row.key.clone(), id: row.id, after: None });
         Ok(())
     }
@@ -241,11 +244,11 @@ impl<'a> Batch<'a> {
     fn put(&mut self, mut row: SealedEntry, owner: Option<OwnerTag>) -> Arc<SealedEntry> {
         row.written_by = owner;
         if owner.is_some() {
-            // What the service seals is canonical.
+            // The service encrypts only canonical JSON.
             row.set_canonical();
         }
         let row = Arc::new(row);
-        self.see(row.entry_id(), Some(Arc::clone(&row)));
+        self.set_overlay(row.entry_id(), Some(Arc::clone(&row)));
         self.effects.push(Effect { key: row.key.clone(), id: row.id, after: Some(Arc::clone(&row)) });
         row
     }
@@ -254,7 +257,7 @@ impl<'a> Batch<'a> {
         time.map(Timestamp::to_database).or_else(|| self.spelling.no_time.map(str::to_owned))
     }
 
-    /// The row as it is now, if it is still the one that was seen, or was since written by the same owner.
+    /// Returns the current row if it is still the one that the caller read, or was since written by the same owner.
     fn unchanged(&self, seen: &Arc<SealedEntry>, owner: Option<OwnerTag>) -> WriteResult {
         match self.current(&seen.entry_id())? {
             Some(row)
@@ -278,7 +281,7 @@ impl<'a> Batch<'a> {
         Ok(reader::exact(self.connection, &id.key, id.environment.as_deref())?.map(Arc::new))
     }
 
-    fn see(&mut self, id: EntryId, row: Option<Arc<SealedEntry>>) {
+    fn set_overlay(&mut self, id: EntryId, row: Option<Arc<SealedEntry>>) {
         let before = self.overlay.insert(id.clone(), row);
         self.replaced.push((id, before));
     }
@@ -316,8 +319,8 @@ fn unique(error: rusqlite::Error) -> WriteError {
     }
 }
 
-/// An error of one statement, after which the others in the transaction are still good.
-fn is_of_one_job(error: &Error) -> bool {
+/// Returns whether an error affects only its statement, and the rest of the transaction is still valid.
+fn is_statement_error(error: &Error) -> bool {
     matches!(error, Error::Sqlite(source)
         if matches!(source.sqlite_error_code(),
             Some(ErrorCode::TooBig | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation)))

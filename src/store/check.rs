@@ -1,5 +1,5 @@
-//! The check of the database file (`PRAGMA quick_check`): before the start where that is quick,
-//! beside the running server where it is not. See `docs/decisions/0011-check-of-large-files.md`.
+//! Integrity check of the database file (`PRAGMA quick_check`): at startup for small files, in the background for
+//! large ones. See `docs/decisions/0011-check-of-large-files.md`.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,85 +12,87 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 
 use super::error::{Error, OpenError};
-use super::open::sibling;
+use super::paths::sibling;
 use super::reader;
 use super::room::WalIndex;
 use crate::limits::{CHECK_AT_START_BYTES_MAX, CHECK_NICE, CHECK_WAL_BYTES_MAX};
 
-/// Steps of SQLite, a page or an instruction each, after which a check looks whether it may go on.
-const STEPS_BETWEEN_LOOKS: i32 = 1000;
-/// A check that was in the way of the writer is tried again after this, and so often in all.
+/// Steps of SQLite, a page or an instruction each, between two polls whether a check should stop.
+const STEPS_BETWEEN_POLLS: i32 = 1000;
+/// Pause before a check that obstructed the writer is retried.
 const PAUSE: Duration = Duration::from_secs(60);
+/// Most attempts at a background check.
 const ATTEMPTS_COUNT_MAX: u32 = 10;
 
-/// Whether the file must be checked before the server listens: it is small, or was found damaged before.
+/// Returns whether the file must be checked before the server listens: it is small, or was found damaged before.
 pub(super) fn is_due_at_start(path: &Path) -> bool {
     let bytes = fs::metadata(path).map_or(0, |metadata| metadata.len());
-    bytes <= CHECK_AT_START_BYTES_MAX || mark(path).exists()
+    bytes <= CHECK_AT_START_BYTES_MAX || marker(path).exists()
 }
 
-/// What is wrong with the file, if anything is.
+/// Runs the quick check and returns the first damage it finds.
 pub(super) fn quick(connection: &Connection) -> rusqlite::Result<Option<String>> {
     run_pragma(connection, "PRAGMA quick_check(1)")
 }
 
-/// Damage found by a check of the whole file that compares indexes with their tables, too. Slower than [`quick`].
+/// Runs the full check, which also compares indexes with their tables, and returns the first damage it finds. Slower
+/// than [`quick`].
 pub(super) fn whole(connection: &Connection) -> rusqlite::Result<Option<String>> {
     run_pragma(connection, "PRAGMA integrity_check(1)")
 }
 
 fn run_pragma(connection: &Connection, sql: &str) -> rusqlite::Result<Option<String>> {
-    let answer: rusqlite::Result<String> = connection.query_row(sql, [], |row| row.get(0));
-    found(answer.map(|answer| (answer != "ok").then_some(answer)))
+    let result: rusqlite::Result<String> = connection.query_row(sql, [], |row| row.get(0));
+    damage_in(result.map(|text| (text != "ok").then_some(text)))
 }
 
-/// Looks at the schema, and at both ends of the table and of its index, which is a few pages however many
-/// there are. For a file in the current shape.
+/// Reads the schema and both ends of the table and of its index, a few pages in a file of any size, and returns damage
+/// that this reveals. For a file with the current schema.
 pub(super) fn ends(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let sql = r#"SELECT count(*) FROM (
         SELECT * FROM (SELECT id FROM configurations ORDER BY id LIMIT 1) UNION ALL
         SELECT * FROM (SELECT id FROM configurations ORDER BY id DESC LIMIT 1) UNION ALL
         SELECT * FROM (SELECT id FROM configurations ORDER BY "key", ifnull(environment, '') LIMIT 1) UNION ALL
         SELECT * FROM (SELECT id FROM configurations ORDER BY "key" DESC, ifnull(environment, '') DESC LIMIT 1))"#;
-    found(connection.query_row(sql, [], |_| Ok(None)))
+    damage_in(connection.query_row(sql, [], |_| Ok(None)))
 }
 
-fn found(answer: rusqlite::Result<Option<String>>) -> rusqlite::Result<Option<String>> {
-    match answer {
+fn damage_in(result: rusqlite::Result<Option<String>>) -> rusqlite::Result<Option<String>> {
+    match result {
         Err(error) if is_damage(&error) => Ok(Some(error.to_string())),
         other => other,
     }
 }
 
-/// Whether SQLite says by this error that the file is damaged.
+/// Returns whether this SQLite error means that the file is damaged.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Remembers that the file was found damaged, so that the next start does not serve it for as long as
-/// it takes to find out again. Beside the database, in which nothing should be written any more.
+/// Persists that the file was found damaged, so that the next startup checks it first instead of serving it until the
+/// damage is found again. The marker is a file beside the database, which should not be written to any more.
 pub(super) fn set_mark(path: &Path) {
-    if let Err(error) = File::create(mark(path)) {
-        tracing::warn!(%error, "the next start may not know that the database is damaged");
+    if let Err(error) = File::create(marker(path)) {
+        tracing::warn!(%error, "cannot write the damage marker; the next startup may serve the damaged database");
     }
 }
 
-/// Forgets the mark: the file has passed, so it is another one by now.
+/// Removes the damage marker: the file has passed the check, so it was replaced.
 pub(super) fn clear_mark(path: &Path) -> Result<(), OpenError> {
-    let mark = mark(path);
-    match fs::remove_file(&mark) {
+    let marker = marker(path);
+    match fs::remove_file(&marker) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(OpenError::access("remove", &mark, error))
+            Err(OpenError::access("remove", &marker, error))
         }
         _ => Ok(()),
     }
 }
 
-fn mark(path: &Path) -> PathBuf {
+fn marker(path: &Path) -> PathBuf {
     sibling(path, ".damaged")
 }
 
-/// A check beside the running server.
+/// Background check of the database of a running server.
 #[derive(Debug)]
 pub(super) struct Background {
     stopping: Arc<AtomicBool>,
@@ -98,7 +100,7 @@ pub(super) struct Background {
 }
 
 impl Background {
-    /// Starts it; `on_damage` is called on its thread, at most once.
+    /// Starts the check. `on_damage` is called on its thread, at most once.
     pub(super) fn start(
         path: PathBuf,
         wal_index: WalIndex,
@@ -107,19 +109,19 @@ impl Background {
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopping);
         let thread = thread::Builder::new().name("osc-check".into()).spawn(move || {
-            // Nobody waits for it. If that is refused, it takes its share like others.
+            // No request waits for the check. If the priority cannot be lowered, it competes like any other thread.
             rustix::process::setpriority_process(Some(rustix::thread::gettid()), CHECK_NICE).ok();
             run(&path, wal_index, &stop, on_damage);
         })?;
         Ok(Self { stopping, thread })
     }
 
-    /// Ends it, wherever it is.
+    /// Stops the check, at whatever point it is.
     pub(super) fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.thread.thread().unpark();
         if self.thread.join().is_err() {
-            tracing::error!("the check of the database ended by a panic");
+            tracing::error!("the database check panicked");
         }
     }
 }
@@ -130,13 +132,13 @@ fn run(path: &Path, wal_index: WalIndex, stop: &Arc<AtomicBool>, on_damage: impl
         match attempt(path, wal_index, stop, CHECK_WAL_BYTES_MAX) {
             Ok(None) => {
                 let seconds = started.elapsed().as_secs_f32();
-                tracing::info!(path = %path.display(), seconds, "the database was checked, and is whole");
+                tracing::info!(path = %path.display(), seconds, "database check passed");
                 return;
             }
             Ok(Some(what)) => {
                 set_mark(path);
                 let error = Error::Damaged { path: path.to_owned(), what };
-                tracing::error!("{error}");
+                tracing::error!(%error, "database check found damage");
                 return on_damage(error);
             }
             Err(Error::Sqlite(error))
@@ -145,7 +147,7 @@ fn run(path: &Path, wal_index: WalIndex, stop: &Arc<AtomicBool>, on_damage: impl
                 wait(stop, PAUSE);
             }
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the database cannot be checked");
+                tracing::warn!(path = %path.display(), %error, "cannot check the database");
                 return;
             }
         }
@@ -155,12 +157,12 @@ fn run(path: &Path, wal_index: WalIndex, stop: &Arc<AtomicBool>, on_damage: impl
     }
     tracing::warn!(
         path = %path.display(),
-        "the database was not checked, because too much is written meanwhile: run `PRAGMA quick_check` on a copy of it"
+        "database check abandoned because of concurrent writes: run `PRAGMA quick_check` on a copy of the database"
     );
 }
 
-/// One statement over the whole file, and so one snapshot, which keeps the WAL from being emptied: it is
-/// given up when the WAL has grown too large by that.
+/// Runs the quick check once. It is one statement over the whole file, and therefore one snapshot, which keeps the WAL
+/// from being emptied; the check is interrupted once the WAL has grown too large because of it.
 fn attempt(
     path: &Path,
     wal_index: WalIndex,
@@ -169,11 +171,11 @@ fn attempt(
 ) -> Result<Option<String>, Error> {
     let mut connection = reader::connect(path, wal_index)?;
     let (stop, wal) = (Arc::clone(stop), sibling(path, "-wal"));
-    let must_end = move || {
+    let must_stop = move || {
         stop.load(Ordering::Relaxed)
             || fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > wal_bytes_max)
     };
-    connection.progress_handler(STEPS_BETWEEN_LOOKS, Some(must_end))?;
+    connection.progress_handler(STEPS_BETWEEN_POLLS, Some(must_stop))?;
     Ok(quick(&connection)?)
 }
 
@@ -208,17 +210,14 @@ mod tests {
     }
 
     #[test]
-    fn a_check_gives_way_to_the_writer_and_to_the_end() {
+    fn a_check_is_interrupted_by_wal_growth_and_by_shutdown() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = database(directory.path());
         let stop = Arc::new(AtomicBool::new(false));
         let writer = Connection::open(&path).expect("there");
         writer.execute_batch("PRAGMA wal_autocheckpoint=0; INSERT INTO t VALUES (1)").expect("valid");
         assert!(matches!(attempt(&path, WalIndex::Shared, &stop, 1 << 20), Ok(None)));
-        assert!(
-            is_interrupted(&attempt(&path, WalIndex::Shared, &stop, 1000)),
-            "the log is larger than that"
-        );
+        assert!(is_interrupted(&attempt(&path, WalIndex::Shared, &stop, 1000)), "the WAL exceeds the limit");
         stop.store(true, Ordering::Relaxed);
         assert!(is_interrupted(&attempt(&path, WalIndex::Shared, &stop, 1 << 20)));
     }

@@ -1,4 +1,4 @@
-//! Versions, the outbox and merging, on real files.
+//! Tests of versions, the replication log and merging, on real files.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ impl Node {
             accepted_salt: None,
             readers_count: 1,
             versions,
-            on_fatal: Box::new(|error| panic!("the writer gave up: {error}")),
+            on_fatal: Box::new(|error| panic!("fatal error of the writer: {error}")),
             on_outbox: Box::new(|_| {}),
         };
         Self { store: Store::open(&database, &salt, options).expect("the files open"), directory }
@@ -52,7 +52,7 @@ impl Node {
             category: None,
             ciphertext: token(sealed),
         };
-        block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("new")
+        block_on(self.store.write(write, OWNER).expect("queued")).expect("reply").expect("new")
     }
 
     fn update(&self, seen: &Arc<SealedEntry>, sealed: &[u8]) -> Arc<SealedEntry> {
@@ -62,12 +62,12 @@ impl Node {
             environment: None,
             ciphertext: token(sealed),
         };
-        block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("seen")
+        block_on(self.store.write(write, OWNER).expect("queued")).expect("reply").expect("seen")
     }
 
     fn delete(&self, seen: &Arc<SealedEntry>) {
         let write = Write::Delete { seen: Arc::clone(seen) };
-        block_on(self.store.write(write, OWNER).expect("room")).expect("answered").expect("seen");
+        block_on(self.store.write(write, OWNER).expect("queued")).expect("reply").expect("seen");
     }
 
     fn apply(&self, changes: Vec<Change>) -> usize {
@@ -77,20 +77,20 @@ impl Node {
     }
 
     fn applied(&self, changes: Vec<Change>) -> AppliedChanges {
-        block_on(self.store.apply(changes).expect("room")).expect("answered").expect("applied")
+        block_on(self.store.apply(changes).expect("queued")).expect("reply").expect("applied")
     }
 
-    /// The version of an entry.
+    /// Returns the version of an entry.
     fn version(&self, key: &str) -> Version {
         let id = EntryId { key: key.to_owned(), environment: None };
         self.store.changes(&[id]).expect("readable").first().expect("there").version
     }
 
-    fn note(&self, note: PeerProgress) {
-        block_on(self.store.note(note).expect("room")).expect("answered").expect("noted");
+    fn note(&self, progress: PeerProgress) {
+        block_on(self.store.note(progress).expect("queued")).expect("reply").expect("recorded");
     }
 
-    /// What every entry holds, and the digest over all of it.
+    /// Returns the content of every entry, and the digest of the store.
     fn contents(&self) -> (BTreeMap<String, Vec<u8>>, Digest) {
         let page = self.store.page(&Filter::default(), 0).expect("readable");
         assert!(page.next_after.is_none());
@@ -102,13 +102,13 @@ impl Node {
         (rows.collect(), self.store.buckets().root().expect("a small store"))
     }
 
-    fn pull_outbox(&self, from: &Node, after: i64) -> (usize, i64) {
+    fn pull_changes(&self, from: &Node, after: i64) -> (usize, i64) {
         let page = from.store.outbox(after).expect("readable");
         (self.apply(page.changes), page.sequence)
     }
 }
 
-/// What is shaped like a token, and holds a mark.
+/// Returns a ciphertext in the format of a token that contains a mark.
 fn token(mark: &[u8]) -> Ciphertext {
     let mut bytes = vec![0; 73];
     bytes[0] = 0x80;
@@ -131,23 +131,23 @@ fn change(key: &str, milliseconds: u64, node: u64, sealed: Option<&[u8]>) -> Cha
 }
 
 #[test]
-fn own_changes_reach_another_store_through_the_outbox() {
+fn local_changes_reach_another_store_through_the_log() {
     let (one, two) = (Node::new(), Node::new());
     let kept = one.create("kept", b"1");
-    let gone = one.create("gone", b"2");
+    let deleted = one.create("deleted", b"2");
     one.update(&kept, b"3");
-    let (applied, line) = two.pull_outbox(&one, 0);
-    assert_eq!((applied, line), (2, 3), "each entry once, as it is now");
+    let (applied, position) = two.pull_changes(&one, 0);
+    assert_eq!((applied, position), (2, 3), "each entry once, in its current state");
     assert_eq!(two.contents(), one.contents());
-    one.delete(&gone);
-    assert_eq!(two.pull_outbox(&one, line), (1, 4));
+    one.delete(&deleted);
+    assert_eq!(two.pull_changes(&one, position), (1, 4));
     assert_eq!(two.contents(), one.contents());
-    // Again is no harm, and what came from a peer is not passed on.
-    assert_eq!(two.pull_outbox(&one, 0).0, 0);
+    // Repetition is harmless, and changes from a peer are not passed on.
+    assert_eq!(two.pull_changes(&one, 0).0, 0);
     assert!(two.store.outbox(0).expect("readable").changes.is_empty());
 }
 
-/// A clock that a test sets.
+/// Returns options with a clock that the test sets.
 fn set_clock(offset_ms: &Arc<std::sync::atomic::AtomicI64>) -> VersioningOptions {
     let offset_ms = Arc::clone(offset_ms);
     let wall_clock = Arc::new(move || {
@@ -169,32 +169,32 @@ fn a_later_write_wins_although_its_clock_is_behind() {
     let behind = Arc::new(std::sync::atomic::AtomicI64::new(-4 * MINUTE_MS));
     let (one, two) = (Node::new(), Node::with_clock(directory(), set_clock(&behind)));
     one.create("k", b"first");
-    assert_eq!(two.pull_outbox(&one, 0).0, 1);
+    assert_eq!(two.pull_changes(&one, 0).0, 1);
     let seen = two.store.exact("k", None).expect("readable").expect("there");
     two.update(&seen, b"second");
     two.create("other", b"o");
     assert!(two.version("k").stamp > one.version("k").stamp);
-    assert!(two.version("other").stamp < one.version("k").stamp, "other entries are not drawn along");
-    assert_eq!(one.pull_outbox(&two, 0).0, 2);
+    assert!(two.version("other").stamp < one.version("k").stamp, "other entries are not affected");
+    assert_eq!(one.pull_changes(&two, 0).0, 2);
     assert_eq!(one.contents(), two.contents());
     assert_eq!(one.contents().0["k@None"], b"second");
 }
 
-/// Such a change would win for ever, and one saturated stamp could never be replaced.
+/// Such a change would win indefinitely, and an entry with a saturated timestamp could never be replaced.
 #[test]
-fn what_is_ahead_of_the_clock_is_refused_alone() {
+fn only_changes_ahead_of_the_clock_are_refused() {
     let node = Node::new();
     let now = Timestamp::now().as_milliseconds();
     let minute = MINUTE_MS.unsigned_abs();
     let saturated = change("poison", u64::MAX, u64::MAX >> 2, Some(b"p"));
-    let mut of_the_future = change("late", now, 6, Some(b"l"));
-    let content = of_the_future.content.as_mut().expect("it has one");
+    let mut future_times = change("late", now, 6, Some(b"l"));
+    let content = future_times.content.as_mut().expect("content");
     content.updated_at = Some(Timestamp::now().later(Duration::from_secs(3600)));
     let changes = vec![
         change("before", now, 5, Some(b"b")),
         saturated.clone(),
         change("ahead", now + 6 * minute, 5, Some(b"a")),
-        of_the_future,
+        future_times,
         change("within", now + 4 * minute, 5, Some(b"w")),
     ];
     let applied = node.applied(changes);
@@ -207,22 +207,22 @@ fn what_is_ahead_of_the_clock_is_refused_alone() {
     assert!((59..=60).contains(&ahead[2].1) && ahead[2].0 == number(6), "{ahead:?}");
     let keys: Vec<String> = node.contents().0.into_keys().collect();
     assert_eq!(keys, ["before@None", "within@None"]);
-    // A restart stamps by this node's own clock, whatever it was sent.
+    // After a restart, timestamps follow this node's own clock, whatever it has received.
     let node = node.restart(true);
     node.create("new", b"n");
     assert!(node.version("new").stamp.milliseconds() < now + minute);
 }
 
-/// What an older release took, or a clock that was ahead has made.
+/// Such a version comes from an older release, which accepted it, or from a clock that was ahead.
 #[test]
-fn a_version_that_is_ahead_is_not_replaced_by_one_that_no_peer_takes() {
+fn a_version_ahead_of_the_clock_is_not_replaced_by_one_that_peers_refuse() {
     let offset = Arc::new(std::sync::atomic::AtomicI64::new(60 * MINUTE_MS));
     let node = Node::with_clock(directory(), set_clock(&offset));
     let other = Node::new();
     let early = node.create("early", b"1");
     let page = node.store.outbox(0).expect("readable");
     assert_eq!(other.applied(page.changes).ahead.len(), 1);
-    // The clock is right again: new entries are taken, the old one waits for its time.
+    // Once the clock is correct, new entries are accepted, and the old one is refused until its time has come.
     offset.store(0, std::sync::atomic::Ordering::SeqCst);
     node.create("new", b"2");
     let page = node.store.outbox(1).expect("readable");
@@ -233,17 +233,17 @@ fn a_version_that_is_ahead_is_not_replaced_by_one_that_no_peer_takes() {
         environment: None,
         ciphertext: token(b"3"),
     };
-    let refused = block_on(node.store.write(write(), OWNER).expect("room")).expect("answered");
+    let refused = block_on(node.store.write(write(), OWNER).expect("queued")).expect("reply");
     assert!(matches!(refused, Err(WriteError::Ahead { ahead_ms }) if ahead_ms > 50 * 60_000), "{refused:?}");
-    assert_eq!(node.contents().0["early@None"], b"1", "nothing of it remains");
+    assert_eq!(node.contents().0["early@None"], b"1", "the write is rolled back");
     let Node { store, directory } = node;
     drop(store);
-    // So it is after a restart, whose clock was kept an hour ahead. A node that stands alone may go on.
+    // The same holds after a restart with a stored clock that is an hour ahead. A standalone node accepts the write.
     let node = Node::at(directory, true);
     node.create("newer", b"4");
     assert!(node.version("newer").stamp < node.version("early").stamp);
     let node = node.restart(false);
-    block_on(node.store.write(write(), OWNER).expect("room")).expect("answered").expect("it is alone");
+    block_on(node.store.write(write(), OWNER).expect("queued")).expect("reply").expect("a standalone node");
     let Node { store, directory } = node;
     drop(store);
     let database = rusqlite::Connection::open(directory.path().join("c.db")).expect("there");
@@ -252,17 +252,17 @@ fn a_version_that_is_ahead_is_not_replaced_by_one_that_no_peer_takes() {
     let node = Node::at(directory, false);
     let seen = node.store.exact("early", None).expect("readable").expect("there");
     let delete = Write::Delete { seen };
-    let refused = block_on(node.store.write(delete, OWNER).expect("room")).expect("answered");
+    let refused = block_on(node.store.write(delete, OWNER).expect("queued")).expect("reply");
     assert!(matches!(refused, Err(WriteError::Ahead { .. })), "no later version exists: {refused:?}");
 }
 
 #[test]
-fn a_store_that_joins_a_cluster_brings_its_entries_along() {
-    let alone = Node::at(Arc::new(tempfile::tempdir().expect("temporary directory")), false);
-    assert_eq!(alone.store.node(), None);
-    alone.create("old", b"1");
-    assert_eq!(alone.contents().1, Digest::default());
-    let joined = alone.restart(true);
+fn a_store_that_joins_a_cluster_contributes_its_entries() {
+    let standalone = Node::at(Arc::new(tempfile::tempdir().expect("temporary directory")), false);
+    assert_eq!(standalone.store.node(), None);
+    standalone.create("old", b"1");
+    assert_eq!(standalone.contents().1, Digest::default());
+    let joined = standalone.restart(true);
     let (_, root) = joined.contents();
     assert_ne!(root, Digest::default());
     assert_eq!(joined.store.buckets().entries_count(), 1);
@@ -273,27 +273,27 @@ fn a_store_that_joins_a_cluster_brings_its_entries_along() {
     let ids: Vec<EntryId> = known.into_iter().map(|known| known.id).collect();
     assert_eq!(other.apply(joined.store.changes(&ids).expect("readable")), 1);
     assert_eq!(other.contents(), joined.contents());
-    // Out of the cluster for a while, it goes on counting: deletes must not come back.
+    // A node that leaves the cluster for a while keeps maintaining versions: deleted entries must not reappear.
     let node = joined.store.node();
     let left = joined.restart(false);
     assert_eq!(left.store.node(), node);
     let seen = left.store.exact("old", None).expect("readable").expect("there");
     left.delete(&seen);
     let back = left.restart(true);
-    assert_eq!(other.pull_outbox(&back, 0).0, 1);
+    assert_eq!(other.pull_changes(&back, 0).0, 1);
     assert_eq!(other.contents(), back.contents());
     assert!(other.contents().0.is_empty());
 }
 
 #[test]
-fn changes_by_another_program_are_own_changes() {
+fn external_changes_are_recorded_as_local_changes() {
     let (one, two) = (Node::new(), Node::new());
     one.create("removed", b"1");
     one.create("kept", b"2");
-    let after = two.pull_outbox(&one, 0).1;
+    let after = two.pull_changes(&one, 0).1;
     let database = rusqlite::Connection::open(one.directory.path().join("c.db")).expect("there");
     database.execute(r#"DELETE FROM configurations WHERE "key" = 'removed'"#, []).expect("valid");
-    // Of these, no client could have made all but the first.
+    // A client could have created only the first of these.
     let (long, sealed) = ("k".repeat(256), token(b"n").to_text());
     for (key, environment, category, sealed) in [
         ("new", "", "", &*sealed),
@@ -311,16 +311,16 @@ fn changes_by_another_program_are_own_changes() {
             .expect("valid");
     }
     drop(database);
-    // The next commit notices, at the latest.
+    // The changes are detected by the next commit at the latest.
     one.create("another", b"3");
-    two.pull_outbox(&one, after);
+    two.pull_changes(&one, after);
     assert_eq!(two.contents().1, one.contents().1);
     let keys: Vec<String> = two.contents().0.into_keys().collect();
     assert_eq!(keys, ["another@None", "kept@None", "new@None"]);
 }
 
 #[test]
-fn stamps_do_not_go_back_over_a_restart() {
+fn timestamps_increase_across_restarts() {
     let mut node = Node::new();
     let mut last = HlcTimestamp::default();
     for round in 0..5 {
@@ -334,7 +334,7 @@ fn stamps_do_not_go_back_over_a_restart() {
 }
 
 #[test]
-fn tombstones_go_when_all_peers_have_them() {
+fn tombstones_are_collected_once_all_peers_have_them() {
     let node = Node::new();
     let peers = [ReplicaId::from_random(2), ReplicaId::from_random(4)];
     let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
@@ -347,15 +347,15 @@ fn tombstones_go_when_all_peers_have_them() {
     node.note(PeerProgress::Synced { peer: peers[0], stamp: future, forgotten: HlcTimestamp::default() });
     node.note(PeerProgress::Acknowledged { peer: peers[1], sequence: 1 });
     node.note(PeerProgress::Collect { before: future });
-    assert_eq!(tombstones(), 1, "one peer has not been compared with");
+    assert_eq!(tombstones(), 1, "one peer was never in sync");
     node.note(PeerProgress::Synced { peer: peers[1], stamp: future, forgotten: HlcTimestamp::default() });
     node.note(PeerProgress::Collect { before: HlcTimestamp::default() });
-    assert_eq!(tombstones(), 1, "it is too young");
+    assert_eq!(tombstones(), 1, "the tombstone is too recent");
     let root = node.store.buckets().root();
     node.note(PeerProgress::Collect { before: future });
-    assert_eq!((tombstones(), node.store.buckets().root()), (0, root), "forgetting changes no digest");
+    assert_eq!((tombstones(), node.store.buckets().root()), (0, root), "collection changes no digest");
     assert_eq!(node.store.horizon(), TombstoneHorizon { synced: future, forgotten: future });
-    // It is kept, goes only forward, and takes in what a peer has forgotten.
+    // The horizon is persisted, never moves back, and includes that of peers.
     let node = node.restart(true);
     for (stamp, forgotten) in
         [(HlcTimestamp::default(), HlcTimestamp::default()), (HlcTimestamp::default(), future.next())]
@@ -369,11 +369,11 @@ fn tombstones_go_when_all_peers_have_them() {
 }
 
 #[test]
-fn a_node_that_is_no_peer_any_more_holds_nothing_up() {
+fn the_progress_of_removed_peers_is_dropped() {
     let node = Node::new();
-    let [stays, left] = [ReplicaId::from_random(2), ReplicaId::from_random(4)];
+    let [remaining, removed] = [ReplicaId::from_random(2), ReplicaId::from_random(4)];
     let (early, late) = (HlcTimestamp::from_milliseconds(1000), HlcTimestamp::from_milliseconds(2000));
-    for (peer, stamp) in [(stays, early), (left, late)] {
+    for (peer, stamp) in [(remaining, early), (removed, late)] {
         node.note(PeerProgress::Acknowledged { peer, sequence: 0 });
         node.note(PeerProgress::Synced { peer, stamp, forgotten: HlcTimestamp::default() });
     }
@@ -382,10 +382,10 @@ fn a_node_that_is_no_peer_any_more_holds_nothing_up() {
         known.sort();
         known.into_iter().map(|(peer, _)| peer).collect::<Vec<_>>()
     };
-    node.note(PeerProgress::Members { peers: vec![stays], before: late });
-    assert_eq!(known(), [stays, left], "it may come back yet");
-    node.note(PeerProgress::Members { peers: vec![stays], before: late.next() });
-    assert_eq!(known(), [stays]);
+    node.note(PeerProgress::Members { peers: vec![remaining], before: late });
+    assert_eq!(known(), [remaining, removed], "the peer may return");
+    node.note(PeerProgress::Members { peers: vec![remaining], before: late.next() });
+    assert_eq!(known(), [remaining]);
 }
 
 #[test]
@@ -397,21 +397,21 @@ fn versions_come_in_whole_buckets() {
     let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
     let everything = node.store.versions(&all, usize::MAX).expect("readable");
     assert_eq!((everything.known.len(), everything.buckets_count), (40, all.len()));
-    // Piece by piece, each of which is about one bucket at least.
-    let (mut known, mut rest, mut pieces) = (Vec::new(), &all[..], 0);
+    // In pages of at least one bucket each.
+    let (mut known, mut rest, mut pages) = (Vec::new(), &all[..], 0);
     while !rest.is_empty() {
         let page = node.store.versions(rest, 500).expect("readable");
         assert!(page.buckets_count > 0);
         rest = &rest[page.buckets_count..];
         known.extend(page.known);
-        pieces += 1;
+        pages += 1;
     }
-    assert!((8..=40).contains(&pieces), "{pieces}");
+    assert!((8..=40).contains(&pages), "{pages}");
     assert_eq!(known, everything.known);
 }
 
 #[test]
-fn the_outbox_is_trimmed_to_what_a_peer_lacks() {
+fn the_log_is_trimmed_to_the_changes_that_a_peer_lacks() {
     let node = Node::new();
     let peer = |number: u64| ReplicaId::from_random(number);
     for number in 0..5 {
@@ -422,16 +422,16 @@ fn the_outbox_is_trimmed_to_what_a_peer_lacks() {
     node.create("k5", b"1");
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 0 });
     node.note(PeerProgress::Acknowledged { peer: peer(2), sequence: 6 });
-    assert_eq!(node.store.outbox_range().expect("readable"), (6, 6), "the other peer lacks it");
+    assert_eq!(node.store.outbox_range().expect("readable"), (6, 6), "the other peer lacks the change");
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 3 });
     let mut acknowledged = node.store.acknowledged().expect("readable");
     acknowledged.sort();
     assert_eq!(acknowledged, [(peer(2), 6), (peer(4), 3)]);
-    // Whoever asks for lines that were dropped is told how far they go, and does not ask for them again.
+    // A page for trimmed positions reports the last one, so that the peer does not request them again.
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 6 });
     let page = node.store.outbox(4).expect("readable");
     assert_eq!((page.changes.len(), page.sequence, page.more), (0, 6, false));
-    // Numbers are never used twice, even after everything was trimmed.
+    // Positions are never reused, even after everything was trimmed.
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 6 });
     let node = node.restart(true);
     node.create("k6", b"1");
@@ -451,7 +451,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// The same changes in any order, in any groups, some of them twice, come to the same store.
+    /// The same changes in any order and grouping, some of them repeated, result in the same store.
     #[test]
     fn merging_is_commutative_associative_and_idempotent(
         changes in changes(),
@@ -471,9 +471,9 @@ proptest! {
     }
 }
 
-/// A large store is added up bucket by bucket between transactions, whatever those change.
+/// The digests of a large store are loaded bucket by bucket between transactions, whatever those change.
 #[test]
-fn commits_between_two_buckets_count_once() {
+fn commits_between_two_bucket_loads_count_once() {
     let node = Node::new();
     let rows: Vec<_> = (0..300).map(|number| node.create(&format!("k{number}"), b"1")).collect();
     let expected = |node: &Node| (node.store.buckets().root(), node.store.buckets().entries_count());
@@ -487,9 +487,9 @@ fn commits_between_two_buckets_count_once() {
             .expect("it opens")
             .connection;
     let buckets = Arc::new(DigestTable::default());
-    let (keeping, horizon) = (VersioningOptions::new(true), Arc::default());
+    let (options, horizon) = (VersioningOptions::new(true), Arc::default());
     let mut versions =
-        Versions::open(&mut connection, 1, keeping, Arc::clone(&buckets), horizon).expect("it opens");
+        Versions::open(&mut connection, 1, options, Arc::clone(&buckets), horizon).expect("it opens");
     let change = |versions: &mut Versions, number: usize, key: &str| {
         let ciphertext = Ciphertext::from_bytes(number.to_be_bytes().to_vec());
         let content = (!number.is_multiple_of(3)).then_some(SealedBody {
@@ -500,11 +500,11 @@ fn commits_between_two_buckets_count_once() {
         });
         let id = EntryId { key: key.to_owned(), environment: None };
         let mut delta = digest_table::Delta::default();
-        versions.record_own(&connection, &mut delta, &id, content.as_ref()).expect("noted");
+        versions.record_own(&connection, &mut delta, &id, content.as_ref()).expect("recorded");
         versions.publish(&delta);
     };
     for (number, row) in rows.iter().enumerate().take(200) {
-        assert_eq!(buckets.root(), None, "it is not known yet");
+        assert_eq!(buckets.root(), None, "not all buckets are loaded");
         change(&mut versions, number, &row.key);
         change(&mut versions, number + 1, &format!("new-{number}"));
         for _ in 0..3 {
@@ -520,10 +520,10 @@ fn commits_between_two_buckets_count_once() {
     assert_eq!((buckets.root(), buckets.entries_count()), found);
 }
 
-/// Whatever a transaction has noted goes with it: a line of the outbox that it did not add would be taken for
-/// one that peers have, and stamps that it did not reserve would be given twice.
+/// The state noted by a transaction is rolled back with it: otherwise a position that it did not append would count as
+/// received by peers, and timestamps that it did not reserve would be issued twice.
 #[test]
-fn what_was_rolled_back_was_never_noted() {
+fn a_rollback_discards_the_noted_state() {
     let Node { store, directory } = Node::new();
     drop(store);
     let path = directory.path().join("c.db");
@@ -539,48 +539,48 @@ fn what_was_rolled_back_was_never_noted() {
     let mut write = |end: &str| {
         let mut delta = digest_table::Delta::default();
         connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
-        versions.record_own(&connection, &mut delta, &id, None).expect("noted");
+        versions.record_own(&connection, &mut delta, &id, None).expect("recorded");
         connection.execute_batch(end).expect("ended");
-        let line = delta.noted().outbox_line;
+        let sequence = delta.noted().outbox_line;
         if end == "COMMIT" {
             versions.publish(&delta);
             assert!(
                 number("SELECT max(stamp) FROM osc_versions")
                     <= number("SELECT value FROM osc_meta WHERE name = 'clock'"),
-                "a later start gives later stamps"
+                "timestamps after a restart are later"
             );
         }
-        (line, versions.last_sequence())
+        (sequence, versions.last_sequence())
     };
     assert_eq!(write("ROLLBACK"), (Some(1), 0));
     assert_eq!(write("COMMIT"), (Some(1), 1));
     assert_eq!(write("ROLLBACK"), (Some(2), 1));
     assert_eq!(write("COMMIT"), (Some(2), 2));
     let mut delta = digest_table::Delta::default();
-    let mark = delta.mark();
-    versions.record_own(&connection, &mut delta, &id, None).expect("noted");
+    let savepoint = delta.mark();
+    versions.record_own(&connection, &mut delta, &id, None).expect("recorded");
     assert!(delta.noted().outbox_line.is_some());
-    delta.truncate(mark);
-    assert_eq!(delta.noted().outbox_line, None, "a savepoint");
+    delta.truncate(savepoint);
+    assert_eq!(delta.noted().outbox_line, None, "rolled back to the savepoint");
 }
 
-/// An operator's change that could not be noted at once is noted later.
+/// An operator's change that cannot be recorded immediately is recorded later.
 #[test]
-fn a_foreign_change_is_adopted_when_the_database_is_free_again() {
+fn an_external_change_is_recorded_once_the_database_is_unlocked() {
     let node = Node::new();
-    node.create("own", b"1");
+    node.create("local", b"1");
     let before = node.store.buckets().root();
     let other = rusqlite::Connection::open(node.directory.path().join("c.db")).expect("it opens");
     other
         .execute_batch("UPDATE configurations SET category = 'repaired'; BEGIN IMMEDIATE")
-        .expect("an operator has the database");
-    // The writer looks each second, and gives up after the time for a busy database.
+        .expect("an operator locks the database");
+    // The writer checks every second, and gives up after the busy timeout.
     std::thread::sleep(BUSY_TIMEOUT + Duration::from_secs(2));
     assert_eq!(node.store.buckets().root(), before);
-    other.execute_batch("ROLLBACK").expect("free again");
+    other.execute_batch("ROLLBACK").expect("unlocked");
     let began = std::time::Instant::now();
     while node.store.buckets().root() == before {
-        assert!(began.elapsed() < Duration::from_secs(10), "it was not adopted");
+        assert!(began.elapsed() < Duration::from_secs(10), "the change was not recorded");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

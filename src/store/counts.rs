@@ -1,4 +1,4 @@
-//! What the store counts for the metrics, and by which one sees that its writer is alive.
+//! Counters and state of the writer, for metrics and health checks.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -6,19 +6,20 @@ use std::time::Instant;
 
 use crate::telemetry::{Counter, Durations, Gauge, Histogram};
 
-/// Only the writer's thread adds.
+/// Counters and state of the writer. Only the writer thread adds to the counters.
 #[derive(Debug)]
 pub struct WriterCounts {
-    /// Transactions, also those that failed.
+    /// Transactions, including failed ones.
     pub commits: Counter,
-    /// Writes and other jobs in them.
+    /// Writes and other jobs in these transactions.
     pub jobs: Counter,
     durations: Durations,
-    /// When the writer was last seen between two transactions, in milliseconds after the store was opened.
+    /// Time of the writer's last heartbeat, which falls between two transactions, in milliseconds since the store was
+    /// opened.
     beat_ms: Gauge,
     opened: Instant,
     is_full: AtomicBool,
-    /// Which file is another one than was opened.
+    /// Description of the file that was removed or replaced.
     displaced: Mutex<Option<String>>,
     spoils_reads: AtomicBool,
     wal_bytes: Gauge,
@@ -41,32 +42,33 @@ impl WriterCounts {
         }
     }
 
-    /// How long transactions took, the fsync included.
+    /// Returns the durations of transactions, including the fsync.
     pub fn durations(&self) -> Histogram {
         self.durations.sum()
     }
 
-    /// Whether there was no room for the last transaction, or at the start, and none since.
+    /// Returns whether the last transaction, or startup if there was none since, lacked disk space.
     pub fn is_full(&self) -> bool {
         self.is_full.load(Relaxed)
     }
 
-    /// Why writes would be lost, if a file was removed or replaced.
+    /// Returns why writes would be lost, if a file was removed or replaced.
     pub fn displaced(&self) -> Option<String> {
         self.displaced.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the database cannot be read either.
+    /// Returns whether uncached reads are unreliable, too.
     pub(super) fn spoils_reads(&self) -> bool {
         self.spoils_reads.load(Relaxed)
     }
 
-    pub(super) fn note_displaced(&self, fault: Option<String>, spoils_reads: bool) {
+    pub(super) fn note_displaced(&self, cause: Option<String>, spoils_reads: bool) {
         self.spoils_reads.store(spoils_reads, Relaxed);
-        *self.displaced.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+        *self.displaced.lock().unwrap_or_else(PoisonError::into_inner) = cause;
     }
 
-    /// How long the writer has been at its last transaction, in milliseconds; an idle one shows itself each second.
+    /// Returns the milliseconds since the last heartbeat of the writer, which beats between transactions, and once per
+    /// second while idle.
     pub fn silent_ms(&self) -> u64 {
         self.now_ms().saturating_sub(self.beat_ms.get())
     }
@@ -82,12 +84,12 @@ impl WriterCounts {
         self.is_full.store(is_full, Relaxed);
     }
 
-    /// There is room again.
+    /// Records that disk space is available again.
     pub(super) fn note_room(&self) {
         self.is_full.store(false, Relaxed);
     }
 
-    /// Size of the write-ahead log after the last transaction.
+    /// Returns the size of the WAL after the last transaction.
     pub fn wal_bytes(&self) -> u64 {
         self.wal_bytes.get()
     }
@@ -96,7 +98,7 @@ impl WriterCounts {
         self.wal_bytes.set(bytes);
     }
 
-    /// Whether a transaction of another program keeps the write-ahead log from being emptied.
+    /// Returns whether a transaction of another program keeps the WAL from being emptied.
     pub fn is_checkpoint_blocked(&self) -> bool {
         self.is_checkpoint_blocked.load(Relaxed)
     }

@@ -1,9 +1,8 @@
-//! Digests of the whole store, kept up with each commit, so that two nodes find what differs by
-//! comparing a few kibibytes.
+//! Digest table of the store, updated with each commit, by which two nodes find their differences by comparing a few
+//! kibibytes.
 //!
-//! Each live entry belongs to one of [`BUCKETS_COUNT`] buckets by its name, and a bucket's digest is
-//! the XOR of the digests of its entries. Deleted entries count for nothing, so that forgetting a
-//! tombstone changes no digest.
+//! Each live entry belongs by its name to one of [`BUCKETS_COUNT`] buckets. The digest of a bucket is the XOR of the
+//! digests of its entries. Tombstones do not contribute, so collecting one does not change a digest.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::limits::BUCKETS_COUNT;
 use crate::model::{Digest, EntryId, HlcTimestamp, SealedBody, Version};
 
-/// The digests of all buckets.
+/// Digests of all buckets.
 #[derive(Debug)]
 pub struct DigestTable(Mutex<State>);
 
@@ -20,93 +19,98 @@ pub struct DigestTable(Mutex<State>);
 struct State {
     digests: Vec<Digest>,
     entries_count: u64,
-    /// The buckets before this one are known. Of the others nothing is noted, because what is committed
-    /// meanwhile is found when they are added up.
-    known_count: usize,
+    /// Number of loaded buckets, which are the first ones. Commits are not applied to the other buckets: loading them
+    /// later includes those commits.
+    loaded_count: usize,
 }
 
-/// What one commit changes.
+/// Changes of one commit to the digests, with the other state that moves with it.
 #[derive(Debug, Default)]
 pub(super) struct Delta {
-    flips: Vec<DigestChange>,
+    changes: Vec<DigestChange>,
     noted: Noted,
 }
 
-/// What a commit moves besides.
+/// State of the versions that moves with a commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Noted {
-    /// The last line that was added to the outbox.
+    /// Last position that was appended to the replication log.
     pub(super) outbox_line: Option<i64>,
-    /// Up to where stamps are reserved from now on.
+    /// New upper bound of the reserved timestamps.
     pub(super) reserved: Option<HlcTimestamp>,
 }
 
-/// How far a [`Delta`] has come.
+/// Savepoint of a [`Delta`].
 #[derive(Clone, Copy)]
 pub(super) struct DigestSavepoint {
-    flips_count: usize,
+    changes_count: usize,
     noted: Noted,
 }
 
+/// Change of the digest of one bucket.
 #[derive(Debug)]
 struct DigestChange {
     bucket: usize,
+    /// XOR of the digests before and after.
     digest: Digest,
+    /// Change of the number of live entries.
     entries: i64,
 }
 
 impl Default for DigestTable {
     fn default() -> Self {
         let digests = vec![Digest::default(); BUCKETS_COUNT];
-        Self(Mutex::new(State { digests, entries_count: 0, known_count: BUCKETS_COUNT }))
+        Self(Mutex::new(State { digests, entries_count: 0, loaded_count: BUCKETS_COUNT }))
     }
 }
 
 impl DigestTable {
-    /// One digest for everything: equal on two nodes exactly when they hold the same entries. `None` as long
-    /// as the entries of a large store are being added up.
+    /// Returns the digest of the whole store, which is equal on two nodes exactly if they hold the same entries. `None`
+    /// while the buckets of a large store are being loaded.
     pub fn root(&self) -> Option<Digest> {
         self.lock().complete().map(root_of)
     }
 
-    /// The digest of each bucket; `None` as for [`Self::root`].
+    /// Returns the digest of each bucket; `None` as for [`Self::root`].
     pub fn all(&self) -> Option<Vec<Digest>> {
         self.lock().complete().map(<[Digest]>::to_vec)
     }
 
-    /// How many live entries there are.
+    /// Returns the number of live entries.
     pub fn entries_count(&self) -> u64 {
         self.lock().entries_count
     }
 
+    /// Applies a committed delta to the loaded buckets.
     pub(super) fn apply(&self, delta: &Delta) {
         let mut state = self.lock();
-        let known_count = state.known_count;
-        for flip in delta.flips.iter().filter(|flip| flip.bucket < known_count) {
-            state.digests[flip.bucket].0 ^= flip.digest.0;
-            state.entries_count = state.entries_count.saturating_add_signed(flip.entries);
+        let loaded_count = state.loaded_count;
+        for change in delta.changes.iter().filter(|change| change.bucket < loaded_count) {
+            state.digests[change.bucket].0 ^= change.digest.0;
+            state.entries_count = state.entries_count.saturating_add_signed(change.entries);
         }
     }
 
-    /// Nothing is known any more.
+    /// Unloads all buckets.
     pub(super) fn forget(&self) {
         let mut state = self.lock();
-        state.known_count = 0;
+        state.loaded_count = 0;
         state.entries_count = 0;
     }
 
-    /// The bucket that is to be added up next, if there is one.
+    /// Returns the next bucket to load, if there is one.
     pub(super) fn next_unknown(&self) -> Option<usize> {
-        Some(self.lock().known_count).filter(|bucket| *bucket < BUCKETS_COUNT)
+        Some(self.lock().loaded_count).filter(|bucket| *bucket < BUCKETS_COUNT)
     }
 
-    /// The entries of that bucket, read by the thread that calls [`Self::apply`], with no commit in between.
+    /// Loads the next bucket from the digests of its entries. They must be read by the thread that calls
+    /// [`Self::apply`], with no commit in between.
     pub(super) fn load_bucket(&self, digests: &[Digest]) {
         let mut state = self.lock();
-        let bucket = state.known_count;
+        let bucket = state.loaded_count;
         state.digests[bucket] = Digest(digests.iter().fold(0, |sum, digest| sum ^ digest.0));
         state.entries_count += digests.len() as u64;
-        state.known_count += 1;
+        state.loaded_count += 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -116,24 +120,24 @@ impl DigestTable {
 
 impl State {
     fn complete(&self) -> Option<&[Digest]> {
-        (self.known_count == BUCKETS_COUNT).then_some(&self.digests)
+        (self.loaded_count == BUCKETS_COUNT).then_some(&self.digests)
     }
 }
 
-/// One digest for the digests of all buckets.
+/// Combines the digests of all buckets into one.
 pub fn root_of(digests: &[Digest]) -> Digest {
     digests.iter().enumerate().fold(Digest::default(), |root, (index, digest)| {
-        // Rotated, so that equal digests in two buckets do not cancel each other out.
-        let turn = u32::try_from(index % 128).unwrap_or_default();
-        Digest(root.0 ^ digest.0.rotate_left(turn))
+        // Rotated, so that equal digests of two buckets do not cancel out.
+        let rotation = u32::try_from(index % 128).unwrap_or_default();
+        Digest(root.0 ^ digest.0.rotate_left(rotation))
     })
 }
 
 impl Delta {
-    /// An entry goes from one digest to another; zero stands for "not there".
+    /// Replaces the digest of an entry; zero means that the entry does not exist.
     pub(super) fn replace(&mut self, id: &EntryId, before: Digest, after: Digest) {
         let nothing = Digest::default();
-        self.flips.push(DigestChange {
+        self.changes.push(DigestChange {
             bucket: bucket_of(id),
             digest: Digest(before.0 ^ after.0),
             entries: i64::from(after != nothing) - i64::from(before != nothing),
@@ -148,18 +152,19 @@ impl Delta {
         self.noted
     }
 
+    /// Returns a savepoint for [`Self::truncate`].
     pub(super) fn mark(&self) -> DigestSavepoint {
-        DigestSavepoint { flips_count: self.flips.len(), noted: self.noted }
+        DigestSavepoint { changes_count: self.changes.len(), noted: self.noted }
     }
 
-    /// Back to where it was then.
-    pub(super) fn truncate(&mut self, mark: DigestSavepoint) {
-        self.flips.truncate(mark.flips_count);
-        self.noted = mark.noted;
+    /// Rolls back to a savepoint.
+    pub(super) fn truncate(&mut self, savepoint: DigestSavepoint) {
+        self.changes.truncate(savepoint.changes_count);
+        self.noted = savepoint.noted;
     }
 }
 
-/// The bucket of an entry; the same on every node.
+/// Returns the bucket of an entry, which is the same on every node.
 pub fn bucket_of(id: &EntryId) -> usize {
     let mut hash = Sha256::new();
     update_with_name(&mut hash, id);
@@ -167,7 +172,7 @@ pub fn bucket_of(id: &EntryId) -> usize {
     usize::from(u16::from_be_bytes([bytes[0], bytes[1]])) % BUCKETS_COUNT
 }
 
-/// The digest of a live entry, never zero.
+/// Computes the digest of a live entry, which is never zero.
 pub(super) fn digest_of(id: &EntryId, version: Version, content: &SealedBody) -> Digest {
     let mut hash = Sha256::new();
     update_with_name(&mut hash, id);
@@ -185,7 +190,7 @@ fn update_with_name(hash: &mut Sha256, id: &EntryId) {
     update_with_text(hash, id.environment.as_deref());
 }
 
-/// With its length, so that two texts in a row cannot be read as two others.
+/// Hashes a text with its length, so that two consecutive texts are unambiguous.
 fn update_with_text(hash: &mut Sha256, text: Option<&str>) {
     let length = text.map_or(u64::MAX, |text| text.len() as u64);
     hash.update(length.to_be_bytes());

@@ -1,10 +1,10 @@
-//! Sealed entries in memory, coherent with the database across all executors.
+//! Cache of encrypted entries, coherent with the database across all executors.
 //!
-//! Readers take a group of rows by key; on a miss they read the database and fill the cache. The
-//! writer replaces what it changes before a write is answered. A fill that began before a commit
-//! must not overwrite what the commit published, so each stripe has an epoch: the writer closes the
-//! stripe before COMMIT, publishes, and opens it with the next epoch; a fill is accepted only in
-//! the epoch in which its read began, and never while the stripe is closed.
+//! Readers look up the entries of a key; on a miss they read the database and fill the cache. The writer updates
+//! cached entries before it acknowledges a write. A fill that began before a commit must not overwrite the entries that
+//! the commit published. Therefore each stripe has an epoch: the writer closes the stripe before COMMIT, publishes, and
+//! reopens it with the next epoch. A fill is accepted only in the epoch in which its read began, and never while the
+//! stripe is closed.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -14,17 +14,17 @@ use hashbrown::HashTable;
 
 use super::sealed_entry::{KeyEntries, SealedEntry, allocation};
 
-/// Enough that executors seldom meet at one lock, few enough that one large value fits a stripe.
+/// Number of stripes: enough that executors seldom contend for a lock, few enough that a large value fits one stripe.
 const STRIPES_COUNT: usize = 16;
 
-/// Process-wide cache of [`Group`]s, bounded by bytes, evicting by second chance (CLOCK).
+/// Process-wide cache of [`KeyEntries`], bounded by bytes, with second-chance (CLOCK) eviction.
 #[derive(Debug)]
 pub struct EntryCache {
     hasher: RandomState,
     stripes: Vec<Mutex<Stripe>>,
 }
 
-/// Leave to fill the cache with what is read from now on.
+/// Permission to fill the cache with the result of a later read.
 #[derive(Debug)]
 pub struct FillTicket {
     hash: u64,
@@ -53,7 +53,7 @@ struct Slot {
 }
 
 impl EntryCache {
-    /// An empty cache that takes about so much memory when it is full.
+    /// Creates an empty cache that takes about `bytes_max` bytes when full.
     pub fn new(bytes_max: usize) -> Self {
         let stripe = || Stripe { bytes_max: bytes_max / STRIPES_COUNT, ..Stripe::default() };
         Self {
@@ -62,37 +62,37 @@ impl EntryCache {
         }
     }
 
-    /// The group of this key, if it is cached.
+    /// Returns the entries of a key, if they are cached.
     pub fn get(&self, key: &str) -> Option<Arc<KeyEntries>> {
         let hash = self.hasher.hash_one(key);
         self.stripe(hash).get(hash, key)
     }
 
-    /// Must be called before the database is read for a later [`Self::fill`].
+    /// Issues a ticket for [`Self::fill`]. Must be called before the database is read.
     pub fn prepare_fill(&self, key: &str) -> FillTicket {
         let hash = self.hasher.hash_one(key);
         let stripe = self.stripe(hash);
         FillTicket { hash, epoch: (!stripe.closed).then_some(stripe.epoch) }
     }
 
-    /// Caches what was read, unless a commit has touched the stripe since the ticket was taken.
+    /// Caches entries read from the database, unless a commit has touched the stripe since the ticket was issued.
     pub fn fill(&self, ticket: &FillTicket, key: &str, group: &Arc<KeyEntries>) {
         let mut stripe = self.stripe(ticket.hash);
         let is_current = !stripe.closed && ticket.epoch == Some(stripe.epoch);
-        // What is there already is the same and knows more: who wrote it, and that it is canonical.
+        // Entries that are cached already are the same and know more: their writer, and that they are canonical.
         if is_current && !group.rows.is_empty() && stripe.find(ticket.hash, key).is_none() {
             stripe.insert(ticket.hash, key, Arc::clone(group));
         }
     }
 
-    /// Before COMMIT: from here to [`Self::publish`] or [`Self::reopen`], no fill of these keys' stripes counts.
+    /// Closes the stripes of keys, before COMMIT: until [`Self::reopen`] they reject fills.
     pub(super) fn close<'a>(&self, keys: impl Iterator<Item = &'a str>) {
         for key in keys {
             self.stripe(self.hasher.hash_one(key)).closed = true;
         }
     }
 
-    /// After COMMIT: replaces the cached group of `key`, if there is one, by what `change` makes of it.
+    /// Replaces the cached entries of `key`, if there are any, by the result of `change`, after COMMIT.
     pub(super) fn publish(&self, key: &str, change: impl FnOnce(&KeyEntries) -> KeyEntries) {
         let hash = self.hasher.hash_one(key);
         let mut stripe = self.stripe(hash);
@@ -105,7 +105,7 @@ impl EntryCache {
         }
     }
 
-    /// After publishing, or after a rollback: fills count again, from reads that begin now.
+    /// Reopens the stripes of keys, after publishing or a rollback: they accept fills from reads that begin now.
     pub(super) fn reopen<'a>(&self, keys: impl Iterator<Item = &'a str>) {
         for key in keys {
             let mut stripe = self.stripe(self.hasher.hash_one(key));
@@ -116,7 +116,7 @@ impl EntryCache {
         }
     }
 
-    /// Forgets everything: another process has changed the database.
+    /// Clears the cache, because another process has changed the database.
     pub(super) fn clear(&self) {
         for stripe in &self.stripes {
             let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,18 +125,18 @@ impl EntryCache {
         }
     }
 
-    /// Bytes and groups that are cached.
+    /// Returns the cached bytes and the number of cached keys.
     pub fn usage(&self) -> (usize, usize) {
-        self.stripes.iter().fold((0, 0), |(bytes, groups), stripe| {
+        self.stripes.iter().fold((0, 0), |(bytes, keys), stripe| {
             let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-            (bytes + stripe.bytes, groups + stripe.table.len())
+            (bytes + stripe.bytes, keys + stripe.table.len())
         })
     }
 
     fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
-        // The table uses the hash's other end, so the stripes take the high bits.
+        // The table uses the low bits of the hash, so higher bits select the stripe.
         let index = usize::try_from(hash >> 32).unwrap_or_default() % STRIPES_COUNT;
-        // A poisoned stripe is still a cache: each operation leaves it whole or panics before it starts.
+        // A poisoned stripe is still valid: each operation leaves it consistent, or panics before it changes it.
         self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -194,7 +194,7 @@ impl Stripe {
         self.bytes -= slot.bytes;
     }
 
-    /// Only called while something is cached, so it ends after two rounds at the latest.
+    /// Evicts one slot. Called only while something is cached, so it terminates after at most two rounds.
     fn evict_one(&mut self) {
         loop {
             self.hand = (self.hand + 1) % self.slots.len().max(1);
@@ -208,7 +208,7 @@ impl Stripe {
     }
 }
 
-/// The group after one row was made or changed (`after`) or removed (`None`), found by its id.
+/// Returns the entries after the row `id` was created or changed (`after`), or removed (`None`).
 pub(super) fn with_row(group: &KeyEntries, id: i64, after: Option<&Arc<SealedEntry>>) -> KeyEntries {
     let mut rows: Vec<_> = group.rows.iter().filter(|row| row.id != id).map(Arc::clone).collect();
     if let Some(row) = after {
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fill_from_before_a_commit_does_not_count() {
+    fn a_fill_that_began_before_a_commit_is_rejected() {
         let cache = EntryCache::new(BYTES_MAX);
         let early = cache.prepare_fill("k");
         cache.close(["k"].into_iter());
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn publishing_replaces_what_is_cached_and_adds_nothing() {
+    fn publishing_replaces_cached_entries_and_adds_none() {
         let cache = EntryCache::new(BYTES_MAX);
         fill(&cache, "k", 3);
         let new = group("k", 4);
@@ -276,16 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_bounded_and_what_is_used_stays() {
+    fn bytes_are_bounded_and_used_entries_stay() {
         let cache = EntryCache::new(BYTES_MAX);
         fill(&cache, "hot", 100);
         for number in 0..200 {
             fill(&cache, &format!("junk-{number}"), STRIPE_BYTES_MAX / 10);
             assert_eq!(size(&cache, "hot"), Some(100), "after {number}");
         }
-        let (bytes, groups) = cache.usage();
+        let (bytes, keys) = cache.usage();
         assert!(bytes <= BYTES_MAX, "{bytes}");
-        assert!(groups > STRIPES_COUNT && groups < 200, "{groups}");
+        assert!(keys > STRIPES_COUNT && keys < 200, "{keys}");
         fill(&cache, "huge", STRIPE_BYTES_MAX);
         assert_eq!(size(&cache, "huge"), None);
         cache.clear();

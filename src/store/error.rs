@@ -1,39 +1,41 @@
-//! What can go wrong with the files, by what the caller can do about it.
+//! Errors of the store, classified by the caller's remedy.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::permissions::Denials;
+use rusqlite::ErrorCode;
+
+use super::permissions::{self, Denials};
 use super::room::{self, Shortage};
 
-/// What to do about a damaged file.
+/// Remedy for a damaged file.
 pub(super) const RESTORE: &str = "restore it from a backup together with its -wal file, or save what can be read \
      with `sqlite3 FILE .recover` into a new file";
 
-/// A read or write of the open store failed.
+/// Failure of a read or write of the open store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No space is left: free some and try again; reads go on.
-    #[error("no space is left for the database")]
+    /// No disk space is left. Reads keep working; writes can be retried once space is freed.
+    #[error("no space left for the database")]
     Full,
-    /// One of the files is another one than was opened, so a write would be lost; reads go on.
-    #[error("a file of the store was removed or replaced")]
+    /// One of the open files was removed or replaced, so a write would be lost. Reads keep working.
+    #[error("a data file was removed or replaced")]
     Displaced,
-    /// Another process holds the database, or the queue is full: try again soon.
+    /// Another process has locked the database, or the queue is full. The call can be retried soon.
     #[error("the database is busy")]
     Busy,
-    /// The store is closed or its writer has given up after an I/O error.
-    #[error("the store takes no more writes")]
+    /// The store is closed, or its writer has stopped after a fatal error.
+    #[error("the store no longer accepts writes")]
     Stopped,
-    /// The file was found damaged while it was in use.
+    /// The file was found damaged while in use.
     #[error("{path} is damaged ({what}): {RESTORE}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What SQLite says.
+        /// SQLite's description of the damage.
         what: String,
     },
-    /// Everything else; nothing the client can do.
+    /// Any other error. The client has no remedy.
     #[error("database error")]
     Sqlite(#[source] rusqlite::Error),
 }
@@ -44,7 +46,7 @@ impl From<rusqlite::Error> for Error {
             return Self::Full;
         }
         match error.sqlite_error_code() {
-            // No descriptor or no memory is left for one more connection.
+            // No file descriptor or memory is left for another connection.
             Some(rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::OutOfMemory) => Self::Busy,
             Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => Self::Busy,
             _ => Self::Sqlite(error),
@@ -52,62 +54,62 @@ impl From<rusqlite::Error> for Error {
     }
 }
 
-/// The files cannot be used; nothing in them was changed. The text says what to do.
+/// Failure to open the files, which are unchanged. The message contains the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another server has the database open.
     #[error(
         "{0} is in use by another server (this file or its lock file is locked, perhaps under another name): stop that \
-         one first, or set OSC_DATABASE_PATH to another file"
+         server, or set OSC_DATABASE_PATH to another file"
     )]
     InUse(PathBuf),
     /// The directory or file cannot be read or written.
     #[error("cannot {action} {path}: {source}{hint}")]
     Access {
-        /// What was tried.
+        /// The failed operation.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
-        /// What to do, where that is known.
+        /// The remedy in parentheses; empty if unknown.
         hint: &'static str,
     },
     /// The user of this process lacks permissions.
     #[error("cannot use the data files: {0}")]
     Denied(Denials),
-    /// There is no room for the file.
+    /// There is no disk space for the file.
     #[error("cannot write {path}: {shortage}")]
     NoRoom {
         /// The file.
         path: PathBuf,
-        /// What it has no room for.
+        /// The resource that is short.
         shortage: Shortage,
     },
-    /// The file is no database of this kind.
+    /// The file is not a usable database or salt file.
     #[error("{path} {what}: {remedy}")]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem; follows the path in a sentence.
         what: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// There are not enough connections to read by.
+    /// The connections for reading cannot be opened.
     #[error("cannot open {path} for reading: {source}")]
     Readers {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: Error,
     },
-    /// SQLite refused.
+    /// SQLite cannot open the file.
     #[error("cannot open {path}: {source}")]
     Sqlite {
         /// The file.
         path: PathBuf,
-        /// SQLite's own error.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
 }
@@ -128,14 +130,49 @@ impl OpenError {
     }
 
     pub(super) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
-        let no_file = source.sqlite_error_code() == Some(rusqlite::ErrorCode::CannotOpen);
-        match room::is_lack_of_room(&source) || (no_file && !room::has_inodes(path)) {
+        let cannot_open = source.sqlite_error_code() == Some(ErrorCode::CannotOpen);
+        match room::is_lack_of_room(&source) || (cannot_open && !room::has_inodes(path)) {
             true => Self::no_room(path),
             false => Self::Sqlite { path: path.to_owned(), source },
         }
     }
 
+    /// Replaces an error caused by missing permissions with one that names all of them. The check follows the failure,
+    /// because a capability may permit an access that `access` denies.
+    pub(super) fn with_denials(self, database: &Path, salt: &Path) -> Self {
+        let is_permission_error = match &self {
+            Self::Access { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::Sqlite { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied)
+            ),
+            _ => false,
+        };
+        match is_permission_error.then(|| permissions::denials(database, salt)).flatten() {
+            Some(denials) => Self::Denied(denials),
+            None => self,
+        }
+    }
+
     fn no_room(path: &Path) -> Self {
         Self::NoRoom { path: path.to_owned(), shortage: Shortage::of(path) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_errors_are_kept() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (database, salt) = (directory.path().join("c.db"), directory.path().join("s"));
+        let in_use = OpenError::access("read", &database, io::ErrorKind::NotFound.into())
+            .with_denials(&database, &salt);
+        assert!(matches!(in_use, OpenError::Access { .. }), "{in_use}");
+        // No permission is missing: a security module may be the cause.
+        let denied = OpenError::access("read", &database, io::ErrorKind::PermissionDenied.into());
+        let kept = denied.with_denials(&database, &salt);
+        assert!(matches!(kept, OpenError::Access { .. }), "{kept}");
     }
 }

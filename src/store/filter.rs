@@ -1,22 +1,22 @@
-//! Which entries a list wants, as SQL and in memory.
+//! Filter of a list, as SQL and in memory.
 
 use rusqlite::ToSql;
 
 use super::sealed_entry::SealedEntry;
 
-/// Which entries a list wants; each `None` means "all".
+/// Filter of a list; a field of `None` matches every entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Exactly this category.
+    /// Exact category.
     pub category: Option<String>,
-    /// Exactly this environment.
+    /// Exact environment.
     pub environment: Option<String>,
-    /// Keys that begin with this.
+    /// Prefix of the key.
     pub prefix: Option<String>,
 }
 
 impl Filter {
-    /// Appends what the statement must ask, and the values for it.
+    /// Appends the conditions to a statement, and their parameters to `values`.
     pub(super) fn restrict<'a>(&'a self, sql: &mut String, values: &mut Vec<&'a dyn ToSql>) {
         if let Some(category) = &self.category {
             sql.push_str(" AND category = ?");
@@ -27,14 +27,14 @@ impl Filter {
             values.push(environment);
         }
         if let Some(prefix) = &self.prefix {
-            // Not LIKE, which would fold case and give `%` and `_` a meaning.
+            // LIKE would fold case and treat `%` and `_` as wildcards.
             sql.push_str(r#" AND substr("key", 1, length(?)) = ?"#);
             values.push(prefix);
             values.push(prefix);
         }
     }
 
-    /// Whether this row would have been read: the same as [`Self::restrict`], if [`Self::is_plain`].
+    /// Returns whether a row matches. Agrees with [`Self::restrict`] if [`Self::is_plain`].
     pub(super) fn admits(&self, row: &SealedEntry) -> bool {
         let same = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
         same(&self.category, &row.category)
@@ -42,8 +42,8 @@ impl Filter {
             && self.prefix.as_ref().is_none_or(|prefix| row.key.starts_with(prefix.as_str()))
     }
 
-    /// Whether SQL and [`Self::admits`] agree. SQL ends a text at a NUL when it counts its characters, and
-    /// tells an empty environment from none.
+    /// Returns whether SQL and [`Self::admits`] agree. SQL counts the characters of a text only up to a NUL, and
+    /// distinguishes an empty environment from a missing one.
     pub(super) fn is_plain(&self) -> bool {
         let has_nul = self.prefix.as_ref().is_some_and(|prefix| prefix.contains('\0'));
         !has_nul && self.environment.as_deref() != Some("")

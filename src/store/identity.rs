@@ -1,5 +1,5 @@
-//! Whether the paths of the open files still lead to them. A file that was removed or replaced takes every write, and
-//! loses it with the process.
+//! Detection of open files that were removed or replaced. Such a file accepts every write, and loses it when the
+//! process exits.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use super::in_place::Content;
 use super::lock::DataLock;
-use super::open::{resolved, sibling};
+use super::paths::{resolved, sibling};
 use super::salt_file::SaltFile;
 
-/// The open files, by device and inode: a path may have many names, and a name many files.
+/// Open files, identified by device and inode: a file may have many names, and a name may refer to many files in turn.
 #[derive(Debug)]
 pub(super) struct Identity {
     files: [OpenFile; 3],
@@ -23,16 +23,16 @@ pub(super) struct Identity {
 struct OpenFile {
     name: &'static str,
     path: PathBuf,
-    /// `None` if it could not be looked at when it was opened.
+    /// `None` if it could not be determined when the file was opened.
     inode: Option<Inode>,
 }
 
-/// Why nothing must be written.
+/// Change of a file that rules out writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FileChange {
-    /// With a remedy.
+    /// Description with a remedy.
     pub(super) text: String,
-    /// What is not in a cache may be read from a mixture of two files.
+    /// Whether uncached reads may return a mixture of two files.
     pub(super) spoils_reads: bool,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct FileChange {
 pub(super) type Inode = (u64, u64);
 
 impl Identity {
-    /// Of a database that has just been opened by this path, and the lock on it.
+    /// Records the files of a database that was just opened by this path, and its lock file.
     pub(super) fn new(database: &Path, lock: &DataLock, salt: Arc<SaltFile>) -> Self {
         let wal = sibling(&resolved(database), "-wal");
         let file = |name, path: PathBuf| OpenFile { name, inode: inode(&path), path };
@@ -52,12 +52,12 @@ impl Identity {
         Self { files, content: Content::new(lock.database(), lock.index(), wal), salt }
     }
 
-    /// After a checkpoint of this server, complete or not.
+    /// Records the database file after a checkpoint of this server, complete or not.
     pub(super) fn note_checkpoint(&mut self) {
         self.content.note_checkpoint();
     }
 
-    /// The first file that is another one than it was opened as, or has other content, in words.
+    /// Returns the first file that was removed, replaced or overwritten since it was opened, with a description.
     pub(super) fn fault(&mut self) -> Option<FileChange> {
         let displaced =
             self.files.iter().find(|file| file.inode.is_some() && inode(&file.path) != file.inode);
@@ -81,7 +81,7 @@ impl Identity {
     }
 }
 
-/// Of the file that a path leads to.
+/// Returns the device and inode of the file at a path.
 pub(super) fn inode(path: &Path) -> Option<Inode> {
     fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }

@@ -1,17 +1,17 @@
-//! Reading a database file alone, without its log: one that no process changes, such as that of a backup.
+//! Read access to a database file without its WAL. No process may change the file, as in a backup.
 
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-/// Opens it, also on a read-only file system. SQLite makes no file beside it.
+/// Opens the file, also on a read-only file system. SQLite creates no file beside it.
 pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(uri(path), flags)
 }
 
-/// See <https://sqlite.org/uri.html>.
+/// Returns the path as a URI, see <https://sqlite.org/uri.html>.
 fn uri(path: &Path) -> String {
     use std::fmt::Write;
     use std::os::unix::ffi::OsStrExt;
@@ -22,7 +22,7 @@ fn uri(path: &Path) -> String {
             b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
                 uri.push(char::from(*byte));
             }
-            other => write!(uri, "%{other:02X}").expect("a String takes all"),
+            other => write!(uri, "%{other:02X}").expect("a String never fails"),
         }
     }
     uri + "?immutable=1"
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_only_a_path_in_a_uri() {
+    fn special_characters_in_a_path_are_escaped_in_the_uri() {
         assert_eq!(
             uri(Path::new("/a b/x?mode=rw#é.db")),
             "file:///a%20b/x%3Fmode%3Drw%23%C3%A9.db?immutable=1"

@@ -1,4 +1,4 @@
-//! Files that another program has overwritten or truncated while they are open: `cp backup.db configurations.db`.
+//! Detection of open files that another program has overwritten or truncated, as by `cp backup.db configurations.db`.
 
 use std::fs::File;
 use std::io;
@@ -6,42 +6,45 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::open::{HEADER_BYTES, MAGIC};
+use super::paths::{HEADER_BYTES, MAGIC};
 
-/// Where fields of the header are: <https://sqlite.org/fileformat2.html#the_database_header>
+/// Offsets of header fields: <https://sqlite.org/fileformat2.html#the_database_header>
 const PAGE_BYTES_AT: usize = 16;
 const WRITE_VERSION_AT: usize = 18;
 const WAL_MODE: u8 = 2;
 const PAGES_COUNT_AT: usize = 28;
 const CYCLE_AT: usize = 60;
-/// <https://sqlite.org/walformat.html>: one copy of the header of the wal-index, which has two.
+/// Size of one of the two copies of the wal-index header: <https://sqlite.org/walformat.html>
 const INDEX_HEADER_BYTES: usize = 48;
 const WAL_HEADER_BYTES: u64 = 32;
 const FRAME_HEADER_BYTES: u64 = 24;
-/// The log and its index cannot be read in one moment, and another program may write to them.
-const LOOKS_COUNT: usize = 3;
+/// Attempts at comparing the WAL with its index: the two cannot be read atomically, and another program may write to
+/// them.
+const ATTEMPTS_COUNT: usize = 3;
 
-/// Tells whether the files are what this process and SQLite have left.
+/// Detector of content that neither this process nor SQLite has written to the files.
 ///
-/// Only a checkpoint changes the database file. One by another program is allowed: it leaves the number of the
-/// checkpoint cycle that this server is in. A copy of another cycle has another number, and one of the same cycle holds
-/// what the log builds on. The log must hold the frames that its index names.
+/// Only a checkpoint changes the database file. A checkpoint by another program is allowed: it keeps the number of the
+/// checkpoint cycle that this server is in. A copy from another cycle has another number; a copy from the same cycle
+/// holds the pages that the WAL is based on. The WAL must contain the frames that its index names.
 #[derive(Debug)]
 pub(super) struct Content {
-    /// Closing any descriptor of these two would drop the locks of SQLite: they live as long as the store.
+    /// Closing any file descriptor of the database or the index would drop the locks of SQLite, so both live as long as
+    /// the store.
     database: Arc<File>,
     index: Option<Arc<File>>,
     wal: PathBuf,
     seen: Option<DatabaseSeen>,
 }
 
+/// Header and size of the database file at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct DatabaseSeen {
     header: [u8; HEADER_BYTES],
     bytes: u64,
 }
 
-/// What the index says of the log.
+/// Frames of the WAL according to its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Frames {
     count: u32,
@@ -50,7 +53,7 @@ struct Frames {
 }
 
 impl DatabaseSeen {
-    fn look(file: &File) -> io::Result<Self> {
+    fn read(file: &File) -> io::Result<Self> {
         let mut header = [0; HEADER_BYTES];
         file.read_exact_at(&mut header, 0)?;
         Ok(Self { header, bytes: file.metadata()?.size() })
@@ -64,12 +67,12 @@ impl DatabaseSeen {
         self.field(CYCLE_AT)
     }
 
-    /// Copies that SQLite makes (`VACUUM INTO`, `.backup`) have left WAL mode.
+    /// Returns whether the file is in WAL mode. Copies made by SQLite (`VACUUM INTO`, `.backup`) are not.
     fn is_in_wal_mode(&self) -> bool {
         self.header.starts_with(MAGIC) && self.header[WRITE_VERSION_AT] == WAL_MODE
     }
 
-    /// Whether it holds all pages that its header names. It need not while it grows.
+    /// Returns whether the file holds all pages that its header counts. It may not while it grows.
     fn is_whole(&self) -> bool {
         let page_bytes = u16::from_be_bytes([self.header[PAGE_BYTES_AT], self.header[PAGE_BYTES_AT + 1]]);
         let page_bytes = u64::from(whole_page_bytes(page_bytes));
@@ -78,8 +81,8 @@ impl DatabaseSeen {
 }
 
 impl Frames {
-    /// `None` while they change, and when there are none.
-    fn look(index: &File) -> io::Result<Option<Self>> {
+    /// Reads the frames from the index. Returns `None` while they change, and if the WAL has no frames.
+    fn read(index: &File) -> io::Result<Option<Self>> {
         let mut copies = [0; 2 * INDEX_HEADER_BYTES];
         index.read_exact_at(&mut copies, 0)?;
         let (header, copy) = copies.split_at(INDEX_HEADER_BYTES);
@@ -94,6 +97,7 @@ impl Frames {
         Ok(Some(Self { count, page_bytes: whole_page_bytes(page_bytes), salt }))
     }
 
+    /// Returns whether the WAL contains these frames.
     fn are_in(self, wal: &File) -> io::Result<bool> {
         let mut salt = [0; 8];
         wal.read_exact_at(&mut salt, 16)?;
@@ -103,35 +107,35 @@ impl Frames {
     }
 }
 
-/// 65536 has no place in 16 bits.
+/// Decodes a page size. 65536 does not fit 16 bits and is stored as 1.
 fn whole_page_bytes(field: u16) -> u32 {
     if field == 1 { 65536 } else { u32::from(field) }
 }
 
 impl Content {
     pub(super) fn new(database: Arc<File>, index: Option<Arc<File>>, wal: PathBuf) -> Self {
-        let seen = DatabaseSeen::look(&database).ok();
+        let seen = DatabaseSeen::read(&database).ok();
         Self { database, index, wal, seen }
     }
 
-    /// After a checkpoint of this server, complete or not.
+    /// Records the database file after a checkpoint of this server, complete or not.
     pub(super) fn note_checkpoint(&mut self) {
-        self.seen = DatabaseSeen::look(&self.database).ok().or(self.seen.take());
+        self.seen = DatabaseSeen::read(&self.database).ok().or(self.seen.take());
     }
 
-    /// What has been overwritten, if anything has.
+    /// Returns the name of a file that was overwritten or truncated, if there is one.
     pub(super) fn fault(&mut self) -> Option<&'static str> {
         if self.is_database_overwritten() {
             return Some("the database file");
         }
-        (0..LOOKS_COUNT).all(|_| self.is_wal_overwritten()).then_some("the -wal file")
+        (0..ATTEMPTS_COUNT).all(|_| self.is_wal_overwritten()).then_some("the -wal file")
     }
 
     fn is_database_overwritten(&mut self) -> bool {
         let Some(seen) = &self.seen else { return false };
-        let now = match DatabaseSeen::look(&self.database) {
+        let now = match DatabaseSeen::read(&self.database) {
             Ok(now) => now,
-            // Of a disk that fails SQLite tells.
+            // SQLite reports a failing disk.
             Err(error) => return error.kind() == io::ErrorKind::UnexpectedEof,
         };
         if now == *seen {
@@ -148,8 +152,8 @@ impl Content {
     }
 
     fn is_wal_overwritten(&self) -> bool {
-        let Some(Ok(Some(frames))) = self.index.as_deref().map(Frames::look) else { return false };
-        // Whether the log is there at all is looked at elsewhere.
+        let Some(Ok(Some(frames))) = self.index.as_deref().map(Frames::read) else { return false };
+        // A missing WAL is detected by `Identity`.
         let Ok(wal) = File::open(&self.wal) else { return false };
         frames
             .are_in(&wal)
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn checkpoints_are_told_from_other_files() {
+    fn checkpoints_are_distinguished_from_overwritten_files() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let database = directory.path().join("db");
         let two_pages = |cycle| [header(cycle, 2), vec![0; 4096]].concat();

@@ -1,11 +1,12 @@
-//! Rows and files: the database, its cache, and the salt file.
+//! Durable storage: the database, its caches and the salt file.
 //!
-//! Owns everything that is durable, and is the only module that knows SQLite. Never sees a user
-//! key or a plaintext. Writes run on one writer thread; reads run on whichever thread calls, which
-//! must not be an executor unless the answer is in the cache.
+//! This module owns all durable state, and is the only one that uses SQLite. It never sees a user key or a
+//! plaintext. Writes run on a single writer thread. Reads run on the calling thread, which must not be an executor
+//! unless the result is cached.
 
 mod batch;
 mod check;
+mod column;
 mod counts;
 mod digest_table;
 mod entry_cache;
@@ -18,6 +19,7 @@ mod lock;
 pub mod maintenance;
 mod open;
 mod page_cache;
+mod paths;
 mod permissions;
 mod reader;
 mod repair;
@@ -27,6 +29,7 @@ mod salt;
 mod salt_file;
 mod schema;
 mod sealed_entry;
+mod sync;
 mod versions;
 mod wal_watch;
 mod write;
@@ -63,49 +66,49 @@ use self::versions::Versions;
 use crate::limits::{CLOCK_AHEAD_MAX, ENTRY_CACHE_BYTES_MIN, PAGE_CACHE_PART, SQLITE_VERSION_MIN};
 use crate::model::{Change, EntryId, ReplicaId, Timestamp, TombstoneHorizon, Version};
 
-/// How long SQLite waits for another process, such as a backup, before it gives up.
+/// SQLite busy timeout: how long a lock of another process, such as a backup, is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a store is opened.
+/// Options for opening a store.
 pub struct Options {
-    /// Memory for cached rows, alone and in pages.
+    /// Memory for cached rows, in the entry cache and the page cache together.
     pub cache_bytes_max: usize,
-    /// The SHA-256 of a salt file that is used although it is not proper, or not the one of the database.
+    /// SHA-256 of a salt file that is accepted although it is improper or does not match the database.
     pub accepted_salt: Option<[u8; 32]>,
-    /// How many threads read at a time.
+    /// Number of threads that read concurrently.
     pub readers_count: usize,
-    /// How versions are kept.
+    /// How versions are maintained.
     pub versions: VersioningOptions,
-    /// Called on a thread of the store if it has to give up.
+    /// Called on a thread of the store after a fatal error.
     pub on_fatal: OnFatal,
-    /// Called with the last line of the outbox: once when the store is opened, then on the writer's thread after each
-    /// commit that added one.
+    /// Called with the last position in the replication log: once when the store is opened, then on the writer thread
+    /// after each commit that appended to it.
     pub on_outbox: OnOutbox,
 }
 
-/// How versions are kept.
+/// Options for the versions of entries.
 pub struct VersioningOptions {
-    /// Whether this node is one of a cluster now. One that ever was goes on counting versions.
+    /// Whether this node is in a cluster now. A node that ever was in one keeps maintaining versions.
     pub is_clustered: bool,
-    /// Milliseconds since 1970, which versions are made from.
+    /// Wall clock in milliseconds since 1970, from which version timestamps are derived.
     pub wall_clock: WallClock,
-    /// What the number of a new data directory is made of; random if `None`. Equal stamps are decided by
-    /// it, so a test that must run the same again says it.
+    /// Bits of the replica ID of a new data directory; random if `None`. The ID breaks ties between equal
+    /// timestamps, so a reproducible test sets it.
     pub node_bits: Option<u64>,
 }
 
-/// Tells the time.
+/// Wall clock in milliseconds since 1970.
 pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 impl VersioningOptions {
-    /// By this machine's clock.
+    /// Creates options that use this machine's clock.
     pub fn new(is_clustered: bool) -> Self {
         Self { is_clustered, wall_clock: Arc::new(|| Timestamp::now().as_milliseconds()), node_bits: None }
     }
 }
 
 impl Options {
-    /// For a node that stands alone.
+    /// Creates the options of a standalone node.
     pub fn alone(on_fatal: OnFatal) -> Self {
         Self {
             cache_bytes_max: 4 * ENTRY_CACHE_BYTES_MIN,
@@ -118,7 +121,7 @@ impl Options {
     }
 }
 
-/// The open store; shared by all threads.
+/// An open store, shared by all threads.
 pub struct Store {
     readers: reader::Readers,
     cache: Arc<EntryCache>,
@@ -130,20 +133,20 @@ pub struct Store {
     wall_clock: WallClock,
     salt: Arc<SaltFile>,
     writer: Mutex<Option<Arc<writer::Writer>>>,
-    copy: Option<PathBuf>,
+    migration_backup: Option<PathBuf>,
     thread: Mutex<Option<JoinHandle<()>>>,
     check: Mutex<Option<check::Background>>,
     _lock: lock::DataLock,
 }
 
 impl Store {
-    /// Locks, checks, migrates and opens the files, and starts the writer.
+    /// Locks, checks, migrates and opens the files, and starts the writer thread.
     ///
     /// # Errors
-    /// When the files cannot be used; they are unchanged then, and the text says what to do.
+    /// Fails if the files cannot be used. They are then unchanged, and the message contains the remedy.
     pub fn open(database: &Path, salt: &Path, options: Options) -> Result<Self, OpenError> {
-        let store = Self::open_files(database, salt, options)
-            .map_err(|error| permissions::explain(error, database, salt))?;
+        let store =
+            Self::open_files(database, salt, options).map_err(|error| error.with_denials(database, salt))?;
         permissions::warn_of_others(database, salt);
         Ok(store)
     }
@@ -154,8 +157,8 @@ impl Store {
             "SQLite {} can lose committed writes (WAL-reset bug); the build must bundle a newer one",
             rusqlite::version()
         );
-        let given = database;
-        let database = &open::resolved(database);
+        let configured_path = database;
+        let database = &paths::resolved(database);
         make_directory(database)?;
         make_directory(salt)?;
         let mut lock = lock::DataLock::acquire(database)?;
@@ -165,7 +168,7 @@ impl Store {
         if opened.wal_index == WalIndex::Shared {
             lock.hold_index(database);
         }
-        let identity = Identity::new(given, &lock, Arc::clone(&salt_file));
+        let identity = Identity::new(configured_path, &lock, Arc::clone(&salt_file));
         if opened.has_entries {
             salt_file.set_pinned();
         }
@@ -177,14 +180,14 @@ impl Store {
         if opened.is_checked
             && let Some(versions) = &mut versions
         {
-            // Of a large store the writer does it.
+            // For a large store, the writer does this between transactions.
             while versions
                 .load_next_bucket(&opened.connection)
                 .map_err(|error| OpenError::sqlite(database, error))?
             {}
         }
         if let Some(versions) = &versions {
-            // Peers may lack changes from before this start.
+            // Peers may lack changes that were made before this startup.
             (options.on_outbox)(versions.last_sequence());
         }
         let node = versions.as_ref().map(Versions::node);
@@ -231,56 +234,56 @@ impl Store {
             wall_clock,
             salt: salt_file,
             writer: Mutex::new(Some(Arc::new(writer))),
-            copy: opened.copy,
+            migration_backup: opened.copy,
             thread: Mutex::new(Some(thread)),
             check: Mutex::new(check),
             _lock: lock,
         })
     }
 
-    /// What the writer counts.
+    /// Returns the counters of the writer.
     pub fn writer_counts(&self) -> &WriterCounts {
         &self.counts
     }
 
-    /// Writes that wait; `None` once the store is closed.
+    /// Returns the number of queued writes; `None` once the store is closed.
     pub fn writes_queued(&self) -> Option<usize> {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.as_ref().map(|writer| writer.queued_count())
     }
 
-    /// Bytes and pages of lists that are cached.
+    /// Returns the bytes and the number of pages in the page cache.
     pub fn pages_usage(&self) -> (usize, usize) {
         self.pages.usage()
     }
 
-    /// How many entries there are; looks at all of them.
+    /// Counts the entries, by a scan of all of them.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn entries_count(&self) -> Result<u64, Error> {
         self.readers.entries_count()
     }
 
-    /// The salt file.
+    /// Returns the salt file.
     pub fn salt(&self) -> &SaltFile {
         &self.salt
     }
 
-    /// Where the database was copied to before it was migrated, if it was.
+    /// Returns the path of the copy that was made before a migration, if there was one.
     pub fn migration_backup(&self) -> Option<&Path> {
-        self.copy.as_deref()
+        self.migration_backup.as_deref()
     }
 
-    /// The cache: the only part that an executor may ask by itself.
+    /// Returns the entry cache. Besides [`Self::cached_page`], it is the only part that an executor may query directly.
     pub fn cache(&self) -> &EntryCache {
         &self.cache
     }
 
-    /// Reads all entries of a key and caches them. `None`: there are too many, ask [`Self::exact`].
+    /// Reads all entries of a key and caches them. Returns `None` if there are too many; use [`Self::exact`] then.
     ///
     /// # Errors
-    /// When SQLite cannot read.
+    /// Fails if SQLite cannot read.
     pub fn group(&self, key: &str) -> Result<Option<Arc<KeyEntries>>, Error> {
         let ticket = self.cache.prepare_fill(key);
         let group = self.readers.group(key)?.map(Arc::new);
@@ -293,21 +296,21 @@ impl Store {
     /// Reads one entry of a key that has too many for [`Self::group`].
     ///
     /// # Errors
-    /// When SQLite cannot read.
+    /// Fails if SQLite cannot read.
     pub fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<Arc<SealedEntry>>, Error> {
         Ok(self.readers.exact(key, environment)?.map(Arc::new))
     }
 
-    /// The next entries after an id, if they are in memory; an executor may ask.
+    /// Returns the page of entries after an id, if it is cached. Executors may call this.
     pub fn cached_page(&self, filter: &Filter, after: i64) -> Option<Arc<Page>> {
         self.pages.get(filter, after)
     }
 
-    /// The next entries after an id, in the order of their ids. Those that are not in memory are read, and
-    /// kept for the next list.
+    /// Returns the page of entries after an id, in ascending order of ids. A page that is not cached is read from the
+    /// database and cached.
     ///
     /// # Errors
-    /// When SQLite cannot read.
+    /// Fails if SQLite cannot read.
     pub fn page(&self, filter: &Filter, after: i64) -> Result<Arc<Page>, Error> {
         if let Some(page) = self.pages.get(filter, after) {
             return Ok(page);
@@ -317,11 +320,11 @@ impl Store {
         Ok(self.pages.fill(&ticket, filter, after, page))
     }
 
-    /// The next entries in the order of their names, as many as have about `bytes_max` bytes, and whether
-    /// there are more. Without their values if only names are wanted.
+    /// Reads the entries after `after` in the order of their names, up to about `bytes_max` bytes, and whether there
+    /// are more. With `names_only` they have no values.
     ///
     /// # Errors
-    /// When SQLite cannot read.
+    /// Fails if SQLite cannot read.
     pub fn page_by_name(
         &self,
         filter: &Filter,
@@ -332,26 +335,26 @@ impl Store {
         self.readers.page_by_name(filter, after, bytes_max, names_only)
     }
 
-    /// Queues a write; it is answered when it is durable.
+    /// Queues a write. The receiver gets the result once the write is durable.
     ///
     /// # Errors
-    /// When the queue is full or the store is closed.
+    /// Fails if the queue is full or the store is closed.
     pub fn write(&self, write: Write, owner: OwnerTag) -> Result<oneshot::Receiver<WriteResult>, Error> {
         self.writer()?.write(write, Some(owner))
     }
 
-    /// The same for another node, whose client this process does not know.
+    /// Queues a write on behalf of another node, whose client this process does not know.
     ///
     /// # Errors
-    /// When the queue is full or the store is closed.
+    /// Fails if the queue is full or the store is closed.
     pub fn write_for_peer(&self, write: Write) -> Result<oneshot::Receiver<WriteResult>, Error> {
         self.writer()?.write(write, None)
     }
 
-    /// Queues changes of other nodes; answers what became of them, when that is durable.
+    /// Queues changes of other nodes. The receiver gets the outcome once it is durable.
     ///
     /// # Errors
-    /// When the queue is full or the store is closed.
+    /// Fails if the queue is full or the store is closed.
     pub fn apply(
         &self,
         changes: Vec<Change>,
@@ -359,71 +362,72 @@ impl Store {
         self.writer()?.apply(changes)
     }
 
-    /// Queues a note about a peer.
+    /// Queues an update of the recorded peer progress.
     ///
     /// # Errors
-    /// When the queue is full or the store is closed.
-    pub fn note(&self, note: PeerProgress) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
-        self.writer()?.note(note)
+    /// Fails if the queue is full or the store is closed.
+    pub fn note(&self, progress: PeerProgress) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
+        self.writer()?.note(progress)
     }
 
-    /// This data directory's number, if it is or was one of a cluster.
+    /// Returns the replica ID of this data directory, if it is or was in a cluster.
     pub fn node(&self) -> Option<ReplicaId> {
         self.node
     }
 
-    /// How many milliseconds a version of another node is ahead of this node's clock, if that is too much.
+    /// Returns by how many milliseconds a version of another node is ahead of this node's clock, if that exceeds
+    /// [`CLOCK_AHEAD_MAX`].
     pub fn ahead_ms(&self, version: Version) -> Option<u64> {
         version.stamp.ahead_of((self.wall_clock)(), CLOCK_AHEAD_MAX)
     }
 
-    /// Digests of everything that is stored; zero in a store without versions.
+    /// Returns the digests of all entries; zero in a store without versions.
     pub fn buckets(&self) -> &DigestTable {
         &self.buckets
     }
 
-    /// How far back this store knows of deletions.
+    /// Returns the tombstone horizon: how far back the deletions known to this store reach.
     pub fn horizon(&self) -> TombstoneHorizon {
         *versions::lock(&self.horizon)
     }
 
-    /// Own changes after a line of the outbox, as many as fit one message.
+    /// Reads the local changes after a position in the replication log, up to the size of one message.
     ///
     /// # Errors
-    /// When SQLite cannot read.
+    /// Fails if SQLite cannot read.
     pub fn outbox(&self, after: i64) -> Result<OutboxPage, Error> {
         self.readers.outbox(self.node.unwrap_or_default(), after)
     }
 
-    /// The first line of the outbox and the last one that was ever written.
+    /// Reads the first position that is in the replication log, and the last one that was ever assigned.
     ///
     /// # Errors
-    /// When SQLite cannot read.
+    /// Fails if SQLite cannot read.
     pub fn outbox_range(&self) -> Result<(i64, i64), Error> {
         self.readers.outbox_range()
     }
 
-    /// The line of the outbox up to which each known peer has the own changes.
+    /// Reads for each known peer the position in the replication log up to which it has the local changes.
     ///
     /// # Errors
-    /// When SQLite cannot read.
+    /// Fails if SQLite cannot read.
     pub fn acknowledged(&self) -> Result<Vec<(ReplicaId, i64)>, Error> {
         self.readers.acknowledged()
     }
 
-    /// The versions of all entries of some buckets, deleted ones too: of whole buckets until there are
-    /// about `bytes_max` bytes, and of one at least.
+    /// Reads the versions of all entries in some buckets, tombstones included: whole buckets, at least one, until they
+    /// amount to about `bytes_max` bytes.
     ///
     /// # Errors
-    /// When SQLite cannot read.
+    /// Fails if SQLite cannot read.
     pub fn versions(&self, buckets: &[usize], bytes_max: usize) -> Result<VersionsPage, Error> {
         self.readers.versions(buckets, bytes_max)
     }
 
-    /// These entries as they are now, as many as fit one message.
+    /// Reads the current state of entries, up to the size of one message.
     ///
     /// # Errors
-    /// When SQLite cannot read.
+    /// Fails if SQLite cannot read.
     pub fn changes(&self, ids: &[EntryId]) -> Result<Vec<Change>, Error> {
         self.readers.changes(ids)
     }
@@ -432,19 +436,19 @@ impl Store {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Stopped)
     }
 
-    /// Finishes the queued writes, moves the WAL into the database and closes it.
+    /// Finishes the queued writes, checkpoints the WAL and closes the database.
     pub fn close(&self) {
         if let Some(check) = self.check.lock().unwrap_or_else(PoisonError::into_inner).take() {
             check.stop();
         }
-        // SQLite removes the WAL when its last connection closes, and that should be the writer's.
+        // SQLite removes the WAL when its last connection closes, which should be that of the writer.
         self.readers.close();
         self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {
-            tracing::error!("the writer ended by a panic");
+            tracing::error!("the writer thread panicked");
         }
     }
 }
@@ -463,30 +467,31 @@ impl Drop for Store {
 
 fn open_versions(
     connection: &mut rusqlite::Connection,
-    keeping: VersioningOptions,
+    options: VersioningOptions,
     buckets: &Arc<DigestTable>,
     horizon: &Arc<Mutex<TombstoneHorizon>>,
 ) -> rusqlite::Result<Option<Versions>> {
     use rusqlite::config::DbConfig;
-    if !keeping.is_clustered && !versions::are_kept(connection)? {
+    if !options.is_clustered && !versions::are_kept(connection)? {
         return Ok(None);
     }
     let mut random = [0; 8];
     getrandom::fill(&mut random).expect("Linux has random bytes once it has booted");
-    let random = keeping.node_bits.unwrap_or(u64::from_ne_bytes(random));
+    let random = options.node_bits.unwrap_or(u64::from_ne_bytes(random));
     let (buckets, horizon) = (Arc::clone(buckets), Arc::clone(horizon));
-    let versions = Versions::open(connection, random, keeping, buckets, horizon)?;
-    // The triggers are for other programs; this connection keeps its own books.
+    let versions = Versions::open(connection, random, options, buckets, horizon)?;
+    // The triggers record changes by other programs; this connection records its own.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
     Ok(Some(versions))
 }
 
 fn make_directory(file: &Path) -> Result<(), OpenError> {
-    let directory = open::directory_of(file);
-    fs::create_dir_all(&directory).map_err(|error| OpenError::access("make the directory", &directory, error))
+    let directory = paths::directory_of(file);
+    fs::create_dir_all(&directory)
+        .map_err(|error| OpenError::access("create the directory", &directory, error))
 }
 
-/// A salt for tests that seal nothing with it.
+/// Salt for tests that do not encrypt anything with it.
 #[cfg(test)]
 const PROPER_SALT: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 

@@ -1,4 +1,4 @@
-//! Opening the files: everything is checked before the first byte is changed.
+//! Opening of the database file. Every check precedes the first change to the file.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -11,62 +11,64 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, backup, ffi};
 
 use super::error::OpenError;
+use super::paths::{HEADER_BYTES, MAGIC, sibling};
 use super::room::{self, Shortage, WalIndex};
 use super::salt_file::SaltFile;
 use super::schema::{self, Generation, NullEncoding};
+use super::sync::sync_directory;
 use super::{BUSY_TIMEOUT, check, immutable, maintenance};
 
-/// Between two attempts to copy a database that another program has locked.
+/// Pause between two attempts to copy a database that another program has locked.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
-/// The magic of a SQLite database, <https://sqlite.org/fileformat2.html>, section 1.3.
-pub(super) const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-pub(super) const HEADER_BYTES: usize = 100;
 
-/// What the database file says of itself before SQLite has seen it.
+/// Header of the database file, read before SQLite opens it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Header {
     /// `PRAGMA user_version` of the file without its WAL: the number of its checkpoint cycle.
     cycle: i64,
-    /// The file is in WAL mode.
+    /// Whether the file is in WAL mode.
     wal_mode: bool,
-    /// The file was changed after its WAL. As root, SQLite changes the WAL when it opens it.
+    /// Whether the file was changed after its WAL. As root, SQLite changes the WAL when it opens it.
     is_later_than_wal: bool,
 }
 
-/// The connection of the writer, the file migrated and in WAL mode.
+/// An opened database, migrated and in WAL mode.
 #[derive(Debug)]
 pub(super) struct Opened {
+    /// Connection of the writer.
     pub(super) connection: Connection,
     pub(super) spelling: NullEncoding,
     pub(super) has_entries: bool,
-    /// There are entries, and the database has the tag of the salt that they were sealed with.
+    /// Whether there are entries, and the database has the tag of the salt that encrypted them.
     pub(super) is_bound_to_salt: bool,
     pub(super) wal_index: WalIndex,
-    /// What the start would have written, it had no room for: the writer does it later.
+    /// Whether startup lacked space for its own writes, which the writer makes later.
     pub(super) lacks_room: bool,
-    /// The copy that was made before a migration.
+    /// Copy that was made before a migration.
     pub(super) copy: Option<PathBuf>,
-    /// The whole file was checked; a large one must still be.
+    /// Whether the whole file was checked. A large one is checked in the background.
     pub(super) is_checked: bool,
 }
 
-/// Checks, copies if a migration is due, migrates, and switches to WAL. A database in the current shape needs no room.
+/// Checks the database, copies it if a migration is due, migrates it and switches it to WAL mode. A database with the
+/// current schema needs no disk space.
 ///
 /// # Errors
-/// When the file cannot be used; it is unchanged then.
+/// Fails if the file cannot be used; it is then unchanged.
 pub(super) fn open(path: &Path, salt: &SaltFile) -> Result<Opened, OpenError> {
     match open_with(path, salt, WalIndex::Shared) {
         Err(OpenError::NoRoom { shortage, .. }) if has_content(path) => {
             let opened = open_with(path, salt, WalIndex::Private)?;
             tracing::warn!(
-                "no room for writes, reading goes on: {shortage}; until the next start, other programs such as sqlite3 \
-                 find the database locked"
+                cause = %shortage,
+                "no space for writes, serving reads only; other programs such as sqlite3 find the database locked \
+                 until a restart"
             );
             Ok(Opened { lacks_room: true, ..opened })
         }
         Ok(opened) => {
             if opened.lacks_room {
-                tracing::warn!("no room for writes, reading goes on: {}", Shortage::of(path));
+                tracing::warn!(cause = %Shortage::of(path), "no space for writes, serving reads only");
             }
             Ok(opened)
         }
@@ -83,8 +85,8 @@ fn open_with(path: &Path, salt: &SaltFile, wal_index: WalIndex) -> Result<Opened
     }
     let mut connection = connect(path, wal_index, !existed)?;
     let sql = |source| OpenError::sqlite(path, source);
-    // Until everything is known to be right, closing must not move the WAL into the database.
-    // Without a WAL there is nothing to move, and closing removes the empty one that opening makes.
+    // Until all checks have passed, closing must not checkpoint the WAL. Without a WAL there is nothing to checkpoint,
+    // and closing removes the empty one that opening creates.
     let wal_has_content = has_content(&sibling(path, "-wal"));
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, wal_has_content).map_err(sql)?;
     let (generation, is_checked) = check(&connection, path, header.as_ref())?;
@@ -99,9 +101,9 @@ fn open_with(path: &Path, salt: &SaltFile, wal_index: WalIndex) -> Result<Opened
     let spelling = schema::spelling(&connection).map_err(sql)?;
     configure(&connection, path)?;
     let has_entries = has_entries(&connection).map_err(sql)?;
-    let emptied = if_there_is_room(empty_wal(&connection, path)).map_err(sql)?;
+    let emptied = none_if_out_of_space(empty_wal(&connection, path)).map_err(sql)?;
     let bound = match has_entries {
-        true => if_there_is_room(bind_to_salt(&mut connection, path, salt)).map_err(sql)?,
+        true => none_if_out_of_space(bind_to_salt(&mut connection, path, salt)).map_err(sql)?,
         false => None,
     };
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(sql)?;
@@ -122,10 +124,11 @@ fn open_with(path: &Path, salt: &SaltFile, wal_index: WalIndex) -> Result<Opened
     })
 }
 
-/// Explicit flags: no `SQLITE_OPEN_URI`, which would give `?` and `file:` in a path a meaning.
+/// Opens a connection for writing. The flags are explicit, without `SQLITE_OPEN_URI`, which would interpret `?` and
+/// `file:` in a path.
 pub(super) fn connect(path: &Path, wal_index: WalIndex, create: bool) -> Result<Connection, OpenError> {
     if create {
-        // Made here and not by SQLite, which would leave it readable by everyone.
+        // Created here and not by SQLite, which would make it readable by all users.
         fs::OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -138,14 +141,15 @@ pub(super) fn connect(path: &Path, wal_index: WalIndex, create: bool) -> Result<
         .connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
         .map_err(|source| OpenError::sqlite(path, source))?;
     connection.set_prepared_statement_cache_capacity(64);
-    // SQLite falls back to reading when it may not write.
+    // SQLite falls back to a read-only connection if it may not write.
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(|source| OpenError::sqlite(path, source))? {
         return Err(OpenError::access("write", path, io::Error::from(io::ErrorKind::PermissionDenied)));
     }
     Ok(connection)
 }
 
-/// `None` when there is no file, or an empty one, which is what SQLite calls an empty database.
+/// Reads the header. Returns `None` if the file is missing or empty; SQLite treats an empty file as an empty
+/// database.
 pub(super) fn read_header(path: &Path) -> Result<Option<Header>, OpenError> {
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -172,14 +176,14 @@ pub(super) fn read_header(path: &Path) -> Result<Option<Header>, OpenError> {
         return Err(unusable(path, "is not a SQLite database", remedy));
     }
     let field = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    // A page size of 65536 is written as 1.
+    // A page size of 65536 is stored as 1.
     let page_bytes = match u16::from_be_bytes([bytes[16], bytes[17]]) {
         1 => 65536,
         size => u64::from(size),
     };
     let wal_mode = bytes[18] == 2;
-    // The page count is valid only if the change counter agrees with "version valid for", and the file
-    // may rightly be shorter than that if its last pages are still in a WAL.
+    // The page count is valid only if the change counter equals "version valid for". The file may legitimately be
+    // shorter than that while its last pages are in the WAL.
     let page_count_is_valid = field(24) == field(92);
     let is_whole = !(wal_mode && has_content(&sibling(path, "-wal")));
     if page_count_is_valid && is_whole && u64::from(field(28)) * page_bytes > metadata.len() {
@@ -195,26 +199,26 @@ fn unusable(path: &Path, what: &str, remedy: &'static str) -> OpenError {
 }
 
 fn truncated(path: &Path) -> OpenError {
-    unusable(path, "is truncated (shorter than its own header says)", RESTORE_UNCHANGED)
+    unusable(path, "is truncated (shorter than its header states)", RESTORE_UNCHANGED)
 }
 
 const RESTORE_UNCHANGED: &str = "restore it from a backup together with its -wal file, or save what can be read with \
      `sqlite3 FILE .recover` into a new file; nothing was changed";
 
-/// SQLite deletes a WAL that it finds beside a missing or empty database, and acknowledged writes with it.
+/// Refuses a WAL beside a missing or empty database: SQLite would delete it, and acknowledged writes with it.
 pub(super) fn refuse_orphaned_wal(path: &Path) -> Result<(), OpenError> {
     let wal = sibling(path, "-wal");
     match fs::metadata(&wal) {
         Ok(metadata) if metadata.len() > 0 => Err(OpenError::Unusable {
             path: path.to_owned(),
             what: format!("is missing or empty, but {} has content", wal.display()),
-            remedy: "restore the database file that belongs to it, or move the -wal file away to start empty",
+            remedy: "restore the database file of this WAL, or move the -wal file away to start with an empty database",
         }),
         _ => Ok(()),
     }
 }
 
-/// Also answers whether the whole file was checked; if not, that is still to be done.
+/// Checks the database. Also returns whether the whole file was checked; if not, a background check is due.
 fn check(
     connection: &Connection,
     path: &Path,
@@ -235,7 +239,7 @@ fn check(
         other => other,
     })?;
     if !is_checked {
-        // A migration changes the file, and takes longer than a check.
+        // A migration changes the file, and takes longer than the check before it.
         is_checked = generation != Generation::Ours;
         undamaged(if is_checked { check::quick(connection) } else { check::ends(connection) })?;
     }
@@ -248,6 +252,7 @@ fn check(
     Ok((generation, is_checked))
 }
 
+/// Refuses a database whose entries would violate the new unique index.
 pub(super) fn refuse_duplicate(
     connection: &Connection,
     path: &Path,
@@ -265,13 +270,14 @@ pub(super) fn refuse_duplicate(
     }
 }
 
-/// SQLite replays a WAL over whatever database it lies beside, so a database that was restored
-/// alone, its old `-wal` left there, would become a mixture of two states. Each checkpoint cycle has
-/// a number: the file's header holds the last one that was completed, and the first commit of a
-/// cycle writes into the WAL on which one it builds (`wal_base`). They must fit: equal, or the file
-/// one ahead, when a checkpoint was cut short or the original wrote to the file since. In those two
-/// cases the WAL does not take the number back: one that does was copied in the middle of its cycle,
-/// and holds old pages of which the database has newer ones.
+/// Checks that the WAL belongs to the database.
+///
+/// SQLite replays a WAL over any database that it is beside. A database that was restored without removing the old
+/// `-wal` would become a mixture of two states. Therefore each checkpoint cycle has a number: the header of the file
+/// holds the last completed cycle, and the first commit of a cycle records in the WAL the cycle that it is based on
+/// (`wal_base`). The two must match: they are equal, or the file is one ahead because a checkpoint was interrupted or
+/// the Python server has written to the file since. In those two cases the WAL does not lower the number. A WAL that
+/// does was copied in the middle of its cycle, and holds pages older than those of the database.
 pub(super) fn check_wal_belongs(
     connection: &Connection,
     path: &Path,
@@ -282,7 +288,7 @@ pub(super) fn check_wal_belongs(
         return Ok(());
     }
     if !header.wal_mode {
-        // A copy by SQLite's backup has left that mode. The WAL would be replayed over it all the same.
+        // A copy made by SQLite's backup is not in WAL mode, but SQLite would still replay the WAL over it.
         return Err(OpenError::Unusable {
             path: path.to_owned(),
             what: format!("is not in WAL mode, so {} does not belong to it", wal.display()),
@@ -311,17 +317,18 @@ pub(super) fn check_wal_belongs(
 const RESTORED: &str = "if the database was restored from a backup, restore or move away its -wal and -shm files too; \
      nothing was changed";
 
-/// A database that was copied in the middle of the cycle of this very WAL fits it, and replaying the WAL would undo the
-/// restore. It was written after the WAL, which the server leaves as it is only after the database
-/// (`Worker::checkpoint`).
+/// Refuses a database that was copied in the middle of the current cycle of this WAL.
+///
+/// Such a copy matches the WAL, and replaying the WAL would undo the restore. It was written after the WAL, whereas the
+/// server always leaves the WAL newer than the database (`Worker::checkpoint`).
 fn refuse_copy_of_the_cycle(path: &Path, wal: &Path) -> Result<(), OpenError> {
     let is_in_mid_cycle = immutable::connect(path).and_then(|alone| schema::is_in_mid_cycle(&alone));
     match is_in_mid_cycle {
         Ok(true) => Err(OpenError::Unusable {
             path: path.to_owned(),
             what: format!("was changed after {}, which would undo that", wal.display()),
-            remedy: "if it was restored from a backup, move its -wal and -shm files away; if not, `touch` the -wal file; \
-                     nothing was changed",
+            remedy: "if it was restored from a backup, move its -wal and -shm files away; otherwise `touch` the -wal \
+                     file; nothing was changed",
         }),
         Ok(false) => Ok(()),
         Err(error) => Err(OpenError::sqlite(path, error)),
@@ -336,8 +343,8 @@ pub(super) fn has_entries(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("SELECT EXISTS (SELECT 1 FROM configurations)", [], |row| row.get(0))
 }
 
-/// The salt of a database that has entries must be there, and must be the one they were sealed with: what is written
-/// under another one is lost as soon as the right one is back. Without a tag yet the salt is believed.
+/// Checks that the salt of a database with entries exists and is the one that encrypted them: entries that were written
+/// under another salt are lost once the right one is restored. A database without a tag accepts the salt unchecked.
 pub(super) fn check_salt(
     connection: &Connection,
     path: &Path,
@@ -349,7 +356,7 @@ pub(super) fn check_salt(
         return unusable(
             format!("is missing, but {} has entries that were sealed with it", path.display()),
             "restore the salt file from a backup or from another node (a new salt would make every entry \
-             unreadable), or set OSC_SALT_FILE_PATH to where it is",
+             unreadable), or set OSC_SALT_FILE_PATH to its path",
         );
     };
     let bound = match generation {
@@ -363,8 +370,8 @@ pub(super) fn check_salt(
         tracing::warn!(
             salt = %salt.path().display(),
             database = %path.display(),
-            "the database had another salt; this one is used because OSC_ACCEPT_SALT names it, and entries that were \
-             sealed with the other one do not open"
+            "the database had another salt; using this one because OSC_ACCEPT_SALT names it, entries encrypted under \
+             the other salt cannot be decrypted"
         );
         return Ok(());
     }
@@ -376,7 +383,7 @@ pub(super) fn check_salt(
     )
 }
 
-/// Puts the tag of the salt into a database that has entries and another tag, or none yet.
+/// Writes the tag of the salt into a database that has entries and another tag or none.
 fn bind_to_salt(connection: &mut Connection, path: &Path, salt: &SaltFile) -> rusqlite::Result<()> {
     if schema::salt_tag(connection)? == salt.tag() {
         return Ok(());
@@ -391,7 +398,7 @@ fn bind_to_salt(connection: &mut Connection, path: &Path, salt: &SaltFile) -> ru
     tracing::info!(
         salt = %salt.path().display(),
         database = %path.display(),
-        "the database is bound to this salt from now on; whether its entries open can only be seen with their user keys"
+        "database bound to this salt; only a user key can show whether it decrypts the entries"
     );
     Ok(())
 }
@@ -416,7 +423,7 @@ fn configure(connection: &Connection, path: &Path) -> Result<(), OpenError> {
         .map_err(sql)
 }
 
-/// What a crash left in the WAL ends its cycle; the next one has another number and an empty WAL.
+/// Empties the WAL. Content that a crash left in it ends its cycle; the next one has another number and an empty WAL.
 fn empty_wal(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
     if has_content(&sibling(path, "-wal")) {
         schema::end_cycle(connection)?;
@@ -424,19 +431,19 @@ fn empty_wal(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
 }
 
-/// `None` for what can wait until there is room.
-fn if_there_is_room<T>(outcome: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+/// Turns a lack of disk space into `None`, for writes that can be postponed.
+fn none_if_out_of_space<T>(outcome: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
     match outcome {
         Ok(done) => Ok(Some(done)),
         Err(error) if room::is_lack_of_room(&error) => {
-            tracing::debug!(%error, "left to a later time, for want of room");
+            tracing::debug!(%error, "write postponed for lack of space");
             Ok(None)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Copies the database with whatever its WAL holds to `FILE.backup-GENERATION`, completely or not at all.
+/// Copies the database including its WAL to `FILE.backup-GENERATION`, completely or not at all.
 fn copy_once(connection: &Connection, path: &Path, generation: Generation) -> Result<PathBuf, OpenError> {
     let name = format!(".backup-{}", generation.name());
     let target = (1..)
@@ -471,7 +478,7 @@ pub(super) fn copy_to(connection: &Connection, target: &Path) -> Result<(), Open
     file.sync_all().map_err(access)
 }
 
-/// Copies all pages in one step, and so of one snapshot, whatever is written meanwhile.
+/// Copies all pages in one step, and therefore of one snapshot, regardless of concurrent writes.
 pub(super) fn copy_into(connection: &Connection, copy: &mut Connection) -> rusqlite::Result<()> {
     let backup = backup::Backup::new(connection, copy)?;
     let started = Instant::now();
@@ -481,39 +488,5 @@ pub(super) fn copy_into(connection: &Connection, copy: &mut Connection) -> rusql
             _ if started.elapsed() < BUSY_TIMEOUT => thread::sleep(BUSY_PAUSE),
             _ => return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None)),
         }
-    }
-}
-
-/// The file that a link leads to, or would: SQLite puts its own files beside that.
-pub(super) fn resolved(path: &Path) -> PathBuf {
-    if !path.is_symlink() {
-        return path.to_owned();
-    }
-    path.canonicalize().unwrap_or_else(|_| match fs::read_link(path) {
-        Ok(target) => directory_of(path).join(target),
-        Err(_) => path.to_owned(),
-    })
-}
-
-/// `path` with `suffix` behind its name, as SQLite names its own files.
-pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-/// Makes a new name in the directory of `path` durable.
-pub(super) fn sync_directory(path: &Path) -> Result<(), OpenError> {
-    let directory = directory_of(path);
-    File::open(&directory)
-        .and_then(|handle| handle.sync_all())
-        .map_err(|error| OpenError::access("sync the directory", &directory, error))
-}
-
-/// The directory that holds `path`: for a bare file name the working directory.
-pub(super) fn directory_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_owned(),
-        _ => PathBuf::from("."),
     }
 }

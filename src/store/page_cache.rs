@@ -1,9 +1,9 @@
-//! Pages of lists in memory, sealed as they are in the database and coherent with it.
+//! Cache of list pages, encrypted as in the database and coherent with it.
 //!
-//! Invariant: a page holds what the database held when it was read, and every change that was
-//! published since. After COMMIT the writer changes the pages in place. What it publishes while a
-//! page is being read is remembered, and made good when the page is stored: a change says what
-//! becomes of a row, whatever it was, so one that the reader has seen already does no harm.
+//! Invariant: a page contains the state of the database when it was read, and every change published since. After
+//! COMMIT the writer updates the pages in place. Changes published while a page is being read are buffered, and applied
+//! before the page is cached. A change holds the new state of a row regardless of the old one, so applying a change
+//! that the reader has already seen is harmless.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,15 +14,15 @@ use super::reader::Page;
 use super::sealed_entry::SealedEntry;
 use crate::limits::{LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX, PAGE_CHANGES_BYTES_MAX, PAGES_CACHED_COUNT_MAX};
 
-/// Process-wide cache of [`Page`]s, bounded by bytes and by number, evicting by second chance.
+/// Process-wide cache of [`Page`]s, bounded by bytes and by number, with second-chance eviction.
 #[derive(Debug)]
 pub(super) struct PageCache(Mutex<State>);
 
-/// Leave to fill the cache with what is read from now on.
+/// Permission to fill the cache with the result of a later read.
 #[derive(Debug)]
 pub(super) struct FillTicket<'a> {
     cache: &'a PageCache,
-    /// How many changes were published before.
+    /// Position in the sequence of changes when the ticket was issued.
     position: u64,
 }
 
@@ -30,16 +30,16 @@ pub(super) struct FillTicket<'a> {
 struct State {
     slots: VecDeque<Slot>,
     bytes_max: usize,
-    /// Pages that are being read.
+    /// Number of pages that are being read.
     fills_count: usize,
-    /// What was published since the first of those reads began.
+    /// Buffered changes, published since the first of those reads began.
     changes: Vec<Change>,
     changes_bytes: usize,
-    /// The position of the first of them.
+    /// Position of the first buffered change.
     changes_start: u64,
 }
 
-/// The row with this id is now this one, or is gone.
+/// New state of the row with this id; `None` if it was deleted.
 #[derive(Clone, Debug)]
 struct Change {
     id: i64,
@@ -55,7 +55,7 @@ struct Slot {
 }
 
 impl PageCache {
-    /// An empty cache that takes about so much memory when it is full.
+    /// Creates an empty cache that takes about `bytes_max` bytes when full.
     pub(super) fn new(bytes_max: usize) -> Self {
         Self(Mutex::new(State {
             slots: VecDeque::new(),
@@ -67,7 +67,7 @@ impl PageCache {
         }))
     }
 
-    /// The page of this filter after this id, if it is cached.
+    /// Returns the page of a filter after an id, if it is cached.
     pub(super) fn get(&self, filter: &Filter, after: i64) -> Option<Arc<Page>> {
         let mut state = self.state();
         let slot = state.slots.iter_mut().find(|slot| slot.is(filter, after))?;
@@ -75,23 +75,24 @@ impl PageCache {
         Some(Arc::clone(&slot.page))
     }
 
-    /// Must be called before the database is read for a later [`Self::fill`].
+    /// Issues a ticket for [`Self::fill`]. Must be called before the database is read.
     pub(super) fn prepare_fill(&self) -> FillTicket<'_> {
         let mut state = self.state();
         state.fills_count += 1;
         FillTicket { cache: self, position: state.position() }
     }
 
-    /// Caches what was read, if what has changed since the ticket was taken is still known.
+    /// Caches a page read from the database, if the changes since the ticket was issued are still buffered. Returns the
+    /// page to use.
     pub(super) fn fill(&self, ticket: &FillTicket<'_>, filter: &Filter, after: i64, page: Page) -> Arc<Page> {
         let mut slot = Slot { filter: filter.clone(), after, page: Arc::new(page), used: false };
         let mut state = self.state();
         if let Some(cached) = state.slots.iter().find(|cached| cached.is(filter, after)) {
-            // Its rows know more: that they are canonical.
+            // The cached rows may be marked as canonical already.
             return Arc::clone(&cached.page);
         }
-        let Some(missed) = state.changes_since(ticket.position) else { return slot.page };
-        for change in missed {
+        let Some(changes) = state.changes_since(ticket.position) else { return slot.page };
+        for change in changes {
             slot.apply(change);
         }
         let page = Arc::clone(&slot.page);
@@ -102,7 +103,7 @@ impl PageCache {
         page
     }
 
-    /// After COMMIT, in the order in which it was done.
+    /// Applies the effects of a commit, after COMMIT and in commit order.
     pub(super) fn publish(&self, effects: &[Effect]) {
         let mut state = self.state();
         for effect in effects {
@@ -110,23 +111,23 @@ impl PageCache {
             for slot in &mut state.slots {
                 slot.apply(&change);
             }
-            state.remember(change);
+            state.buffer(change);
         }
         state.slots.retain(Slot::is_worth_keeping);
         state.evict();
     }
 
-    /// Bytes and pages that are cached.
+    /// Returns the cached bytes and the number of cached pages.
     pub(super) fn usage(&self) -> (usize, usize) {
         let state = self.state();
         (state.slots.iter().map(|slot| slot.page.bytes).sum(), state.slots.len())
     }
 
-    /// Forgets everything: another process has changed the database.
+    /// Clears the cache, because another process has changed the database.
     pub(super) fn clear(&self) {
         let mut state = self.state();
         state.slots.clear();
-        state.forget_changes();
+        state.drop_changes();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -139,13 +140,13 @@ impl Drop for FillTicket<'_> {
         let mut state = self.cache.state();
         state.fills_count -= 1;
         if state.fills_count == 0 {
-            state.forget_changes();
+            state.drop_changes();
         }
     }
 }
 
 impl State {
-    /// How many changes were published so far; one more for each time that some were forgotten.
+    /// Returns the number of changes buffered so far, plus one for each time that the buffer was dropped.
     fn position(&self) -> u64 {
         self.changes_start + self.changes.len() as u64
     }
@@ -155,19 +156,19 @@ impl State {
         self.changes.get(first..)
     }
 
-    fn remember(&mut self, change: Change) {
+    fn buffer(&mut self, change: Change) {
         if self.fills_count == 0 {
             return;
         }
         self.changes_bytes += size_of::<Change>() + change.row.as_ref().map_or(0, |row| row.weight());
         self.changes.push(change);
         if self.changes_bytes > PAGE_CHANGES_BYTES_MAX {
-            self.forget_changes();
+            self.drop_changes();
         }
     }
 
-    /// No ticket that was given out before this is good any more.
-    fn forget_changes(&mut self) {
+    /// Drops the buffered changes. Invalidates all tickets issued before.
+    fn drop_changes(&mut self) {
         self.changes_start = self.position() + 1;
         self.changes = Vec::new();
         self.changes_bytes = 0;
@@ -202,7 +203,7 @@ impl Slot {
         if place.is_err() && row.is_none() {
             return;
         }
-        // Copied if a list is reading it.
+        // Copies the page if a list is reading it.
         let page = Arc::make_mut(&mut self.page);
         page.bytes += row.map_or(0, |row| row.weight());
         let before = match (place, row.map(Arc::clone)) {
@@ -217,7 +218,7 @@ impl Slot {
         page.bytes -= before.map_or(0, |row| row.weight());
     }
 
-    /// A page that has grown too long is read anew, as several.
+    /// Returns whether the page stays cached. A page that has grown too long is read again, as several pages.
     fn is_worth_keeping(&self) -> bool {
         self.page.rows.len() <= LIST_PAGE_ROWS_MAX && self.page.bytes <= 2 * LIST_PAGE_BYTES
     }
@@ -248,7 +249,7 @@ mod tests {
         Effect { key: format!("key {id}"), id, after: Some(row(id, sealed)) }
     }
 
-    fn gone(id: i64) -> Effect {
+    fn delete(id: i64) -> Effect {
         Effect { key: format!("key {id}"), id, after: None }
     }
 
@@ -256,7 +257,7 @@ mod tests {
         cache.fill(&cache.prepare_fill(), filter, after, page);
     }
 
-    /// Ids, and the first byte of what is sealed.
+    /// Returns the ids and the first bytes of the ciphertexts.
     fn shown(page: &Page) -> Vec<(i64, u8)> {
         page.rows
             .iter()
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_reach_the_pages_that_they_concern() {
+    fn changes_are_applied_to_the_affected_pages() {
         let cache = PageCache::new(BYTES_MAX);
         let all = Filter::default();
         let seventh = Filter { prefix: Some("key 7".into()), ..Filter::default() };
@@ -277,11 +278,11 @@ mod tests {
         fill(&cache, &all, 2, page([row(4, 1)], None));
         fill(&cache, &seventh, 0, page([], None));
         let read_before = cache.get(&all, 0).expect("cached");
-        cache.publish(&[put(2, 2), put(3, 2), gone(4), put(7, 2), gone(1), put(7, 3)]);
+        cache.publish(&[put(2, 2), put(3, 2), delete(4), put(7, 2), delete(1), put(7, 3)]);
         assert_eq!(cached(&cache, &all, 0), Some(vec![(2, 2)]));
         assert_eq!(cached(&cache, &all, 2), Some(vec![(3, 2), (7, 3)]));
         assert_eq!(cached(&cache, &seventh, 0), Some(vec![(7, 3)]));
-        assert_eq!(shown(&read_before), [(1, 1), (2, 1)], "a list under way keeps what it has");
+        assert_eq!(shown(&read_before), [(1, 1), (2, 1)], "a list in progress keeps its snapshot");
         for (filter, after) in [(&all, 0), (&all, 2), (&seventh, 0)] {
             let page = cache.get(filter, after).expect("cached");
             assert_eq!(page.bytes, page.rows.iter().map(|row| row.weight()).sum::<usize>());
@@ -289,22 +290,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_during_a_read_is_made_good() {
+    fn changes_published_during_a_read_are_applied() {
         let all = Filter::default();
-        // The reader may have seen what was published, all of it or none.
+        // The snapshot of the reader contains all of the published changes or none.
         for snapshot in [vec![row(1, 1), row(2, 1)], vec![row(1, 2), row(3, 2)]] {
             let cache = PageCache::new(BYTES_MAX);
             let ticket = cache.prepare_fill();
-            cache.publish(&[put(1, 2), gone(2)]);
+            cache.publish(&[put(1, 2), delete(2)]);
             cache.publish(&[put(3, 2)]);
-            let given = cache.fill(&ticket, &all, 0, page(snapshot, None));
-            assert_eq!(shown(&given), [(1, 2), (3, 2)]);
+            let filled = cache.fill(&ticket, &all, 0, page(snapshot, None));
+            assert_eq!(shown(&filled), [(1, 2), (3, 2)]);
             assert_eq!(cached(&cache, &all, 0), Some(vec![(1, 2), (3, 2)]));
         }
     }
 
     #[test]
-    fn what_is_no_longer_known_is_not_made_good() {
+    fn a_page_whose_changes_were_dropped_is_not_cached() {
         let all = Filter::default();
         let large = Arc::new(SealedEntry::new(
             9,
@@ -312,14 +313,14 @@ mod tests {
             None,
             Some(Ciphertext::from_bytes(vec![1; PAGE_CHANGES_BYTES_MAX])),
         ));
-        let forget: [fn(&PageCache, Arc<SealedEntry>); 2] = [
+        let drop_changes: [fn(&PageCache, Arc<SealedEntry>); 2] = [
             |cache, _| cache.clear(),
             |cache, row| cache.publish(&[Effect { key: row.key.clone(), id: row.id, after: Some(row) }]),
         ];
-        for forget in forget {
+        for drop_changes in drop_changes {
             let cache = PageCache::new(BYTES_MAX);
             let (early, late) = (cache.prepare_fill(), cache.prepare_fill());
-            forget(&cache, Arc::clone(&large));
+            drop_changes(&cache, Arc::clone(&large));
             cache.fill(&early, &all, 0, page([row(1, 1)], None));
             drop(early);
             cache.fill(&late, &all, 0, page([row(1, 1)], None));
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_and_number_are_bounded_and_what_is_used_stays() {
+    fn bytes_and_number_are_bounded_and_used_pages_stay() {
         let cache = PageCache::new(BYTES_MAX);
         let all = Filter::default();
         fill(&cache, &all, -1, page([row(1, 1)], None));
@@ -349,9 +350,9 @@ mod tests {
         assert_eq!(state.slots.len(), PAGES_CACHED_COUNT_MAX);
         drop(state);
         fill(&cache, &all, 0, page((0..10_000).map(|id| row(id, 1)), None));
-        assert!(cache.get(&all, 0).is_none(), "larger than a cache should spend on one");
+        assert!(cache.get(&all, 0).is_none(), "too large for one page");
         cache.publish(&(0..10_000).map(|id| put(id, 2)).collect::<Vec<_>>());
-        assert!(cache.get(&all, -1).is_none(), "it has grown too long");
+        assert!(cache.get(&all, -1).is_none(), "the page has grown too long");
         let bytes: usize = cache.state().slots.iter().map(|slot| slot.page.bytes).sum();
         assert!(bytes <= BYTES_MAX, "{bytes}");
     }

@@ -1,4 +1,4 @@
-//! Pages in memory beside what SQLite says, whoever changes it.
+//! Tests that cached pages agree with the database, whichever program changes it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,14 +14,14 @@ const OWNER: OwnerTag = OwnerTag([1; 32]);
 
 fn open(directory: &Path) -> Store {
     let salt = directory.join("c.salt");
-    // The store refuses entries without a salt, and these tests need none to seal with.
+    // The store refuses entries without a salt, and these tests do not encrypt with it.
     fs::write(&salt, PROPER_SALT).expect("writable");
-    let options = Options::alone(Box::new(|error| panic!("the writer gave up: {error}")));
+    let options = Options::alone(Box::new(|error| panic!("fatal error of the writer: {error}")));
     Store::open(&directory.join("c.db"), &salt, options).expect("new files open")
 }
 
 fn write(store: &Store, write: Write) -> WriteResult {
-    block_on(store.write(write, OWNER).expect("there is room")).expect("the writer answers")
+    block_on(store.write(write, OWNER).expect("queued")).expect("a reply of the writer")
 }
 
 fn create(key: String, environment: Option<&str>, category: Option<&str>, sealed: u8) -> Write {
@@ -55,7 +55,7 @@ fn filters() -> Vec<Filter> {
     ]
 }
 
-/// Everything that a list could show of a page.
+/// Returns all properties of a page that a list could show.
 fn shown(page: &Page) -> impl PartialEq + std::fmt::Debug {
     let rows = page.rows.iter().map(|row| {
         let sealed = row.ciphertext.as_ref().map(|sealed| sealed.as_bytes().to_vec());
@@ -65,13 +65,13 @@ fn shown(page: &Page) -> impl PartialEq + std::fmt::Debug {
     (rows.collect::<Vec<_>>(), page.unreadable_count, page.next_after)
 }
 
-/// What is given out is what SQLite says now.
+/// Checks that the store returns the pages that are in the database.
 fn check(store: &Store) {
     for filter in filters() {
         for after in [i64::MIN, 3] {
             let stored = store.readers.page(&filter, after).expect("readable");
-            let given = store.page(&filter, after).expect("readable");
-            assert_eq!(shown(&given), shown(&stored), "{filter:?} after {after}");
+            let returned = store.page(&filter, after).expect("readable");
+            assert_eq!(shown(&returned), shown(&stored), "{filter:?} after {after}");
         }
     }
 }
@@ -104,14 +104,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn after_each_write_the_pages_are_what_is_stored(steps in steps()) {
+    fn pages_and_database_agree_after_each_write(steps in steps()) {
         let directory = tempfile::tempdir().expect("temporary directory");
         let store = open(directory.path());
         check(&store);
         for step in steps {
             let page = store.page(&Filter::default(), i64::MIN).expect("readable");
             let row = |index: usize| page.rows.get(index % page.rows.len().max(1)).map(Arc::clone);
-            // Some of them are refused, and then nothing may have changed.
+            // Some writes are refused, and must not change anything.
             let _: Option<WriteResult> = match step {
                 Step::Create(key, environment, category, sealed) => {
                     Some(write(&store, create(KEYS[key].to_owned(), environment, category, sealed)))
@@ -128,7 +128,7 @@ proptest! {
 }
 
 #[test]
-fn a_page_that_grows_becomes_several() {
+fn a_page_that_grows_is_split() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let store = open(directory.path());
     let all = Filter::default();
@@ -150,7 +150,7 @@ fn a_page_that_grows_becomes_several() {
 }
 
 #[test]
-fn another_program_changes_what_is_in_memory() {
+fn external_changes_invalidate_cached_pages() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let store = open(directory.path());
     write(&store, create("k1".into(), None, None, 1)).expect("new");
@@ -164,30 +164,30 @@ fn another_program_changes_what_is_in_memory() {
                INSERT INTO configurations ("key", encrypted_value) VALUES (CAST(x'ff' AS TEXT), 'gAAA');"#,
         )
         .expect("valid");
-    // A write finds out at once.
+    // A write detects the change immediately.
     write(&store, create("k3".into(), None, None, 3)).expect("new");
     check(&store);
     assert_eq!(store.page(&Filter::default(), 0).expect("readable").unreadable_count, 1);
     other.execute(r#"DELETE FROM configurations WHERE "key" = 'k2'"#, []).expect("valid");
     let deadline = Instant::now() + Duration::from_secs(60);
     while store.page(&Filter::default(), 0).expect("readable").rows.iter().any(|row| row.key == "k2") {
-        assert!(Instant::now() < deadline, "an idle writer looks every second");
+        assert!(Instant::now() < deadline, "an idle writer checks every second");
         thread::sleep(Duration::from_millis(10));
     }
     check(&store);
 }
 
-/// Several threads write and see their own writes in the next page, while others read pages that come and go.
+/// Several threads write and see their own writes in the next page, while another one reads pages that come and go.
 #[test]
-fn pages_are_coherent_while_many_write() {
+fn pages_are_coherent_under_concurrent_writes() {
     const WRITERS: usize = 4;
     const WRITES: u8 = 60;
     let directory = tempfile::tempdir().expect("temporary directory");
     let store = open(directory.path());
-    // So that a commit often falls into the time that it takes to read a page.
+    // Enough entries that commits often occur while a page is being read.
     for number in 0..300 {
         let write = create(format!("other {number}"), None, None, 0);
-        drop(store.write(write, OWNER).expect("there is room"));
+        drop(store.write(write, OWNER).expect("queued"));
     }
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -198,12 +198,12 @@ fn pages_are_coherent_while_many_write() {
                     let key = format!("k{writer}");
                     let mut row = write(store, create(key.clone(), None, None, 0)).expect("new");
                     for sealed in 1..=WRITES {
-                        row = write(store, update(row, None, None, sealed)).expect("nobody else writes it");
+                        row = write(store, update(row, None, None, sealed)).expect("the only writer");
                         let page = store.page(&Filter::default(), i64::MIN).expect("readable");
-                        let own = page.rows.iter().find(|row| row.key == key).expect("there");
-                        assert_eq!(own.ciphertext, row.ciphertext);
+                        let row_in_page = page.rows.iter().find(|row| row.key == key).expect("there");
+                        assert_eq!(row_in_page.ciphertext, row.ciphertext);
                         if sealed % 7 == 0 {
-                            write(store, Write::Delete { seen: row }).expect("nobody else writes it");
+                            write(store, Write::Delete { seen: row }).expect("the only writer");
                             let page = store.page(&Filter::default(), i64::MIN).expect("readable");
                             assert!(page.rows.iter().all(|row| row.key != key));
                             row = write(store, create(key.clone(), None, None, sealed)).expect("gone");
@@ -216,7 +216,7 @@ fn pages_are_coherent_while_many_write() {
             while !done.load(Ordering::Relaxed) {
                 store.pages.clear();
                 store.page(&Filter::default(), i64::MIN).expect("readable");
-                // The writers must have the time to meet what was filled.
+                // The writers need time to use the cached page.
                 thread::sleep(Duration::from_micros(300));
             }
         });

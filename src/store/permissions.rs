@@ -1,4 +1,4 @@
-//! Permissions of the data files: those that the server lacks, and those that other users have.
+//! Permissions of the data files: those that the server lacks, and those of other users.
 
 use std::fmt;
 use std::fs::{self, Metadata};
@@ -6,18 +6,15 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rusqlite::ErrorCode;
 use rustix::fs::{Access, access};
 use rustix::process::{getegid, geteuid};
 
-use super::error::OpenError;
-use super::lock::lock_path;
-use super::open::{directory_of, sibling};
+use super::paths::{directory_of, lock_path, sibling};
 
 /// Mode bits of users who are neither the owner nor in the group.
 const OTHERS: u32 = 0o007;
 
-/// Data files, and directories on the way to them, that the user of this process cannot use.
+/// Data files and parent directories that the user of this process cannot use.
 #[derive(Debug)]
 pub struct Denials(Vec<Denial>);
 
@@ -45,22 +42,8 @@ impl fmt::Display for Denials {
     }
 }
 
-/// Replaces an error that missing permissions have caused by one that names all of them. The check comes after the
-/// failure, because a capability may permit what `access` denies.
-pub(super) fn explain(error: OpenError, database: &Path, salt: &Path) -> OpenError {
-    let is_of_permissions = match &error {
-        OpenError::Access { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
-        OpenError::Sqlite { source, .. } => matches!(
-            source.sqlite_error_code(),
-            Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied)
-        ),
-        _ => false,
-    };
-    let denials = if is_of_permissions { denials(database, salt) } else { Vec::new() };
-    if denials.is_empty() { error } else { OpenError::Denied(Denials(denials)) }
-}
-
-fn denials(database: &Path, salt: &Path) -> Vec<Denial> {
+/// Finds the data files and directories that this process cannot use.
+pub(super) fn denials(database: &Path, salt: &Path) -> Option<Denials> {
     let read_write = Access::READ_OK | Access::WRITE_OK;
     let mut denials: Vec<Denial> = Vec::new();
     let mut examine = |path: &Path, needs: Access| {
@@ -75,18 +58,18 @@ fn denials(database: &Path, salt: &Path) -> Vec<Denial> {
         examine(&file, read_write);
     }
     examine(salt, Access::READ_OK);
-    denials
+    (!denials.is_empty()).then_some(Denials(denials))
 }
 
-/// The database and the files that the server makes beside it.
+/// Returns the database and the files that the server creates beside it.
 fn own_files(database: &Path) -> [PathBuf; 4] {
     let [wal, index] = ["-wal", "-shm"].map(|suffix| sibling(database, suffix));
     [database.to_owned(), wal, index, lock_path(database)]
 }
 
-/// Examines a file, or the nearest directory above it that is there and can be seen.
+/// Checks a file, or if it is not accessible the nearest accessible parent directory.
 fn denial(path: &Path, needs: Access) -> Option<Denial> {
-    // A working directory that cannot be searched is known by its name only.
+    // If the working directory cannot be searched, only its absolute path identifies it.
     let (mut path, mut needs) = (std::path::absolute(path).ok()?, needs);
     loop {
         match fs::metadata(&path) {
@@ -141,7 +124,7 @@ pub(super) fn warn_of_others(database: &Path, salt: &Path) {
     if !exposed.is_empty() {
         tracing::warn!(
             files = exposed.join(", "),
-            "all users of this machine have permissions on data files; remove them with `chmod o= FILE`"
+            "data files are accessible to all users of this machine; remove the permissions with `chmod o= FILE`"
         );
     }
 }
@@ -163,18 +146,5 @@ mod tests {
             )),
             "{text}"
         );
-    }
-
-    #[test]
-    fn other_errors_stay_as_they_are() {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let (database, salt) = (directory.path().join("c.db"), directory.path().join("s"));
-        let in_use =
-            explain(OpenError::access("read", &database, io::ErrorKind::NotFound.into()), &database, &salt);
-        assert!(matches!(in_use, OpenError::Access { .. }), "{in_use}");
-        // Nothing is denied: a security module may be the cause.
-        let denied = OpenError::access("read", &database, io::ErrorKind::PermissionDenied.into());
-        let kept = explain(denied, &database, &salt);
-        assert!(matches!(kept, OpenError::Access { .. }), "{kept}");
     }
 }

@@ -1,4 +1,4 @@
-//! Reading: points by key and pages by id, on whichever thread asks.
+//! Reads of the database: lookups by key and pages by id, on the calling thread.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, ToSql};
 
+use super::column::text;
 use super::counts::WriterCounts;
 use super::error::Error;
 use super::filter::Filter;
@@ -15,27 +16,27 @@ use super::sealed_entry::{KeyEntries, SealedEntry};
 use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::{Ciphertext, EntryId, SealedBody, Timestamp};
 
-/// Read-only connections, as many as threads that read at one time.
+/// Pool of read-only connections, one per concurrent reader.
 #[derive(Debug)]
 pub(super) struct Readers {
     path: PathBuf,
     wal_index: WalIndex,
-    /// The database that was opened: its path may lead to another one by now.
+    /// Inode of the opened database: its path may refer to another file by now.
     inode: Option<Inode>,
     counts: Arc<WriterCounts>,
     idle: Mutex<Vec<Connection>>,
 }
 
-/// Some entries in the order of their ids.
+/// Page of entries in ascending order of ids.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// The rows that passed the filter.
+    /// Rows that match the filter.
     pub rows: Vec<Arc<SealedEntry>>,
-    /// Memory that they take, roughly.
+    /// Approximate memory that the rows take, in bytes.
     pub bytes: usize,
-    /// Rows that cannot be shown to anyone: a key that is not text.
+    /// Number of unreadable rows, whose key is not text.
     pub unreadable_count: u64,
-    /// Where the next page goes on; `None` after the last row.
+    /// Id after which the next page begins; `None` after the last row.
     pub next_after: Option<i64>,
 }
 
@@ -43,7 +44,7 @@ pub(super) const COLUMNS: &str =
     r#"id, "key", encrypted_value, category, environment, created_at, updated_at"#;
 
 impl Readers {
-    /// Opens so many connections.
+    /// Opens `count` connections.
     pub(super) fn open(
         path: PathBuf,
         wal_index: WalIndex,
@@ -55,7 +56,7 @@ impl Readers {
         Ok(Self { path, wal_index, inode, counts, idle: Mutex::new(idle) })
     }
 
-    /// Everything stored under `key`; `None` when that is more than is read or cached at once.
+    /// Reads all entries of a key; `None` if there are more than [`ENTRY_GROUP_COUNT_MAX`].
     pub(super) fn group(&self, key: &str) -> Result<Option<KeyEntries>, Error> {
         self.with(|connection| {
             let sql =
@@ -63,25 +64,25 @@ impl Readers {
             let mut statement = connection.prepare_cached(&sql)?;
             let limit = i64::try_from(ENTRY_GROUP_COUNT_MAX + 1).unwrap_or(i64::MAX);
             let mut rows = statement.query((key, limit))?;
-            let mut group = KeyEntries::default();
+            let mut entries = KeyEntries::default();
             while let Some(row) = rows.next()? {
-                group.rows.extend(parse_row(row)?.map(Arc::new));
+                entries.rows.extend(parse_row(row)?.map(Arc::new));
             }
-            Ok((group.rows.len() <= ENTRY_GROUP_COUNT_MAX).then_some(group))
+            Ok((entries.rows.len() <= ENTRY_GROUP_COUNT_MAX).then_some(entries))
         })
     }
 
-    /// The one entry of a key that has very many.
+    /// Reads a single entry of a key.
     pub(super) fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<SealedEntry>, Error> {
         self.with(|connection| exact(connection, key, environment))
     }
 
-    /// The next rows after the id `after`.
+    /// Reads the page of rows after the id `after`.
     pub(super) fn page(&self, filter: &Filter, after: i64) -> Result<Page, Error> {
         self.with(|connection| page(connection, filter, after))
     }
 
-    /// The next rows in the order of their names.
+    /// Reads the rows after `after` in the order of their names, and whether there are more.
     pub(super) fn page_by_name(
         &self,
         filter: &Filter,
@@ -92,7 +93,7 @@ impl Readers {
         self.with(|connection| page_by_name(connection, filter, after, bytes_max, names_only))
     }
 
-    /// How many entries there are.
+    /// Counts the entries.
     pub(super) fn entries_count(&self) -> Result<u64, Error> {
         self.with(|connection| {
             let mut statement = connection.prepare_cached("SELECT count(*) FROM configurations")?;
@@ -101,7 +102,7 @@ impl Readers {
         })
     }
 
-    /// Closes the connections that nobody uses.
+    /// Closes the idle connections.
     pub(super) fn close(&self) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -122,13 +123,13 @@ impl Readers {
     }
 }
 
-/// For reading only.
+/// Opens a read-only connection.
 pub(super) fn connect(path: &Path, wal_index: WalIndex) -> Result<Connection, Error> {
     let connection = wal_index.connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.busy_timeout(super::BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     connection.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0; PRAGMA trusted_schema=OFF;")?;
-    // Opens the WAL, too.
+    // This read also opens the WAL.
     connection.query_row("PRAGMA user_version", [], |_| Ok(()))?;
     Ok(connection)
 }
@@ -148,8 +149,8 @@ pub(super) fn exact(
     }
 }
 
-/// The statement is finished, and its snapshot let go, before the page is given out, so a slow
-/// client never keeps the WAL from being emptied.
+/// Reads a page. The statement is finished and its snapshot released before the page is returned, so a slow client
+/// never keeps the WAL from being emptied.
 fn page(connection: &Connection, filter: &Filter, after: i64) -> Result<Page, Error> {
     let mut sql = format!("SELECT {COLUMNS} FROM configurations WHERE id > ?");
     let mut values: Vec<&dyn ToSql> = vec![&after];
@@ -175,8 +176,8 @@ fn page(connection: &Connection, filter: &Filter, after: i64) -> Result<Page, Er
     Ok(page)
 }
 
-/// Rows whose key is stored as a text, which is all that any server has ever written: only those have an order
-/// that all nodes agree on.
+/// Reads rows in the order of their names. Only rows whose key is stored as text have an order that all nodes agree on;
+/// servers have never written any other.
 fn page_by_name(
     connection: &Connection,
     filter: &Filter,
@@ -213,11 +214,11 @@ fn page_by_name(
     Ok((page, false))
 }
 
-/// `None` when the key is no text, so that nobody can name the entry.
+/// Parses a row; `None` if the key is not text, so that no client can name the entry.
 pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<SealedEntry>, Error> {
     let Some(key) = text(row.get_ref(1)?) else { return Ok(None) };
     let environment = text(row.get_ref(4)?).filter(|environment| !environment.is_empty());
-    // The column may hold a BLOB as well as a TEXT; neither need be a token.
+    // The column may hold a BLOB as well as a TEXT, and either may not be a token.
     let ciphertext = match row.get_ref(2)? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Ciphertext::from_text(bytes),
         _ => None,
@@ -230,7 +231,7 @@ pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<SealedEntry>, 
     Ok(Some(parsed))
 }
 
-/// What a row holds for other nodes; `None` if its value is no token, which opens nowhere.
+/// Returns the content of a row for other nodes; `None` if its value is not a token, which no key decrypts.
 pub(super) fn content_of(row: &SealedEntry) -> Option<SealedBody> {
     Some(SealedBody {
         category: row.category.clone(),
@@ -238,21 +239,4 @@ pub(super) fn content_of(row: &SealedEntry) -> Option<SealedBody> {
         created_at: row.created_at,
         updated_at: row.updated_at,
     })
-}
-
-fn text(value: ValueRef<'_>) -> Option<String> {
-    match value {
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
-        ValueRef::Integer(number) => Some(number.to_string()),
-        ValueRef::Real(number) => Some(number.to_string()),
-        ValueRef::Null => None,
-    }
-}
-
-/// For messages about rows that may be damaged.
-pub(super) fn lossy_text(value: ValueRef<'_>) -> String {
-    match value {
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        other => text(other).unwrap_or_default(),
-    }
 }

@@ -1,7 +1,7 @@
-//! Versions that are ahead of the clock, brought back to it while no server runs.
+//! Offline repair of versions that are ahead of the clock.
 //!
-//! No other node takes such a version, nor a change of its entry. Older releases took any, and a clock that was far
-//! ahead makes them.
+//! Other nodes refuse such a version and any change of its entry. It comes from an older release, which accepted any
+//! version, or from a clock that was far ahead.
 
 use std::path::Path;
 
@@ -15,23 +15,22 @@ use super::{lock, open, reader, schema};
 use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_RESERVE, TOMBSTONE_GRACE};
 use crate::model::{Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, Version};
 
-/// What a repair has changed, or would change.
+/// Outcome of a repair or of a trial.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Repaired {
-    /// Entries with a version that was ahead.
+    /// Number of live entries whose version was ahead.
     pub entries_count: u64,
-    /// The same of deletions.
+    /// Number of tombstones whose version was ahead.
     pub deletions_count: u64,
-    /// By how many milliseconds the furthest one was ahead.
+    /// Largest lead of a version, in milliseconds.
     pub ahead_ms: u64,
-    /// Whether the node's own clock was kept too far ahead.
+    /// Whether the stored clock of the node was too far ahead.
     pub has_clock: bool,
-    /// Whether it was noted for a time to come that the node had been equal to another one, or had forgotten
-    /// deletions.
+    /// Whether a recorded time of the last sync with a peer, or of the last tombstone collection, was in the future.
     pub has_horizon: bool,
 }
 
-/// The same as the store sees it: one table, and what is noted besides.
+/// Running repair.
 struct Repair<'a> {
     transaction: Transaction<'a>,
     now: HlcTimestamp,
@@ -40,17 +39,17 @@ struct Repair<'a> {
 }
 
 impl Repaired {
-    /// Whether everything was as it should be.
+    /// Returns whether there was nothing to repair.
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// Gives versions that are more than [`CLOCK_AHEAD_MAX`] ahead of `now_ms` stamps of now, in their order. With
-/// `is_trial` everything stays as it is.
+/// Replaces the timestamps of versions that are more than [`CLOCK_AHEAD_MAX`] ahead of `now_ms` by current ones, and
+/// keeps their order. With `is_trial`, nothing is changed.
 ///
 /// # Errors
-/// When a server runs, or the files cannot be used.
+/// Fails if a server is running, or the files cannot be used.
 pub fn repair_versions(
     database: &Path,
     salt: &Path,
@@ -99,11 +98,11 @@ fn repair(connection: &mut Connection, now_ms: u64, is_trial: bool) -> rusqlite:
 impl Repair<'_> {
     fn versions(&mut self, now_ms: u64) -> rusqlite::Result<()> {
         let node = ReplicaId::from_database(schema::meta(&self.transaction, "node")?.unwrap_or_default());
-        let kept = schema::meta(&self.transaction, "clock")?
+        let stored = schema::meta(&self.transaction, "clock")?
             .map_or(HlcTimestamp::default(), HlcTimestamp::from_database);
-        self.repaired.has_clock = kept > self.latest;
+        self.repaired.has_clock = stored > self.latest;
         let mut clock =
-            HybridClock::after(if self.repaired.has_clock { HlcTimestamp::default() } else { kept });
+            HybridClock::after(if self.repaired.has_clock { HlcTimestamp::default() } else { stored });
         for (id, version, digest) in self.ahead()? {
             let is_deletion = digest == Digest::default();
             *(match is_deletion {
@@ -112,14 +111,14 @@ impl Repair<'_> {
             }) += 1;
             let ahead_ms = version.stamp.milliseconds() - now_ms;
             self.repaired.ahead_ms = self.repaired.ahead_ms.max(ahead_ms);
-            // Of this node, so that no other one can have given out the same version.
+            // The replica ID is that of this node, so that no other node can have issued the same version.
             self.set_version(
                 &id,
                 Version { stamp: clock.stamp(now_ms, HlcTimestamp::default()), node },
                 is_deletion,
             )?;
         }
-        if self.repaired.has_clock || clock.last() > kept {
+        if self.repaired.has_clock || clock.last() > stored {
             let reserve_ms = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
             let last_ms = clock.last().max(self.now).milliseconds();
             let reserved = HlcTimestamp::from_milliseconds(last_ms.saturating_add(reserve_ms));
@@ -128,7 +127,7 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// What is ahead, the earliest first.
+    /// Reads the versions that are ahead, in ascending order.
     fn ahead(&self) -> rusqlite::Result<Vec<(EntryId, Version, Digest)>> {
         let sql = r#"SELECT "key", environment, stamp, node, digest FROM osc_versions WHERE stamp > ?1
                      ORDER BY stamp, node, "key", environment"#;
@@ -157,7 +156,7 @@ impl Repair<'_> {
                 .as_ref()
                 .and_then(reader::content_of),
         };
-        // What another program has spoilt or removed since is noted as such at the next start.
+        // An entry that another program has since corrupted or removed is recorded as such at the next startup.
         let digest = content.map(|content| digest_of(id, version, &content).0.to_be_bytes());
         self.transaction
             .prepare_cached(
@@ -175,14 +174,14 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// What really was before cannot be known. The earliest that it can have been is safe: at the worst another node
-    /// refuses this one as outdated.
+    /// Repairs the times of synchronisation and tombstone collection. Their true values are unknown. The earliest
+    /// possible one is safe: at worst, another node refuses this one as outdated.
     fn horizon(&mut self) -> rusqlite::Result<()> {
         let grace_ms = u64::try_from(TOMBSTONE_GRACE.as_millis()).unwrap_or(u64::MAX);
         let safe = HlcTimestamp::from_milliseconds(self.now.milliseconds().saturating_sub(grace_ms));
         let latest = self.latest.to_database();
         for name in ["synced", "forgotten"] {
-            if schema::meta(&self.transaction, name)?.is_some_and(|stamp| stamp > latest) {
+            if schema::meta(&self.transaction, name)?.is_some_and(|timestamp| timestamp > latest) {
                 schema::set_meta(&self.transaction, name, safe.to_database())?;
                 self.repaired.has_horizon = true;
             }

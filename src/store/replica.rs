@@ -1,5 +1,5 @@
-//! What a peer may ask of this store: changes since a line of the outbox, versions of a bucket,
-//! entries by name. All of it is sealed, and read on a thread that may block.
+//! Reads for peers: changes since a position in the replication log, versions of a bucket, and entries by name. All
+//! values are encrypted, and the reads run on a thread that may block.
 
 use std::collections::HashSet;
 
@@ -11,40 +11,40 @@ use super::versions::{LAST_SEQUENCE, digest_at, entry_id, known, version_at};
 use crate::limits::{CHANGES_BYTES_PER_MESSAGE, CHANGES_PER_MESSAGE_MAX};
 use crate::model::{Change, EntryId, ReplicaId, VersionedDigest};
 
-/// The versions of all entries of some buckets, deleted ones too.
+/// Versions of all entries in some buckets, tombstones included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VersionsPage {
-    /// The versions.
+    /// Versions of the entries.
     pub known: Vec<VersionedDigest>,
-    /// Of how many of the buckets that were asked for: the first ones.
+    /// Number of requested buckets that are covered, which are the first ones.
     pub buckets_count: usize,
 }
 
-/// What a version takes in a message, besides the name of its entry.
+/// Size of a version in a message, without the name of its entry.
 const VERSION_BYTES: usize = 128;
 
-/// Own changes that a peer does not have yet.
+/// Local changes that a peer does not have yet.
 #[derive(Debug, Default)]
 pub struct OutboxPage {
-    /// The changes, each entry once, as it is now.
+    /// Changes, with each entry once in its current state.
     pub changes: Vec<Change>,
-    /// The line of the outbox up to which these are; the peer has everything so far once it has them.
+    /// Last position in the replication log that these changes cover. A peer that has them has all changes up to it.
     pub sequence: i64,
-    /// Lines after that.
+    /// Whether there are further changes after that position.
     pub more: bool,
 }
 
 impl Readers {
-    /// Own changes after a line of the outbox, as many as fit one message.
+    /// Reads the local changes after a position in the replication log, up to the size of one message.
     pub(super) fn outbox(&self, node: ReplicaId, after: i64) -> Result<OutboxPage, Error> {
         self.with(|connection| {
-            // One snapshot, so that no version is told with another version's content.
+            // A single snapshot, so that no version is paired with the content of another.
             let snapshot = connection.unchecked_transaction()?;
             outbox(&snapshot, node, after)
         })
     }
 
-    /// How many lines of the outbox come after this one, and the first and last line there are.
+    /// Reads the first position that is in the replication log, and the last one that was ever assigned.
     pub(super) fn outbox_range(&self) -> Result<(i64, i64), Error> {
         self.with(|connection| {
             let sql = "SELECT ifnull(min(sequence), 0), ifnull((SELECT seq FROM sqlite_sequence \
@@ -53,7 +53,7 @@ impl Readers {
         })
     }
 
-    /// The line up to which each known peer has the own changes.
+    /// Reads for each known peer the position in the replication log up to which it has the local changes.
     pub(super) fn acknowledged(&self) -> Result<Vec<(ReplicaId, i64)>, Error> {
         self.with(|connection| {
             let mut statement = connection.prepare_cached("SELECT node, acknowledged FROM osc_peers")?;
@@ -63,8 +63,8 @@ impl Readers {
         })
     }
 
-    /// The versions of all entries of these buckets, of whole ones until there are about `bytes_max` bytes
-    /// of names and versions, and of one at least.
+    /// Reads the versions of all entries in some buckets: whole buckets, at least one, until names and versions amount
+    /// to about `bytes_max` bytes.
     pub(super) fn versions(&self, buckets: &[usize], bytes_max: usize) -> Result<VersionsPage, Error> {
         self.with(|connection| {
             let sql = r#"SELECT "key", environment, stamp, node, digest FROM osc_versions WHERE bucket = ?1"#;
@@ -90,7 +90,7 @@ impl Readers {
         })
     }
 
-    /// These entries as they are now, as many as fit one message; at least one if there is one.
+    /// Reads the current state of entries, up to the size of one message; at least one if any exists.
     pub(super) fn changes(&self, ids: &[EntryId]) -> Result<Vec<Change>, Error> {
         self.with(|connection| {
             let snapshot = connection.unchecked_transaction()?;
@@ -123,7 +123,7 @@ fn outbox(connection: &Connection, node: ReplicaId, after: i64) -> Result<Outbox
                 page.more = true;
                 return Ok(page);
             }
-            // What a peer has overwritten since is that peer's to tell.
+            // A change that a peer has since overwritten is pushed by that peer.
             if let Some(change) = change(connection, &id)?.filter(|change| change.version.node == node) {
                 bytes += weight(&change);
                 if !page.changes.is_empty() && bytes > CHANGES_BYTES_PER_MESSAGE {
@@ -136,7 +136,8 @@ fn outbox(connection: &Connection, node: ReplicaId, after: i64) -> Result<Outbox
         }
         page.sequence = sequence;
     }
-    // To the very end, also when the last lines were dropped: whoever asks would ask for them forever.
+    // The page ends at the last assigned position, even if the last ones were trimmed: otherwise the peer would request
+    // them indefinitely.
     let last = connection.prepare_cached(LAST_SEQUENCE)?.query_row([], |row| row.get(0))?;
     page.sequence = page.sequence.max(last);
     Ok(page)
@@ -147,7 +148,7 @@ fn change(connection: &Connection, id: &EntryId) -> Result<Option<Change>, Error
     let content = match known.digest == crate::model::Digest::default() {
         true => None,
         false => match exact(connection, &id.key, id.environment.as_deref())?.as_ref().and_then(content_of) {
-            // Another program has just removed or spoilt it; the writer will notice.
+            // Another program has just removed or corrupted the row; the writer will detect it.
             None => return Ok(None),
             content => content,
         },

@@ -1,4 +1,4 @@
-//! Room for the files: how much there is, why there is none, and a reserve of it.
+//! Disk space for the files: available bytes, causes of a shortage, and the reserve for deletions.
 
 use std::ffi::c_int;
 use std::fmt;
@@ -12,21 +12,21 @@ use rusqlite::{Connection, OpenFlags, ffi};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::process::{Resource, getrlimit};
 
-use super::open::{directory_of, sibling};
+use super::paths::{directory_of, sibling};
 use crate::limits::{RESERVE_BYTES, RESERVE_FREE_PART};
 
-/// Where SQLite keeps the index of the WAL.
+/// Location of the wal-index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WalIndex {
-    /// In the `-shm` file, so that other programs can use the database, too.
+    /// The `-shm` file, so that other programs can use the database, too.
     Shared,
-    /// In memory of this process, which has the database for itself: for a disk on which no `-shm` file can be made.
-    /// See <https://sqlite.org/vfs.html#standard_unix_vfses>, `unix-excl`.
+    /// Memory of this process, which then uses the database exclusively: for a disk on which the `-shm` file cannot be
+    /// created. See <https://sqlite.org/vfs.html#standard_unix_vfses>, `unix-excl`.
     Private,
 }
 
 impl WalIndex {
-    /// Opens a database that is there. All connections of a process must be of one kind.
+    /// Opens an existing database. All connections of a process must use the same kind of wal-index.
     pub(super) fn connect(self, path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
         let vfs = match self {
             Self::Shared => c"unix",
@@ -36,32 +36,33 @@ impl WalIndex {
     }
 }
 
-/// Whether SQLite lacked room: on the disk, by a quota, or by the limit of file sizes. It says `SQLITE_FULL` only of
-/// the first; of the others that a write has failed. That leaves nothing in doubt, unlike a sync that fails.
+/// Returns whether SQLite lacked space: on the disk, within a quota, or within the file size limit. SQLite reports
+/// `SQLITE_FULL` only for the first, and a failed write for the others. Unlike after a failed sync, the state on disk
+/// is then known.
 pub(super) fn is_lack_of_room(error: &rusqlite::Error) -> bool {
     const CODES: [c_int; 4] =
         [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_SHMOPEN];
     error.sqlite_error().is_some_and(|error| CODES.contains(&error.extended_code))
 }
 
-/// The same of a call of the system.
+/// Returns whether a system call lacked space.
 pub(super) fn lacks_room(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// Bytes that are free on the file system of a file, for this user.
+/// Returns the bytes that are available to this user on the file system of a file.
 pub(super) fn available_bytes(file: &Path) -> u64 {
     statvfs(directory_of(file)).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
-/// Whether the file system of a file can have another one.
+/// Returns whether the file system of a file has a free inode.
 pub(super) fn has_inodes(file: &Path) -> bool {
-    // File systems without a fixed number of inodes say that they have none in all.
+    // File systems without a fixed number of inodes report a total of zero.
     statvfs(directory_of(file)).map_or(true, |disk| disk.f_files == 0 || disk.f_favail > 0)
 }
 
-/// What a file has no room for, and what to do about it.
+/// Resource that is short for a file, displayed with the remedy.
 #[derive(Debug)]
 pub struct Shortage {
     directory: PathBuf,
@@ -71,7 +72,7 @@ pub struct Shortage {
 }
 
 impl Shortage {
-    /// As it is now.
+    /// Determines the current shortage.
     pub(super) fn of(file: &Path) -> Self {
         let directory = directory_of(file);
         let file_bytes_max = getrlimit(Resource::Fsize).current;
@@ -93,12 +94,12 @@ impl fmt::Display for Shortage {
             }
             Some(bytes) if available >= RESERVE_BYTES => write!(
                 f,
-                "the limit of file sizes is {bytes} bytes: raise it (`ulimit -f`, systemd's LimitFSIZE=)"
+                "the file size limit is {bytes} bytes: raise it (`ulimit -f`, systemd's LimitFSIZE=)"
             ),
             _ if available >= RESERVE_BYTES => {
                 write!(
                     f,
-                    "the quota of this user in {directory} is used up, or writing there fails: make room"
+                    "the disk quota of this user in {directory} is exhausted, or writes there fail: make room"
                 )
             }
             _ => write!(f, "the file system of {directory} has {available} bytes left: make room"),
@@ -106,51 +107,51 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// A file that takes room beside the database, and gives it up for a deletion when there is no other.
+/// File that reserves disk space beside the database, and releases it for a deletion when the disk is full.
 #[derive(Debug)]
 pub(super) struct Reserve {
     path: PathBuf,
-    was_given_up: bool,
-    /// When making it last failed, although there seemed to be room: it is not tried again every second.
+    was_released: bool,
+    /// Time when creating the file last failed although there seemed to be space. It is not retried every second.
     failed: Option<Instant>,
 }
 
-/// Until the reserve is tried again.
+/// Time until creating the reserve is retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Reserve {
-    /// That of a database. It need not be there yet.
+    /// Returns the reserve of a database. Its file may not exist yet.
     pub(super) fn of(database: &Path) -> Self {
-        Self { path: sibling(database, "-reserve"), was_given_up: false, failed: None }
+        Self { path: sibling(database, "-reserve"), was_released: false, failed: None }
     }
 
-    /// Makes the file if there is room for it, and says whether it is there.
+    /// Creates the file if there is space for it, and returns whether it exists.
     pub(super) fn keep(&mut self) -> bool {
         if fs::metadata(&self.path).is_ok_and(|found| found.len() >= RESERVE_BYTES) {
             return true;
         }
-        // It must not be what makes a small disk a full one.
-        let parts = if self.was_given_up { 1 } else { RESERVE_FREE_PART };
+        // The reserve must not fill up a small disk.
+        let parts = if self.was_released { 1 } else { RESERVE_FREE_PART };
         let has_just_failed = self.failed.is_some_and(|failed| failed.elapsed() < RETRY_INTERVAL);
         if has_just_failed || available_bytes(&self.path) / parts < RESERVE_BYTES {
             return false;
         }
-        let made = make(&self.path);
-        if made.is_err() {
-            // The next write would fail for what there is of it.
+        let created = create(&self.path);
+        if created.is_err() {
+            // A partial file would take the space of the next write.
             fs::remove_file(&self.path).ok();
             self.failed = Some(Instant::now());
         }
-        made.is_ok()
+        created.is_ok()
     }
 
     /// Deletes the file.
     pub(super) fn give_up(&mut self) {
-        self.was_given_up |= fs::remove_file(&self.path).is_ok();
+        self.was_released |= fs::remove_file(&self.path).is_ok();
     }
 }
 
-fn make(path: &Path) -> io::Result<()> {
+fn create(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
     Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?)
 }

@@ -1,4 +1,4 @@
-//! Requirements on a salt, and the tag by which a database recognises its own.
+//! Requirements on a salt, and the tag by which a database recognises its salt.
 
 use std::fmt;
 
@@ -7,22 +7,22 @@ use sha2::{Digest, Sha256};
 
 use crate::limits::{SALT_BYTES, SALT_DISTINCT_BYTES_MIN, SALT_TAGGED_BYTES_MIN};
 
-/// Domain of the tag, so that it equals no other MAC under the salt.
+/// Domain separation of the tag from any other MAC under the salt.
 const TAG_MESSAGE: &[u8] = b"opensecureconf salt tag 1";
 
 /// Why a byte string is refused as a salt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaltProblem {
-    /// Its length is not [`SALT_BYTES`].
+    /// Length other than [`SALT_BYTES`].
     Size(usize),
-    /// Random bytes never have so few distinct values.
+    /// Fewer distinct byte values than random bytes ever have.
     Degenerate {
-        /// Distinct byte values in it.
+        /// Number of distinct byte values.
         distinct: usize,
     },
 }
 
-/// Follows the name of the file, or "the salt", in a sentence.
+/// Predicate of a sentence, after the name of the file or "the salt".
 impl fmt::Display for SaltProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -34,7 +34,7 @@ impl fmt::Display for SaltProblem {
     }
 }
 
-/// Why these bytes are refused as a salt; `None` for a proper one.
+/// Returns why these bytes are refused as a salt; `None` for a proper one.
 pub(super) fn problem(salt: &[u8]) -> Option<SaltProblem> {
     if salt.len() != SALT_BYTES {
         return Some(SaltProblem::Size(salt.len()));
@@ -47,17 +47,18 @@ pub(super) fn problem(salt: &[u8]) -> Option<SaltProblem> {
     (distinct < SALT_DISTINCT_BYTES_MIN).then_some(SaltProblem::Degenerate { distinct })
 }
 
-/// HMAC-SHA256 of a constant under the salt, its first 64 bits; `None` for a salt that could be guessed from it.
+/// Computes the tag, the first 64 bits of the HMAC-SHA256 of a constant under the salt; `None` for a salt that could be
+/// guessed from it.
 pub(super) fn tag(salt: &[u8]) -> Option<i64> {
     if salt.len() < SALT_TAGGED_BYTES_MIN {
         return None;
     }
-    let mut mac = Hmac::<Sha256>::new_from_slice(salt).expect("HMAC takes a key of any length");
+    let mut mac = Hmac::<Sha256>::new_from_slice(salt).expect("HMAC accepts keys of any length");
     mac.update(TAG_MESSAGE);
     mac.finalize().into_bytes().first_chunk().copied().map(i64::from_be_bytes)
 }
 
-/// The SHA-256 of a salt, as `sha256sum` prints it for the file.
+/// Computes the SHA-256 of a salt, which `sha256sum` prints for the file.
 pub(super) fn digest(salt: &[u8]) -> [u8; 32] {
     Sha256::digest(salt).into()
 }
@@ -91,7 +92,7 @@ mod tests {
         assert_eq!(problem(&[0xA5; 64]), Some(SaltProblem::Degenerate { distinct: 1 }));
     }
 
-    /// By Python: `hmac.new(bytes(range(64)), b"opensecureconf salt tag 1", "sha256").digest()[:8]`.
+    /// Computed by Python: `hmac.new(bytes(range(64)), b"opensecureconf salt tag 1", "sha256").digest()[:8]`.
     #[test]
     fn the_tag_is_hmac_sha256() {
         let salt: Vec<u8> = (0..64).collect();

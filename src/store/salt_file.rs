@@ -1,5 +1,5 @@
-//! The salt file: read at start, made at the first use. It may yield to another node's salt as long
-//! as nothing was sealed with it, and is never replaced after that.
+//! The salt file: read at startup, generated at the first use. It can be replaced by another node's salt until it has
+//! encrypted anything, and is never replaced after that.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,178 +10,183 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::error::OpenError;
-use super::open::{sibling, sync_directory};
+use super::paths::sibling;
 use super::salt::{self, SaltProblem};
+use super::sync::sync_directory;
 use crate::limits::{SALT_BYTES, SALT_BYTES_MAX};
 
-/// The salt of this node.
+/// Salt of this node.
 #[derive(Debug)]
 pub struct SaltFile {
     path: PathBuf,
-    /// The SHA-256 of a salt that the operator accepts although it would be refused.
+    /// SHA-256 of a salt that the operator accepts although it would be refused.
     accepted: Option<[u8; 32]>,
     salt: RwLock<Option<Arc<[u8]>>>,
-    /// The file as it was when its content was last compared.
-    compared: Mutex<Option<Stat>>,
-    /// Held while the file is made or replaced, and while its use is decided; true once anything was
-    /// sealed with the salt.
-    is_sealed_with: Mutex<bool>,
+    /// Fingerprint of the file when its content was last verified.
+    verified: Mutex<Option<Stat>>,
+    /// Whether anything was encrypted with the salt. Locked while the file is created or replaced, and while this is
+    /// decided.
+    is_pinned: Mutex<bool>,
 }
 
-/// What changes with every change of a file.
+/// Fingerprint of a file that changes whenever the file does.
 type Stat = (u64, u64, i64, i64, i64, i64);
 
-/// What became of a salt that another node sent.
+/// Outcome of importing a salt from another node.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ImportResult {
-    /// There was none; it is this node's salt now.
+    /// This node had no salt, and now uses the imported one.
     Created,
-    /// It is the one that this node has.
+    /// This node already has the same salt.
     Same,
-    /// This node has another one, which stays.
+    /// This node has a different salt, which it keeps.
     Differs,
-    /// There is none here, and the one that was sent is refused.
+    /// This node has no salt, and the imported one is refused.
     Refused(SaltProblem),
 }
 
-/// Outcome of giving up the own salt for a peer's.
+/// Outcome of replacing the local salt by a peer's.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Yielded {
-    /// The peer's salt is this node's salt now.
+    /// This node now uses the peer's salt.
     Taken,
-    /// Something was sealed with the own salt, which stays.
+    /// The local salt has encrypted something, and stays.
     Kept,
     /// The peer's salt is refused.
     Refused(SaltProblem),
 }
 
 impl SaltFile {
-    /// Reads the file if it is there. `accepted` is the SHA-256 of a salt that is used although it is not proper,
-    /// or not the one of the database.
+    /// Reads the file if it exists. `accepted` is the SHA-256 of a salt that is used although it is improper or does
+    /// not match the database.
     ///
     /// # Errors
-    /// When it cannot be read, or is no proper salt.
+    /// Fails if the file cannot be read, or is not a proper salt.
     pub fn open(path: &Path, accepted: Option<[u8; 32]>) -> Result<Self, OpenError> {
         let file = Self {
             path: path.to_owned(),
             accepted,
             salt: RwLock::new(None),
-            compared: Mutex::default(),
-            is_sealed_with: Mutex::new(false),
+            verified: Mutex::default(),
+            is_pinned: Mutex::new(false),
         };
         file.load()?;
         Ok(file)
     }
 
-    /// The salt, if this node has one yet.
+    /// Returns the salt, if this node has one yet.
     pub fn current(&self) -> Option<Arc<[u8]>> {
         self.salt.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Must be true before anything sealed under a key from `salt` is stored: it still is this node's
-    /// salt, and will be for ever after.
+    /// Pins the salt. Must return true before anything encrypted under a key from `salt` is stored: it is still this
+    /// node's salt, and remains so permanently.
     pub fn pin(&self, salt: &[u8]) -> bool {
-        let mut is_sealed_with = self.lock();
+        let mut is_pinned = self.lock();
         let is_current = self.current().is_some_and(|current| *current == *salt);
-        *is_sealed_with |= is_current;
+        *is_pinned |= is_current;
         is_current
     }
 
-    /// Whether anything was sealed with the salt, so that it can no longer yield.
+    /// Returns whether the salt has encrypted anything, and can no longer be replaced.
     pub fn is_pinned(&self) -> bool {
         *self.lock()
     }
 
-    /// Says that the database has entries.
+    /// Pins the salt because the database has entries.
     pub(super) fn set_pinned(&self) {
         *self.lock() = true;
     }
 
-    /// Whether the file holds the salt that is in use. It may be another file: Kubernetes replaces those of a Secret.
+    /// Returns whether the file contains the salt in use. The file itself may be a different one: Kubernetes replaces
+    /// the files of a Secret.
     pub(super) fn is_in_place(&self) -> bool {
         let Some(current) = self.current() else { return true };
         let found = fs::metadata(&self.path).ok().map(|found| {
             (found.dev(), found.ino(), found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec())
         });
-        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.is_none() || *compared != found {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_none() || *verified != found {
             let is_same = matches!(read(&self.path), Ok(Some(bytes)) if *bytes == *current);
-            *compared = found.filter(|_| is_same);
+            *verified = found.filter(|_| is_same);
         }
-        compared.is_some()
+        verified.is_some()
     }
 
-    /// The path of the file.
+    /// Returns the path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The tag of the salt, for the database; `None` without a salt, and for one too short to have a tag.
+    /// Returns the tag of the salt for the database; `None` without a salt, or if the salt is too short for a tag.
     pub(super) fn tag(&self) -> Option<i64> {
         self.current().as_deref().and_then(salt::tag)
     }
 
-    /// Whether the operator has named this salt in `OSC_ACCEPT_SALT`.
+    /// Returns whether the operator has named this salt in `OSC_ACCEPT_SALT`.
     pub(super) fn is_accepted(&self, salt: &[u8]) -> bool {
         self.accepted.is_some_and(|accepted| accepted == salt::digest(salt))
     }
 
-    /// The salt, made now if there is none.
+    /// Returns the salt, and generates it if there is none.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails if the file cannot be written.
     pub fn current_or_new(&self) -> Result<Arc<[u8]>, OpenError> {
         if let Some(salt) = self.current() {
             return Ok(salt);
         }
-        let _making = self.lock();
+        let _guard = self.lock();
         if self.load()?.is_none() {
             let mut fresh = [0; SALT_BYTES];
             getrandom::fill(&mut fresh).map_err(|error| {
                 OpenError::access("get random bytes for", &self.path, io::Error::other(error))
             })?;
             self.write(&fresh, false)?;
-            tracing::info!(path = %self.path.display(), "made a new salt; keep a copy of it, no entry opens without it");
+            tracing::info!(
+                path = %self.path.display(),
+                "generated a new salt; back it up, entries cannot be decrypted without it"
+            );
         }
-        Ok(self.current().expect("load or write has set it"))
+        Ok(self.current().expect("the salt is set by load or write"))
     }
 
-    /// Takes the salt of another node if this one has none.
+    /// Adopts the salt of another node if this node has none.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub fn adopt(&self, sent: &[u8]) -> Result<ImportResult, OpenError> {
-        let _making = self.lock();
+    /// Fails if the file cannot be written.
+    pub fn adopt(&self, imported: &[u8]) -> Result<ImportResult, OpenError> {
+        let _guard = self.lock();
         match self.load()? {
-            Some(own) if *own == *sent => Ok(ImportResult::Same),
+            Some(local) if *local == *imported => Ok(ImportResult::Same),
             Some(_) => Ok(ImportResult::Differs),
-            None => match self.problem(sent) {
+            None => match self.problem(imported) {
                 Some(problem) => Ok(ImportResult::Refused(problem)),
                 None => {
-                    self.write(sent, false)?;
+                    self.write(imported, false)?;
                     Ok(ImportResult::Created)
                 }
             },
         }
     }
 
-    /// Gives up the own salt, with which nothing was sealed yet, for another node's.
+    /// Replaces a local salt that has not encrypted anything by another node's.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Fails if the file cannot be written.
     pub fn replace_unused(&self, other: &[u8]) -> Result<Yielded, OpenError> {
-        let is_sealed_with = self.lock();
-        let own = self.load()?;
-        if own.as_deref() == Some(other) {
+        let is_pinned = self.lock();
+        let local = self.load()?;
+        if local.as_deref() == Some(other) {
             return Ok(Yielded::Taken);
         }
-        if *is_sealed_with && own.is_some() {
+        if *is_pinned && local.is_some() {
             return Ok(Yielded::Kept);
         }
         if let Some(problem) = self.problem(other) {
             return Ok(Yielded::Refused(problem));
         }
-        self.write(other, own.is_some())?;
+        self.write(other, local.is_some())?;
         Ok(Yielded::Taken)
     }
 
@@ -190,10 +195,10 @@ impl SaltFile {
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
-        self.is_sealed_with.lock().unwrap_or_else(PoisonError::into_inner)
+        self.is_pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An operator may have put the file there since the start, so the disk is asked again while there is none.
+    /// Reads the file unless the salt is loaded: an operator may have put the file in place since startup.
     fn load(&self) -> Result<Option<Arc<[u8]>>, OpenError> {
         if self.current().is_none()
             && let Some(bytes) = read(&self.path)?
@@ -209,8 +214,9 @@ impl SaltFile {
         if self.is_accepted(bytes) {
             tracing::warn!(
                 path = %self.path.display(),
-                "the salt file {problem}; it is used because OSC_ACCEPT_SALT names it: user keys are easier to guess \
-                 than with a proper salt, so move the entries to a server that has one"
+                %problem,
+                "using an improper salt because OSC_ACCEPT_SALT names it: user keys are easier to guess, so move the \
+                 entries to a server with a proper salt"
             );
             return Ok(());
         }
@@ -224,8 +230,8 @@ impl SaltFile {
             path: self.path.clone(),
             what: format!("{problem}{origin}"),
             remedy: "restore the salt file from a backup or from another node; if no entry was ever stored, delete it; \
-                     if the entries were sealed with this very file, set OSC_ACCEPT_SALT to its SHA-256 (sha256sum \
-                     FILE) to use it all the same",
+                     if the entries were encrypted with exactly this file, set OSC_ACCEPT_SALT to its SHA-256 \
+                     (sha256sum FILE) to use it anyway",
         })
     }
 
@@ -233,7 +239,7 @@ impl SaltFile {
         *self.salt.write().unwrap_or_else(PoisonError::into_inner) = Some(salt.into());
     }
 
-    /// Whole or not at all; over an existing file only if told so.
+    /// Writes the file, completely or not at all. Replaces an existing file only if `replaces`.
     fn write(&self, salt: &[u8], replaces: bool) -> Result<(), OpenError> {
         let unfinished = sibling(&self.path, ".unfinished");
         let result = write_new(&unfinished, salt).and_then(|()| match replaces {
@@ -251,7 +257,7 @@ impl SaltFile {
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Left over from a crash; the lock on the data files says that nobody else is writing it.
+    // A file left over from a crash: the data lock rules out a concurrent writer.
     fs::remove_file(path).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
@@ -264,7 +270,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            // The file system has no such rename; a link does not replace either.
+            // The file system does not support this flag; a hard link does not replace an existing file either.
             fs::hard_link(from, to)?;
             fs::remove_file(from)
         }
@@ -307,7 +313,7 @@ mod tests {
 
     use super::*;
 
-    /// A proper salt, another one for each number.
+    /// Returns a proper salt, different for each number.
     fn salt(number: u8) -> Vec<u8> {
         (0..64).map(|at: u8| at ^ number).collect()
     }
@@ -317,14 +323,14 @@ mod tests {
     }
 
     #[test]
-    fn first_uses_at_once_make_one_salt() {
+    fn concurrent_first_uses_generate_one_salt() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("encryption.salt");
         let file = open(&path);
         assert!(file.current().is_none() && !path.exists());
         let salts: Vec<Vec<u8>> = std::thread::scope(|scope| {
-            let make = || scope.spawn(|| file.current_or_new().expect("writable").to_vec());
-            let threads: Vec<_> = (0..16).map(|_| make()).collect();
+            let generate = || scope.spawn(|| file.current_or_new().expect("writable").to_vec());
+            let threads: Vec<_> = (0..16).map(|_| generate()).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
         });
         let written = fs::read(&path).expect("the file is there");
@@ -334,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn adopting() {
+    fn a_salt_is_adopted_only_by_a_node_without_one() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let file = open(&directory.path().join("s"));
         for size in [0, 1, 63, 65, 4096] {
@@ -351,11 +357,11 @@ mod tests {
     }
 
     #[test]
-    fn a_salt_yields_until_something_was_sealed_with_it() {
+    fn a_salt_is_replaceable_until_it_is_pinned() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("s");
         let file = open(&path);
-        let own = file.current_or_new().expect("writable");
+        let local = file.current_or_new().expect("writable");
         for (peers, problem) in
             [(vec![3; 64], SaltProblem::Degenerate { distinct: 1 }), (vec![3; 63], SaltProblem::Size(63))]
         {
@@ -363,31 +369,31 @@ mod tests {
         }
         assert_eq!(file.replace_unused(&salt(1)).expect("writable"), Yielded::Taken);
         assert_eq!(fs::read(&path).expect("there"), salt(1));
-        assert!(!file.pin(&own), "a key from the old salt must not be used");
+        assert!(!file.pin(&local), "a key from the old salt must not be used");
         assert!(!file.is_pinned() && file.pin(&salt(1)) && file.is_pinned());
         assert_eq!(file.replace_unused(&salt(2)).expect("nothing is written"), Yielded::Kept);
         assert_eq!(
             file.replace_unused(&salt(1)).expect("nothing is written"),
             Yielded::Taken,
-            "it has that one"
+            "the node already has this salt"
         );
         assert_eq!(fs::read(&path).expect("there"), salt(1));
     }
 
     #[test]
-    fn a_salt_that_appears_is_found_and_kept() {
+    fn a_salt_file_that_appears_later_is_loaded() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("s");
         let file = open(&path);
         fs::write(&path, [9; 64]).expect("writable");
-        assert!(file.current_or_new().is_err() && file.current().is_none(), "no proper salt");
+        assert!(file.current_or_new().is_err() && file.current().is_none(), "an improper salt");
         fs::write(&path, salt(9)).expect("writable");
         assert_eq!(*file.current_or_new().expect("readable"), salt(9));
         assert_eq!(fs::read(&path).expect("there"), salt(9));
     }
 
     #[test]
-    fn only_the_salt_that_is_named_is_accepted() {
+    fn an_improper_salt_is_accepted_only_if_named() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("s");
         assert!(SaltFile::open(directory.path(), None).is_err());
@@ -401,7 +407,7 @@ mod tests {
             fs::write(&path, bytes).expect("writable");
             let digest = salt::digest(bytes);
             for accepted in [None, Some(salt::digest(b"another"))] {
-                let refused = SaltFile::open(&path, accepted).expect_err("no proper salt").to_string();
+                let refused = SaltFile::open(&path, accepted).expect_err("an improper salt").to_string();
                 assert!(refused.contains(reason), "{refused}");
             }
             let can_be_accepted = (1..=SALT_BYTES_MAX).contains(&(bytes.len() as u64));

@@ -1,37 +1,38 @@
-//! The table of the original in its three generations, and the one migration that serves them all.
+//! Database schema: the table of the Python server in its three generations, and their single migration.
 //!
-//! `configurations` keeps its columns. A file of the 2.0 generation gets the three that later
-//! generations have (nullable, so that the original's own INSERT goes on working), and the unique
-//! index on the key becomes one on key and environment. Nothing here uses STRICT tables, so that the
-//! SQLite of an older Python still reads the file. See `docs/decisions/0003-one-table.md`.
+//! `configurations` keeps its columns. A file of the 2.0 generation gets the three columns of the later generations;
+//! they are nullable, so that the INSERT of the Python server keeps working. The unique index on the key becomes one on
+//! key and environment. No table is STRICT, so that the SQLite of an older Python can still read the file. See
+//! `docs/decisions/0003-one-table.md`.
 
 use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
+use super::column::lossy_text;
 use super::error::{Error, OpenError};
 
-/// Which generation of the original made the file.
+/// Generation of the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Generation {
     /// No table yet.
     Fresh,
-    /// 2.0 and 2.1: no environments.
+    /// Python server 2.0 and 2.1: no environments.
     V20,
-    /// 2.2 and 2.3: environments that may be NULL; the key alone is unique.
+    /// Python server 2.2 and 2.3: nullable environments; the key alone is unique.
     V23,
-    /// 3.x: environments that may not be NULL; key and environment are unique.
+    /// Python server 3.x: environments are NOT NULL; key and environment together are unique.
     V3,
     /// Migrated by this server.
     Ours,
 }
 
-/// How a file spells what is not there: NULL, unless its column may not be NULL.
+/// Encoding of missing values in a file: NULL, unless the column is NOT NULL.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct NullEncoding {
-    /// "No environment", in files that came from 3.x.
+    /// Value for "no environment", in files that came from 3.x.
     pub(super) no_environment: Option<&'static str>,
-    /// A time that is not known, in files that came from 2.2 or later.
+    /// Value for an unknown time, in files that came from 2.2 or later.
     pub(super) no_time: Option<&'static str>,
 }
 
@@ -47,9 +48,9 @@ impl Generation {
     }
 }
 
-/// The row of `osc_meta` with the tag of the salt.
+/// Name of the `osc_meta` row with the tag of the salt.
 const SALT_TAG: &str = "salt_tag";
-/// Version of what this server adds to the file; a larger one was written by a later release.
+/// Version of this server's additions to the schema; a larger one was written by a later release.
 const SCHEMA_VERSION: i64 = 2;
 
 const TABLE: &str = r#"
@@ -77,7 +78,7 @@ CREATE UNIQUE INDEX osc_key_environment ON configurations ("key", ifnull(environ
 CREATE TABLE osc_meta (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 "#;
 
-/// Since schema 2: what a cluster needs to know. Empty as long as the node has never been in one.
+/// Cluster tables, since schema 2. Empty until the node is in a cluster for the first time.
 const CLUSTER: &str = r#"
 CREATE TABLE osc_versions (
     bucket INTEGER NOT NULL,
@@ -105,10 +106,10 @@ CREATE TABLE osc_foreign (
 ) WITHOUT ROWID;
 "#;
 
-/// The row of `osc_meta` with the greatest id of a deleted entry.
+/// Name of the `osc_meta` row with the greatest id of a deleted entry.
 pub(super) const LAST_ID: &str = "last_id";
 
-/// A column as `PRAGMA table_xinfo` tells it.
+/// Column as reported by `PRAGMA table_xinfo`.
 struct Column {
     name: String,
     kind: String,
@@ -116,10 +117,10 @@ struct Column {
     primary_key: bool,
 }
 
-/// Finds out which generation the file is, reading only.
+/// Detects the generation of the file without writing to it.
 ///
 /// # Errors
-/// When it is none of them: the message says what was found.
+/// Fails if the schema is unknown; the message names what was found.
 pub(super) fn detect(connection: &Connection, path: &Path) -> Result<Generation, OpenError> {
     let sql = |source| OpenError::sqlite(path, source);
     let columns = columns(connection).map_err(sql)?;
@@ -129,29 +130,30 @@ pub(super) fn detect(connection: &Connection, path: &Path) -> Result<Generation,
         if tables == 0 {
             return Ok(Generation::Fresh);
         }
-        return Err(foreign(
+        return Err(unknown_schema(
             path,
             "is a SQLite database of another program: it has no table \"configurations\"",
         ));
     }
     let generation = by_columns(&columns).ok_or_else(|| {
         let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
-        foreign(path, &format!("has a table \"configurations\" of another shape ({})", names.join(", ")))
+        let what = format!("has a table \"configurations\" with unexpected columns ({})", names.join(", "));
+        unknown_schema(path, &what)
     })?;
     match ours_version(connection).map_err(sql)? {
         None => Ok(generation),
         Some(version) if version > SCHEMA_VERSION => Err(OpenError::Unusable {
             path: path.to_owned(),
             what: format!(
-                "was written by a later release (schema {version}, this one knows {SCHEMA_VERSION})"
+                "was written by a later release (schema {version}, this one supports {SCHEMA_VERSION})"
             ),
-            remedy: "start that release, or restore the copy that was made before its migration",
+            remedy: "use that release, or restore the copy that was made before its migration",
         }),
         Some(_) => Ok(Generation::Ours),
     }
 }
 
-fn foreign(path: &Path, what: &str) -> OpenError {
+fn unknown_schema(path: &Path, what: &str) -> OpenError {
     OpenError::Unusable {
         path: path.to_owned(),
         what: what.to_owned(),
@@ -199,23 +201,24 @@ fn ours_version(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     }
 }
 
-/// Part of the first commit on an empty WAL: says on which cycle the WAL builds. The number itself is
-/// written again, although it stays the same, so that its page is in every part of the WAL: otherwise
-/// a WAL that was copied too early would show the number of whatever database it lies beside.
+/// Begins a checkpoint cycle, in the first commit on an empty WAL, by recording the cycle that the WAL is based on.
+///
+/// The cycle number itself is rewritten unchanged, so that its page is in every prefix of the WAL: otherwise a WAL that
+/// was copied too early would show the number of any database that it is beside.
 pub(super) fn begin_cycle(connection: &Connection) -> rusqlite::Result<()> {
     let cycle: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     set_meta(connection, "wal_base", cycle)?;
     connection.pragma_update(None, "user_version", cycle)
 }
 
-/// The last commit before the WAL is emptied: its cycle number goes into the database with it.
-/// `open::check_wal_belongs` relies on this: the database is never more than one ahead of `wal_base`.
+/// Ends a checkpoint cycle, in the last commit before the WAL is emptied, which moves the next cycle number into the
+/// database. `open::check_wal_belongs` relies on this: the database is never more than one ahead of `wal_base`.
 pub(super) fn end_cycle(connection: &Connection) -> rusqlite::Result<()> {
     let base = meta(connection, "wal_base")?.unwrap_or(0);
     connection.pragma_update(None, "user_version", i32::try_from(base + 1).unwrap_or(0))
 }
 
-/// The greatest id that any entry has or had; zero if there was none.
+/// Reads the greatest id that any entry has or had; zero if there was no entry.
 pub(super) fn last_id(connection: &Connection) -> rusqlite::Result<i64> {
     let greatest = connection
         .prepare_cached("SELECT max(id) FROM configurations")?
@@ -223,12 +226,12 @@ pub(super) fn last_id(connection: &Connection) -> rusqlite::Result<i64> {
     Ok(greatest.max(meta(connection, LAST_ID)?).unwrap_or(0).max(0))
 }
 
-/// Remembers the id of an entry that is about to be deleted, if no other has a greater one.
+/// Records the id of an entry that is about to be deleted, if it is the greatest one.
 pub(super) fn retire_id(connection: &Connection, id: i64) -> rusqlite::Result<()> {
     if last_id(connection)? == id { set_meta(connection, LAST_ID, id) } else { Ok(()) }
 }
 
-/// A write that changes nothing, to see whether one is possible.
+/// Probes whether writes are possible, by a write that changes nothing.
 pub(super) fn touch(connection: &Connection) -> Result<(), Error> {
     connection
         .prepare_cached("UPDATE osc_meta SET value = value WHERE name = 'schema'")?
@@ -237,16 +240,16 @@ pub(super) fn touch(connection: &Connection) -> Result<(), Error> {
         .map_err(Error::from)
 }
 
-/// Whether a database file, read without its WAL, holds a part of the cycle that the WAL begins: it is a backup, or a
-/// checkpoint was cut short by a reader.
+/// Returns whether a database file, read without its WAL, contains a part of the cycle that the WAL begins: it is a
+/// backup, or a reader interrupted a checkpoint.
 pub(super) fn is_in_mid_cycle(file_alone: &Connection) -> rusqlite::Result<bool> {
     let cycle: i64 = file_alone.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    // In the first cycle of a file that an earlier release made, the two are equal from the beginning.
+    // In the first cycle of a file from an earlier release, the two are equal from the beginning.
     let is_known = cycle > 0 || meta(file_alone, "wal_base_precedes")?.is_some();
     Ok(is_known && meta(file_alone, "wal_base")? == Some(cycle))
 }
 
-/// A number of the side table `osc_meta`.
+/// Reads a number from the table `osc_meta`.
 pub(super) fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
     connection
         .prepare_cached("SELECT value FROM osc_meta WHERE name = ?1")?
@@ -254,7 +257,7 @@ pub(super) fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Opti
         .optional()
 }
 
-/// Sets a number of the side table `osc_meta`.
+/// Sets a number in the table `osc_meta`.
 pub(super) fn set_meta(connection: &Connection, name: &str, value: i64) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
@@ -264,12 +267,12 @@ pub(super) fn set_meta(connection: &Connection, name: &str, value: i64) -> rusql
         .map(|_| ())
 }
 
-/// The tag of the salt that the entries were sealed with; `None` if it is not known.
+/// Reads the tag of the salt that encrypted the entries; `None` if it is unknown.
 pub(super) fn salt_tag(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     meta(connection, SALT_TAG)
 }
 
-/// Binds the database to the salt with this tag; to none if that salt has no tag.
+/// Binds the database to the salt with this tag; with `None`, removes the binding.
 pub(super) fn set_salt_tag(connection: &Connection, tag: Option<i64>) -> rusqlite::Result<()> {
     match tag {
         Some(tag) => set_meta(connection, SALT_TAG, tag),
@@ -279,7 +282,7 @@ pub(super) fn set_salt_tag(connection: &Connection, tag: Option<i64>) -> rusqlit
     }
 }
 
-/// Two entries with one key and environment, which the new unique index could not hold.
+/// Returns the key of two entries that have the same key and environment, which would violate the new unique index.
 pub(super) fn duplicate_key(
     connection: &Connection,
     generation: Generation,
@@ -291,10 +294,10 @@ pub(super) fn duplicate_key(
         }
         Generation::Fresh | Generation::Ours => return Ok(None),
     };
-    connection.query_row(sql, [], |row| row.get_ref(0).map(super::reader::lossy_text)).optional()
+    connection.query_row(sql, [], |row| row.get_ref(0).map(lossy_text)).optional()
 }
 
-/// How the migrated file spells what is not there.
+/// Determines the encoding of missing values in the migrated file.
 pub(super) fn spelling(connection: &Connection) -> rusqlite::Result<NullEncoding> {
     let not_null: Vec<String> =
         columns(connection)?.into_iter().filter(|column| column.not_null).map(|column| column.name).collect();
@@ -305,12 +308,12 @@ pub(super) fn spelling(connection: &Connection) -> rusqlite::Result<NullEncoding
     })
 }
 
-/// Whether the file needs no migration.
+/// Returns whether the file needs no migration.
 pub(super) fn is_current(connection: &Connection, generation: Generation) -> rusqlite::Result<bool> {
     Ok(generation == Generation::Ours && meta(connection, "schema")? == Some(SCHEMA_VERSION))
 }
 
-/// Brings the file to the current shape in one transaction.
+/// Migrates the file to the current schema in one transaction.
 pub(super) fn migrate(connection: &mut Connection, generation: Generation) -> rusqlite::Result<()> {
     if is_current(connection, generation)? {
         return Ok(());
@@ -324,8 +327,8 @@ pub(super) fn migrate(connection: &mut Connection, generation: Generation) -> ru
     if generation != Generation::Ours {
         transaction.execute_batch(OURS)?;
         let cycle: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        // Of the cycle before: in the file alone, the base is that of the cycle only if it was copied in the middle of
-        // one.
+        // The base is the previous cycle: in the file without its WAL, the base equals the cycle only if the file was
+        // copied in the middle of one.
         set_meta(&transaction, "wal_base", cycle - 1)?;
         set_meta(&transaction, "wal_base_precedes", 1)?;
     }

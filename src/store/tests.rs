@@ -1,4 +1,4 @@
-//! The store on real files: groups of writes, coherence, other programs' rows.
+//! Tests of the store on real files: batches of writes, coherence, and rows of external programs.
 
 use futures_lite::future::block_on;
 
@@ -20,15 +20,15 @@ impl Fixture {
 
     fn at(directory: tempfile::TempDir) -> Self {
         let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
-        // The store refuses entries without a salt, and these tests need none to seal with.
+        // The store refuses entries without a salt, and these tests do not encrypt with it.
         fs::write(&salt, PROPER_SALT).expect("writable");
-        let options = Options::alone(Box::new(|error| panic!("the writer gave up: {error}")));
+        let options = Options::alone(Box::new(|error| panic!("fatal error of the writer: {error}")));
         let store = Store::open(&database, &salt, options).expect("new files open");
         Self { store: Arc::new(store), directory }
     }
 
     fn write(&self, write: Write, owner: OwnerTag) -> WriteResult {
-        block_on(self.store.write(write, owner).expect("there is room")).expect("the writer answers")
+        block_on(self.store.write(write, owner).expect("queued")).expect("a reply of the writer")
     }
 
     fn create(&self, key: &str, environment: Option<&str>, sealed: &[u8]) -> WriteResult {
@@ -36,8 +36,8 @@ impl Fixture {
     }
 
     fn sealed(&self, key: &str, environment: Option<&str>) -> Option<Vec<u8>> {
-        let group = self.store.group(key).expect("readable").expect("not too many");
-        let row = group.exact(environment)?;
+        let entries = self.store.group(key).expect("readable").expect("not too many");
+        let row = entries.exact(environment)?;
         row.ciphertext.as_ref().map(|sealed| sealed.as_bytes().to_vec())
     }
 }
@@ -66,26 +66,26 @@ fn the_bundled_sqlite_is_new_enough() {
 }
 
 #[test]
-fn one_failing_job_does_not_fail_its_group() {
+fn one_failing_job_does_not_fail_its_batch() {
     let fixture = Fixture::new();
     fixture.create("taken", None, b"first").expect("new");
-    // The writer is held back, so that all of these are in one transaction.
-    let held = rusqlite::Connection::open(fixture.directory.path().join("c.db")).expect("there");
-    held.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
-    let submit = |write| fixture.store.write(write, ALICE).expect("there is room");
+    // A lock delays the writer, so that all of these are in one transaction.
+    let locker = rusqlite::Connection::open(fixture.directory.path().join("c.db")).expect("there");
+    locker.execute_batch("BEGIN IMMEDIATE").expect("no other writer");
+    let submit = |write| fixture.store.write(write, ALICE).expect("queued");
     let first = submit(create("head", None, b"h"));
-    let answers = [
+    let receivers = [
         submit(create("a", None, b"a")),
         submit(create("taken", None, b"second")),
         submit(create("b", None, b"b")),
         submit(create("a", None, b"again")),
         submit(create("a", Some("e"), b"other environment")),
     ];
-    held.execute_batch("COMMIT").expect("nobody writes");
-    block_on(first).expect("answered").expect("new");
+    locker.execute_batch("COMMIT").expect("no other writer");
+    block_on(first).expect("reply").expect("new");
     let mut created = Vec::new();
-    for answer in answers {
-        created.push(block_on(answer).expect("answered").is_ok());
+    for receiver in receivers {
+        created.push(block_on(receiver).expect("reply").is_ok());
     }
     assert_eq!(created, [true, false, true, false, true]);
     assert_eq!(fixture.sealed("taken", None).as_deref(), Some(&b"first"[..]));
@@ -95,21 +95,21 @@ fn one_failing_job_does_not_fail_its_group() {
 }
 
 #[test]
-fn a_change_needs_the_row_that_was_seen_or_the_same_owner() {
+fn a_change_requires_the_row_that_was_read_or_the_same_owner() {
     let fixture = Fixture::new();
     let first = fixture.create("k", None, b"1").expect("new");
-    // Who wrote a row is remembered as long as it is cached; otherwise the owner must look again, too.
+    // The writer of a row is known only while the row is cached; afterwards the owner must read it again, too.
     fixture.store.group("k").expect("readable");
     let second = fixture.write(update(&first, b"2"), ALICE).expect("seen");
-    // Alice has written since: what she saw before is as good.
+    // Alice has written since, so the row that she read before is still valid for her.
     fixture.write(update(&first, b"3"), ALICE).expect("the same owner");
-    // Bob must look again.
+    // Bob must read it again.
     let refused = fixture.write(update(&second, b"4"), BOB);
     assert!(matches!(refused, Err(WriteError::Changed)), "{refused:?}");
     let refused = fixture.write(Write::Delete { seen: Arc::clone(&second) }, BOB);
     assert!(matches!(refused, Err(WriteError::Changed)), "{refused:?}");
     assert_eq!(fixture.sealed("k", None).as_deref(), Some(&b"3"[..]));
-    // A new entry of the same name is another one.
+    // A new entry of the same name is a different one.
     fixture.write(Write::Delete { seen: Arc::clone(&second) }, ALICE).expect("the same owner");
     fixture.create("other", None, b"o").expect("new");
     fixture.write(create("k", None, b"5"), BOB).expect("gone");
@@ -118,7 +118,7 @@ fn a_change_needs_the_row_that_was_seen_or_the_same_owner() {
 }
 
 #[test]
-fn moving_to_another_environment() {
+fn an_entry_moves_to_a_free_environment_only() {
     let fixture = Fixture::new();
     let plain = fixture.create("k", None, b"1").expect("new");
     let production = fixture.create("k", Some("production"), b"2").expect("new");
@@ -137,15 +137,12 @@ fn moving_to_another_environment() {
     assert_eq!(fixture.sealed("k", None), None);
     assert_eq!(fixture.sealed("k", Some("staging")).as_deref(), Some(&b"3"[..]));
     assert_eq!(fixture.sealed("k", Some("production")).as_deref(), Some(&b"2"[..]));
-    assert!(
-        matches!(fixture.write(to(&plain, "x"), ALICE), Err(WriteError::Changed)),
-        "it is not there any more"
-    );
+    assert!(matches!(fixture.write(to(&plain, "x"), ALICE), Err(WriteError::Changed)), "the entry has moved");
     fixture.write(Write::Delete { seen: production }, ALICE).expect("there");
 }
 
 #[test]
-fn what_is_cached_is_what_is_stored() {
+fn cache_and_database_agree_after_each_write() {
     let fixture = Fixture::new();
     let mut row = fixture.create("k", None, b"0").expect("new");
     fixture.store.group("k").expect("readable");
@@ -195,7 +192,7 @@ fn pages_end_where_the_next_begins() {
 }
 
 #[test]
-fn rows_of_other_programs_are_shown_as_far_as_they_can_be() {
+fn readable_rows_of_external_programs_are_listed() {
     let fixture = Fixture::new();
     let database = rusqlite::Connection::open(fixture.directory.path().join("c.db")).expect("there");
     database
@@ -214,7 +211,7 @@ fn rows_of_other_programs_are_shown_as_far_as_they_can_be() {
 }
 
 #[test]
-fn the_log_is_emptied_and_its_cycles_are_counted() {
+fn the_wal_is_emptied_and_its_cycles_are_counted() {
     let fixture = Fixture::new();
     let wal = fixture.directory.path().join("c.db-wal");
     let largest = crate::limits::WAL_PAGES_MAX as u64 * 4200 + (1 << 20);
@@ -227,29 +224,29 @@ fn the_log_is_emptied_and_its_cycles_are_counted() {
     assert!(!wal.exists());
     let database = fs::read(fixture.directory.path().join("c.db")).expect("there");
     let cycle = u32::from_be_bytes(database[60..64].try_into().expect("four bytes"));
-    assert!(cycle >= 2, "one for each time the log was emptied: {cycle}");
+    assert!(cycle >= 2, "one per time that the WAL was emptied: {cycle}");
 }
 
 #[test]
-fn a_closed_store_takes_no_more_writes() {
+fn a_closed_store_refuses_writes() {
     let fixture = Fixture::new();
     fixture.create("k", None, b"1").expect("new");
     fixture.store.close();
     assert!(matches!(fixture.store.write(create("x", None, b"1"), ALICE), Err(Error::Stopped)));
     let Fixture { store, directory } = fixture;
     drop(store);
-    let again = Fixture::at(directory);
-    assert_eq!(again.sealed("k", None).as_deref(), Some(&b"1"[..]));
+    let reopened = Fixture::at(directory);
+    assert_eq!(reopened.sealed("k", None).as_deref(), Some(&b"1"[..]));
 }
 
-/// Neither does the writer stop while another program reads for long, nor does the log stay as large as it
-/// grew by that.
+/// While another program reads for a long time, the writer keeps working, and the WAL that has grown is emptied
+/// afterwards.
 #[test]
-fn the_log_is_emptied_once_a_long_reader_is_gone() {
+fn the_wal_is_emptied_once_a_long_reader_has_finished() {
     let fixture = Fixture::new();
     fixture.create("first", None, b"1").expect("new");
     let path = fixture.directory.path().join("c.db");
-    let wal = || fs::metadata(open::sibling(&path, "-wal")).map_or(0, |metadata| metadata.len());
+    let wal = || fs::metadata(paths::sibling(&path, "-wal")).map_or(0, |metadata| metadata.len());
     let mut reader = rusqlite::Connection::open(&path).expect("there");
     let snapshot = reader.transaction().expect("a snapshot");
     let count = |connection: &rusqlite::Connection| -> i64 {

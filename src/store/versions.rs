@@ -1,7 +1,7 @@
-//! Versions of entries, tombstones and the outbox: what makes a store one of a cluster.
+//! Versions of entries, tombstones and the replication log, which a store in a cluster maintains.
 //!
-//! Everything here happens on the writer's thread, in the transaction of the row it concerns. A
-//! store that was never in a cluster has no versions, and pays nothing for them.
+//! All changes are made on the writer thread, in the transaction that changes the row. A store that was never in a
+//! cluster has no versions and incurs no cost for them. The replication log is the table `osc_outbox`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,24 +18,23 @@ use crate::model::{
     Version, VersionedDigest,
 };
 
-/// The writer's knowledge of versions.
+/// Versions as maintained by the writer.
 pub(super) struct Versions {
     node: ReplicaId,
     clock: HybridClock,
-    /// The database says that stamps up to here may have been given out.
+    /// Upper bound of the timestamps that may have been issued, as recorded in the database.
     reserved: HlcTimestamp,
     wall_clock: WallClock,
     is_clustered: bool,
     buckets: Arc<DigestTable>,
     horizon: Arc<Mutex<TombstoneHorizon>>,
-    /// The number of the last line of the outbox.
+    /// Last position in the replication log.
     last_sequence: i64,
-    /// Versions ahead of the clock in the buckets that were added up since the start.
+    /// Number of versions ahead of the clock in the buckets loaded since startup.
     ahead_count: i64,
 }
 
-/// Programs other than this server note here what they change; the writer's own connection has
-/// triggers switched off.
+/// Triggers that record the entries changed by external programs. They are disabled on the writer's connection.
 const TRIGGERS: &str = r#"
 CREATE TRIGGER IF NOT EXISTS osc_foreign_insert AFTER INSERT ON configurations BEGIN
     INSERT OR REPLACE INTO osc_foreign VALUES (new."key", ifnull(new.environment, ''));
@@ -49,31 +48,32 @@ CREATE TRIGGER IF NOT EXISTS osc_foreign_delete AFTER DELETE ON configurations B
 END;
 "#;
 
-/// Also when the outbox is empty: lines are never numbered twice.
+/// Query for the last assigned position of the replication log, even if the log is empty: positions are never reused.
 pub(super) const LAST_SEQUENCE: &str =
     "SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'osc_outbox'), 0)";
 
-/// Whether this store has ever been in a cluster.
+/// Returns whether this store has ever been in a cluster.
 pub(super) fn are_kept(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(schema::meta(connection, "node")?.is_some())
 }
 
 impl Versions {
-    /// Begins to keep versions, for which every entry gets one, or goes on with them. The digests are still to be added up.
+    /// Opens the versions, and assigns one to every entry if there were none. The digests must be loaded afterwards by
+    /// [`Self::load_next_bucket`].
     pub(super) fn open(
         connection: &mut Connection,
         random: u64,
-        keeping: VersioningOptions,
+        options: VersioningOptions,
         buckets: Arc<DigestTable>,
         horizon: Arc<Mutex<TombstoneHorizon>>,
     ) -> rusqlite::Result<Self> {
-        let VersioningOptions { is_clustered, wall_clock, .. } = keeping;
+        let VersioningOptions { is_clustered, wall_clock, .. } = options;
         let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
-        // This may be the first commit of a cycle; if it is not, it says the same again.
+        // This may be the first commit of a cycle; if it is not, it records the same values again.
         schema::begin_cycle(&transaction)?;
         transaction.execute_batch(TRIGGERS)?;
         let node = match schema::meta(&transaction, "node")? {
-            Some(number) => ReplicaId::from_database(number),
+            Some(stored) => ReplicaId::from_database(stored),
             None => {
                 let node = ReplicaId::from_random(random);
                 schema::set_meta(&transaction, "node", node.to_database())?;
@@ -81,16 +81,18 @@ impl Versions {
                 node
             }
         };
-        let stamp = |name| {
+        let timestamp = |name| {
             Ok::<_, rusqlite::Error>(
                 schema::meta(&transaction, name)?
                     .map_or(HlcTimestamp::default(), HlcTimestamp::from_database),
             )
         };
-        *lock(&horizon) = TombstoneHorizon { synced: stamp("synced")?, forgotten: stamp("forgotten")? };
-        // What is far ahead of a clock that is right now must not stamp other entries.
-        let was_set_back = stamp("clock")?.ahead_of(wall_clock(), CLOCK_LEAD_MAX).is_some();
-        let reserved = if was_set_back { HlcTimestamp::default() } else { stamp("clock")? };
+        *lock(&horizon) =
+            TombstoneHorizon { synced: timestamp("synced")?, forgotten: timestamp("forgotten")? };
+        // A stored clock that is far ahead of the corrected wall clock must not leak into the versions of other
+        // entries.
+        let was_set_back = timestamp("clock")?.ahead_of(wall_clock(), CLOCK_LEAD_MAX).is_some();
+        let reserved = if was_set_back { HlcTimestamp::default() } else { timestamp("clock")? };
         let last_sequence = transaction.query_row(LAST_SEQUENCE, [], |row| row.get(0))?;
         transaction.commit()?;
         buckets.forget();
@@ -112,12 +114,12 @@ impl Versions {
         self.node
     }
 
-    /// The last line of the outbox.
+    /// Returns the last position in the replication log.
     pub(super) fn last_sequence(&self) -> i64 {
         self.last_sequence
     }
 
-    /// After a commit, what it has changed. What is rolled back is never told.
+    /// Publishes the changes of a transaction, after its commit. Changes that are rolled back are never published.
     pub(super) fn publish(&mut self, delta: &Delta) {
         self.buckets.apply(delta);
         let noted = delta.noted();
@@ -125,9 +127,9 @@ impl Versions {
         self.reserved = noted.reserved.unwrap_or(self.reserved);
     }
 
-    /// Adds up one more bucket, if there is one; false if not. All of them at once would keep a large store
-    /// from being opened. Between two buckets there may be commits, because a change counts only in buckets
-    /// that are known by then, and is found in the others.
+    /// Loads the next bucket of digests; returns false if all are loaded. Loading all at once would delay the opening
+    /// of a large store. Commits may occur between two buckets: a change is applied only to loaded buckets, and is
+    /// included in the others when they are loaded.
     pub(super) fn load_next_bucket(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
         let Some(bucket) = self.buckets.next_unknown() else {
             self.warn_of_ahead();
@@ -150,22 +152,24 @@ impl Versions {
             .query_row((i64::try_from(bucket).unwrap_or_default(), latest.to_database()), |row| row.get(0))
     }
 
-    /// Once, when all buckets were seen.
+    /// Logs one warning about versions ahead of the clock, once all buckets are loaded.
     fn warn_of_ahead(&mut self) {
         let count = std::mem::take(&mut self.ahead_count);
         if count > 0 {
             tracing::warn!(
                 count,
-                "versions are more than {} min ahead of this machine's clock, so other nodes refuse them, and clients' \
-                 changes of their entries are refused; set the clock right, or stop the node and run \
+                "versions are more than {} min ahead of this machine's clock: other nodes refuse them, and clients \
+                 cannot change their entries; correct the clock, or stop the node and run \
                  `opensecureconf repair --versions`",
                 CLOCK_AHEAD_MAX.as_secs() / 60
             );
         }
     }
 
-    /// A change that was made here: gets the next version, and goes to the outbox. Refused when the version that
-    /// it replaces is too far ahead.
+    /// Assigns the next version to a local change, and appends the change to the replication log.
+    ///
+    /// # Errors
+    /// Returns [`WriteError::Ahead`] if the replaced version is too far ahead of the clock.
     pub(super) fn record_own(
         &mut self,
         connection: &Connection,
@@ -177,7 +181,7 @@ impl Versions {
         let seen = before.as_ref().map_or(HlcTimestamp::default(), |known| known.version.stamp);
         let now_ms = (self.wall_clock)();
         let version = Version { stamp: self.clock.stamp(now_ms, seen), node: self.node };
-        // No peer would take it, or it would not even win here.
+        // Peers would refuse this version, or it would not even supersede the local one.
         let ahead_ms = version.stamp.ahead_of(now_ms, CLOCK_AHEAD_MAX);
         if let Some(ahead_ms) = ahead_ms.filter(|_| self.is_clustered || version.stamp <= seen) {
             return Err(WriteError::Ahead { ahead_ms });
@@ -191,7 +195,8 @@ impl Versions {
         Ok(())
     }
 
-    /// How many milliseconds a change of another node is ahead of this node's clock, if that is too much.
+    /// Returns by how many milliseconds a change of another node is ahead of this node's clock, if that exceeds
+    /// [`CLOCK_AHEAD_MAX`].
     pub(super) fn ahead_ms(&self, change: &Change) -> Option<u64> {
         let now_ms = (self.wall_clock)();
         let times = change.content.iter().flat_map(|content| [content.created_at, content.updated_at]);
@@ -199,7 +204,7 @@ impl Versions {
         change.version.stamp.max(HlcTimestamp::from_milliseconds(latest_ms)).ahead_of(now_ms, CLOCK_AHEAD_MAX)
     }
 
-    /// Whether a change of another node is later than what is here; notes its version if it is.
+    /// Records the version of a change of another node if it is newer than the local one, and returns whether it is.
     pub(super) fn record_if_newer(
         &self,
         connection: &Connection,
@@ -218,7 +223,7 @@ impl Versions {
         Ok(true)
     }
 
-    /// Entries that another program has changed, as own changes. Returns how many there were.
+    /// Records the changes of external programs as local changes, and returns their number.
     pub(super) fn adopt_external_changes(
         &mut self,
         connection: &Connection,
@@ -228,34 +233,35 @@ impl Versions {
         let ids: Vec<EntryId> = statement
             .query_map([], |row| Ok(entry_id(row.get(0)?, row.get(1)?)))?
             .collect::<rusqlite::Result<_>>()?;
-        let mut waiting = Vec::new();
-        // What no client can name stays where it is: no peer would take it.
+        let mut postponed = Vec::new();
+        // Entries that no client can name are not replicated: peers would refuse them.
         for id in ids.iter().filter(|id| id.check().is_ok()) {
             let row = reader::exact(connection, &id.key, id.environment.as_deref())?;
             let content = row.as_ref().and_then(exchangeable_content_of);
             match self.record_own(connection, delta, id, content.as_ref()) {
-                // It stays until its version was repaired.
+                // The change stays recorded until the version is repaired.
                 Err(WriteError::Ahead { ahead_ms }) => {
                     tracing::warn!(
                         ahead_ms,
-                        "a change by another program waits: its entry's version is ahead"
+                        "external change postponed: the version of its entry is ahead of the clock"
                     );
-                    waiting.push(id);
+                    postponed.push(id);
                 }
                 Err(WriteError::Store(error)) => return Err(error),
                 Ok(()) | Err(WriteError::AlreadyExists | WriteError::Changed) => {}
             }
         }
         connection.execute("DELETE FROM osc_foreign", [])?;
-        for id in &waiting {
+        for id in &postponed {
             connection
                 .prepare_cached("INSERT INTO osc_foreign VALUES (?1, ?2)")?
                 .execute((&id.key, id.environment.as_deref().unwrap_or_default()))?;
         }
-        Ok(ids.len() - waiting.len())
+        Ok(ids.len() - postponed.len())
     }
 
-    /// A peer has everything up to `sequence`: what all peers have is forgotten.
+    /// Records that a peer has all changes up to `sequence`, and trims the replication log to the changes that some
+    /// peer lacks.
     pub(super) fn acknowledge(
         &self,
         connection: &Connection,
@@ -276,8 +282,8 @@ impl Versions {
         Ok(())
     }
 
-    /// A peer was found to hold the same as this node, as of `stamp`. What the peer may have forgotten, this
-    /// node may never have heard of.
+    /// Records that a peer was in sync with this node at `stamp`. The horizon moves to `forgotten`, too, because this
+    /// node may have never received the tombstones that the peer has collected.
     pub(super) fn note_synced(
         &self,
         connection: &Connection,
@@ -294,7 +300,8 @@ impl Versions {
         self.move_horizon(connection, TombstoneHorizon { synced: stamp, forgotten })
     }
 
-    /// Forgets nodes that are no peers any more, for which tombstones and the outbox would be kept for ever.
+    /// Drops the progress of nodes that are not peers any more, which would retain tombstones and the replication log
+    /// indefinitely.
     pub(super) fn forget_others(
         &self,
         connection: &Connection,
@@ -313,18 +320,18 @@ impl Versions {
         Ok(())
     }
 
-    /// Forgets tombstones older than `before` that every known peer has, and lines of the outbox
-    /// beyond its bound. Returns how many tombstones went.
+    /// Collects the tombstones older than `before` that every known peer has, and trims the replication log to its
+    /// bound. Returns the number of collected tombstones.
     pub(super) fn collect(&self, connection: &Connection, before: HlcTimestamp) -> rusqlite::Result<usize> {
         let count = i64::try_from(OUTBOX_COUNT_MAX).unwrap_or(i64::MAX);
         connection.execute(
             "DELETE FROM osc_outbox WHERE sequence <= (SELECT max(sequence) FROM osc_outbox) - ?1",
             [count],
         )?;
-        let all_have: Option<i64> =
+        let all_synced: Option<i64> =
             connection.query_row("SELECT min(synced) FROM osc_peers", [], |row| row.get(0))?;
-        let Some(all_have) = all_have.map(HlcTimestamp::from_database) else { return Ok(0) };
-        let forgotten = before.min(all_have);
+        let Some(all_synced) = all_synced.map(HlcTimestamp::from_database) else { return Ok(0) };
+        let forgotten = before.min(all_synced);
         self.move_horizon(connection, TombstoneHorizon { forgotten, ..TombstoneHorizon::default() })?;
         connection.execute(
             "DELETE FROM osc_versions WHERE digest IS NULL AND stamp < ?1",
@@ -332,9 +339,10 @@ impl Versions {
         )
     }
 
-    /// Only ever forward. In memory it moves before the commit, which is lost with it at the worst.
+    /// Moves the horizon, only ever forward. In memory it moves before the commit; if that commit fails, it is merely
+    /// ahead of the database.
     fn move_horizon(&self, connection: &Connection, to: TombstoneHorizon) -> rusqlite::Result<()> {
-        // A peer may tell anything.
+        // The values of a peer are untrusted.
         let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
         let latest = HlcTimestamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
         let to = TombstoneHorizon { synced: to.synced.min(latest), forgotten: to.forgotten.min(latest) };
@@ -350,12 +358,13 @@ impl Versions {
         Ok(())
     }
 
-    /// Of the clock's own time only: the stamp of an entry that is ahead says nothing about the others.
+    /// Reserves timestamps ahead of the clock's own time. The timestamp of an entry that is ahead does not count: it
+    /// does not affect other entries.
     fn reserve(&self, connection: &Connection, delta: &mut Delta) -> rusqlite::Result<()> {
-        let stamp = self.clock.last();
-        if stamp > delta.noted().reserved.unwrap_or(self.reserved) {
-            let ahead = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
-            let reserved = HlcTimestamp::from_milliseconds(stamp.milliseconds().saturating_add(ahead));
+        let last = self.clock.last();
+        if last > delta.noted().reserved.unwrap_or(self.reserved) {
+            let reserve_ms = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
+            let reserved = HlcTimestamp::from_milliseconds(last.milliseconds().saturating_add(reserve_ms));
             schema::set_meta(connection, "clock", reserved.to_database())?;
             delta.note().reserved = Some(reserved);
         }
@@ -363,7 +372,7 @@ impl Versions {
     }
 }
 
-/// Writes the version of one entry, and what that does to the digests.
+/// Writes the version of one entry, and adds the change of its digest to `delta`.
 fn record(
     connection: &Connection,
     delta: &mut Delta,
@@ -392,7 +401,7 @@ fn record(
     Ok(())
 }
 
-/// The version of one entry, deleted or not.
+/// Reads the version of one entry, deleted or not.
 pub(super) fn known(connection: &Connection, id: &EntryId) -> rusqlite::Result<Option<VersionedDigest>> {
     connection
         .prepare_cached(
@@ -423,8 +432,8 @@ pub(super) fn entry_id(key: String, environment: String) -> EntryId {
     EntryId { key, environment: (!environment.is_empty()).then_some(environment) }
 }
 
-/// All entries, when there were no versions before. Their version says when they were changed, as far as
-/// that is known, and no node, so that copies of one entry on two nodes are equal.
+/// Assigns versions to all entries of a store that had none. A version has the time of the entry's last change, if it
+/// is known, and no replica ID, so that copies of one entry on two nodes are equal.
 fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
     let sql = format!("SELECT {} FROM configurations", reader::COLUMNS);
     let mut statement = connection.prepare(&sql)?;
@@ -432,7 +441,7 @@ fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
     let mut delta = Delta::default();
     while let Some(row) = rows.next()? {
         let Some(row) = reader::parse_row(row).map_err(into_rusqlite)? else { continue };
-        // What no client can have made opens nowhere and stays where it is.
+        // An entry that no client can have created cannot be decrypted anywhere, and is not replicated.
         let Some(content) = exchangeable_content_of(&row).filter(|_| row.entry_id().check().is_ok()) else {
             continue;
         };
@@ -444,7 +453,8 @@ fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// What a row that another program may have written holds for other nodes; `None` if no client could have made it.
+/// Returns the content for other nodes of a row that an external program may have written; `None` if no client could
+/// have created it.
 fn exchangeable_content_of(row: &SealedEntry) -> Option<SealedBody> {
     reader::content_of(row).filter(|content| content.check().is_ok())
 }

@@ -1,4 +1,4 @@
-//! The write-ahead log that cannot be emptied: its size, and the processes whose transactions prevent it.
+//! Reports of a write-ahead log that cannot be emptied, with the processes whose transactions prevent it.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use rustix::process::getpid;
 
 use super::counts::WriterCounts;
-use super::open::sibling;
+use super::paths::sibling;
 
-/// Bytes of the `-shm` file that SQLite locks for a transaction: one for a writer, the last five for readers, see
+/// Bytes of the `-shm` file that SQLite locks for transactions: one for a writer, the last five for readers, see
 /// <https://sqlite.org/walformat.html#wal_locks>.
 const TRANSACTION_LOCKS: RangeInclusive<u64> = 120..=127;
 
-/// Reports an episode in which checkpoints fail, once.
+/// Reporter of blocked checkpoints, once per episode.
 #[derive(Debug)]
 pub(super) struct WalWatch {
     index: PathBuf,
@@ -25,10 +25,10 @@ impl WalWatch {
         Self { index: sibling(database, "-shm") }
     }
 
-    /// Notes a checkpoint that another transaction has prevented.
+    /// Records a checkpoint that another transaction prevented.
     pub(super) fn note_blocked(&self, counts: &WriterCounts) {
         let holders = holders(&self.index);
-        // A read of this server ends by itself.
+        // A read of this server ends on its own.
         let is_own = holders.as_ref().is_some_and(|pids| pids.iter().all(|pid| *pid == own_pid()));
         if is_own || counts.is_checkpoint_blocked() {
             return;
@@ -37,11 +37,11 @@ impl WalWatch {
         tracing::warn!(
             wal_bytes = counts.wal_bytes(),
             holders = describe(&holders.unwrap_or_default()),
-            "the write-ahead log grows: a transaction of another program keeps it from being emptied"
+            "the write-ahead log grows: a transaction of another program blocks the checkpoint"
         );
     }
 
-    /// Notes a checkpoint that has emptied the log.
+    /// Records a checkpoint that emptied the WAL.
     pub(super) fn note_emptied(&self, counts: &WriterCounts) {
         counts.set_wal_bytes(0);
         if counts.is_checkpoint_blocked() {
@@ -51,23 +51,23 @@ impl WalWatch {
     }
 }
 
-/// Processes with a transaction, this one too; `None` if `/proc/locks` names none.
+/// Returns the processes that have a transaction, this one included; `None` if `/proc/locks` names none.
 fn holders(index: &Path) -> Option<Vec<u32>> {
     let inode = fs::metadata(index).ok()?.ino();
     let pids = pids(&fs::read_to_string("/proc/locks").ok()?, inode);
     (!pids.is_empty()).then_some(pids)
 }
 
-/// Lines are `1: POSIX  ADVISORY  READ 1234 08:01:5678 123 123`, see proc_locks(5). The device may differ from that of
-/// `stat` (btrfs, overlayfs), so the inode and the locked bytes decide.
+/// Parses lines such as `1: POSIX  ADVISORY  READ 1234 08:01:5678 123 123`, see proc_locks(5). The device may differ
+/// from that of `stat` (btrfs, overlayfs), so lines are matched by the inode and the locked bytes.
 fn pids(locks: &str, inode: u64) -> Vec<u32> {
     let holder = |line: &str| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let [_, "POSIX" | "OFDLCK", _, _, pid, file, start, end] = fields[..] else { return None };
         let (start, end) = (start.parse::<u64>().ok()?, end.parse().unwrap_or(u64::MAX));
-        let is_of_transaction = start <= *TRANSACTION_LOCKS.end() && end >= *TRANSACTION_LOCKS.start();
-        let is_of_index = file.rsplit(':').next()?.parse() == Ok(inode);
-        (is_of_index && is_of_transaction).then(|| pid.parse().ok()).flatten()
+        let is_transaction = start <= *TRANSACTION_LOCKS.end() && end >= *TRANSACTION_LOCKS.start();
+        let is_index = file.rsplit(':').next()?.parse() == Ok(inode);
+        (is_index && is_transaction).then(|| pid.parse().ok()).flatten()
     };
     let mut pids: Vec<u32> = locks.lines().filter_map(holder).collect();
     pids.sort_unstable();
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holders_are_those_of_transactions_on_this_file() {
+    fn holders_have_transactions_on_this_file() {
         let locks = "\
 1: POSIX  ADVISORY  READ 100 fe:00:77 123 123
 2: POSIX  ADVISORY  READ 101 fe:00:77 128 128

@@ -1,4 +1,4 @@
-//! What the writer is asked for, and what became of it.
+//! Requests to the writer and their outcomes.
 
 use std::sync::Arc;
 
@@ -6,84 +6,84 @@ use super::error::Error;
 use super::sealed_entry::SealedEntry;
 use crate::model::{Ciphertext, HlcTimestamp, ReplicaId};
 
-/// What a client of this node wants to be written.
+/// Write of a client of this node.
 #[derive(Debug)]
 pub enum Write {
     /// A new entry.
     Create {
-        /// Its key.
+        /// Key.
         key: String,
-        /// Its environment.
+        /// Environment.
         environment: Option<String>,
-        /// Its category.
+        /// Category.
         category: Option<String>,
-        /// Its sealed value.
+        /// Encrypted value.
         ciphertext: Ciphertext,
     },
-    /// A new value for an entry that the writer's user key was seen to open.
+    /// A new value for an entry that the client's user key has decrypted.
     Update {
-        /// The row that was opened.
+        /// Row that was decrypted.
         seen: Arc<SealedEntry>,
-        /// The new category; `None` keeps it.
+        /// New category; `None` keeps the present one.
         category: Option<String>,
-        /// The environment to move to; `None` stays.
+        /// New environment; `None` keeps the present one.
         environment: Option<String>,
-        /// The new sealed value.
+        /// New encrypted value.
         ciphertext: Ciphertext,
     },
-    /// The end of an entry that the writer's user key was seen to open.
+    /// Deletion of an entry that the client's user key has decrypted.
     Delete {
-        /// The row that was opened.
+        /// Row that was decrypted.
         seen: Arc<SealedEntry>,
     },
 }
 
-/// What this node learns of a peer, and keeps.
+/// Progress of peers, which is persisted.
 #[derive(Clone, Debug)]
 pub enum PeerProgress {
-    /// It has the own changes up to this line of the outbox.
+    /// The peer has the local changes up to this position in the replication log.
     Acknowledged {
-        /// Which peer.
+        /// Peer.
         peer: ReplicaId,
-        /// The line.
+        /// Position.
         sequence: i64,
     },
-    /// It was found to hold the same as this node.
+    /// The peer was in sync with this node.
     Synced {
-        /// Which peer.
+        /// Peer.
         peer: ReplicaId,
-        /// When, by this node's clock.
+        /// Timestamp of the sync, by this node's clock.
         stamp: HlcTimestamp,
-        /// The peer may have forgotten deletions from before this.
+        /// Tombstones older than this may have been garbage-collected on the peer.
         forgotten: HlcTimestamp,
     },
-    /// These are all peers there are: of others nothing need be kept any more, unless they were equal since.
+    /// The complete list of peers. The progress of any other node is dropped, unless it was in sync recently.
     Members {
-        /// The peers.
+        /// Peers.
         peers: Vec<ReplicaId>,
-        /// Others that were equal after this may come back.
+        /// Nodes that are not peers are kept if they were in sync at or after this timestamp, because they may return.
         before: HlcTimestamp,
     },
-    /// Tombstones from before this may go, if all peers have them.
+    /// Garbage collection of the tombstones before this timestamp that all peers have.
     Collect {
-        /// Before when.
+        /// Timestamp.
         before: HlcTimestamp,
     },
 }
 
-/// Why one write was not made.
+/// Failure of one write.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The key exists in this environment.
-    #[error("the entry exists already")]
+    #[error("the entry already exists")]
     AlreadyExists,
-    /// The row is not the one that was seen, or gone: look again.
-    #[error("the entry has changed meanwhile")]
+    /// The row was changed or deleted since it was read. The caller must read it again.
+    #[error("the entry was changed concurrently")]
     Changed,
-    /// The stored version is too far ahead of this node's clock: no other node would take a later one.
+    /// The stored version is too far ahead of this node's clock: other nodes would refuse a later one.
     #[error("the version of the entry is {ahead_ms} ms ahead of the clock")]
     Ahead {
-        /// By how many milliseconds the new version would be.
+        /// Lead of the new version in milliseconds.
         ahead_ms: u64,
     },
     /// The store failed.
@@ -97,15 +97,14 @@ impl From<rusqlite::Error> for WriteError {
     }
 }
 
-/// What became of the changes of another node.
+/// Outcome of applying changes of other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppliedChanges {
-    /// How many were later than what was here.
+    /// Number of changes that were newer than the local state.
     pub won: usize,
-    /// Those that were refused because they are ahead of this node's clock: whose they are, and by how many
-    /// milliseconds.
+    /// Changes that were refused as ahead of this node's clock: their origin, and their lead in milliseconds.
     pub ahead: Vec<(ReplicaId, u64)>,
 }
 
-/// What a write leaves behind: the new row, or the one that was deleted.
+/// Result of a write: the new row, or the deleted one.
 pub type WriteResult = Result<Arc<SealedEntry>, WriteError>;

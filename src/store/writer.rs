@@ -1,6 +1,6 @@
-//! The one writer: a thread that drains its queue into one transaction, and answers after COMMIT.
+//! The single writer: a thread that batches queued jobs into one transaction, and replies after COMMIT.
 //!
-//! Invariant: a job's answer is sent only when what it says is durable, or when nothing of it remains.
+//! Invariant: the reply to a job is sent only once its changes are durable, or completely rolled back.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -21,8 +21,8 @@ use super::digest_table::Delta;
 use super::entry_cache::{EntryCache, with_row};
 use super::error::Error;
 use super::identity::Identity;
-use super::open::sibling;
 use super::page_cache::PageCache;
+use super::paths::sibling;
 use super::room::{self, Reserve, Shortage};
 use super::salt_file::SaltFile;
 use super::schema::{self, NullEncoding};
@@ -33,39 +33,40 @@ use super::write::{AppliedChanges, PeerProgress, Write, WriteError, WriteResult}
 use crate::limits::{CHECKPOINT_PATIENCE, WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
 use crate::model::{Change, Timestamp};
 
-/// How often an idle writer looks whether another process has changed the file.
-const IDLE_CHECK: Duration = Duration::from_secs(1);
-/// A WAL frame is a page and a header of 24 bytes.
+/// Interval at which an idle writer checks for changes by other processes.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Size at which the WAL is emptied. A frame is a page and a header of 24 bytes.
 const WAL_BYTES_MAX: u64 = WAL_PAGES_MAX as u64 * (4096 + 24);
 
-/// Where an answer goes. Nobody may be there any more: what was written stays.
-type Answer<T> = oneshot::Sender<Result<T, WriteError>>;
+/// Sender of a reply. The receiver may be gone; the write is kept nevertheless.
+type ReplySender<T> = oneshot::Sender<Result<T, WriteError>>;
 
 enum Job {
-    Write { write: Write, owner: Option<OwnerTag>, at: Timestamp, answer: Answer<Arc<SealedEntry>> },
-    Apply { changes: Vec<Change>, answer: Answer<AppliedChanges> },
-    Note { note: PeerProgress, answer: Answer<()> },
+    Write { write: Write, owner: Option<OwnerTag>, at: Timestamp, reply: ReplySender<Arc<SealedEntry>> },
+    Apply { changes: Vec<Change>, reply: ReplySender<AppliedChanges> },
+    Progress { progress: PeerProgress, reply: ReplySender<()> },
 }
 
-/// What a job came to, as long as the transaction is open.
+/// Outcome of a job whose transaction is still open.
 enum Outcome {
     Write(WriteResult),
     Apply(Result<AppliedChanges, WriteError>),
-    Note(Result<(), WriteError>),
+    Progress(Result<(), WriteError>),
 }
 
-/// The sending end, shared by all executors.
+/// Handle of the writer, shared by all executors.
 #[derive(Debug)]
 pub(super) struct Writer {
     jobs: Sender<Job>,
 }
 
-/// Called on a thread of the store when it must give up.
+/// Callback for a fatal error, called on a thread of the store.
 pub type OnFatal = Box<dyn Fn(Error) + Send + Sync>;
-/// Called on the writer's thread after a commit that put something into the outbox.
+/// Callback with the last position in the replication log, called on the writer thread after a commit that appended to
+/// the log.
 pub type OnOutbox = Box<dyn Fn(i64) + Send>;
 
-/// What the writer thread starts with.
+/// Parameters of the writer thread.
 pub(super) struct Start {
     pub(super) connection: Connection,
     pub(super) path: PathBuf,
@@ -73,7 +74,7 @@ pub(super) struct Start {
     pub(super) reserve: Reserve,
     pub(super) identity: Identity,
     pub(super) salt: Arc<SaltFile>,
-    /// The database has the tag of the salt.
+    /// Whether the database has the tag of the salt.
     pub(super) is_bound_to_salt: bool,
     pub(super) cache: Arc<EntryCache>,
     pub(super) pages: Arc<PageCache>,
@@ -89,7 +90,7 @@ impl Writer {
         let wal = sibling(&start.path, "-wal");
         let wal_watch = WalWatch::of(&start.path);
         let thread = thread::Builder::new().name("osc-writer".into()).spawn(move || {
-            // The WAL is empty unless a checkpoint at the start was impossible; then its cycle goes on.
+            // The WAL is empty unless the checkpoint at startup was impossible; then its cycle continues.
             let cycle_begun = fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0);
             Worker {
                 start,
@@ -105,45 +106,45 @@ impl Writer {
         Ok((Self { jobs }, thread))
     }
 
-    /// Jobs that wait.
+    /// Returns the number of queued jobs.
     pub(super) fn queued_count(&self) -> usize {
         self.jobs.len()
     }
 
-    /// Queues a write; once this has succeeded it is made even if nobody waits for the answer.
+    /// Queues a write. Once queued, the write is made even if the receiver is dropped.
     ///
     /// # Errors
-    /// When the queue is full, or the writer has ended.
+    /// Fails if the queue is full, or the writer has stopped.
     pub(super) fn write(
         &self,
         write: Write,
         owner: Option<OwnerTag>,
     ) -> Result<oneshot::Receiver<WriteResult>, Error> {
-        self.queue(|answer| Job::Write { write, owner, at: Timestamp::now(), answer })
+        self.queue(|reply| Job::Write { write, owner, at: Timestamp::now(), reply })
     }
 
-    /// Queues changes of other nodes; answers what became of them.
+    /// Queues changes of other nodes. The receiver gets their outcome.
     pub(super) fn apply(
         &self,
         changes: Vec<Change>,
     ) -> Result<oneshot::Receiver<Result<AppliedChanges, WriteError>>, Error> {
-        self.queue(|answer| Job::Apply { changes, answer })
+        self.queue(|reply| Job::Apply { changes, reply })
     }
 
-    /// Queues a note about a peer.
+    /// Queues an update of the recorded peer progress.
     pub(super) fn note(
         &self,
-        note: PeerProgress,
+        progress: PeerProgress,
     ) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
-        self.queue(|answer| Job::Note { note, answer })
+        self.queue(|reply| Job::Progress { progress, reply })
     }
 
     fn queue<T>(
         &self,
-        job: impl FnOnce(Answer<T>) -> Job,
+        job: impl FnOnce(ReplySender<T>) -> Job,
     ) -> Result<oneshot::Receiver<Result<T, WriteError>>, Error> {
-        let (answer, receiver) = oneshot::channel();
-        match self.jobs.try_send(job(answer)) {
+        let (reply, receiver) = oneshot::channel();
+        match self.jobs.try_send(job(reply)) {
             Ok(()) => Ok(receiver),
             Err(TrySendError::Full(_)) => Err(Error::Busy),
             Err(TrySendError::Disconnected(_)) => Err(Error::Stopped),
@@ -152,8 +153,8 @@ impl Writer {
 }
 
 impl Job {
-    /// Whether the reserve may be used for it.
-    fn frees_room(&self) -> bool {
+    /// Returns whether the job frees disk space, and may use the reserve.
+    fn frees_space(&self) -> bool {
         matches!(self, Self::Write { write: Write::Delete { .. }, .. })
     }
 
@@ -163,24 +164,26 @@ impl Job {
                 Outcome::Write(batch.in_savepoint(|batch| batch.write(write, *owner, *at))?)
             }
             Self::Apply { changes, .. } => Outcome::Apply(batch.in_savepoint(|batch| batch.apply(changes))?),
-            Self::Note { note, .. } => Outcome::Note(batch.in_savepoint(|batch| batch.note(note))?),
+            Self::Progress { progress, .. } => {
+                Outcome::Progress(batch.in_savepoint(|batch| batch.note(progress))?)
+            }
         })
     }
 
-    fn answer(self, outcome: Outcome) {
+    fn reply(self, outcome: Outcome) {
         match (self, outcome) {
-            (Self::Write { answer, .. }, Outcome::Write(result)) => drop(answer.send(result)),
-            (Self::Apply { answer, .. }, Outcome::Apply(result)) => drop(answer.send(result)),
-            (Self::Note { answer, .. }, Outcome::Note(result)) => drop(answer.send(result)),
-            _ => unreachable!("a job's outcome is of its own kind"),
+            (Self::Write { reply, .. }, Outcome::Write(result)) => drop(reply.send(result)),
+            (Self::Apply { reply, .. }, Outcome::Apply(result)) => drop(reply.send(result)),
+            (Self::Progress { reply, .. }, Outcome::Progress(result)) => drop(reply.send(result)),
+            _ => unreachable!("the outcome is of the same kind as the job"),
         }
     }
 
     fn fail(self, error: Error) {
         match self {
-            Self::Write { answer, .. } => drop(answer.send(Err(error.into()))),
-            Self::Apply { answer, .. } => drop(answer.send(Err(error.into()))),
-            Self::Note { answer, .. } => drop(answer.send(Err(error.into()))),
+            Self::Write { reply, .. } => drop(reply.send(Err(error.into()))),
+            Self::Apply { reply, .. } => drop(reply.send(Err(error.into()))),
+            Self::Progress { reply, .. } => drop(reply.send(Err(error.into()))),
         }
     }
 }
@@ -190,17 +193,17 @@ struct Worker {
     start: Start,
     wal: PathBuf,
     wal_watch: WalWatch,
-    /// The size of the WAL at which it is to be emptied: larger after a reader was in the way, so that not
-    /// every commit waits for that reader again.
+    /// Size of the WAL at which it is emptied. It is larger after a reader blocked a checkpoint, so that not every
+    /// commit waits for that reader.
     wal_bytes_max: u64,
-    /// The WAL already says on which checkpoint cycle it builds.
+    /// Whether the WAL records the checkpoint cycle that it is based on.
     cycle_begun: bool,
     data_version: i64,
-    /// When changes by another program are to be noted as own ones, if there may be any.
+    /// Time at which to record external changes as local ones, if there may be any.
     adoption_due: Option<Instant>,
 }
 
-/// What a transaction leaves to be done after its commit.
+/// Applied transaction, with the effects to publish after its commit.
 struct Applied {
     outcomes: Vec<Outcome>,
     effects: Vec<Effect>,
@@ -211,23 +214,23 @@ struct Applied {
 impl Worker {
     fn run(mut self, queue: &Receiver<Job>) {
         self.data_version = self.read_data_version();
-        // What another program has changed while no server ran.
+        // External programs may have changed entries while no server was running.
         self.adopt_external_changes();
         self.start.reserve.keep();
         loop {
             self.start.counts.beat();
-            let patience = if self.add_up_next() { Duration::ZERO } else { IDLE_CHECK };
-            let first = match queue.recv_timeout(patience) {
+            let timeout = if self.load_next_bucket() { Duration::ZERO } else { IDLE_CHECK_INTERVAL };
+            let first = match queue.recv_timeout(timeout) {
                 Ok(job) => job,
-                Err(RecvTimeoutError::Timeout) if patience.is_zero() => continue,
+                Err(RecvTimeoutError::Timeout) if timeout.is_zero() => continue,
                 Err(RecvTimeoutError::Timeout) => {
                     if self.is_displaced() {
                         continue;
                     }
                     self.detect_external_changes();
-                    self.look_for_room();
+                    self.probe_space();
                     if self.wal_bytes_max > WAL_BYTES_MAX {
-                        // The reader that was in the way may be gone.
+                        // The reader that blocked a checkpoint may be gone.
                         self.wal_bytes_max = WAL_BYTES_MAX;
                         self.bound_wal();
                     }
@@ -243,8 +246,8 @@ impl Worker {
             }
             self.detect_external_changes();
             if let Err(fatal) = self.commit(jobs) {
-                // After a failed fsync nobody knows what is on the disk; trying again would lie
-                // (<https://wiki.postgresql.org/wiki/Fsync_Errors>). The next start recovers.
+                // After a failed fsync the state on disk is unknown, and a retry would report success wrongly
+                // (<https://wiki.postgresql.org/wiki/Fsync_Errors>). Recovery runs at the next startup.
                 if matches!(&fatal, Error::Sqlite(source) if check::is_damage(source)) {
                     check::set_mark(&self.start.path);
                 }
@@ -254,76 +257,78 @@ impl Worker {
             self.bound_wal();
         }
         if self.is_displaced() {
-            // Emptied, the WAL would be deleted by its name, which leads to another file now.
+            // A checkpoint would delete the WAL by its name, which now refers to another file.
             let connection = &self.start.connection;
             if let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
-                tracing::error!(%error, "cannot leave the -wal file as it is");
+                tracing::error!(%error, "cannot preserve the -wal file");
             }
             return;
         }
         self.checkpoint();
     }
 
-    /// Looked at before each transaction: what is written to a file without a name is lost. Logs when it changes.
+    /// Returns whether a file was removed, replaced or overwritten, and logs changes of that state. Checked before each
+    /// transaction, because data written to an unlinked file is lost.
     fn is_displaced(&mut self) -> bool {
-        let fault = self.start.identity.fault();
-        let spoils_reads = fault.as_ref().is_some_and(|fault| fault.spoils_reads);
-        let fault = fault.map(|fault| fault.text);
+        let change = self.start.identity.fault();
+        let spoils_reads = change.as_ref().is_some_and(|change| change.spoils_reads);
+        let cause = change.map(|change| change.text);
         let before = self.start.counts.displaced();
-        if fault != before {
-            match &fault {
-                Some(fault) => tracing::error!(
+        if cause != before {
+            match &cause {
+                Some(cause) => tracing::error!(
                     database = %self.start.path.display(),
                     salt = %self.start.salt.path().display(),
-                    "writes are refused: {fault}"
+                    %cause,
+                    "refusing writes"
                 ),
-                None => tracing::info!("the files are in place again"),
+                None => tracing::info!("data files are in place again"),
             }
-            self.start.counts.note_displaced(fault.clone(), spoils_reads);
+            self.start.counts.note_displaced(cause.clone(), spoils_reads);
         }
-        fault.is_some()
+        cause.is_some()
     }
 
-    /// One group of jobs, one transaction. Returns an error only when the store must not go on.
+    /// Commits a batch of jobs in one transaction, and sends their replies. Returns only fatal errors.
     fn commit(&mut self, jobs: Vec<Job>) -> Result<(), Error> {
         let began = Instant::now();
         let mut attempt = self.attempt(&jobs);
         if matches!(attempt, Err(Error::Full)) {
-            // Emptying the WAL into the database may free the space that is needed.
+            // A checkpoint may free the required space.
             self.checkpoint();
             attempt = self.attempt(&jobs);
         }
         let is_full = matches!(attempt, Err(Error::Full));
         if is_full && !self.start.counts.is_full() {
-            tracing::warn!("no room for writes, reading goes on: {}", Shortage::of(&self.start.path));
+            tracing::warn!(cause = %Shortage::of(&self.start.path), "no space for writes, serving reads only");
         }
         self.start.counts.note(jobs.len(), began, is_full);
-        if is_full && jobs.iter().any(Job::frees_room) {
+        if is_full && jobs.iter().any(Job::frees_space) {
             return self.commit_within_reserve(jobs);
         }
-        self.answer(jobs, attempt)
+        self.send_replies(jobs, attempt)
     }
 
     fn attempt(&mut self, jobs: &[Job]) -> Result<Vec<Outcome>, Error> {
         self.transact(|batch| jobs.iter().map(|job| job.run(batch)).collect())
     }
 
-    /// Only what makes room may use the reserve: it is there again after the next checkpoint.
+    /// Commits only the jobs that free space, within the reserve, which is recreated after the next checkpoint.
     fn commit_within_reserve(&mut self, jobs: Vec<Job>) -> Result<(), Error> {
-        let (freeing, others) = jobs.into_iter().partition(Job::frees_room);
-        self.answer(others, Err(Error::Full))?;
+        let (freeing, rest) = jobs.into_iter().partition(Job::frees_space);
+        self.send_replies(rest, Err(Error::Full))?;
         self.start.reserve.give_up();
         let attempt = self.attempt(&freeing);
         self.checkpoint();
         self.start.reserve.keep();
-        self.answer(freeing, attempt)
+        self.send_replies(freeing, attempt)
     }
 
-    fn answer(&self, jobs: Vec<Job>, attempt: Result<Vec<Outcome>, Error>) -> Result<(), Error> {
+    fn send_replies(&self, jobs: Vec<Job>, attempt: Result<Vec<Outcome>, Error>) -> Result<(), Error> {
         match attempt {
             Ok(outcomes) => {
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
-                    job.answer(outcome);
+                    job.reply(outcome);
                 }
                 Ok(())
             }
@@ -342,8 +347,8 @@ impl Worker {
         }
     }
 
-    /// Everything or nothing is committed when this returns; the cache, the digests and the outbox's
-    /// reader have been told.
+    /// Runs jobs in one transaction. When this returns, either everything or nothing is committed; after a commit the
+    /// caches, the digests and the consumer of the replication log are up to date.
     fn transact(
         &mut self,
         run: impl FnOnce(&mut Batch<'_>) -> Result<Vec<Outcome>, Error>,
@@ -374,8 +379,8 @@ impl Worker {
         if let Some(versions) = &mut self.start.versions {
             versions.publish(&delta);
         }
-        if let Some(line) = delta.noted().outbox_line {
-            (self.start.on_outbox)(line);
+        if let Some(sequence) = delta.noted().outbox_line {
+            (self.start.on_outbox)(sequence);
         }
         Ok(outcomes)
     }
@@ -389,7 +394,8 @@ impl Worker {
         if !self.cycle_begun {
             schema::begin_cycle(connection)?;
         }
-        // In the transaction of the first write that is sealed with it: never an entry without the tag of its salt.
+        // The tag is written in the transaction of the first write encrypted with the salt, so that no entry is ever
+        // stored without it.
         let binds_to_salt = !self.start.is_bound_to_salt && self.start.salt.is_pinned();
         if binds_to_salt {
             schema::set_salt_tag(connection, self.start.salt.tag())?;
@@ -400,24 +406,24 @@ impl Worker {
         Ok(Applied { outcomes, effects: batch.effects, delta: batch.delta, binds_to_salt })
     }
 
-    /// Between two transactions: whether writes work again.
-    fn look_for_room(&mut self) {
-        let had_room = !self.start.counts.is_full();
-        if self.start.reserve.keep() && had_room {
+    /// Probes between two transactions whether writes work again.
+    fn probe_space(&mut self) {
+        let had_space = !self.start.counts.is_full();
+        if self.start.reserve.keep() && had_space {
             return;
         }
-        if had_room || self.transact(|batch| schema::touch(batch.connection).map(|()| Vec::new())).is_err() {
+        if had_space || self.transact(|batch| schema::touch(batch.connection).map(|()| Vec::new())).is_err() {
             return;
         }
         self.start.counts.note_room();
-        tracing::info!("there is room for writes again");
+        tracing::info!("space for writes is available again");
     }
 
-    /// Empties the WAL while what is in it has room in the database.
+    /// Empties the WAL before it outgrows its bound or the free disk space, which its pages may need in the database.
     fn bound_wal(&mut self) {
         let bytes = fs::metadata(&self.wal).map_or(0, |metadata| metadata.len());
         self.start.counts.set_wal_bytes(bytes);
-        // A checkpoint that failed is not tried again after each commit.
+        // A failed checkpoint is not retried after every commit.
         let bytes_max = match self.wal_bytes_max > WAL_BYTES_MAX {
             true => self.wal_bytes_max,
             false => self.wal_bytes_max.min(room::available_bytes(&self.wal)),
@@ -428,8 +434,8 @@ impl Worker {
         }
     }
 
-    /// Moves the WAL into the database and empties it; false if it could not be. When a reader stands in the way, or the disk
-    /// is full, the WAL stays as it is and the next commit tries again.
+    /// Checkpoints the WAL and empties it; returns false if that was impossible. If a reader blocks the checkpoint, or
+    /// the disk is full, the WAL stays as it is and a later commit retries.
     fn checkpoint(&mut self) -> bool {
         let completed = self.complete_cycle();
         self.start.identity.note_checkpoint();
@@ -439,16 +445,16 @@ impl Worker {
                 self.wal_watch.note_emptied(&self.start.counts);
             }
             Ok(false) => {
-                // What was written to the database is still in the WAL, which must look newer.
+                // The checkpointed pages are still in the WAL, which must look newer than the database.
                 let touched = File::open(&self.wal).and_then(|wal| wal.set_modified(SystemTime::now()));
-                tracing::debug!(?touched, "checkpoint left to a later time: a reader is at work");
+                tracing::debug!(?touched, "checkpoint postponed: a reader is active");
                 if self.start.counts.wal_bytes() > WAL_BYTES_MAX {
                     self.wal_watch.note_blocked(&self.start.counts);
                 }
             }
             Err(error) => {
                 self.roll_back();
-                tracing::warn!(%error, "cannot empty the write-ahead log into the database");
+                tracing::warn!(%error, "checkpoint failed");
             }
         }
         !self.cycle_begun
@@ -465,11 +471,11 @@ impl Worker {
         Ok(busy? == 0)
     }
 
-    /// One more bucket of a large store between two transactions; false when nothing is left to do now.
-    fn add_up_next(&mut self) -> bool {
+    /// Loads one digest bucket of a large store between two transactions; returns false if there is nothing to do now.
+    fn load_next_bucket(&mut self) -> bool {
         let Some(versions) = &mut self.start.versions else { return false };
         versions.load_next_bucket(&self.start.connection).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the digests of the store cannot be added up yet");
+            tracing::warn!(%error, "cannot load a digest bucket; will retry");
             false
         })
     }
@@ -480,8 +486,8 @@ impl Worker {
             .unwrap_or(self.data_version)
     }
 
-    /// An operator may repair entries with sqlite3 while the server runs; neither the cache nor the
-    /// peers must be left behind.
+    /// Detects changes by external programs, such as repairs with sqlite3, so that the caches and the peers follow
+    /// them.
     fn detect_external_changes(&mut self) {
         let version = self.read_data_version();
         if version != self.data_version {
@@ -495,7 +501,7 @@ impl Worker {
         }
     }
 
-    /// Tried again a while later when it fails.
+    /// Records external changes as local ones. A failure is retried later.
     fn adopt_external_changes(&mut self) {
         if self.start.versions.is_none() {
             self.adoption_due = None;
@@ -510,8 +516,8 @@ impl Worker {
         match adopted {
             Ok(_) => self.adoption_due = None,
             Err(error) => {
-                self.adoption_due = Some(Instant::now() + IDLE_CHECK);
-                tracing::warn!(%error, "changes by another program are not replicated yet");
+                self.adoption_due = Some(Instant::now() + IDLE_CHECK_INTERVAL);
+                tracing::warn!(%error, "cannot replicate external changes yet; will retry");
             }
         }
     }
@@ -520,7 +526,7 @@ impl Worker {
         if !self.start.connection.is_autocommit()
             && let Err(error) = execute(&self.start.connection, "ROLLBACK")
         {
-            tracing::error!(%error, "cannot roll back");
+            tracing::error!(%error, "rollback failed");
         }
     }
 }

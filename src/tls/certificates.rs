@@ -1,4 +1,4 @@
-//! The certificates in use, and how they become others while the server runs.
+//! Certificates in use, and their hot reload.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use super::loaded::Loaded;
 use super::self_client;
 use super::server::ServerContext;
 
-/// A handle; all copies lead to the same certificates.
+/// Handle to the certificates in use; all clones share them.
 #[derive(Clone)]
 pub struct Certificates(Arc<Shared>);
 
@@ -27,69 +27,72 @@ struct Current {
     loaded: Arc<Loaded>,
 }
 
-/// What the files looked like.
+/// State of the change detection.
 #[derive(Clone)]
 struct Watch {
-    /// When they were read last and could be used.
-    read: Fingerprint,
-    /// When they were looked at last.
+    /// Fingerprint of the files that are in use.
+    loaded: Fingerprint,
+    /// Fingerprint at the last check.
     seen: Fingerprint,
-    /// What was wrong then, and has been said.
-    faults: Option<CertificateFileErrors>,
+    /// Errors of the files at the last check, which have been reported.
+    reported: Option<CertificateFileErrors>,
 }
 
 impl Certificates {
     /// Reads all files.
     ///
     /// # Errors
-    /// With everything that is wrong with them.
+    /// Returns all errors of all files.
     pub fn load(files: Files) -> Result<Self, CertificateFileErrors> {
-        // Before they are read: what is written meanwhile is seen as a change.
-        let stamp = files.stamp();
+        // Computed before the files are read, so that a write in between is detected as a change.
+        let fingerprint = files.stamp();
         let loaded = Arc::new(Loaded::read(&files)?);
-        let watch = Mutex::new(Watch { read: stamp.clone(), seen: stamp, faults: None });
+        let watch = Mutex::new(Watch { loaded: fingerprint.clone(), seen: fingerprint, reported: None });
         Ok(Self(Arc::new(Shared { current: ArcSwap::from_pointee(Current { files, loaded }), watch })))
     }
 
-    /// For a node without any TLS.
+    /// Creates the handle of a node without TLS.
     pub fn none() -> Self {
-        Self::load(Files::none()).expect("no file can be wrong")
+        Self::load(Files::none()).expect("there is no file that could be invalid")
     }
 
-    /// Where they come from.
+    /// Returns the files that the certificates come from.
     pub fn files(&self) -> Files {
         self.0.current.load().files.clone()
     }
 
-    /// For a connection to the listener of clients that is made now; `None` when this node serves without TLS.
+    /// Returns the context of a new connection to the client listener; `None` if this node serves without TLS.
     pub fn server(&self) -> Option<Arc<ServerContext>> {
         self.0.current.load().loaded.server.clone()
     }
 
-    /// For a connection to the listener of peers that is made now, likewise.
+    /// Returns the context of a new connection to the cluster listener; `None` if there is no such listener, or this
+    /// node serves without TLS.
     pub fn cluster_server(&self) -> Option<Arc<ServerContext>> {
         self.0.current.load().loaded.cluster_server.clone()
     }
 
-    /// For a connection to a peer that is made now; `None` when no peer has TLS.
+    /// Returns the configuration of a new connection to a peer; `None` if no peer uses TLS.
     pub fn client(&self) -> Option<Arc<ClientConfig>> {
         self.0.current.load().loaded.client.clone()
     }
 
-    /// For a connection of this machine to the server itself: it trusts the very certificate of the server, whatever
-    /// name that has, and shows it if clients must show one. `None` when the server has no TLS.
+    /// Returns the configuration of a connection of this machine to its own server: it trusts exactly the certificate
+    /// of the server, whatever its names are, and presents it if clients must present one. `None` if the server has
+    /// no TLS.
     pub fn to_self(&self) -> Option<Arc<ClientConfig>> {
         let current = self.0.current.load();
-        let shown = current.files.clients.is_some();
-        current.loaded.own.clone().map(|own| Arc::new(self_client::config(own, shown)))
+        let presents_it = current.files.clients.is_some();
+        current.loaded.own.clone().map(|own| Arc::new(self_client::config(own, presents_it)))
     }
 
-    /// When the certificate of this node expires.
+    /// Returns the expiry time of this node's certificate.
     pub fn expires(&self) -> Option<Timestamp> {
         self.0.current.load().loaded.expires
     }
 
-    /// When each file is of no more use, by its setting: the own certificate, and authorities.
+    /// Returns the expiry times of the files, by setting: that of this node's certificate, and that of the last valid
+    /// CA certificate of each file.
     pub fn expiries(&self) -> Vec<(&'static str, Timestamp)> {
         let loaded = &self.0.current.load().loaded;
         let own = loaded.expires.map(|expires| (FileRole::Certificate, expires));
@@ -97,66 +100,68 @@ impl Certificates {
         all.map(|(role, expires)| (role.variable(), expires)).collect()
     }
 
-    /// Why peers with the same CA certificates for nodes as this one would refuse its certificate.
+    /// Returns why peers with the same CA certificates for nodes would refuse this node's certificate, if they would.
     pub fn refusal_as_node(&self) -> Option<String> {
         self.0.current.load().loaded.refusal_as_node.clone()
     }
 
-    /// Certificates that are valid only later by the clock of this machine; `None` if all are valid.
+    /// Returns an error for each certificate that is not valid yet by the clock of this machine; `None` if all are
+    /// valid.
     pub fn not_yet_valid(&self) -> Option<CertificateFileErrors> {
-        let faults = self.0.current.load().loaded.not_yet_valid.clone();
-        (!faults.is_empty()).then_some(CertificateFileErrors(faults))
+        let errors = self.0.current.load().loaded.not_yet_valid.clone();
+        (!errors.is_empty()).then_some(CertificateFileErrors(errors))
     }
 
-    /// Takes over what `newer` has read, and where that came from. Says whether the certificates are others.
+    /// Applies the certificates of `newer`, and its files. Returns whether the certificates have changed.
     pub fn take_over(&self, newer: &Self) -> bool {
         *self.watch() = newer.watch().clone();
         let newer = newer.0.current.load();
-        self.put(newer.files.clone(), Arc::clone(&newer.loaded))
+        self.replace(newer.files.clone(), Arc::clone(&newer.loaded))
     }
 
-    /// What has not changed stays the same, so that peers need not be connected to anew.
-    fn put(&self, files: Files, loaded: Arc<Loaded>) -> bool {
-        let before = Arc::clone(&self.0.current.load().loaded);
-        let has_changed = loaded.digest != before.digest;
-        let loaded = if has_changed { loaded } else { before };
+    /// Replaces the certificates; returns whether they have changed. Unchanged ones keep their configuration, so that
+    /// connections to peers need not be re-established.
+    fn replace(&self, files: Files, loaded: Arc<Loaded>) -> bool {
+        let previous = Arc::clone(&self.0.current.load().loaded);
+        let has_changed = loaded.digest != previous.digest;
+        let loaded = if has_changed { loaded } else { previous };
         self.0.current.store(Arc::new(Current { files, loaded }));
         has_changed
     }
 
-    /// Reads all files again if they have changed and are at rest: a certificate and its key are not replaced in
-    /// the same moment, so what has changed since the last call is left for the next one. From then on new
-    /// connections have what they hold, and open ones go on as they are. Says whether the certificates are others.
+    /// Reads all files again if they have changed and are at rest: a certificate and its key are not replaced at the
+    /// same instant, so a change since the last call is left to the next one. New connections then use the new
+    /// contents; open ones continue. Returns whether the certificates have changed.
     ///
     /// # Errors
-    /// When they cannot be used; then what was in use stays in use, and the next call tries again: a certificate
-    /// may not be valid yet, or the descriptors be short. What is wrong is said once.
+    /// Fails if the files are invalid. The previous certificates then stay in use, and the next call tries again: a
+    /// certificate may become valid, and a shortage of file descriptors may end. Each set of errors is returned once.
     pub fn reload_if_changed(&self) -> Result<bool, CertificateFileErrors> {
         let files = self.files();
-        let stamp = files.stamp();
+        let fingerprint = files.stamp();
         {
             let mut watch = self.watch();
-            if watch.seen != stamp {
-                (watch.seen, watch.faults) = (stamp, None);
+            if watch.seen != fingerprint {
+                (watch.seen, watch.reported) = (fingerprint, None);
                 return Ok(false);
             }
-            if watch.read == stamp {
+            if watch.loaded == fingerprint {
                 return Ok(false);
             }
         }
         let read = Loaded::read(&files).and_then(|loaded| match loaded.not_yet_valid.is_empty() {
             true => Ok(loaded),
-            // What is in use is better than what is not valid yet.
+            // The certificates in use are better than ones that are not valid yet.
             false => Err(CertificateFileErrors(loaded.not_yet_valid)),
         });
         match read {
             Ok(loaded) => {
-                *self.watch() = Watch { read: stamp.clone(), seen: stamp, faults: None };
-                Ok(self.put(files, Arc::new(loaded)))
+                *self.watch() = Watch { loaded: fingerprint.clone(), seen: fingerprint, reported: None };
+                Ok(self.replace(files, Arc::new(loaded)))
             }
-            Err(faults) => {
-                let said = self.watch().faults.replace(faults.clone());
-                if said.as_ref() == Some(&faults) { Ok(false) } else { Err(faults) }
+            Err(errors) => {
+                let reported = self.watch().reported.replace(errors.clone());
+                if reported.as_ref() == Some(&errors) { Ok(false) } else { Err(errors) }
             }
         }
     }

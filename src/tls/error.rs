@@ -1,8 +1,8 @@
-//! What may be wrong with the files, told so that an operator knows what to do.
+//! Errors of certificate files, with texts that tell an operator what to do.
 
 use std::fmt;
 
-/// What a file or a text is for.
+/// Role of a file or of a passphrase: the setting that it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileRole {
     /// `OSC_SSL_CERTFILE`
@@ -18,7 +18,7 @@ pub enum FileRole {
 }
 
 impl FileRole {
-    /// The setting.
+    /// Returns the name of the setting.
     pub fn variable(self) -> &'static str {
         match self {
             Self::Certificate => "OSC_SSL_CERTFILE",
@@ -30,68 +30,67 @@ impl FileRole {
     }
 }
 
-/// One file that cannot be used.
+/// Error of one certificate file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFileError {
-    /// What it is for.
+    /// Role of the file.
     pub role: FileRole,
-    /// The file, unless the fault is that of no file.
+    /// Path of the file; `None` for an error that does not concern a file.
     pub path: Option<String>,
-    /// What is wrong with it.
+    /// Cause of the error.
     pub problem: FileProblem,
 }
 
-/// What is wrong. Follows the file in a sentence.
+/// Cause of the error of a file. The text follows the path in a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FileProblem {
-    /// The system refuses it.
+    /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// A directory, a pipe.
-    #[error("is no file")]
+    /// The path is that of a directory or a pipe, for example.
+    #[error("is not a regular file")]
     NoFile,
-    /// Not what it should be.
-    #[error("is longer than {0} bytes, so it is another file")]
+    /// The file is too large; the limit in bytes.
+    #[error("exceeds the {0}-byte limit for certificate files")]
     TooLong(u64),
-    /// There is none in it.
-    #[error("holds no certificate (allowed: PEM, -----BEGIN CERTIFICATE-----)")]
+    /// The file contains no certificate.
+    #[error("contains no certificate (allowed: PEM, -----BEGIN CERTIFICATE-----)")]
     NoCertificate,
-    /// It is damaged.
-    #[error("holds a certificate that cannot be read (allowed: X.509, version 3)")]
+    /// A certificate is malformed.
+    #[error("contains a certificate that cannot be parsed (allowed: X.509, version 3)")]
     Malformed,
-    /// By the clock of this machine.
-    #[error("holds a certificate that is valid only from {0} on")]
+    /// A certificate is not valid yet by the clock of this machine.
+    #[error("contains a certificate that is not valid before {0}")]
     NotYetValid(String),
-    /// By the clock of this machine.
-    #[error("holds a certificate that expired at {0}")]
+    /// A certificate has expired by the clock of this machine.
+    #[error("contains a certificate that expired at {0}")]
     Expired(String),
-    /// There is none in it.
-    #[error("holds no private key (allowed: PEM, in PKCS#8, PKCS#1 or SEC1)")]
+    /// The file contains no private key.
+    #[error("contains no private key (allowed: PEM, in PKCS#8, PKCS#1 or SEC1)")]
     NoKey,
-    /// It is damaged, or of another kind.
+    /// The private key is malformed, or of an unsupported kind.
     #[error(
-        "holds a key that cannot be used (allowed: RSA of 2048 to 4096 bits, ECDSA on P-256 or P-384, Ed25519)"
+        "contains an invalid or unsupported private key (allowed: RSA of 2048 to 4096 bits, ECDSA on P-256 or P-384, \
+         Ed25519)"
     )]
     UnusableKey,
-    /// It belongs to another certificate.
-    #[error("holds a key that does not belong to the first certificate in OSC_SSL_CERTFILE")]
+    /// The private key is that of another certificate.
+    #[error("contains a private key that does not match the first certificate in OSC_SSL_CERTFILE")]
     Mismatch,
-    /// The form of OpenSSL before PKCS#8, or an algorithm of long ago.
+    /// The private key is in the encrypted format that OpenSSL used before PKCS#8, or uses an obsolete algorithm.
     #[error(
-        "holds a key that is encrypted in an old form; `openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW` makes \
-         one that is read"
+        "contains a private key in an obsolete encrypted format; convert it with \
+         `openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW`"
     )]
     OldEncryption,
-    /// No password is set.
+    /// The private key is encrypted, and no passphrase is set.
     #[error("is empty, but the key in OSC_SSL_KEYFILE is encrypted")]
     NoPassword,
-    /// The key is not opened by it.
-    #[error("does not open the key in OSC_SSL_KEYFILE")]
+    /// The passphrase is wrong.
+    #[error("does not decrypt the key in OSC_SSL_KEYFILE")]
     WrongPassword,
-    /// Nothing to verify peers by.
-    #[error(
-        "is empty, and this system has no certificates of authorities either, by which peers could be verified"
-    )]
+    /// There are no CA certificates for peers.
+    #[error("is empty, and the system has no CA certificates to verify peers with")]
     NoRoots,
 }
 
@@ -104,15 +103,15 @@ impl fmt::Display for CertificateFileError {
     }
 }
 
-/// Everything that is wrong; at least one. Displayed on one line, with the settings.
+/// All errors of the certificate files; at least one. Displayed on one line, with the settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFileErrors(pub Vec<CertificateFileError>);
 
 impl fmt::Display for CertificateFileErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, fault) in self.0.iter().enumerate() {
+        for (index, error) in self.0.iter().enumerate() {
             let separator = if index > 0 { "; " } else { "" };
-            write!(f, "{separator}{}: {fault}", fault.role.variable())?;
+            write!(f, "{separator}{}: {error}", error.role.variable())?;
         }
         Ok(())
     }

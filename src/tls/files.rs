@@ -1,4 +1,4 @@
-//! Which files there are, their bytes, and how to see that they have changed.
+//! Certificate files: their paths, their contents, and the fingerprints that detect changes.
 
 use std::fmt;
 use std::fs;
@@ -10,54 +10,56 @@ use zeroize::Zeroizing;
 use super::error::{CertificateFileError, FileProblem, FileRole};
 use crate::limits::TLS_FILE_BYTES_MAX;
 
-/// What TLS is made of.
+/// Files of the TLS configuration.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// What this node shows; `None` when it serves without TLS.
+    /// Certificate of this node and its key; `None` if it serves without TLS.
     pub own: Option<Own>,
-    /// Authorities whose certificates clients must have; `None` asks them for none.
+    /// CA certificates for clients, one of which must have issued each client's certificate; `None` if clients need
+    /// no certificate.
     pub clients: Option<PathBuf>,
-    /// CAs of the nodes' certificates, one of which each peer must present; `None` asks peers for none.
+    /// CA certificates for nodes, one of which must have issued each peer's certificate; `None` if peers need no
+    /// node certificate.
     pub nodes: Option<PathBuf>,
-    /// By what peers are verified; `None` when none has TLS.
+    /// CA certificates for connections to peers; `None` if no peer uses TLS.
     pub peers: Option<Roots>,
     /// Whether peers have a dedicated listener.
     pub has_cluster_port: bool,
 }
 
 impl Files {
-    /// Those of a node without any TLS.
+    /// Returns the configuration of a node without TLS.
     pub fn none() -> Self {
         Self { own: None, clients: None, nodes: None, peers: None, has_cluster_port: false }
     }
 }
 
-/// A certificate and its key.
+/// Certificate and its private key.
 #[derive(Clone, Debug)]
 pub struct Own {
-    /// The certificate, and those between it and the authority.
+    /// File of the certificate, followed by the intermediate certificates.
     pub certificate: PathBuf,
-    /// The key.
+    /// File of the private key.
     pub key: PathBuf,
-    /// What opens the key, if it is encrypted.
+    /// Passphrase of the private key, if it is encrypted.
     pub password: Option<Password>,
 }
 
-/// Authorities that are trusted.
+/// Trusted CA certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Roots {
-    /// Those that the system trusts.
+    /// CA certificates that the system trusts.
     System,
-    /// Those in a file.
+    /// CA certificates in a file.
     File(PathBuf),
 }
 
-/// A password, which is never shown.
+/// Passphrase, which is never shown.
 #[derive(Clone)]
 pub struct Password(Zeroizing<String>);
 
 impl Password {
-    /// Takes it over.
+    /// Wraps a passphrase, which is wiped when it is dropped.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
@@ -73,44 +75,45 @@ impl fmt::Debug for Password {
     }
 }
 
-/// Differs when a file is another one than before, or was written. Behind symbolic links, which is how
-/// Kubernetes and certbot change files.
+/// Fingerprint that changes when a file is replaced or modified. Symbolic links are followed: Kubernetes and certbot
+/// replace files by changing links.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fingerprint(Vec<Option<[i64; 4]>>);
 
 impl Files {
+    /// Returns the fingerprint of all files.
     pub(super) fn stamp(&self) -> Fingerprint {
         let own = self.own.iter().flat_map(|own| [&own.certificate, &own.key]);
         let peers = self.peers.iter().filter_map(|roots| match roots {
             Roots::File(path) => Some(path),
             Roots::System => None,
         });
-        Fingerprint(
-            own.chain(&self.clients).chain(&self.nodes).chain(peers).map(|path| stamp(path)).collect(),
-        )
+        let paths = own.chain(&self.clients).chain(&self.nodes).chain(peers);
+        Fingerprint(paths.map(|path| file_fingerprint(path)).collect())
     }
 }
 
 #[expect(clippy::cast_possible_wrap, reason = "only compared")]
-fn stamp(path: &Path) -> Option<[i64; 4]> {
-    let found = path.metadata().ok()?;
-    // The time of the last change of the inode cannot be set back, as `cp -p` does with the other one.
-    Some([found.ino() as i64, found.size() as i64, found.ctime(), found.ctime_nsec()])
+fn file_fingerprint(path: &Path) -> Option<[i64; 4]> {
+    let metadata = path.metadata().ok()?;
+    // The ctime cannot be set back, while `cp -p` does so with the mtime.
+    Some([metadata.ino() as i64, metadata.size() as i64, metadata.ctime(), metadata.ctime_nsec()])
 }
 
-/// The bytes of a file, which are wiped: it may hold a key.
+/// Reads a file into a buffer that is wiped when it is dropped: the file may contain a key.
 pub(super) fn read(role: FileRole, path: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFileError> {
     let unreadable = |error: std::io::Error| fault(role, path, FileProblem::Unreadable(error.to_string()));
-    let found = fs::metadata(path).map_err(unreadable)?;
-    if !found.is_file() {
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
         return Err(fault(role, path, FileProblem::NoFile));
     }
-    if found.len() > TLS_FILE_BYTES_MAX {
+    if metadata.len() > TLS_FILE_BYTES_MAX {
         return Err(fault(role, path, FileProblem::TooLong(TLS_FILE_BYTES_MAX)));
     }
     fs::read(path).map(Zeroizing::new).map_err(unreadable)
 }
 
+/// Returns the error of a file.
 pub(super) fn fault(role: FileRole, path: &Path, problem: FileProblem) -> CertificateFileError {
     CertificateFileError { role, path: Some(path.display().to_string()), problem }
 }

@@ -1,4 +1,4 @@
-//! Private keys, also encrypted ones.
+//! Private keys, plain or encrypted.
 
 use pkcs8::{EncryptedPrivateKeyInfoRef, SecretDocument};
 use rustls::pki_types::pem::PemObject;
@@ -8,20 +8,20 @@ use zeroize::Zeroizing;
 use super::error::FileProblem;
 use super::files::Password;
 
-const ENCRYPTED_BEGINS: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
-const ENCRYPTED_ENDS: &str = "-----END ENCRYPTED PRIVATE KEY-----";
-/// A header of the form that OpenSSL had before PKCS#8, which has no proper derivation of a key.
-const ENCRYPTED_LONG_AGO: &str = "Proc-Type: 4,ENCRYPTED";
+const ENCRYPTED_BEGIN: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
+const ENCRYPTED_END: &str = "-----END ENCRYPTED PRIVATE KEY-----";
+/// Header of the encrypted format that OpenSSL used before PKCS#8; its key derivation is weak.
+const LEGACY_ENCRYPTED: &str = "Proc-Type: 4,ENCRYPTED";
 
-/// The first key in PEM.
+/// Returns the first private key of a PEM file.
 pub(super) fn parse(pem: &[u8], password: Option<&Password>) -> Result<PrivateKeyDer<'static>, FileProblem> {
-    // What is around it may be anything.
+    // There may be anything around the key, even bytes that are not UTF-8.
     let text = Zeroizing::new(String::from_utf8_lossy(pem).into_owned());
-    if let Some(begins) = text.find(ENCRYPTED_BEGINS) {
-        let length = text[begins..].find(ENCRYPTED_ENDS).ok_or(FileProblem::NoKey)? + ENCRYPTED_ENDS.len();
-        return decrypt(&text[begins..begins + length], password.ok_or(FileProblem::NoPassword)?);
+    if let Some(begin) = text.find(ENCRYPTED_BEGIN) {
+        let length = text[begin..].find(ENCRYPTED_END).ok_or(FileProblem::NoKey)? + ENCRYPTED_END.len();
+        return decrypt(&text[begin..begin + length], password.ok_or(FileProblem::NoPassword)?);
     }
-    if text.contains(ENCRYPTED_LONG_AGO) {
+    if text.contains(LEGACY_ENCRYPTED) {
         return Err(FileProblem::OldEncryption);
     }
     PrivateKeyDer::from_pem_slice(pem).map_err(|_| FileProblem::NoKey)
@@ -29,7 +29,7 @@ pub(super) fn parse(pem: &[u8], password: Option<&Password>) -> Result<PrivateKe
 
 fn decrypt(pem: &str, password: &Password) -> Result<PrivateKeyDer<'static>, FileProblem> {
     let (_, encrypted) = SecretDocument::from_pem(pem).map_err(|_| FileProblem::NoKey)?;
-    // What is not PBES2 is refused here, what it cannot do by `decrypt`.
+    // Anything but PBES2 is rejected here; unsupported algorithms of PBES2 are rejected by `decrypt`.
     let encrypted =
         EncryptedPrivateKeyInfoRef::try_from(encrypted.as_bytes()).map_err(|_| FileProblem::OldEncryption)?;
     let key = encrypted.decrypt(password.expose()).map_err(|error| match error {

@@ -1,4 +1,4 @@
-//! From files to what connections are made with.
+//! Loading of the certificate files into the TLS configurations of listeners and connections.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
@@ -22,32 +22,32 @@ use super::server::{ServerContext, Trusted, refusal_as_node};
 
 pub(super) const HTTP_1_1: &[u8] = b"http/1.1";
 
-/// One reading of all files.
+/// Result of loading all files.
 pub(super) struct Loaded {
-    /// For connections to the listener of clients, if this node serves TLS.
+    /// Context of the client listener, if this node serves TLS.
     pub(super) server: Option<Arc<ServerContext>>,
-    /// For connections to the listener of peers, likewise.
+    /// Context of the cluster listener, if there is one and this node serves TLS.
     pub(super) cluster_server: Option<Arc<ServerContext>>,
-    /// For connections to peers, if one of them has TLS.
+    /// Configuration of connections to peers, if one of them uses TLS.
     pub(super) client: Option<Arc<ClientConfig>>,
-    /// What this node shows.
+    /// Certificate of this node and its key.
     pub(super) own: Option<Arc<CertifiedKey>>,
-    /// When that expires, or a certificate between it and the authority.
+    /// Expiry time of that certificate, or of an intermediate one if that is earlier.
     pub(super) expires: Option<Timestamp>,
-    /// When no authority of a file is valid any more.
+    /// Expiry time of the last valid CA certificate of each file.
     pub(super) authorities_expire: Vec<(FileRole, Timestamp)>,
-    /// Why peers with the same CA certificates for nodes would refuse it.
+    /// Why peers with the same CA certificates for nodes would refuse this node's certificate.
     pub(super) refusal_as_node: Option<String>,
-    /// Certificates that are valid only later by the clock of this machine, which may be wrong at boot.
+    /// Certificates that are not valid yet by the clock of this machine, which may be wrong at boot.
     pub(super) not_yet_valid: Vec<CertificateFileError>,
-    /// Of the bytes of all files, in this process.
+    /// Hash of the contents of all files, comparable within this process only.
     pub(super) digest: u64,
 }
 
-/// Collects what is wrong, and the bytes.
+/// Loader that collects errors, expiry times and the hashes of file contents.
 #[derive(Default)]
-struct Reading {
-    faults: Vec<CertificateFileError>,
+struct Loader {
+    errors: Vec<CertificateFileError>,
     not_yet_valid: Vec<CertificateFileError>,
     authorities_expire: Vec<(FileRole, Timestamp)>,
     digests: Vec<u64>,
@@ -60,22 +60,22 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 
 impl Loaded {
     pub(super) fn read(files: &Files) -> Result<Self, CertificateFileErrors> {
-        let mut reading = Reading::default();
-        let own = files.own.as_ref().and_then(|own| reading.own(own));
-        let clients = files.clients.as_ref().and_then(|path| reading.roots(FileRole::Clients, path));
-        // The same file needs to be complained about once.
+        let mut loader = Loader::default();
+        let own = files.own.as_ref().and_then(|own| loader.own(own));
+        let clients = files.clients.as_ref().and_then(|path| loader.roots(FileRole::Clients, path));
+        // A file with several roles is read once, so that its errors are reported once.
         let nodes = files.nodes.as_ref().and_then(|path| match files.clients.as_ref() == Some(path) {
             true => clients.clone(),
-            false => reading.roots(FileRole::Peers, path),
+            false => loader.roots(FileRole::Peers, path),
         });
         let peers = files.peers.as_ref().and_then(|roots| match roots {
             Roots::File(path) if files.clients.as_ref() == Some(path) => clients.clone(),
             Roots::File(path) if files.nodes.as_ref() == Some(path) => nodes.clone(),
-            Roots::File(path) => reading.roots(FileRole::Peers, path),
-            Roots::System => reading.system_roots(),
+            Roots::File(path) => loader.roots(FileRole::Peers, path),
+            Roots::System => loader.system_roots(),
         });
-        if !reading.faults.is_empty() {
-            return Err(CertificateFileErrors(reading.faults));
+        if !loader.errors.is_empty() {
+            return Err(CertificateFileErrors(loader.errors));
         }
         let (own, expires) = own.unzip();
         let trusted = Trusted { clients, nodes };
@@ -89,11 +89,11 @@ impl Loaded {
             refusal_as_node: refusal.and_then(|(own, roots)| refusal_as_node(own, roots)),
             own,
             expires,
-            authorities_expire: reading.authorities_expire,
-            not_yet_valid: reading.not_yet_valid,
-            // One file may serve for two.
+            authorities_expire: loader.authorities_expire,
+            not_yet_valid: loader.not_yet_valid,
+            // The flags distinguish configurations that use the same files in different roles.
             digest: hash((
-                &reading.digests,
+                &loader.digests,
                 files.own.is_some(),
                 files.clients.is_some(),
                 files.nodes.is_some(),
@@ -103,28 +103,29 @@ impl Loaded {
     }
 }
 
-/// Secrets are hashed too, so the hash has a secret of its own.
+/// Hashes with a random key of this process, because secrets are hashed, too.
 fn hash(value: impl std::hash::Hash) -> u64 {
     static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     STATE.hash_one(value)
 }
 
-impl Reading {
+impl Loader {
     fn bytes(&mut self, role: FileRole, path: &Path) -> Option<zeroize::Zeroizing<Vec<u8>>> {
         match read(role, path) {
             Ok(bytes) => {
                 self.digests.push(hash(&*bytes));
                 Some(bytes)
             }
-            Err(fault) => {
-                self.faults.push(fault);
+            Err(error) => {
+                self.errors.push(error);
                 None
             }
         }
     }
 
-    fn take<T>(&mut self, role: FileRole, path: &Path, result: Result<T, FileProblem>) -> Option<T> {
-        result.map_err(|problem| self.faults.push(fault(role, path, problem))).ok()
+    /// Returns the value of `result`, or collects its error.
+    fn accept<T>(&mut self, role: FileRole, path: &Path, result: Result<T, FileProblem>) -> Option<T> {
+        result.map_err(|problem| self.errors.push(fault(role, path, problem))).ok()
     }
 
     fn own(&mut self, own: &Own) -> Option<(Arc<CertifiedKey>, Timestamp)> {
@@ -135,36 +136,37 @@ impl Reading {
                 let ends = ends.collect::<Result<Vec<_>, FileProblem>>()?.into_iter().min();
                 Ok((chain, validity, ends))
             });
-            self.take(FileRole::Certificate, &own.certificate, chain)
+            self.accept(FileRole::Certificate, &own.certificate, chain)
         });
         let key = self.bytes(FileRole::Key, &own.key).and_then(|pem| {
             let key = key::parse(&pem, own.password.as_ref());
             if let Err(problem @ (FileProblem::NoPassword | FileProblem::WrongPassword)) = key {
-                self.faults.push(CertificateFileError { role: FileRole::Password, path: None, problem });
+                self.errors.push(CertificateFileError { role: FileRole::Password, path: None, problem });
                 return None;
             }
-            self.take(FileRole::Key, &own.key, key)
+            self.accept(FileRole::Key, &own.key, key)
         });
         let (chain, validity, ends) = chain?;
-        let expires = self.in_time(FileRole::Certificate, &own.certificate, validity)?.min(ends?);
+        let expires = self.expiry(FileRole::Certificate, &own.certificate, validity)?.min(ends?);
         match certified(chain, key?) {
             Ok(certified) => Some((Arc::new(certified), expires)),
             Err(problem @ FileProblem::Malformed) => {
-                self.take(FileRole::Certificate, &own.certificate, Err(problem))
+                self.accept(FileRole::Certificate, &own.certificate, Err(problem))
             }
-            Err(problem) => self.take(FileRole::Key, &own.key, Err(problem)),
+            Err(problem) => self.accept(FileRole::Key, &own.key, Err(problem)),
         }
     }
 
-    /// The end of the validity. A clock that is behind is set soon, but not one that has passed the end.
-    fn in_time(&mut self, role: FileRole, path: &Path, validity: Validity) -> Option<Timestamp> {
+    /// Returns the end of the validity. A certificate that has expired is an error; one that is not valid yet is only
+    /// collected, because a clock that is behind will be corrected soon.
+    fn expiry(&mut self, role: FileRole, path: &Path, validity: Validity) -> Option<Timestamp> {
         match validity.check() {
             Ok(()) => Some(validity.ends),
             Err(problem @ FileProblem::NotYetValid(_)) => {
                 self.not_yet_valid.push(fault(role, path, problem));
                 Some(validity.ends)
             }
-            Err(problem) => self.take(role, path, Err(problem)),
+            Err(problem) => self.accept(role, path, Err(problem)),
         }
     }
 
@@ -175,17 +177,17 @@ impl Reading {
             for certificate in &found {
                 roots.add(certificate.clone()).map_err(|_| FileProblem::Malformed)?;
             }
-            // Others may have expired: bundles hold old ones, too.
-            let is_in_time =
+            // One valid certificate is enough: bundles also contain expired ones.
+            let is_valid =
                 |certificate| Validity::of(certificate).is_ok_and(|validity| validity.check().is_ok());
-            let doubtful = if found.iter().any(is_in_time) { None } else { Some(Validity::of(&found[0])?) };
+            let invalid = if found.iter().any(is_valid) { None } else { Some(Validity::of(&found[0])?) };
             let ends = found.iter().filter_map(|one| Some(Validity::of(one).ok()?.ends)).max();
-            Ok((Arc::new(roots), doubtful, ends))
+            Ok((Arc::new(roots), invalid, ends))
         });
-        let (roots, doubtful, ends) = self.take(role, path, roots)?;
+        let (roots, invalid, ends) = self.accept(role, path, roots)?;
         self.authorities_expire.extend(ends.map(|ends| (role, ends)));
-        if let Some(validity) = doubtful {
-            self.in_time(role, path, validity)?;
+        if let Some(validity) = invalid {
+            self.expiry(role, path, validity)?;
         }
         Some(roots)
     }
@@ -196,7 +198,7 @@ impl Reading {
         self.digests.push(hash(&found));
         roots.add_parsable_certificates(found);
         if roots.is_empty() {
-            self.faults.push(CertificateFileError {
+            self.errors.push(CertificateFileError {
                 role: FileRole::Peers,
                 path: None,
                 problem: FileProblem::NoRoots,
@@ -207,7 +209,7 @@ impl Reading {
     }
 }
 
-/// All certificates in PEM; at least one.
+/// Returns all certificates of a PEM file; at least one.
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileProblem> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
@@ -217,7 +219,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileProblem>
     }
 }
 
-/// The period in which a certificate is valid.
+/// Validity period of a certificate.
 struct Validity {
     begins: Timestamp,
     ends: Timestamp,
@@ -225,11 +227,12 @@ struct Validity {
 
 impl Validity {
     fn of(certificate: &CertificateDer<'static>) -> Result<Self, FileProblem> {
-        // The profile that is not strict about what only authorities get wrong.
+        // The `Raw` profile tolerates errors that only CAs make.
         let parsed = CertificateInner::<Raw>::from_der(certificate).map_err(|_| FileProblem::Malformed)?;
         let validity = parsed.tbs_certificate().validity();
         let time = |since_epoch: Duration| {
-            // The last second of the year 9999 means that there is no end (RFC 5280, 4.1.2.5), and is the last one here.
+            // The last second of the year 9999 means that there is no expiry (RFC 5280, 4.1.2.5); it becomes
+            // `Timestamp::MAX`.
             let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
             Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
         };
@@ -263,25 +266,25 @@ fn certified(
     }
 }
 
-fn client(roots: Arc<RootCertStore>, shown: Option<Arc<CertifiedKey>>) -> ClientConfig {
+fn client(roots: Arc<RootCertStore>, own: Option<Arc<CertifiedKey>>) -> ClientConfig {
     let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
         .build()
-        .expect("there is a root, and there are no lists of revoked certificates to be wrong");
+        .expect("there is at least one root, and there are no revocation lists");
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .expect("ring has suites for both versions")
+        .expect("ring has cipher suites for both versions")
         .with_webpki_verifier(verifier);
-    shown_by(builder, shown)
+    shown_by(builder, own)
 }
 
-/// With this certificate, if the other side asks for one.
+/// Completes a client configuration with the certificate to present if the server requests one.
 pub(super) fn shown_by(
     builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
-    shown: Option<Arc<CertifiedKey>>,
+    own: Option<Arc<CertifiedKey>>,
 ) -> ClientConfig {
-    let mut config = match shown {
+    let mut config = match own {
         None => builder.with_no_client_auth(),
-        Some(shown) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown))),
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own))),
     };
     config.alpn_protocols = vec![HTTP_1_1.to_vec()];
     config

@@ -1,7 +1,8 @@
-//! TLS: certificates and keys from files, and a stream that encrypts what goes over another one.
+//! TLS: certificates and keys from files, and an encrypted stream over any other stream.
 //!
 //! The only module that knows rustls. Certificates are read at the start, and again when their files change; a
-//! connection keeps what it began with. Nothing here knows HTTP, and no message tells what a key or a password is.
+//! connection keeps the configuration that it began with. Knows nothing of HTTP. No error text discloses a key or a
+//! password.
 
 mod certificates;
 mod error;

@@ -1,42 +1,42 @@
-//! Why one side does not trust the other, read from how a connection failed.
+//! TLS errors between nodes, classified by the error of the connection.
 
 use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error};
 
-/// Why there is no connection to a node that is there.
+/// Reason why a TLS connection to a peer fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerTlsError {
-    /// By the clock of this machine.
+    /// The peer's certificate has expired by the clock of this machine.
     #[error("its certificate has expired")]
     Expired,
-    /// By the clock of this machine.
+    /// The peer's certificate is not valid yet by the clock of this machine.
     #[error("its certificate is not valid yet")]
     NotYetValid,
-    /// None of those in `OSC_CLUSTER_CA_CERTS`.
-    #[error("its certificate is of an authority that is not trusted here")]
+    /// The peer's certificate was not issued by a CA in `OSC_CLUSTER_CA_CERTS`.
+    #[error("its certificate was not issued by a CA that this node trusts")]
     UnknownAuthority,
-    /// Not that in `OSC_CLUSTER_NODES`.
-    #[error("its certificate is for another name than the one it is known by here")]
+    /// The peer's certificate is not valid for its name in `OSC_CLUSTER_NODES`.
+    #[error("its certificate is not valid for its name in OSC_CLUSTER_NODES")]
     OtherName,
-    /// For another purpose, or wrong in itself.
-    #[error("its certificate cannot be used")]
+    /// The peer's certificate is malformed, or was issued for another purpose.
+    #[error("its certificate is invalid or was issued for another purpose")]
     Unusable,
-    /// The other way round.
+    /// The peer rejects this node's certificate.
     #[error("it does not accept this node's certificate")]
     OfThisNode,
-    /// The other way round, on a connection that is there: it takes this node for a client.
+    /// The peer accepts the connection, but takes this node for a client.
     #[error(
         "it requires a certificate issued by its OSC_CLUSTER_CA_CERTS, which this node has not presented"
     )]
     NotANode,
-    /// What answers is no TLS.
-    #[error("it does not speak TLS")]
+    /// The other side does not use TLS.
+    #[error("it does not use TLS")]
     NoTls,
 }
 
 impl PeerTlsError {
-    /// `None` when the connection failed for another reason.
+    /// Classifies the error of a connection; `None` if it has another cause.
     pub fn of(error: &io::Error) -> Option<Self> {
         match error.get_ref()?.downcast_ref()? {
             Error::InvalidCertificate(error) => Some(match error {
@@ -44,7 +44,7 @@ impl PeerTlsError {
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                     Self::NotYetValid
                 }
-                // The latter is an authority that was made anew under its old name.
+                // A CA that was recreated under its previous name causes `BadSignature`.
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownAuthority,
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     Self::OtherName

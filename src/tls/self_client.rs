@@ -1,5 +1,5 @@
-//! How this machine asks its own server, for example for its health: no authority is needed, because the certificate
-//! is in a file here.
+//! TLS client for the server of this machine, for example for its health check: it needs no CA, because the
+//! certificate is in a local file.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -16,28 +16,28 @@ use rustls::{
 
 use super::loaded::{provider, shown_by};
 
-/// A connection over one to the server of this machine. Its deadlines are those of `stream`.
+/// Returns a TLS client connection over `stream` to the server of this machine. The timeouts of `stream` apply.
 ///
 /// # Errors
-/// When the random numbers fail.
+/// Fails if the system has no random numbers.
 pub fn connect_to_self(stream: TcpStream, config: Arc<ClientConfig>) -> io::Result<impl Read + Write> {
-    // The verifier looks at no name.
+    // The verifier ignores the name.
     let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
     let connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
     Ok(StreamOwned::new(connection, stream))
 }
 
-pub(super) fn config(own: Arc<CertifiedKey>, shows_it: bool) -> ClientConfig {
+pub(super) fn config(own: Arc<CertifiedKey>, presents_it: bool) -> ClientConfig {
     let verifier = PinnedVerifier { certificate: own.cert[0].clone() };
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .expect("ring has suites for both versions")
+        .expect("ring has cipher suites for both versions")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    shown_by(builder, shows_it.then_some(own))
+    shown_by(builder, presents_it.then_some(own))
 }
 
-/// Trusts one certificate, whose key the other side must have.
+/// Verifier that accepts one certificate only; the other side must have its private key.
 #[derive(Debug)]
 struct PinnedVerifier {
     certificate: CertificateDer<'static>,

@@ -1,5 +1,5 @@
-//! TLS over a stream. Whatever was written is handed over to the socket before it counts as written, so nobody has
-//! to flush; idle connections hold no buffers but those of rustls.
+//! TLS over any stream. Data counts as written once it has been passed to the socket, so callers need not flush; idle
+//! connections hold no buffers except those of rustls.
 
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
@@ -15,39 +15,39 @@ use zeroize::Zeroize;
 
 use super::server::ServerContext;
 
-/// The first byte of a client that speaks TLS: a record of the handshake (RFC 8446, 5.1).
+/// First byte of a TLS client: the content type of a handshake record (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 22;
 
-/// A connection over another one.
+/// TLS connection over a socket.
 pub struct Stream<S> {
     pub(super) socket: S,
     connection: Connection,
-    /// Encrypted, and how much of it was handed over.
+    /// Encrypted output, of which the first `sent` bytes have been passed to the socket.
     pub(super) output: Vec<u8>,
     sent: usize,
-    /// Bytes that were taken and whose writer waits until they are handed over.
-    owed: usize,
+    /// Plaintext bytes of a pending write: encrypted, but not passed to the socket yet.
+    pending: usize,
     is_closed: bool,
     may_be_node: bool,
 }
 
-/// Why a client got no connection.
+/// Reason why a TLS connection was not accepted.
 pub enum Refused<S> {
-    /// It does not speak TLS. What it has sent is lost, but its first byte.
+    /// The client does not use TLS. The first byte that it sent has been read from the socket.
     NoTls(S, u8),
-    /// It speaks TLS, and was told what was wrong, if it can be told.
+    /// The handshake failed. The client was sent an alert, if possible.
     Failed(S, io::Error),
-    /// It has gone.
+    /// The client has disconnected.
     Gone(io::Error),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
-    /// Waits for a client to agree.
+    /// Accepts a client: completes the handshake.
     ///
     /// # Errors
-    /// When it does not.
+    /// Returns [`Refused`] if the handshake fails.
     pub async fn accept(mut socket: S, context: &ServerContext) -> Result<Self, Refused<S>> {
-        // By this the plain text of HTTP is told from TLS, before rustls answers it by an alert.
+        // Distinguishes plain HTTP from TLS, before rustls responds to it with an alert.
         let mut first = [0];
         socket.read_exact(&mut first).await.map_err(Refused::Gone)?;
         if first[0] != HANDSHAKE {
@@ -55,8 +55,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         }
         let connection = ServerConnection::new(Arc::clone(&context.config));
         let mut stream = Self::new(socket, connection.map_err(|error| Refused::Gone(failure(error)))?.into());
-        let taken = stream.connection.read_tls(&mut &first[..]);
-        match taken.and(stream.handshake().await) {
+        let fed = stream.connection.read_tls(&mut &first[..]);
+        match fed.and(stream.handshake().await) {
             Ok(()) => {
                 stream.may_be_node = context.may_be_node(stream.connection.peer_certificates());
                 Ok(stream)
@@ -65,10 +65,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         }
     }
 
-    /// Agrees with a server, which must have a certificate for this name or address.
+    /// Connects to a server, whose certificate must be valid for this name or address.
     ///
     /// # Errors
-    /// When it has none, or something else fails. [`super::Distrust`] tells what it was.
+    /// Fails if the certificate is not trusted or the handshake fails. [`super::PeerTlsError`] classifies the error.
     pub async fn connect(socket: S, config: Arc<ClientConfig>, host: &str) -> io::Result<Self> {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let connection = ClientConnection::new(config, name).map_err(failure)?;
@@ -83,13 +83,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
             connection,
             output: Vec::new(),
             sent: 0,
-            owed: 0,
+            pending: 0,
             is_closed: false,
             may_be_node: false,
         }
     }
 
-    /// Whether a client may be a node: its certificate is one of a node, where nodes must have one.
+    /// Returns whether the client may be a node: it has presented a node certificate, or nodes need none.
     pub fn may_be_node(&self) -> bool {
         self.may_be_node
     }
@@ -109,7 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         .await
     }
 
-    /// Takes what has arrived; zero at its end.
+    /// Reads and processes what has arrived; returns zero at the end of the stream.
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut arriving = Arriving { socket: &mut self.socket, context };
         let count = match self.connection.read_tls(&mut arriving) {
@@ -117,14 +117,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
             other => other?,
         };
         if let Err(error) = self.connection.process_new_packets() {
-            // It is told what was wrong, if it takes it at once.
+            // Sends the alert, if the socket is ready for it.
             let _ = self.poll_send(context);
             return Poll::Ready(Err(failure(error)));
         }
         Poll::Ready(Ok(count))
     }
 
-    /// Hands over everything that is encrypted.
+    /// Passes all encrypted output to the socket.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             while self.sent < self.output.len() {
@@ -150,7 +150,7 @@ fn failure(error: rustls::Error) -> io::Error {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
-    /// Zero only at an end that the other side has told: one that was cut is an error.
+    /// Reads plaintext. Returns zero only after the peer's `close_notify`; a truncated stream is an error.
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -163,7 +163,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
             }
             ready!(self.poll_receive(context))?;
             if self.connection.wants_write() {
-                // An answer to the other side's new keys. It goes at the latest with what is written next.
+                // A reply to a key update of the other side. It is sent with the next write at the latest.
                 let _ = self.poll_send(context)?;
             }
         }
@@ -171,18 +171,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
-    /// While it is pending, the same bytes must be given again, and more only after them.
+    /// Writes plaintext. After `Pending`, the caller must pass the same bytes again; more may follow after them.
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.owed == 0 {
+        if self.pending == 0 {
             ready!(self.poll_send(context))?;
-            self.owed = self.connection.writer().write(bytes)?;
+            self.pending = self.connection.writer().write(bytes)?;
         }
         ready!(self.poll_send(context))?;
-        Poll::Ready(Ok(mem::take(&mut self.owed)))
+        Poll::Ready(Ok(mem::take(&mut self.pending)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -190,7 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
         Pin::new(&mut self.socket).poll_flush(context)
     }
 
-    /// Says that nothing more comes; what the other side sends can still be read.
+    /// Sends `close_notify`; what the other side sends can still be read.
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !mem::replace(&mut self.is_closed, true) {
             self.connection.send_close_notify();
@@ -200,8 +200,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 }
 
-/// A socket as rustls reads it. While nothing arrives, the free part of rustls' buffer is wiped: records are decrypted
-/// in it, and the last one would stay there for as long as the connection waits.
+/// Adapter through which rustls reads the socket. If nothing has arrived, the free part of rustls' buffer is wiped:
+/// records are decrypted in it, and the last one would stay there for as long as the connection is idle.
 struct Arriving<'a, 'b, S> {
     socket: &'a mut S,
     context: &'a mut Context<'b>,

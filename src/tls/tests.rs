@@ -1,4 +1,4 @@
-//! The stream over a socket that takes and gives a few bytes at a time, and is never ready twice.
+//! Tests of the stream, over a socket that transfers a few bytes per call and is never ready twice in a row.
 
 use std::io;
 use std::pin::Pin;
@@ -12,11 +12,11 @@ use super::*;
 #[path = "../../tests/pipe/mod.rs"]
 mod pipe;
 
-const BYTES_AT_A_TIME: usize = 7;
-/// A server gives tickets before anybody has to read.
-const BYTES_ON_THE_WAY_MAX: usize = 2000;
+const BYTES_PER_CALL: usize = 7;
+/// Capacity of the pipe: a server sends session tickets before the client has to read.
+const BYTES_IN_FLIGHT_MAX: usize = 2000;
 
-/// One end of a pipe.
+/// End of a pipe.
 struct End {
     inner: pipe::End,
     is_ready: bool,
@@ -24,13 +24,13 @@ struct End {
 
 impl End {
     fn pair() -> (Self, Self) {
-        let (one, other) = pipe::pipe(BYTES_ON_THE_WAY_MAX);
+        let (one, other) = pipe::pipe(BYTES_IN_FLIGHT_MAX);
         let end = |inner| Self { inner, is_ready: false };
         (end(one), end(other))
     }
 
-    /// Every other time it has to be asked once more.
-    fn hesitates(&mut self, context: &Context<'_>) -> bool {
+    /// Returns true in every other call: the caller must poll again.
+    fn must_retry(&mut self, context: &Context<'_>) -> bool {
         self.is_ready = !self.is_ready;
         if self.is_ready {
             context.waker().wake_by_ref();
@@ -45,10 +45,10 @@ impl AsyncRead for End {
         context: &mut Context<'_>,
         out: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if self.hesitates(context) {
+        if self.must_retry(context) {
             return Poll::Pending;
         }
-        let count = out.len().min(BYTES_AT_A_TIME);
+        let count = out.len().min(BYTES_PER_CALL);
         Pin::new(&mut self.inner).poll_read(context, &mut out[..count])
     }
 }
@@ -59,10 +59,10 @@ impl AsyncWrite for End {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.hesitates(context) {
+        if self.must_retry(context) {
             return Poll::Pending;
         }
-        Pin::new(&mut self.inner).poll_write(context, &bytes[..bytes.len().min(BYTES_AT_A_TIME)])
+        Pin::new(&mut self.inner).poll_write(context, &bytes[..bytes.len().min(BYTES_PER_CALL)])
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -83,10 +83,10 @@ fn certificates() -> Certificates {
     std::fs::write(&path, key.serialize_pem()).expect("written");
     let own = Own { certificate: certificate.clone(), key: path, password: None };
     let files = Files { own: Some(own), peers: Some(Roots::File(certificate)), ..Files::none() };
-    Certificates::load(files).expect("they are good")
+    Certificates::load(files).expect("the files are valid")
 }
 
-/// Both ends of one connection.
+/// Client and server end of one connection.
 fn connected() -> (Stream<End>, Stream<End>) {
     let certificates = certificates();
     let (client, server) = End::pair();
@@ -104,38 +104,38 @@ fn bytes(count: usize, seed: u8) -> Vec<u8> {
 }
 
 #[test]
-fn both_ways_and_to_the_end() {
+fn data_arrives_in_both_directions_up_to_the_close() {
     let (mut client, mut server) = connected();
-    let (question, answer) = (bytes(40_000, 1), bytes(200_000, 2));
-    let asking = async {
-        client.write_all(&question).await?;
-        let mut heard = Vec::new();
-        client.read_to_end(&mut heard).await?;
-        io::Result::Ok(heard)
+    let (request, response) = (bytes(40_000, 1), bytes(200_000, 2));
+    let client_side = async {
+        client.write_all(&request).await?;
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).await?;
+        io::Result::Ok(received)
     };
-    let answering = async {
-        let mut heard = vec![0; question.len()];
-        server.read_exact(&mut heard).await?;
-        server.write_all(&answer).await?;
+    let server_side = async {
+        let mut received = vec![0; request.len()];
+        server.read_exact(&mut received).await?;
+        server.write_all(&response).await?;
         server.close().await?;
-        // What the other side still says can be read after that.
-        io::Result::Ok(heard)
+        io::Result::Ok(received)
     };
-    let (heard, asked) = block_on(zip(asking, answering));
-    assert!(heard.expect("the answer") == answer && asked.expect("the question") == question);
+    let (by_client, by_server) = block_on(zip(client_side, server_side));
+    assert!(by_client.expect("the response") == response && by_server.expect("the request") == request);
+    // After its close, the server can still read what the client sends.
     block_on(async {
-        let (sent, heard) = zip(client.write_all(b"and more"), async {
+        let (sent, received) = zip(client.write_all(b"and more"), async {
             let mut more = [0; 8];
             server.read_exact(&mut more).await.map(|()| more)
         })
         .await;
         sent.expect("sent");
-        assert_eq!(&heard.expect("it is heard"), b"and more");
+        assert_eq!(&received.expect("received"), b"and more");
     });
 }
 
 #[test]
-fn what_is_written_is_handed_over_without_a_flush() {
+fn writes_reach_the_socket_without_a_flush() {
     let (mut client, mut server) = connected();
     let (written, read) = block_on(zip(client.write_all(b"a few"), async {
         let mut few = [0; 5];
@@ -143,30 +143,30 @@ fn what_is_written_is_handed_over_without_a_flush() {
     }));
     written.expect("written");
     assert_eq!(&read.expect("read"), b"a few");
-    assert_eq!(server.output.capacity() + client.output.capacity(), 0, "an idle one holds no buffer");
+    assert_eq!(server.output.capacity() + client.output.capacity(), 0, "idle connections hold no buffer");
 }
 
 #[test]
-fn an_end_that_nobody_told_is_an_error() {
+fn a_truncated_stream_is_an_error() {
     let (mut client, mut server) = connected();
     block_on(async {
         let (sent, _) = zip(client.write_all(b"half"), server.read_exact(&mut [0; 4])).await;
         sent.expect("sent");
         client.socket.close().await.expect("closed");
-        let cut = server.read(&mut [0]).await.expect_err("it was cut");
-        assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
+        let error = server.read(&mut [0]).await.expect_err("the stream was truncated");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     });
 }
 
 #[test]
-fn who_is_not_trusted_gets_no_connection() {
+fn untrusted_certificates_get_no_connection() {
     let [one, other] = [certificates(), certificates()];
     let connect = |host: &'static str, certificates: &Certificates| {
         let (client, server) = End::pair();
         let config = certificates.client().expect("there are roots");
         let (client, _) = block_on(zip(
             async move {
-                // The end goes with the connection, or the other one would wait for ever.
+                // Dropping the connection closes the pipe; the server would wait indefinitely otherwise.
                 let connecting = Stream::connect(client, config, host);
                 connecting.await.map(|mut stream| block_on(stream.close()))
             },

@@ -470,7 +470,7 @@ fn a_peer_that_lies_is_one_that_does_not_answer() {
         assert!(impostor.asked.load(Ordering::Relaxed) >= 2, "{lie}: it was asked");
         // What is too large is given up before it can be read.
         let is_shown = lie != "larger than any answer";
-        let reason = "its answers are not those of a node";
+        let reason = "it sends malformed replies";
         within(CONVERGENCE, lie, || (node.states()[0].1 == reason) == is_shown);
     }
 }

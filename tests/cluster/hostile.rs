@@ -181,7 +181,7 @@ fn a_stamp_that_nothing_can_follow_is_refused() {
     assert_eq!(node.delete("mine").status, 200);
     assert_eq!(node.create("new", "3").status, 201);
     assert!(node.ask("GET", "/metrics", None).text().contains("osc_cluster_changes_refused_total 3"));
-    assert!(node.log().contains("changes of another node are refused"), "{}", node.log());
+    assert!(node.log().contains("changes refused: their versions are ahead"), "{}", node.log());
 }
 
 fn reason(node: &Node) -> String {
@@ -387,7 +387,7 @@ fn what_does_not_answer_as_a_node_confirms_no_write() {
         cluster.nodes[1].place_for_peers.set(Some(liar.address));
         link.set(Mode::Open);
         let node = &cluster.nodes[0];
-        within(CONVERGENCE, lie, || reason(node) == "its answers are not those of a node");
+        within(CONVERGENCE, lie, || reason(node) == "it sends malformed replies");
         let key = format!("with-{number}");
         let response = node.create(&key, "1");
         assert_eq!(response.status, 503, "{lie}: {response:?}");

@@ -55,7 +55,7 @@ fn three_replicas_become_equal_and_one_of_another_authority_is_refused() {
         cluster.nodes[2].start();
         within(CONVERGENCE, "it is refused, and says so", || {
             let refused = |reason: &str| ("refused".to_owned(), reason.to_owned());
-            let here = refused("its certificate is of an authority that is not trusted here");
+            let here = refused("its certificate was not issued by a CA that this node trusts");
             let there = refused("it does not accept this node's certificate");
             cluster.nodes[..2].iter().all(|node| node.states().contains(&here))
                 && cluster.nodes[2].states() == [there.clone(), there]
@@ -139,7 +139,7 @@ fn a_name_that_is_not_in_the_certificate_is_refused() {
         cluster.nodes[0].states()
             == [(
                 "refused".to_owned(),
-                "its certificate is for another name than the one it is known by here".to_owned(),
+                "its certificate is not valid for its name in OSC_CLUSTER_NODES".to_owned(),
             )]
     });
 }

@@ -197,7 +197,7 @@ fn unusable_databases_are_refused_unchanged() {
     let path = odd.directory.path().join("configurations.db");
     let table = "CREATE TABLE configurations (id INTEGER PRIMARY KEY, name TEXT)";
     Connection::open(&path).expect("new").execute_batch(table).expect("valid");
-    refused_unchanged(odd, &["another shape", "id, name"]);
+    refused_unchanged(odd, &["unexpected columns", "id, name"]);
 
     let twice = generation("v20");
     let path = twice.directory.path().join("configurations.db");
@@ -362,7 +362,7 @@ fn a_large_database_is_checked_beside_the_server() {
     let directory = Arc::clone(&launch.directory);
     let mut server = launch.start();
     assert_eq!(server.value("k"), "1");
-    eventually("it is checked", || server.log().contains("is whole"));
+    eventually("it is checked", || server.log().contains("database check passed"));
     assert!(server.stop().success());
 
     let path = directory.path().join("configurations.db");
@@ -444,7 +444,7 @@ fn a_file_that_is_replaced_under_the_server_is_noticed() {
             eventually("the server is healthy", || server.get("/health").status == 200);
             assert_eq!(server.create("after", "1").status, if is_replaced { 400 } else { 201 }, "{name}");
         }
-        eventually("it is logged", || server.log().matches("writes are refused").count() == 2);
+        eventually("it is logged", || server.log().matches("refusing writes").count() == 2);
         let server = server.restart();
         assert_eq!((server.value("before"), server.get("/configs/lost").status), ("1".to_owned(), 404));
     }

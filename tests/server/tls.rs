@@ -307,7 +307,7 @@ fn certificates_are_replaced_while_connections_are_open() {
         let log = secure.server.log();
         let complaints: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
         assert!(
-            complaints.len() == 1 && complaints[0].contains("does not belong to the first certificate"),
+            complaints.len() == 1 && complaints[0].contains("does not match the first certificate"),
             "{complaints:?}"
         );
         goes_on();
@@ -338,7 +338,7 @@ fn certificates_are_replaced_while_connections_are_open() {
         let begins = SystemTime::now() + Duration::from_secs(12);
         let early = secure.authority.issue_with(|parameters| parameters.not_before = begins.into());
         early.write(&directory.join("v2"));
-        eventually("it is told", || secure.server.log().contains("valid only from"));
+        eventually("it is told", || secure.server.log().contains("is not valid before"));
         assert_eq!(secure.certificate(), *last.der());
         eventually("its time has come", || secure.certificate() == *early.der());
         goes_on();

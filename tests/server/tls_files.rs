@@ -99,11 +99,12 @@ fn every_refusal() {
     let future = authority.issue_with(|params| params.not_before = rcgen::date_time_ymd(2090, 1, 1));
     let certificate_text = |text: &str| format!("OSC_SSL_CERTFILE: \"cert.pem\" {text}");
     let key_text = |text: &str| format!("OSC_SSL_KEYFILE: \"key.pem\" {text}");
-    let none = "holds no certificate (allowed: PEM, -----BEGIN CERTIFICATE-----)";
-    let no_key = "holds no private key (allowed: PEM, in PKCS#8, PKCS#1 or SEC1)";
-    let unreadable = "holds a certificate that cannot be read (allowed: X.509, version 3)";
-    let mismatch = "holds a key that does not belong to the first certificate in OSC_SSL_CERTFILE";
-    let unusable = "holds a key that cannot be used (allowed: RSA of 2048 to 4096 bits, ECDSA on P-256 or P-384, Ed25519)";
+    let none = "contains no certificate (allowed: PEM, -----BEGIN CERTIFICATE-----)";
+    let no_key = "contains no private key (allowed: PEM, in PKCS#8, PKCS#1 or SEC1)";
+    let unreadable = "contains a certificate that cannot be parsed (allowed: X.509, version 3)";
+    let mismatch = "contains a private key that does not match the first certificate in OSC_SSL_CERTFILE";
+    let unusable = "contains an invalid or unsupported private key (allowed: RSA of 2048 to 4096 bits, ECDSA on P-256 or \
+                    P-384, Ed25519)";
     let damaged = good.certificate.replacen("MII", "MIJ", 1);
     let cut = &good.certificate[..good.certificate.len() / 2];
     let key_cut = &good.key[..good.key.len() / 2];
@@ -127,7 +128,7 @@ fn every_refusal() {
         (
             &*expired.certificate,
             &*expired.key,
-            vec![certificate_text("holds a certificate that expired at 2020-01-01T00:00:00Z")],
+            vec![certificate_text("contains a certificate that expired at 2020-01-01T00:00:00Z")],
         ),
         (
             &*future.certificate,
@@ -135,7 +136,7 @@ fn every_refusal() {
             // A clock that is behind is no reason to refuse.
             vec![key_text(no_key)],
         ),
-        (&long, &*good.key, vec![certificate_text("is longer than 1048576 bytes, so it is another file")]),
+        (&long, &*good.key, vec![certificate_text("exceeds the 1048576-byte limit for certificate files")]),
     ] {
         let launch = launch();
         put(launch.directory.path(), "cert.pem", certificate);
@@ -161,7 +162,7 @@ fn every_refusal_of_the_password() {
         ["OSC_SSL_KEYFILE_PASSWORD: is empty, but the key in OSC_SSL_KEYFILE is encrypted"]
     );
     let launch = launch.set("OSC_SSL_KEYFILE_PASSWORD", &format!("not-{PASSWORD}"));
-    assert_eq!(refusal(&launch), ["OSC_SSL_KEYFILE_PASSWORD: does not open the key in OSC_SSL_KEYFILE"]);
+    assert_eq!(refusal(&launch), ["OSC_SSL_KEYFILE_PASSWORD: does not decrypt the key in OSC_SSL_KEYFILE"]);
     let launch = launch.set("OSC_SSL_KEYFILE_PASSWORD", PASSWORD);
     assert!(check(&launch).status.success());
     for command in
@@ -170,7 +171,9 @@ fn every_refusal_of_the_password() {
         openssl(&directory, &format!("{command} -passout pass:{PASSWORD}"));
         let text = refusal(&launch).join("\n");
         assert!(
-            text.starts_with("OSC_SSL_KEYFILE: \"key.pem\" holds a key that is encrypted in an old form; `"),
+            text.starts_with(
+                "OSC_SSL_KEYFILE: \"key.pem\" contains a private key in an obsolete encrypted format; "
+            ),
             "{text}"
         );
     }
@@ -200,10 +203,10 @@ fn all_faults_are_told_at_once() {
     assert_eq!(
         refusal(&launch),
         [
-            "OSC_SSL_CERTFILE: \".\" is no file",
+            "OSC_SSL_CERTFILE: \".\" is not a regular file",
             "OSC_SSL_KEYFILE: \"none.pem\" cannot be read: No such file or directory (os error 2)",
-            "OSC_SSL_CA_CERTS: \"old.pem\" holds a certificate that expired at 2020-01-01T00:00:00Z",
-            "OSC_CLUSTER_CA_CERTS: \"plain.txt\" holds no certificate (allowed: PEM, -----BEGIN CERTIFICATE-----)",
+            "OSC_SSL_CA_CERTS: \"old.pem\" contains a certificate that expired at 2020-01-01T00:00:00Z",
+            "OSC_CLUSTER_CA_CERTS: \"plain.txt\" contains no certificate (allowed: PEM, -----BEGIN CERTIFICATE-----)",
         ]
     );
 }
@@ -237,5 +240,5 @@ fn a_clock_that_is_behind_does_not_keep_the_server_down() {
     put(launch.directory.path(), "key.pem", &future.key);
     let server = launch.start();
     let log = server.log();
-    assert!(log.contains("WARN") && log.contains("is valid only from 2090-01-01T00:00:00Z on"), "{log}");
+    assert!(log.contains("WARN") && log.contains("is not valid before 2090-01-01T00:00:00Z"), "{log}");
 }

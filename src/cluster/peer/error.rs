@@ -1,69 +1,65 @@
-//! Why nothing comes of a peer.
+//! Errors of requests to a peer, and reasons why there is no replication with it.
 
 use crate::service::node_auth::SharedKey;
 use crate::tls::PeerTlsError;
 
-/// Why there is no replication with a peer that answers.
+/// Reason why there is no replication with a peer that replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IncompatibleReason {
-    /// It has another salt, and both have entries: neither could open the other's.
+    /// The peer has another salt, and both nodes have entries: neither could decrypt the other's.
     #[error("its salt differs and both have entries")]
     SaltDiffers,
-    /// It runs on a copy of this node's data directory.
+    /// The peer runs on a copy of this node's data directory.
     #[error("it runs on a copy of this node's data directory")]
     CopiedData,
-    /// Its data are older than the deletions that this node remembers: what was deleted would come back.
-    #[error(
-        "its data are older than the deletions that are remembered, it must start with an empty directory"
-    )]
+    /// The peer's data predates the tombstones that this node retains: deleted entries would come back.
+    #[error("its data predates the tombstone retention window; wipe its data directory and rejoin")]
     Outdated,
-    /// The same, the other way round.
-    #[error(
-        "this node's data are older than the deletions that are remembered, it must start with an empty directory"
-    )]
+    /// This node's data predates the tombstones that the peer retains.
+    #[error("this node's data predates the tombstone retention window; wipe its data directory and rejoin")]
     OutdatedHere,
-    /// It is in the other cluster mode.
+    /// The peer runs in the other cluster mode.
     #[error("it runs in another cluster mode")]
     ModeDiffers,
-    /// The two do not recognise each other as nodes of one cluster.
+    /// The two nodes do not authenticate each other as members of one cluster.
     #[error(transparent)]
     Identity(IdentityError),
-    /// One of the two does not trust the other.
+    /// One of the two does not trust the other's certificate.
     #[error(transparent)]
     Distrust(PeerTlsError),
 }
 
-/// Why a peer and this node do not recognise each other as nodes of one cluster.
+/// Reason why a peer and this node do not authenticate each other as members of one cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// It refuses the first API key, and there is no cluster secret.
+    /// The peer refuses this node's first API key, and there is no cluster secret.
     #[error("it does not accept the API key")]
     ApiKey,
-    /// One of the two requires no API key, and neither has a cluster secret.
+    /// Only one of the two requires an API key, and neither has a cluster secret.
     #[error("it requires an API key and this node does not, or the reverse")]
     ApiKeyOnOneSide,
-    /// It refuses the first cluster secret.
+    /// The peer refuses this node's first cluster secret.
     #[error("it does not accept this node's cluster secret")]
     SecretRefused,
-    /// Its first cluster secret is not one of this node's.
+    /// The peer's first cluster secret is not one of this node's.
     #[error("its cluster secret is not one that this node accepts")]
     SecretDiffers,
-    /// Only this node has one.
+    /// Only this node has a cluster secret.
     #[error("it has no cluster secret and this node has one")]
     SecretOnlyHere,
-    /// Only the peer has one.
+    /// Only the peer has a cluster secret.
     #[error("it has a cluster secret and this node has none")]
     SecretOnlyThere,
-    /// This is its client port.
+    /// The address is that of the peer's client port.
     #[error("it serves peers on another port (its OSC_CLUSTER_LISTEN)")]
     OtherPort,
-    /// It speaks HTTP, and not as a node of this cluster does.
+    /// The other side uses HTTP, but does not complete the handshake of a node of this cluster.
     #[error("it does not prove that it is a node of this cluster")]
     Unproven,
 }
 
 impl IdentityError {
-    /// What keeps two nodes apart that authenticate by these kinds of key.
+    /// Returns why two nodes that authenticate by these kinds of key are incompatible, if they are.
     pub(in crate::cluster) fn of_kinds(own: SharedKey, theirs: SharedKey) -> Option<Self> {
         match (own, theirs) {
             _ if own == theirs => None,
@@ -73,7 +69,7 @@ impl IdentityError {
         }
     }
 
-    /// What a peer says that refuses a key of this kind.
+    /// Returns the error for a peer that refuses this node's key, which is of this kind.
     pub(in crate::cluster) fn refused(own: SharedKey) -> Self {
         match own {
             SharedKey::Secret => Self::SecretRefused,
@@ -82,28 +78,28 @@ impl IdentityError {
     }
 }
 
-/// Why a request to a peer came to nothing.
+/// Error of a request to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
-    /// No connection, no answer in time, or not an answer.
-    #[error("no answer")]
+    /// No connection, no response in time, or not an HTTP response.
+    #[error("no reply")]
     Unreachable,
-    /// The connection leads to another node than the last health check.
-    #[error("another node answers")]
+    /// The connection leads to another process than the last health check.
+    #[error("another node replied")]
     OtherNode,
-    /// The two do not recognise each other as nodes of one cluster.
+    /// The two nodes do not authenticate each other as members of one cluster.
     #[error(transparent)]
     Identity(IdentityError),
-    /// There is no connection because of a certificate.
+    /// The connection failed because of a certificate.
     #[error(transparent)]
     Distrust(PeerTlsError),
     /// 409: the peer has another salt.
     #[error("the salt differs")]
     SaltDiffers,
-    /// 200 with something that no node answers to that.
-    #[error("its answer is not that of a node")]
+    /// A 200 response whose content no node would send.
+    #[error("malformed reply")]
     Malformed,
-    /// Any other status, or this node's own store failed.
+    /// Any other status, or a local store error.
     #[error("the request was refused")]
     Refused,
 }

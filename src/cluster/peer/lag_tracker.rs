@@ -1,34 +1,39 @@
-//! How long own changes wait for a peer.
+//! Lag of a peer: how long local changes wait for its confirmation.
 
 use std::collections::VecDeque;
 
-/// How exactly it is known since when a change waits, and for how many such moments at a time.
-const WAITING_GRAIN_MS: u64 = 100;
-const WAITING_COUNT_MAX: usize = 1024;
+/// Resolution of the lag measurement, in milliseconds.
+const RESOLUTION_MS: u64 = 100;
+/// Samples that are kept.
+const SAMPLES_COUNT_MAX: usize = 1024;
 
-/// Since when lines of the outbox wait to be confirmed: up to which line, and since when, in a grain that
-/// bounds how many there are.
+/// Times at which changes of the replication log began to wait for confirmation. The resolution and the number of
+/// samples are bounded.
 #[derive(Debug, Default)]
 pub(super) struct LagTracker {
-    lines: VecDeque<(i64, u64)>,
+    /// Last position of the changes of each sample, and since when the first of them waits.
+    samples: VecDeque<(i64, u64)>,
 }
 
 impl LagTracker {
-    pub(super) fn grew(&mut self, now_ms: u64, line: i64) {
-        let is_full = self.lines.len() >= WAITING_COUNT_MAX;
-        match self.lines.back_mut() {
-            Some((last, since_ms)) if is_full || now_ms < *since_ms + WAITING_GRAIN_MS => *last = line,
-            _ => self.lines.push_back((line, now_ms)),
+    /// Records that the replication log has grown to this position.
+    pub(super) fn grew(&mut self, now_ms: u64, sequence: i64) {
+        let is_full = self.samples.len() >= SAMPLES_COUNT_MAX;
+        match self.samples.back_mut() {
+            Some((last, since_ms)) if is_full || now_ms < *since_ms + RESOLUTION_MS => *last = sequence,
+            _ => self.samples.push_back((sequence, now_ms)),
         }
     }
 
-    pub(super) fn confirmed(&mut self, line: i64) {
-        while self.lines.front().is_some_and(|(last, _)| *last <= line) {
-            self.lines.pop_front();
+    /// Records that the peer has confirmed all changes up to this position.
+    pub(super) fn confirmed(&mut self, sequence: i64) {
+        while self.samples.front().is_some_and(|(last, _)| *last <= sequence) {
+            self.samples.pop_front();
         }
     }
 
+    /// Returns since when the oldest change after `cursor` waits, if there is one.
     pub(super) fn oldest_ms(&self, cursor: i64) -> Option<u64> {
-        self.lines.iter().find(|(last, _)| *last > cursor).map(|(_, since_ms)| *since_ms)
+        self.samples.iter().find(|(last, _)| *last > cursor).map(|(_, since_ms)| *since_ms)
     }
 }

@@ -1,4 +1,4 @@
-//! `/cluster/...` as clients and operators see it.
+//! `/cluster/...` endpoints for clients, operators and probes.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -17,56 +17,56 @@ use crate::service::node_auth::{AUTH_HEADER, CHALLENGE_HEADER, PROOF_HEADER, sig
 use crate::service::{Member, Service};
 use crate::store::{ImportResult, SaltProblem};
 
-/// `GET /cluster/status`: peers only, this node is not counted.
+/// Handles `GET /cluster/status`: counts peers only, not this node.
 pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Response {
     let Some(cluster) = service.cluster() else {
         let body = r#"{"enabled":false,"mode":null,"node_id":null,"total_nodes":null,"healthy_nodes":null}"#;
         return Response::json(200, body.as_bytes().to_vec());
     };
     let members = cluster.members();
-    let others = members.iter().filter(|member| member.state != "self");
-    let healthy = others.clone().filter(|member| member.state == "healthy").count();
+    let peers = members.iter().filter(|member| member.state != "self");
+    let healthy = peers.clone().filter(|member| member.state == "healthy").count();
     let mode = if service.is_federated() { "federated" } else { "replica" };
     let mut body = format!(r#"{{"enabled":true,"mode":"{mode}","node_id":"#).into_bytes();
     write_string(&settings.node_id, &mut body);
-    let counts = format!(r#","total_nodes":{},"healthy_nodes":{healthy}}}"#, others.count());
+    let counts = format!(r#","total_nodes":{},"healthy_nodes":{healthy}}}"#, peers.count());
     body.extend_from_slice(counts.as_bytes());
     Response::json(200, body)
 }
 
-/// `GET /cluster/health`. The body is the original's. A node of this cluster finds in headers what nodes know of each
-/// other, and a prober with a challenge what it needs to authenticate itself and this node.
+/// Handles `GET /cluster/health`. The body is that of the Python server. An authenticated node also gets identity
+/// headers; a sender with a challenge gets the headers for mutual authentication.
 pub(in crate::http) fn health(settings: &Settings, service: &Service, prober: Prober) -> Response {
     let mut body = br#"{"status":"healthy","node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
     body.push(b'}');
-    let mut answer = Response::json(200, body);
-    let Some(cluster) = service.cluster() else { return answer };
+    let mut response = Response::json(200, body);
+    let Some(cluster) = service.cluster() else { return response };
     if prober.is_node {
-        answer.headers = identity(service, cluster.instance);
+        response.headers = identity(service, cluster.instance);
     }
-    let theirs = match prober.handshake {
-        Handshake::NotWanted => return answer,
-        Handshake::Barred(barrier) => return answer.with_header(AUTH_HEADER, barrier.name()),
+    let peer_challenge = match prober.handshake {
+        Handshake::NotWanted => return response,
+        Handshake::Barred(barrier) => return response.with_header(AUTH_HEADER, barrier.name()),
         Handshake::Challenged(challenge) => challenge,
     };
     let credentials = settings.node_auth.credentials();
-    let own = settings.node_auth.challenge();
-    let answer = answer
-        .with_header(CHALLENGE_HEADER, own.to_string())
+    let local_challenge = settings.node_auth.challenge();
+    let response = response
+        .with_header(CHALLENGE_HEADER, local_challenge.to_string())
         .with_header(AUTH_HEADER, credentials.shared().name());
     if !prober.is_node && !credentials.shared().resists_guessing() {
-        return answer;
+        return response;
     }
     let header = |name: &str| {
-        let found = answer.headers.iter().find(|(found, _)| *found == name);
+        let found = response.headers.iter().find(|(found, _)| *found == name);
         found.map(|(_, value)| &**value)
     };
-    let proof = credentials.proof(theirs, own, &signed_answer(header, &answer.body));
-    answer.with_header(PROOF_HEADER, proof)
+    let proof = credentials.proof(peer_challenge, local_challenge, &signed_answer(header, &response.body));
+    response.with_header(PROOF_HEADER, proof)
 }
 
-/// What nodes of one cluster know of each other.
+/// Returns the headers that nodes of one cluster exchange about themselves.
 fn identity(service: &Service, instance: u64) -> Vec<(&'static str, Cow<'static, str>)> {
     let (salt, is_sealed_with) = service.salt_in_use();
     let mut headers: Vec<(&str, Cow<'_, str>)> = vec![
@@ -80,12 +80,12 @@ fn identity(service: &Service, instance: u64) -> Vec<(&'static str, Cow<'static,
     headers
 }
 
-/// `GET /v1/cluster/members`
+/// Handles `GET /v1/cluster/members`.
 pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Response {
     let Some(cluster) = service.cluster() else { return not_clustered() };
     let mut body = br#"{"node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
-    // Both belong to a store that keeps versions; the digest of a large one is not known at once.
+    // Both exist only in a store that keeps versions; the digest of a large one is not available immediately.
     let node = quoted(service.node());
     let digest = quoted(service.node().and(service.root_digest()).map(encode_digest));
     body.extend_from_slice(format!(r#","node":{node},"digest":{digest},"members":["#).as_bytes());
@@ -99,7 +99,7 @@ pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Respon
     Response::json(200, body)
 }
 
-/// A JSON string of something that needs no escapes.
+/// Returns a JSON string of text that needs no escaping, or `null`.
 fn quoted(text: Option<impl std::fmt::Display>) -> String {
     text.map_or("null".to_owned(), |text| format!("\"{text}\""))
 }
@@ -127,7 +127,7 @@ fn write_member(member: &Member, out: &mut Vec<u8>) {
     );
 }
 
-/// `GET /cluster/salt`. In a cluster that has not agreed on one yet the answer waits for it.
+/// Handles `GET /cluster/salt`. In a cluster that has not agreed on a salt yet, the response waits for it.
 pub(in crate::http) async fn read_salt(service: &Service) -> Result<Response, Response> {
     service.salt_is_agreed().await.map_err(failed)?;
     Ok(match service.salt() {
@@ -142,13 +142,13 @@ pub(in crate::http) async fn read_salt(service: &Service) -> Result<Response, Re
     })
 }
 
-/// `POST /cluster/salt`
+/// Handles `POST /cluster/salt`.
 pub(in crate::http) async fn adopt_salt(
     service: &Service,
     body: &[u8],
     content_type: Option<&[u8]>,
 ) -> Result<Response, Response> {
-    // A page of any site can send such a body, and a salt is for ever.
+    // Any cross-site page can send such a body, and a salt is permanent.
     if content_type.is_some_and(is_of_forms) {
         return Err(salt_in_a_form());
     }

@@ -23,10 +23,10 @@ use crate::service::{
 };
 use crate::store::{Filter, SealedEntry};
 
-/// A list that is longer than this is sent as it is read.
+/// A list longer than this, in bytes, is streamed as it is read.
 const FIRST_BYTES: usize = 256 * 1024;
 
-/// Who asks, and what stands behind the `?`.
+/// The caller of an entry endpoint, and the query string.
 pub(in crate::http) struct Caller<'a> {
     pub(in crate::http) service: &'a Arc<Service>,
     pub(in crate::http) user_key: Option<&'a UserKey>,
@@ -36,7 +36,7 @@ pub(in crate::http) struct Caller<'a> {
 
 impl Caller<'_> {
     fn credentials(&self) -> Credentials<'_> {
-        let user_key = self.user_key.expect("the route was admitted with a user key");
+        let user_key = self.user_key.expect("the route requires a user key");
         Credentials { user_key, requester: self.requester }
     }
 
@@ -44,8 +44,9 @@ impl Caller<'_> {
         environment(self.query)
     }
 
-    /// A path that ends in a slash, and no entry has a key that does: perhaps the slash is one too many.
-    fn missing_slash(&self, error: Error, key: &KeyPath<'_>) -> Response {
+    /// Converts an error, with a redirect if no entry was found and the path has a trailing slash, which may be
+    /// superfluous.
+    fn error_or_redirect(&self, error: Error, key: &KeyPath<'_>) -> Response {
         match (&error, &key.without_slash) {
             (Error::NotFound { .. }, Some(path)) => redirect(path, self.query),
             _ => failed(error),
@@ -59,17 +60,17 @@ impl Caller<'_> {
     }
 }
 
-/// `POST /configs`
+/// Handles `POST /configs`.
 pub(in crate::http) async fn create(
     caller: &Caller<'_>,
     body: &[u8],
     content_type: Option<&[u8]>,
 ) -> Result<HandlerOutput, Response> {
     let new = body::new_entry(body, content_type).map_err(Response::from)?;
-    // Ignored, it would make an entry of another environment than the one that was meant.
-    let asked = caller.environment();
+    // Ignoring the query would create the entry in another environment than the client meant.
+    let requested = caller.environment();
     if let Some(other) =
-        asked.filter(|asked| new.environment.as_ref().is_none_or(|new| new.as_str() != &**asked))
+        requested.filter(|requested| new.environment.as_ref().is_none_or(|new| new.as_str() != &**requested))
     {
         return Err(ValidationError::parameter(
             "value_error",
@@ -83,8 +84,8 @@ pub(in crate::http) async fn create(
     Ok(entry(201, found, None, true))
 }
 
-/// `GET /configs/{key}` of an entry whose row and key are both in memory, appended to `out`: nothing has to
-/// be waited for. `None` for everything else, faults included, about which [`read`] has more to say.
+/// Handles `GET /configs/{key}` without waiting, if the row and the key are both in memory, and appends the entry to
+/// `out`. Returns `None` otherwise, also for errors, which [`read`] reports.
 pub(in crate::http) fn try_read_cached(
     service: &Service,
     user_key: &[u8],
@@ -97,30 +98,30 @@ pub(in crate::http) fn try_read_cached(
     }
     let full = is_full(query).ok()?;
     let environment = environment(query);
-    let asked = environment.as_deref();
-    let found = service.try_read_cached(user_key, &key.text, asked)?;
+    let requested = environment.as_deref();
+    let found = service.try_read_cached(user_key, &key.text, requested)?;
     let row = found.row();
-    // A large one is sent piece by piece.
+    // A large value is sent piece by piece.
     if found.value_bytes_max() > LARGE_VALUE_BYTES {
         return None;
     }
-    write_entry_with(row, EntryView::of(row, asked, full), found.value_bytes_max(), out, |out| {
+    write_entry_with(row, EntryView::of(row, requested, full), found.value_bytes_max(), out, |out| {
         found.open_into(out)
     })
 }
 
-/// `GET /configs/{key}`
+/// Handles `GET /configs/{key}`.
 pub(in crate::http) async fn read(caller: &Caller<'_>, key: &KeyPath<'_>) -> Result<HandlerOutput, Response> {
     let full = caller.is_full()?;
     let environment = caller.environment();
-    let asked = environment.as_deref();
-    let found = named(key, asked)?;
-    let found = caller.service.read(&caller.credentials(), found, asked).await;
-    let found = found.map_err(|error| caller.missing_slash(error, key))?;
-    Ok(entry(200, found, asked, full))
+    let requested = environment.as_deref();
+    let found = named(key, requested)?;
+    let found = caller.service.read(&caller.credentials(), found, requested).await;
+    let found = found.map_err(|error| caller.error_or_redirect(error, key))?;
+    Ok(entry(200, found, requested, full))
 }
 
-/// `PUT /configs/{key}`
+/// Handles `PUT /configs/{key}`.
 pub(in crate::http) async fn update(
     caller: &Caller<'_>,
     key: &KeyPath<'_>,
@@ -129,14 +130,14 @@ pub(in crate::http) async fn update(
 ) -> Result<HandlerOutput, Response> {
     let update = body::update(body, content_type).map_err(Response::from)?;
     let environment = caller.environment();
-    let asked = environment.as_deref();
-    let text = named(key, asked)?;
-    let found = caller.service.update(&caller.credentials(), text, asked, update).await;
-    let found = found.map_err(|error| caller.missing_slash(error, key))?;
-    Ok(entry(200, found, asked, true))
+    let requested = environment.as_deref();
+    let text = named(key, requested)?;
+    let found = caller.service.update(&caller.credentials(), text, requested, update).await;
+    let found = found.map_err(|error| caller.error_or_redirect(error, key))?;
+    Ok(entry(200, found, requested, true))
 }
 
-/// `DELETE /configs/{key}`
+/// Handles `DELETE /configs/{key}`.
 pub(in crate::http) async fn delete(
     caller: &Caller<'_>,
     key: &KeyPath<'_>,
@@ -144,14 +145,14 @@ pub(in crate::http) async fn delete(
     let environment = caller.environment();
     let text = named(key, environment.as_deref())?;
     let deleted = caller.service.delete(&caller.credentials(), text, environment.as_deref()).await;
-    deleted.map_err(|error| caller.missing_slash(error, key))?;
+    deleted.map_err(|error| caller.error_or_redirect(error, key))?;
     let mut body = b"{\"message\":".to_vec();
     write_string(&format!("Configuration '{text}' deleted successfully"), &mut body);
     body.push(b'}');
     Ok(Response::json(200, body).into())
 }
 
-/// `GET /configs`, and `GET /cluster/configs` of this node's own entries only.
+/// Handles `GET /configs`, and `GET /cluster/configs` (`is_local`), which lists only the entries of this node.
 pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result<HandlerOutput, Response> {
     let render: Render = match (caller.environment().is_some(), caller.is_full()?) {
         (false, false) => |row, value, out| render(row, value, None, false, out),
@@ -163,14 +164,14 @@ pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result
     let mut list = caller.service.list(&caller.credentials(), query, render).await.map_err(failed)?;
     let RenderedPage { bytes: mut first, mut hidden_count, .. } =
         list.next_page().await.map_err(failed)?.unwrap_or_default();
-    // What other nodes have still fits most answers, which can then say everything in their heads.
+    // Most lists still fit with the peers' entries, and can then report everything in header fields, not trailers.
     while !list.is_finished() && first.len() < FIRST_BYTES {
         let Some(page) = list.next_page().await.map_err(failed)? else { break };
         hidden_count += page.hidden_count;
         first.with_room(page.bytes.len()).extend_from_slice(&page.bytes);
     }
     if list.is_limited() {
-        // The cursor stands in the head, where every client and proxy finds it.
+        // The cursor is sent as a header field, which every client and proxy supports, unlike a trailer.
         list.cut();
     }
     let has_entries = !first.is_empty();
@@ -186,19 +187,19 @@ pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result
         true => Duration::ZERO,
         false => list.shows_nothing(&caller.credentials()).map_err(failed)?,
     };
-    let mut answer = Response::json(200, first).delayed(delay);
-    answer.headers.extend(list_fields(&list, hidden_count).map(|(name, value)| (name, value.into())));
-    Ok(answer.into())
+    let mut response = Response::json(200, first).delayed(delay);
+    response.headers.extend(list_fields(&list, hidden_count).map(|(name, value)| (name, value.into())));
+    Ok(response.into())
 }
 
-/// Names of the fields that [`list_fields`] may give at the end of a list.
+/// Returns the names of the fields that [`list_fields`] may return at the end of a streamed list.
 pub(in crate::http) fn list_field_names(list: &EntryList) -> SmallVec<[&'static str; 2]> {
     let hidden = list.reports_hidden().then_some(ENTRIES_HIDDEN);
     let partial = list.asks_others().then_some(PARTIAL_RESULT);
     hidden.into_iter().chain(partial).collect()
 }
 
-/// Header or trailer fields of a list that has ended.
+/// Returns the header or trailer fields of a finished list.
 pub(in crate::http) fn list_fields(
     list: &EntryList,
     hidden_count: u64,
@@ -209,8 +210,14 @@ pub(in crate::http) fn list_fields(
     hidden.into_iter().chain(silent).chain(next_after)
 }
 
-fn render(row: &SealedEntry, value: &[u8], asked_environment: Option<&str>, full: bool, out: &mut Vec<u8>) {
-    write_entry(row, value, EntryView::of(row, asked_environment, full), out);
+fn render(
+    row: &SealedEntry,
+    value: &[u8],
+    requested_environment: Option<&str>,
+    full: bool,
+    out: &mut Vec<u8>,
+) {
+    write_entry(row, value, EntryView::of(row, requested_environment, full), out);
 }
 
 fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Response> {
@@ -244,25 +251,30 @@ fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Response
     Ok(ListQuery { filter, after, limit, is_local })
 }
 
-fn entry(status: u16, found: DecryptedEntry, asked_environment: Option<&str>, full: bool) -> HandlerOutput {
+fn entry(
+    status: u16,
+    found: DecryptedEntry,
+    requested_environment: Option<&str>,
+    full: bool,
+) -> HandlerOutput {
     let DecryptedEntry { row, value } = found;
-    let shape = EntryView::of(&row, asked_environment, full);
+    let view = EntryView::of(&row, requested_environment, full);
     let mut before = Vec::new();
     let content = match value {
         Value::Plain(value) if value.expose().len() <= LARGE_VALUE_BYTES => {
-            write_entry(&row, value.expose(), shape, &mut before);
+            write_entry(&row, value.expose(), view, &mut before);
             return Response::json(status, before).into();
         }
         Value::Plain(value) => Content::default().with_bytes(value.into()),
         Value::Sealed(value) => Content::default().with_sealed(value),
     };
     let mut after = Vec::new();
-    write_before(&row, shape, &mut before);
-    write_after(&row, shape, &mut after);
+    write_before(&row, view, &mut before);
+    write_after(&row, view, &mut after);
     HandlerOutput::Large(Response::json(status, Vec::new()), content.between(before, after))
 }
 
-/// An empty environment is no environment.
+/// Returns the environment in the query; an empty one means none.
 fn environment(query: Option<&[u8]>) -> Option<Cow<'_, str>> {
     parameter(query, "environment").filter(|environment| !environment.is_empty())
 }
@@ -278,7 +290,7 @@ fn is_full(query: Option<&[u8]>) -> Result<bool, Cow<'_, str>> {
     }
 }
 
-/// The key as text; bytes that are no UTF-8 name no entry.
+/// Returns the key as text, or 404 if it is not UTF-8, because no entry can have it.
 fn named<'a>(key: &'a KeyPath<'_>, environment: Option<&str>) -> Result<&'a str, Response> {
     if key.is_text {
         return Ok(&key.text);

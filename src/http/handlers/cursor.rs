@@ -1,5 +1,5 @@
-//! Where a list goes on, as text for a query and a header: the id of an own entry, or `n` and the name of an
-//! entry of another node in base64url.
+//! List cursors as text for a query and a header: the id of a local entry, or `n` and an entry's name (key and
+//! environment) in base64url.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -7,21 +7,21 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::model::EntryId;
 use crate::service::After;
 
-/// Key and environment.
+/// Key and environment of an entry.
 type Name = (String, Option<String>);
 
-/// The text of a place.
+/// Formats a cursor.
 pub(super) fn text(after: &After) -> String {
     match after {
         After::Id(id) => id.to_string(),
         After::Name(EntryId { key, environment }) => {
-            let name = serde_json::to_vec(&(key, environment)).expect("two texts, written to memory");
+            let name = serde_json::to_vec(&(key, environment)).expect("strings always serialize to memory");
             format!("n{}", URL_SAFE_NO_PAD.encode(name))
         }
     }
 }
 
-/// What [`text`] gave.
+/// Parses a cursor that [`text`] formatted.
 pub(super) fn parse(text: &str) -> Option<After> {
     match text.strip_prefix('n') {
         None => text.parse().ok().map(After::Id),
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_and_back() {
+    fn cursors_round_trip() {
         let name = |key: &str, environment: Option<&str>| {
             After::Name(EntryId { key: key.to_owned(), environment: environment.map(str::to_owned) })
         };

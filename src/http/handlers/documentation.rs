@@ -1,4 +1,4 @@
-//! The description of the API, for programs and for people.
+//! The API description, for programs and for people.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use crate::http::openapi;
 use crate::http::pages::File;
 use crate::http::response::{HandlerOutput, Response};
 
-/// `GET /openapi.json`
+/// Handles `GET /openapi.json`.
 pub(in crate::http) fn openapi() -> HandlerOutput {
     let head = Response::json(200, Vec::new()).with_header("cache-control", "no-cache");
     HandlerOutput::Large(head, Content::default().with_static(openapi::document()))
 }
 
-/// `GET /docs`, `GET /redoc` and what they load.
+/// Handles `GET /docs`, `GET /redoc` and their assets.
 pub(in crate::http) fn file(file: &'static File) -> HandlerOutput {
     let headers = file.headers.iter().map(|&(name, value)| (name, value.into())).collect();
     let head = Response {

@@ -1,4 +1,4 @@
-//! What nodes of a federation ask each other, and what their operators ask about all of them.
+//! Inter-node endpoints of a federation, and the report on duplicate entries.
 
 use zeroize::Zeroizing;
 
@@ -15,14 +15,14 @@ use crate::limits::{DUPLICATES_COUNT_MAX, LIST_PAGE_BYTES};
 use crate::service::federation::messages::{decode_find, decode_order, decode_query};
 use crate::service::{After, Service};
 
-/// `POST /cluster/find`: an entry of this node.
+/// Handles `POST /cluster/find`: returns an entry of this node.
 pub(in crate::http) async fn find(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Response, Response> {
     require_federation(service)?;
     let find = decoded(service, body, decode_find).await?;
     Ok(Response::json(200, service.found_message(&find).await.map_err(failed)?))
 }
 
-/// `POST /cluster/page`: entries of this node, by name.
+/// Handles `POST /cluster/page`: returns entries of this node in the order of their names.
 pub(in crate::http) async fn page(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Response, Response> {
     require_federation(service)?;
     let mut query = decoded(service, body, decode_query).await?;
@@ -31,18 +31,18 @@ pub(in crate::http) async fn page(service: &Service, body: Zeroizing<Vec<u8>>) -
     Ok(Response::json(200, service.page_message(query).await.map_err(failed)?))
 }
 
-/// `POST /cluster/write`: changes an entry of this node.
+/// Handles `POST /cluster/write`: changes an entry of this node by compare-and-swap.
 pub(in crate::http) async fn write(
     service: &Service,
     body: Zeroizing<Vec<u8>>,
 ) -> Result<Response, Response> {
     require_federation(service)?;
     let _share = service.share_for_peer(body.len()).map_err(failed)?;
-    let order = decoded(service, body, decode_order).await?;
-    Ok(Response::json(200, service.outcome_message(order).await.map_err(failed)?))
+    let write = decoded(service, body, decode_order).await?;
+    Ok(Response::json(200, service.outcome_message(write).await.map_err(failed)?))
 }
 
-/// `GET /v1/federation/duplicates`: entries that several nodes have.
+/// Handles `GET /v1/federation/duplicates`: lists the entries that several nodes have.
 pub(in crate::http) async fn duplicates(
     settings: &Settings,
     service: &Service,
@@ -83,10 +83,10 @@ pub(in crate::http) async fn duplicates(
     body.extend_from_slice(b",\"silent\":");
     write_list(duplicates.silent.iter(), &mut body);
     body.push(b'}');
-    let answer = Response::json(200, body);
+    let response = Response::json(200, body);
     Ok(match duplicates.silent.is_empty() {
-        true => answer,
-        false => answer.with_header(PARTIAL_RESULT, duplicates.silent.join(", ")),
+        true => response,
+        false => response.with_header(PARTIAL_RESULT, duplicates.silent.join(", ")),
     })
 }
 

@@ -1,4 +1,4 @@
-//! `/health`: whether the parts of this node work. Whether it should get requests is `/ready`.
+//! `/health`: whether this node works. Whether it should receive requests is `/ready`.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use crate::http::json::write_string;
 use crate::http::response::Response;
 use crate::service::Service;
 
-/// An executor that has not looked at its clock for so long is stuck; it does ten times a second.
-const EXECUTOR_PATIENCE: Duration = Duration::from_secs(5);
+/// An executor that has not ticked for this long is stuck; it normally ticks ten times per second.
+const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `GET /health`
+/// Handles `GET /health`.
 pub(in crate::http) fn health(settings: &Settings, service: &Service) -> Response {
     let reasons = health_problems(settings, service);
     if !reasons.is_empty() {
@@ -23,12 +23,12 @@ pub(in crate::http) fn health(settings: &Settings, service: &Service) -> Respons
     Response::json(200, body)
 }
 
-/// What is wrong with this node, if anything is.
+/// Returns the problems of this node; empty if it is healthy.
 pub(super) fn health_problems(settings: &Settings, service: &Service) -> Vec<String> {
-    let mut faults = service.faults();
-    let stalled = settings.executors.stalled(EXECUTOR_PATIENCE);
+    let mut problems = service.faults();
+    let stalled = settings.executors.stalled(EXECUTOR_TIMEOUT);
     if !stalled.is_empty() {
-        faults.push(format!("executors do not run: {stalled:?}"));
+        problems.push(format!("executors do not run: {stalled:?}"));
     }
-    faults
+    problems
 }

@@ -1,4 +1,4 @@
-//! One file for each resource: reads the request, calls the service, writes the answer.
+//! Request handlers, one file per resource: each parses the request, calls the service and encodes the response.
 
 pub(super) mod cluster;
 pub(super) mod configs;

@@ -1,4 +1,4 @@
-//! What other nodes ask: sealed entries and their versions, never a user key.
+//! Inter-node endpoints of replication: sealed entries and their versions, never a user key.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::service::exchange::{
 };
 use crate::store::root_of;
 
-/// `POST /cluster/changes`: takes changes of a peer, those that win.
+/// Handles `POST /cluster/changes`: applies those of a peer's changes that supersede the local versions.
 pub(in crate::http) async fn changes(
     service: &Service,
     body: Zeroizing<Vec<u8>>,
@@ -27,15 +27,16 @@ pub(in crate::http) async fn changes(
     Ok(Response::json(200, encode_applied(&applied)))
 }
 
-/// `POST /cluster/digests`: the peer's digest if it is this node's, else the digests of all buckets.
+/// Handles `POST /cluster/digests`: returns the peer's digest if it equals the local one, else the digests of all
+/// buckets.
 pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Response, Response> {
     require_cluster(service)?;
-    let theirs = decode_digest(body).map_err(|error| malformed_message(&error))?;
-    let own = service.bucket_digests().map_err(failed)?;
-    let root = root_of(&own);
-    let body = match theirs == root {
+    let remote = decode_digest(body).map_err(|error| malformed_message(&error))?;
+    let local = service.bucket_digests().map_err(failed)?;
+    let root = root_of(&local);
+    let body = match remote == root {
         true => encode_digest(root).into_bytes(),
-        false => encode_digests(&own),
+        false => encode_digests(&local),
     };
     Ok(Response {
         status: 200,
@@ -46,8 +47,8 @@ pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Respons
     })
 }
 
-/// `POST /cluster/versions`: the versions of all entries of some buckets, of the first ones if it would be
-/// too many.
+/// Handles `POST /cluster/versions`: returns the versions of all entries in the requested buckets, or in the first ones
+/// if that would exceed one message.
 pub(in crate::http) async fn versions(
     service: &Service,
     body: Zeroizing<Vec<u8>>,
@@ -58,7 +59,7 @@ pub(in crate::http) async fn versions(
     Ok(Response::json(200, service.versions_message(buckets).await.map_err(failed)?))
 }
 
-/// `POST /cluster/entries`: entries by name, as many as fit one message.
+/// Handles `POST /cluster/entries`: returns entries by name, as many as fit into one message.
 pub(in crate::http) async fn entries(
     service: &Service,
     body: Zeroizing<Vec<u8>>,
@@ -69,7 +70,7 @@ pub(in crate::http) async fn entries(
     Ok(Response::json(200, service.entries_message(ids).await.map_err(failed)?))
 }
 
-/// Reads a message: here if it is short, otherwise on the pool.
+/// Decodes a message: on the executor if it is short, otherwise on the pool.
 pub(super) async fn decoded<T: Send + 'static>(
     service: &Service,
     body: Zeroizing<Vec<u8>>,
@@ -82,7 +83,7 @@ pub(super) async fn decoded<T: Send + 'static>(
     decoded.map_err(|error| malformed_message(&error))
 }
 
-/// Nodes of a federation exchange nothing.
+/// Fails unless this node is in a cluster in replica mode: federated nodes do not replicate.
 fn require_cluster(service: &Service) -> Result<(), Response> {
     match service.cluster() {
         Some(_) if !service.is_federated() => Ok(()),

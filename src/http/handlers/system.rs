@@ -1,11 +1,11 @@
-//! The root: what this service is.
+//! The root resource and readiness.
 
 use crate::http::app::Settings;
 use crate::http::error::not_ready;
 use crate::http::response::Response;
 use crate::service::Service;
 
-/// `GET /`
+/// Handles `GET /`: the description of this service.
 pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Response {
     let (enabled, mode) = match service.cluster() {
         Some(_) if service.is_federated() => (true, "\"federated\""),
@@ -28,7 +28,7 @@ pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Response 
     Response::json(200, body.into_bytes())
 }
 
-/// `GET /ready`
+/// Handles `GET /ready`.
 pub(in crate::http) fn ready(service: &Service) -> Response {
     match obstacle(service) {
         Some(reason) => not_ready(&reason),
@@ -36,14 +36,14 @@ pub(in crate::http) fn ready(service: &Service) -> Response {
     }
 }
 
-/// Of `/ready`, while a new node may lack what its peers have.
+/// Reason why `/ready` fails while a new node may lack entries of its peers.
 pub(in crate::http) const NOT_JOINED: &str =
     "this node is new and has not compared its entries with its peers yet";
 
-/// Why this node should get no requests, if so.
+/// Returns the reason why this node should not receive requests; `None` if it is ready.
 pub(super) fn obstacle(service: &Service) -> Option<String> {
-    if let Some(fault) = service.faults().into_iter().next() {
-        return Some(fault);
+    if let Some(problem) = service.faults().into_iter().next() {
+        return Some(problem);
     }
     let cluster = service.cluster()?;
     if !cluster.salt().is_open() {
@@ -53,6 +53,6 @@ pub(super) fn obstacle(service: &Service) -> Option<String> {
         return Some(NOT_JOINED.to_owned());
     }
     let members = cluster.members();
-    let in_the_way = members.iter().find(|member| member.blocks_readiness)?;
-    Some(format!("no replication with {}: {}", in_the_way.address, in_the_way.reason.as_ref()?))
+    let blocking = members.iter().find(|member| member.blocks_readiness)?;
+    Some(format!("no replication with {}: {}", blocking.address, blocking.reason.as_ref()?))
 }

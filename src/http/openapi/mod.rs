@@ -1,5 +1,5 @@
-//! The description of the API as an OpenAPI 3.1 document. Its parts are files beside this one, a path each;
-//! tests hold them against the routes and the texts of errors, and CI against the answers of the server.
+//! The API description as an OpenAPI 3.1 document. Its parts are files next to this one, one per path. Tests check them
+//! against the routes and the error texts, and CI checks them against the server's responses.
 
 #[cfg(test)]
 mod tests;
@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use crate::model::json;
 
-/// What each path is described by, in the order in which people get to see them.
+/// The description of each path, in display order.
 const PATHS: [(&str, &str); 22] = [
     ("/configs", include_str!("paths/configs.json")),
     ("/configs/{key}", include_str!("paths/config.json")),
@@ -42,14 +42,15 @@ const COMPONENTS: [(&str, &[&str]); 5] = [
     ("schemas", &[include_str!("components/schemas.json"), include_str!("components/messages.json")]),
 ];
 
-/// Stands among the responses of each operation for those of `every.json`.
+/// Placeholder in the responses of each operation for those of `every.json`.
 const EVERY_REQUEST: &str = r#""and": "what every request can get""#;
 
-/// The document, compact.
+/// Returns the document as compact JSON.
 pub(super) fn document() -> &'static [u8] {
     static DOCUMENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let mut compact = Vec::new();
-        json::canonicalize(assemble().as_bytes(), &mut compact).expect("a test sees that it is JSON");
+        json::canonicalize(assemble().as_bytes(), &mut compact)
+            .expect("a test checks that the document is JSON");
         compact
     });
     &DOCUMENT
@@ -65,7 +66,7 @@ fn assemble() -> String {
         [
             ("openapi", r#""3.1.0""#),
             ("info", include_str!("info.json")),
-            // Relative to the document, so that it is right behind a proxy as well.
+            // Relative to the document, so that it is also correct behind a proxy.
             ("servers", r#"[{"url":"."}]"#),
             ("tags", include_str!("tags.json")),
             ("paths", &paths),
@@ -82,8 +83,8 @@ fn object<'a>(named: impl Iterator<Item = (&'a str, String)>) -> String {
     format!("{{{}}}", members.join(","))
 }
 
-/// An object without its braces.
+/// Returns the members of a JSON object, without its braces.
 fn members(object: &str) -> &str {
     let inside = object.trim().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
-    inside.expect("a test sees that each part is an object")
+    inside.expect("a test checks that each part is an object")
 }

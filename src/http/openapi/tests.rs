@@ -1,5 +1,5 @@
-//! The document against the routes and the table of errors. That the server answers what it says is seen by
-//! `tests/server/documentation.rs` and `.ci/check-openapi`.
+//! Checks of the document against the routes and the error table. `tests/server/documentation.rs` and
+//! `.ci/check-openapi` check it against the server's responses.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -27,7 +27,7 @@ fn parsed() -> Value {
     serde_json::from_slice(document()).expect("JSON")
 }
 
-/// (method, path, operation) of everything that is described.
+/// Returns (method, path, operation) of every described operation.
 fn operations(document: &Value) -> Vec<(&'static str, String, &Value)> {
     let paths = document["paths"].as_object().expect("an object");
     let of_path = |(path, item): (&String, &'_ Value)| -> Vec<(&'static str, String)> {
@@ -38,23 +38,23 @@ fn operations(document: &Value) -> Vec<(&'static str, String, &Value)> {
     named.map(|(method, path)| (method, path.clone(), &document["paths"][&path][method])).collect()
 }
 
-/// What the comments of [`Route`] say: (variant, method, path).
+/// Returns (variant, method, path) from the doc comments of [`Route`].
 fn variants() -> Vec<(String, String, String)> {
     let source = include_str!("../route.rs");
-    let (_, body) = source.split_once("pub enum Route<'a> {").expect("it is there");
-    let (body, _) = body.split_once("\n}").expect("it ends");
-    let (mut found, mut told) = (Vec::new(), Vec::new());
+    let (_, body) = source.split_once("pub enum Route<'a> {").expect("the enum exists");
+    let (body, _) = body.split_once("\n}").expect("the enum ends");
+    let (mut found, mut documented) = (Vec::new(), Vec::new());
     for line in body.lines().map(str::trim).filter(|line| !line.is_empty()) {
         match line.strip_prefix("///") {
             Some(comment) => {
                 let quoted = comment.split('`').skip(1).step_by(2);
-                told.extend(quoted.filter_map(|text| text.split_once(' ')));
+                documented.extend(quoted.filter_map(|text| text.split_once(' ')));
             }
             None => {
-                assert!(!told.is_empty(), "no comment says what {line} is");
+                assert!(!documented.is_empty(), "{line} has no comment with its method and path");
                 let name = line.trim_end_matches(',').split('(').next().unwrap_or_default();
                 found.extend(
-                    told.drain(..).map(|(method, path)| {
+                    documented.drain(..).map(|(method, path)| {
                         (name.to_owned(), method.to_ascii_lowercase(), path.to_owned())
                     }),
                 );
@@ -65,15 +65,15 @@ fn variants() -> Vec<(String, String, String)> {
 }
 
 #[test]
-fn each_route_is_described_and_each_description_is_a_route() {
+fn routes_and_descriptions_correspond() {
     let document = parsed();
     let described: BTreeSet<(String, String)> =
         operations(&document).into_iter().map(|(method, path, _)| (method.to_owned(), path)).collect();
     let variants = variants();
     let routed: BTreeSet<(String, String)> =
         variants.iter().map(|(_, method, path)| (method.clone(), path.clone())).collect();
-    let apart: Vec<_> = described.symmetric_difference(&routed).collect();
-    assert!(apart.is_empty(), "only a route, or only described: {apart:?}");
+    let unmatched: Vec<_> = described.symmetric_difference(&routed).collect();
+    assert!(unmatched.is_empty(), "routed or described only: {unmatched:?}");
     for (variant, method, path) in variants {
         let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
         let path_of_one = path.replace("{key}", "k");
@@ -86,7 +86,7 @@ fn each_route_is_described_and_each_description_is_a_route() {
 }
 
 #[test]
-fn what_a_route_needs_is_described() {
+fn requirements_of_routes_are_described() {
     let document = parsed();
     for (method, path, operation) in operations(&document) {
         let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
@@ -98,7 +98,7 @@ fn what_a_route_needs_is_described() {
         assert_eq!(operation.get("requestBody").is_some(), route.body_bytes_max().is_some(), "{path}");
         let responses = operation["responses"].as_object().expect("an object");
         let has = |status: &str| responses.contains_key(status);
-        // Health takes requests without credentials, and refuses wrong ones of nodes.
+        // The health check accepts requests without credentials, but refuses wrong node credentials.
         let checks_nodes = route.needs_node() || matches!(route, Route::ClusterHealth);
         assert_eq!(security.contains("nodeToken"), checks_nodes, "{path}");
         assert_eq!(has("403"), route.needs_api_key() || checks_nodes, "{path}");
@@ -114,12 +114,12 @@ fn what_a_route_needs_is_described() {
 }
 
 #[test]
-fn each_part_is_an_object_and_no_name_is_lost() {
+fn parts_are_objects_without_duplicate_names() {
     let count = |text: &str| {
         let part: Value = serde_json::from_str(text).expect("JSON");
         assert!(!members(text).is_empty());
         let count = part.as_object().expect("an object").len();
-        // Of two members with one name a parser keeps the last.
+        // Of two members with the same name, a parser keeps only the last.
         assert_eq!(text.lines().filter(|line| line.starts_with("  \"")).count(), count, "{text}");
         count
     };
@@ -132,7 +132,7 @@ fn each_part_is_an_object_and_no_name_is_lost() {
 }
 
 #[test]
-fn references_lead_somewhere_and_nothing_lies_unused() {
+fn references_resolve_and_components_are_used() {
     fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
         match value {
             Value::Object(members) => {
@@ -146,18 +146,18 @@ fn references_lead_somewhere_and_nothing_lies_unused() {
     let document = parsed();
     let mut found = BTreeSet::new();
     references(&document, &mut found);
-    let mut there = BTreeSet::new();
+    let mut components = BTreeSet::new();
     for kind in ["parameters", "headers", "responses", "schemas"] {
         let named = document["components"][kind].as_object().expect("an object").keys();
-        there.extend(named.map(|name| format!("#/components/{kind}/{name}")));
+        components.extend(named.map(|name| format!("#/components/{kind}/{name}")));
     }
     let found: BTreeSet<String> = found.into_iter().map(str::to_owned).collect();
-    let apart: Vec<&String> = found.symmetric_difference(&there).collect();
-    assert!(apart.is_empty(), "{apart:?}");
+    let unmatched: Vec<&String> = found.symmetric_difference(&components).collect();
+    assert!(unmatched.is_empty(), "{unmatched:?}");
 }
 
 #[test]
-fn limits_are_those_of_the_server() {
+fn limits_match_the_server() {
     let document = parsed();
     let components = &document["components"];
     assert_eq!(components["schemas"]["Key"]["maxLength"], ENTRY_KEY_CHARS_MAX);
@@ -173,7 +173,7 @@ fn limits_are_those_of_the_server() {
     }
 }
 
-/// Every (status, body) that an example of a response shows.
+/// Returns the (status, body) of every response example.
 fn examples(document: &Value) -> BTreeSet<(u16, String)> {
     let mut found = BTreeSet::new();
     let mut add = |status: &str, response: &Value| {
@@ -192,14 +192,14 @@ fn examples(document: &Value) -> BTreeSet<(u16, String)> {
     found
 }
 
-/// One answer of each kind that the table of errors knows, about the entry that the document speaks of.
+/// Returns one response for each kind of error in the table, about the entry in the document's examples.
 fn table() -> Vec<Response> {
     let key = || "database".to_owned();
     let production = || Some("production".to_owned());
     let two = || vec!["production".to_owned(), "staging".to_owned()];
     let silent = || vec!["node2:9000".to_owned()];
-    let mut answers: Vec<Response> = Vec::new();
-    answers.extend(
+    let mut responses: Vec<Response> = Vec::new();
+    responses.extend(
         [
             RequestError::ApiKeyMissing,
             RequestError::ApiKeyWrong { delay: Duration::ZERO },
@@ -217,7 +217,7 @@ fn table() -> Vec<Response> {
         .iter()
         .map(Response::from),
     );
-    answers.extend(
+    responses.extend(
         [
             ProtocolError::BadRequest("host is missing"),
             ProtocolError::VersionNotSupported,
@@ -232,7 +232,7 @@ fn table() -> Vec<Response> {
         ]
         .map(Response::from),
     );
-    answers.extend(
+    responses.extend(
         [
             Error::AlreadyExists { key: key(), environment: None, is_foreign: true },
             Error::AlreadyExists { key: key(), environment: production(), is_foreign: true },
@@ -254,16 +254,16 @@ fn table() -> Vec<Response> {
         ]
         .map(Response::from),
     );
-    answers.extend([error::internal(), error::not_clustered(), error::overloaded()]);
-    answers.extend([error::host_not_allowed(), error::origin_not_allowed(), error::salt_in_a_form()]);
-    answers.push(error::not_ready("the nodes have not agreed on a salt yet"));
-    answers.push(error::not_ready(crate::http::handlers::system::NOT_JOINED));
-    answers.push(error::unhealthy(&["no space is left to write; reading goes on".to_owned()]));
-    answers.extend(faults());
-    answers
+    responses.extend([error::internal(), error::not_clustered(), error::overloaded()]);
+    responses.extend([error::host_not_allowed(), error::origin_not_allowed(), error::salt_in_a_form()]);
+    responses.push(error::not_ready("the nodes have not agreed on a salt yet"));
+    responses.push(error::not_ready(crate::http::handlers::system::NOT_JOINED));
+    responses.push(error::unhealthy(&["no space is left to write; reading goes on".to_owned()]));
+    responses.extend(validation_errors());
+    responses
 }
 
-fn faults() -> Vec<Response> {
+fn validation_errors() -> Vec<Response> {
     let category = format!(r#"{{"category":"{}"}}"#, "c".repeat(101));
     let entry = |body: &str| body::new_entry(body.as_bytes(), None).map(drop).map_err(Response::from);
     let update = |body: &[u8]| body::update(body, None).map(drop).map_err(Response::from);
@@ -281,19 +281,19 @@ fn faults() -> Vec<Response> {
         update(b"\"\xff\""),
     ]
     .into_iter()
-    .map(|result| result.expect_err("no entry"))
+    .map(|result| result.expect_err("an invalid entry"))
     .collect();
     found.push(ValidationError::user_key_missing().into());
     found.push(parameter("literal_error", "mode", "'short' or 'full'", "long"));
     found.push(parameter("int_parsing", "limit", &format!("an integer from 1 to {LIST_LIMIT_MAX}"), "0"));
-    let place = "the id of an entry, or what X-Next-After gave";
-    found.push(parameter("int_parsing", "after", place, "x"));
+    let allowed = "the id of an entry, or what X-Next-After gave";
+    found.push(parameter("int_parsing", "after", allowed, "x"));
     found.push(parameter("value_error", "after", "what next_after gave", "x"));
     found
 }
 
-/// What handlers say themselves; `tests/server/documentation.rs` sees that they do.
-const OF_HANDLERS: [(u16, &str); 6] = [
+/// Error texts of the handlers themselves; `tests/server/documentation.rs` checks that they send them.
+const HANDLER_ERRORS: [(u16, &str); 6] = [
     (400, "Invalid salt size: 5 bytes (expected 64)"),
     (400, "Invalid salt: it is not random (distinct byte values: 1)"),
     (404, "Salt file not found on this node"),
@@ -303,26 +303,29 @@ const OF_HANDLERS: [(u16, &str); 6] = [
 ];
 
 #[test]
-fn examples_of_errors_are_what_the_table_says() {
+fn error_examples_match_the_table() {
     let document = parsed();
     let shown: BTreeSet<(u16, String)> =
         examples(&document).into_iter().filter(|(status, _)| *status >= 400).collect();
-    let mut real: BTreeSet<(u16, String)> = table()
+    let mut expected: BTreeSet<(u16, String)> = table()
         .iter()
-        .map(|answer| {
-            let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
-            (answer.status, body.to_string())
+        .map(|response| {
+            let body: Value = serde_json::from_slice(&response.body).expect("JSON");
+            (response.status, body.to_string())
         })
         .collect();
-    for (status, text) in OF_HANDLERS {
+    for (status, text) in HANDLER_ERRORS {
         let about_readiness = text.starts_with("no replication");
         let body = match about_readiness {
             true => serde_json::json!({ "ready": false, "detail": text }),
             false => serde_json::json!({ "detail": text }),
         };
-        real.insert((status, body.to_string()));
+        expected.insert((status, body.to_string()));
     }
-    let untold: Vec<_> = real.difference(&shown).collect();
-    let made_up: Vec<_> = shown.difference(&real).collect();
-    assert!(untold.is_empty() && made_up.is_empty(), "not shown: {untold:#?}\nno such text: {made_up:#?}");
+    let missing: Vec<_> = expected.difference(&shown).collect();
+    let invented: Vec<_> = shown.difference(&expected).collect();
+    assert!(
+        missing.is_empty() && invented.is_empty(),
+        "not shown: {missing:#?}\nno such text: {invented:#?}"
+    );
 }

@@ -1,4 +1,4 @@
-// The keys that a person types in are kept by this page only, and are gone when it is left.
+// Keys entered by the user stay in this page, and are gone when it is closed.
 SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#swagger-ui",

@@ -1,16 +1,16 @@
-//! The pages that show the API to people, and what they load: all of it is part of the program, and none of
-//! it comes from another host. `vendor/update` says where the files of others are from.
+//! The documentation pages and their assets. All of them are embedded in the binary, and nothing is loaded from another
+//! host. `vendor/update` documents the origin of the third-party files.
 
-/// A page, or something that a page loads.
+/// A page, or an asset of a page.
 #[derive(Debug, PartialEq, Eq)]
 pub struct File {
-    /// Where it is.
+    /// Path of the file.
     pub path: &'static str,
-    /// Its media type.
+    /// Media type.
     pub(super) content_type: &'static str,
     /// Further header fields.
     pub(super) headers: &'static [(&'static str, &'static str)],
-    /// What is sent.
+    /// Response body.
     pub(super) bytes: &'static [u8],
 }
 
@@ -19,30 +19,30 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-const ASK_AGAIN: (&str, &str) = ("cache-control", "no-cache");
+const REVALIDATE: (&str, &str) = ("cache-control", "no-cache");
 const NO_REFERRER: (&str, &str) = ("referrer-policy", "no-referrer");
 
-/// Nothing inline, no `eval`, nothing from elsewhere. `data:` is for the pictures in Swagger UI's style sheet.
+/// Policy without inline code, `eval` or other hosts. `data:` is for the images in Swagger UI's style sheet.
 const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-/// ReDoc makes a style element with the rules of its scroll bar, and empty ones that it fills by script: the
-/// hashes are those of these rules and of no bytes at all. It searches in a worker that it makes from a blob.
+/// ReDoc's policy. ReDoc inserts a style element with the rules of its scroll bar, and empty ones that it fills by
+/// script: the hashes are those of these rules and of the empty string. It searches in a worker created from a blob.
 const REDOC_POLICY: &str = "default-src 'none'; script-src 'self'; worker-src blob:; \
      style-src 'self' 'sha256-QMIg+bpjm3JdElJ388KYke01izlUW0UoNOeKjpMxdgc=' \
      'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const DOCS_PAGE: &[(&str, &str)] = &[("content-security-policy", DOCS_POLICY), NO_REFERRER, ASK_AGAIN];
-const REDOC_PAGE: &[(&str, &str)] = &[("content-security-policy", REDOC_POLICY), NO_REFERRER, ASK_AGAIN];
-const OWN: &[(&str, &str)] = &[ASK_AGAIN];
-/// Sent as they lie here, to everybody: every browser takes gzip, and nothing else loads them. Their names have
-/// their version.
+const DOCS_PAGE: &[(&str, &str)] = &[("content-security-policy", DOCS_POLICY), NO_REFERRER, REVALIDATE];
+const REDOC_PAGE: &[(&str, &str)] = &[("content-security-policy", REDOC_POLICY), NO_REFERRER, REVALIDATE];
+const UNPACKED: &[(&str, &str)] = &[REVALIDATE];
+/// Header fields of files that are sent gzip-compressed to every client: every browser accepts gzip, and only browsers
+/// load them. Their names include their version.
 const PACKED: &[(&str, &str)] =
     &[("content-encoding", "gzip"), ("cache-control", "public, max-age=31536000, immutable")];
 
 static FILES: [File; 8] = [
     File { path: "/docs", content_type: HTML, headers: DOCS_PAGE, bytes: include_bytes!("docs.html") },
-    File { path: "/docs/docs.js", content_type: SCRIPT, headers: OWN, bytes: include_bytes!("docs.js") },
+    File { path: "/docs/docs.js", content_type: SCRIPT, headers: UNPACKED, bytes: include_bytes!("docs.js") },
     File {
         path: "/docs/swagger-ui-5.35.0.js",
         content_type: SCRIPT,
@@ -56,7 +56,12 @@ static FILES: [File; 8] = [
         bytes: include_bytes!("vendor/swagger-ui-5.35.0.css.gz"),
     },
     File { path: "/redoc", content_type: HTML, headers: REDOC_PAGE, bytes: include_bytes!("redoc.html") },
-    File { path: "/docs/redoc.js", content_type: SCRIPT, headers: OWN, bytes: include_bytes!("redoc.js") },
+    File {
+        path: "/docs/redoc.js",
+        content_type: SCRIPT,
+        headers: UNPACKED,
+        bytes: include_bytes!("redoc.js"),
+    },
     File {
         path: "/docs/redoc-2.5.4.js",
         content_type: SCRIPT,
@@ -66,12 +71,12 @@ static FILES: [File; 8] = [
     File {
         path: "/docs/licences.txt",
         content_type: TEXT,
-        headers: OWN,
+        headers: UNPACKED,
         bytes: include_bytes!("vendor/licences.txt"),
     },
 ];
 
-/// The file at a path.
+/// Returns the file at a path.
 pub(super) fn find(path: &[u8]) -> Option<&'static File> {
     FILES.iter().find(|file| file.path.as_bytes() == path)
 }
@@ -80,19 +85,19 @@ pub(super) fn find(path: &[u8]) -> Option<&'static File> {
 mod tests {
     use super::*;
 
-    /// What a page names, relative to itself; it works behind a proxy that puts the server below a path.
-    fn named(page: &str) -> impl Iterator<Item = &str> {
+    /// Returns the references of a page. They are relative, so that it works behind a proxy that adds a path prefix.
+    fn references(page: &str) -> impl Iterator<Item = &str> {
         let after = |marker: &'static str| page.split(marker).skip(1);
         let texts = after("src=\"").chain(after("href=\"")).chain(after("url: \""));
         texts.filter_map(|text| text.split('"').next()).filter(|target| !target.starts_with("data:"))
     }
 
     #[test]
-    fn pages_load_only_what_is_here() {
+    fn pages_load_only_embedded_files() {
         for file in FILES.iter().filter(|file| file.content_type == HTML) {
-            let page = str::from_utf8(file.bytes).expect("text");
-            assert!(named(page).count() >= 2, "{}", file.path);
-            for target in named(page) {
+            let page = str::from_utf8(file.bytes).expect("UTF-8");
+            assert!(references(page).count() >= 2, "{}", file.path);
+            for target in references(page) {
                 assert!(find(format!("/{target}").as_bytes()).is_some(), "{}: {target}", file.path);
             }
             assert!(!page.contains("<style") && !page.contains(" style="), "{}", file.path);
@@ -101,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn policies_allow_nothing_inline_and_no_other_host() {
+    fn policies_forbid_inline_code_and_other_hosts() {
         for policy in [DOCS_POLICY, REDOC_POLICY] {
             assert!(policy.starts_with("default-src 'none';"));
             for word in ["unsafe", "http", "*", "  "] {
@@ -111,8 +116,9 @@ mod tests {
     }
 
     #[test]
-    fn the_licences_of_what_is_packed_are_told() {
-        let licences = str::from_utf8(find(b"/docs/licences.txt").expect("there").bytes).expect("text");
+    fn licences_of_vendored_files_are_served() {
+        let licences =
+            str::from_utf8(find(b"/docs/licences.txt").expect("the licences file").bytes).expect("UTF-8");
         for text in ["Apache License", "SmartBear", "The MIT License (MIT)", "Rebilly", "DOMPurify", "lunr"] {
             assert!(licences.contains(text), "{text}");
         }

@@ -1,4 +1,4 @@
-//! The state machine of one connection, from calls to responses.
+//! State machine of one client connection, from requests to responses.
 
 use zeroize::Zeroizing;
 
@@ -13,14 +13,14 @@ use crate::http1::{
 };
 use crate::limits;
 
-/// One client connection: one call at a time, and none after anything was wrong.
+/// One client connection: one call in flight, and none after a failure.
 pub struct ClientConnection {
-    inbox: ReadBuffer,
-    outbox: WriteBuffer,
+    read_buffer: ReadBuffer,
+    write_buffer: WriteBuffer,
     body: Zeroizing<Vec<u8>>,
     body_bytes_max: usize,
     phase: Phase,
-    /// When the current call ends without a response.
+    /// Deadline of the current call, in monotonic milliseconds.
     deadline_ms: u64,
     head: Option<Head>,
     scan: HeadScan,
@@ -29,9 +29,9 @@ pub struct ClientConnection {
     saw_eof: bool,
 }
 
-/// What the connection is in the middle of.
+/// Current phase of a client connection.
 enum Phase {
-    /// No call is under way.
+    /// No call is in flight.
     Idle,
     /// Waiting for a response, or for the rest of its head.
     Head,
@@ -41,7 +41,7 @@ enum Phase {
     Failed(ClientFailure),
 }
 
-/// How far a body has come.
+/// Progress of a response body.
 enum Progress {
     Length { total: usize, remaining: usize },
     Chunked(Decoder),
@@ -49,11 +49,11 @@ enum Progress {
 }
 
 impl ClientConnection {
-    /// A connection that was just made. A response with a larger body than this fails.
+    /// Creates the state of a new connection. A response with a body of more than `body_bytes_max` bytes fails.
     pub fn new(body_bytes_max: usize) -> Self {
         Self {
-            inbox: ReadBuffer::new(),
-            outbox: WriteBuffer::new(),
+            read_buffer: ReadBuffer::new(),
+            write_buffer: WriteBuffer::new(),
             body: Zeroizing::new(Vec::new()),
             body_bytes_max,
             phase: Phase::Idle,
@@ -66,52 +66,52 @@ impl ClientConnection {
         }
     }
 
-    /// Takes bodies of responses up to another size, from the next response on.
+    /// Changes the maximum size of response bodies, in bytes, from the next response on.
     pub fn set_body_bytes_max(&mut self, body_bytes_max: usize) {
         self.body_bytes_max = body_bytes_max;
     }
 
-    /// Begins an exchange, which ends with [`ClientConnection::finish`].
+    /// Begins a call, which ends with [`ClientConnection::finish`].
     ///
-    /// Writes nothing and fails where the call cannot be written as one request, where the deadline
-    /// has passed, and where the connection has failed: what has arrived before a call is no
-    /// response to it, so read what is there before. A call during another fails both.
-    pub fn call(&mut self, call: &ClientRequest<'_>, now_ms: u64, deadline_ms: u64) {
+    /// Writes nothing and fails if the request cannot be encoded as exactly one request, if the deadline has passed, or
+    /// if the connection has failed. Bytes that arrived before a call are not a response to it, so read all pending
+    /// input first. A call during another one fails both.
+    pub fn call(&mut self, request: &ClientRequest<'_>, now_ms: u64, deadline_ms: u64) {
         self.advance();
         match self.phase {
             Phase::Idle => {}
             Phase::Failed(_) => return,
             Phase::Head | Phase::Body(_) | Phase::Response => {
-                debug_assert!(false, "one call at a time");
+                debug_assert!(false, "another call is in flight");
                 return self.fail(ClientFailure::Closed);
             }
         }
         if now_ms >= deadline_ms {
             return self.fail(ClientFailure::TimedOut);
         }
-        if let Err(text) = call.check() {
+        if let Err(text) = request.check() {
             return self.fail(ClientFailure::Malformed(text));
         }
-        call.encode(&mut self.outbox, now_ms);
-        self.is_head_call = call.method == Method::Head;
+        request.encode(&mut self.write_buffer, now_ms);
+        self.is_head_call = request.method == Method::Head;
         self.deadline_ms = deadline_ms;
         self.phase = Phase::Head;
     }
 
-    /// What waits to be written.
+    /// Returns the bytes that wait to be written.
     pub fn output(&self) -> &[u8] {
-        self.outbox.unwritten()
+        self.write_buffer.unwritten()
     }
 
-    /// Tells that the first `count` bytes of the output were written.
+    /// Records that the first `count` bytes of the output were written.
     pub fn wrote(&mut self, count: usize) {
-        // A write that was under way when the connection failed comes back after the output is gone.
+        // A write that was in flight when the connection failed completes after the output was discarded.
         let is_gone = matches!(self.phase, Phase::Failed(_));
-        // The deadline is the call's and does not move with what is written.
-        self.outbox.wrote(if is_gone { 0 } else { count }, 0);
+        // The deadline belongs to the call and does not move with the progress of writing.
+        self.write_buffer.wrote(if is_gone { 0 } else { count }, 0);
     }
 
-    /// Where to read into. Never empty after [`ClientStep::Read`].
+    /// Returns the space to read into. Never empty after [`ClientStep::Read`].
     pub fn read_space(&mut self) -> &mut [u8] {
         let wanted = match &self.phase {
             Phase::Body(Progress::Length { remaining, .. }) => *remaining,
@@ -119,23 +119,24 @@ impl ClientConnection {
             Phase::Body(Progress::UntilEof) => limits::HEAD_BYTES_MAX,
             _ => 1,
         };
-        self.inbox.space(wanted)
+        self.read_buffer.space(wanted)
     }
 
-    /// Tells that `count` bytes were read into the space.
+    /// Records that `count` bytes were read into the space.
     pub fn received(&mut self, count: usize) {
-        self.inbox.received(count);
+        self.read_buffer.received(count);
         if matches!(self.phase, Phase::Failed(_)) {
-            self.inbox.discard();
+            self.read_buffer.discard();
         }
     }
 
-    /// Tells that the server will send nothing more.
+    /// Records that the server will send nothing more.
     pub fn received_eof(&mut self) {
         self.saw_eof = true;
     }
 
-    /// Goes as far as the bytes allow. Asking again without a change gives the same answer.
+    /// Advances as far as the bytes allow, and returns the next action. Repeating the call without a change returns the
+    /// same step.
     pub fn step(&mut self) -> ClientStep {
         self.advance();
         match self.phase {
@@ -145,29 +146,28 @@ impl ClientConnection {
         }
     }
 
-    /// The status of the response, 200 to 599.
+    /// Returns the status of the response, 200 to 599.
     ///
     /// # Panics
     ///
-    /// When there is no response: before [`ClientStep::Response`] and after
-    /// [`ClientConnection::finish`].
+    /// Panics if there is no response: before [`ClientStep::Response`] and after [`ClientConnection::finish`].
     pub fn status(&self) -> u16 {
         let head = self.head.filter(|_| matches!(self.phase, Phase::Response));
-        head.expect("the driver asks for a status only when there is a response").status
+        head.expect("the driver calls `status` only while there is a response").status
     }
 
-    /// The first field of this name in the response, without the white space around its value.
+    /// Returns the first field with this name in the response, without surrounding white space.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
-        if matches!(self.phase, Phase::Response) { head::field(self.inbox.held(), name) } else { None }
+        if matches!(self.phase, Phase::Response) { head::field(self.read_buffer.held(), name) } else { None }
     }
 
-    /// Takes the body of the response, empty where it has none. Wiping it is the caller's part.
+    /// Takes the body of the response, empty if it has none. The caller must wipe it.
     pub fn take_body(&mut self) -> Vec<u8> {
         if matches!(self.phase, Phase::Response) { std::mem::take(&mut *self.body) } else { Vec::new() }
     }
 
-    /// Ends the exchange and wipes it. Whether the connection can carry another call; if not, drop
-    /// it. An exchange that is not complete is given up.
+    /// Ends the call and wipes its data. Returns whether the connection can carry another call; if not, drop it. An
+    /// incomplete call is abandoned.
     pub fn finish(&mut self) -> bool {
         self.advance();
         let is_whole = match self.phase {
@@ -175,7 +175,7 @@ impl ClientConnection {
             Phase::Response => self.head.is_some_and(|head| head.keeps_alive),
             Phase::Head | Phase::Body(_) | Phase::Failed(_) => false,
         };
-        let is_quiet = self.inbox.unread().is_empty() && self.outbox.is_empty();
+        let is_quiet = self.read_buffer.unread().is_empty() && self.write_buffer.is_empty();
         if is_whole && is_quiet && !self.saw_eof {
             self.forget_call();
             self.phase = Phase::Idle;
@@ -187,12 +187,12 @@ impl ClientConnection {
         false
     }
 
-    /// When to call [`ClientConnection::expire`]; `None` while no response is waited for.
+    /// Returns the time to call [`ClientConnection::expire`]; `None` while no response is pending.
     pub fn deadline_ms(&self) -> Option<u64> {
         matches!(self.phase, Phase::Head | Phase::Body(_)).then_some(self.deadline_ms)
     }
 
-    /// Acts on the deadline, which has passed. Does nothing where no response is waited for.
+    /// Acts on the deadline, which has passed. Does nothing if no response is pending.
     pub fn expire(&mut self) {
         if self.deadline_ms().is_some() {
             self.fail(ClientFailure::TimedOut);
@@ -200,8 +200,8 @@ impl ClientConnection {
     }
 
     fn advance(&mut self) {
-        if matches!(self.phase, Phase::Idle) && !self.inbox.unread().is_empty() {
-            self.fail(ClientFailure::Malformed("bytes that answer no call"));
+        if matches!(self.phase, Phase::Idle) && !self.read_buffer.unread().is_empty() {
+            self.fail(ClientFailure::Malformed("unsolicited bytes"));
         }
         while matches!(self.phase, Phase::Head) && self.advance_head() {}
         if matches!(self.phase, Phase::Body(_)) {
@@ -216,9 +216,9 @@ impl ClientConnection {
         }
     }
 
-    /// Whether a head was complete.
+    /// Advances the head of the response. Returns whether one was complete.
     fn advance_head(&mut self) -> bool {
-        let unread = self.inbox.unread();
+        let unread = self.read_buffer.unread();
         let count = match head::find_end(&mut self.scan, unread) {
             Ok(Some(count)) => count,
             Ok(None) => return false,
@@ -238,11 +238,11 @@ impl ClientConnection {
         true
     }
 
-    /// RFC 9110 15.2: interim responses may come unasked. They have no body, and no protocol is
-    /// ever switched to.
+    /// Skips an interim response, which may arrive unsolicited (RFC 9110 15.2). It has no body, and a protocol
+    /// switch is never accepted.
     fn skip_interim(&mut self, head: Head, count: usize) -> Result<(), ClientFailure> {
         if head.status == 101 {
-            return Err(ClientFailure::Malformed("switch of protocols"));
+            return Err(ClientFailure::Malformed("protocol switch"));
         }
         if head.announces_body() {
             return Err(ClientFailure::Malformed("interim response with a body"));
@@ -251,14 +251,14 @@ impl ClientConnection {
         if self.interim_count > limits::INTERIM_RESPONSES_COUNT_MAX {
             return Err(ClientFailure::Malformed("too many interim responses"));
         }
-        self.inbox.consume(count);
+        self.read_buffer.consume(count);
         self.scan = HeadScan::default();
         Ok(())
     }
 
     fn deliver_head(&mut self, mut head: Head, count: usize) -> Result<(), ClientFailure> {
         self.phase = if self.is_head_call || response::is_bodiless(head.status) {
-            // RFC 9110 8.6: nothing of the kind is sent with a 204; who does may send a body as well.
+            // RFC 9110 8.6: a 204 announces no body. A server that announces one may send it as well.
             head.keeps_alive &= head.status != 204 || !head.announces_body();
             Phase::Response
         } else {
@@ -272,25 +272,25 @@ impl ClientConnection {
             })
         };
         self.head = Some(head);
-        self.inbox.hold(count);
+        self.read_buffer.hold(count);
         Ok(())
     }
 
     fn advance_body(&mut self) {
         let Phase::Body(progress) = &mut self.phase else { return };
-        let unread = self.inbox.unread();
+        let unread = self.read_buffer.unread();
         let is_done = match progress {
             Progress::Length { total, remaining } => {
                 let count = unread.len().min(*remaining);
                 body::append(&mut self.body, &unread[..count], *total);
-                self.inbox.consume(count);
+                self.read_buffer.consume(count);
                 *remaining -= count;
                 *remaining == 0
             }
             Progress::Chunked(decoder) => {
                 let body = &mut self.body;
                 match decoder.decode(unread, |data| body::append(body, data, self.body_bytes_max)) {
-                    Ok(count) => self.inbox.consume(count),
+                    Ok(count) => self.read_buffer.consume(count),
                     Err(rejection) => return self.fail(rejection.into()),
                 }
                 decoder.is_done()
@@ -300,7 +300,7 @@ impl ClientConnection {
                     return self.fail(ClientFailure::TooLarge);
                 }
                 body::append(&mut self.body, unread, self.body_bytes_max);
-                self.inbox.discard();
+                self.read_buffer.discard();
                 false
             }
         };
@@ -309,16 +309,16 @@ impl ClientConnection {
         }
     }
 
-    /// Ends the connection. Everything that was to be written and has arrived is wiped.
+    /// Fails the connection, and wipes the unwritten output and all input.
     fn fail(&mut self, failure: ClientFailure) {
         self.forget_call();
-        self.inbox.discard();
-        self.outbox.discard();
+        self.read_buffer.discard();
+        self.write_buffer.discard();
         self.phase = Phase::Failed(failure);
     }
 
     fn forget_call(&mut self) {
-        self.inbox.release();
+        self.read_buffer.release();
         self.body = Zeroizing::new(Vec::new());
         self.head = None;
         self.scan = HeadScan::default();
@@ -326,9 +326,9 @@ impl ClientConnection {
         self.interim_count = 0;
     }
 
-    /// Every byte that is kept of requests and responses, to search it for what should be gone.
+    /// Returns every byte that is kept of requests and responses, to search them for data that should be wiped.
     #[cfg(test)]
     pub(super) fn everything(&self) -> Vec<u8> {
-        [self.inbox.everything(), self.outbox.everything(), &self.body[..]].concat()
+        [self.read_buffer.everything(), self.write_buffer.everything(), &self.body[..]].concat()
     }
 }

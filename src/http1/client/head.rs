@@ -1,4 +1,4 @@
-//! A response head: parsed once when it is complete, then read in place.
+//! Response heads: parsed once when complete, then read in place.
 
 use super::step::ClientFailure;
 use crate::http1::{
@@ -7,16 +7,16 @@ use crate::http1::{
 };
 use crate::limits;
 
-/// What a head says about itself and the connection.
+/// Status and framing of a parsed head, and the persistence of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// 100 to 599.
+    /// Status code, 100 to 599.
     pub(super) status: u16,
     pub(super) framing: ResponseFraming,
     pub(super) keeps_alive: bool,
 }
 
-/// How the end of a body is found, for a response that may have one (RFC 9112 6.3).
+/// Body framing of a response that may have a body (RFC 9112 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseFraming {
     Length(u64),
@@ -24,13 +24,13 @@ pub(super) enum ResponseFraming {
     UntilEof,
 }
 
-/// How many bytes the head has, once it is complete. Looks at each byte once.
+/// Returns the length of the head in bytes, once it is complete. Examines each byte once.
 pub(super) fn find_end(scan: &mut HeadScan, bytes: &[u8]) -> Result<Option<usize>, ClientFailure> {
-    // The first bytes speak first, so that the failure is the same however they were split: who
-    // speaks another protocol may wait for us and never send the end of a head.
-    const BEGIN: &[u8] = b"HTTP/1.";
-    let count = bytes.len().min(BEGIN.len());
-    if bytes[..count] != BEGIN[..count] {
+    // An error in the first bytes takes precedence, so that the failure does not depend on how they were split. A
+    // server of another protocol may wait for the client and never complete a head.
+    const PREFIX: &[u8] = b"HTTP/1.";
+    let count = bytes.len().min(PREFIX.len());
+    if bytes[..count] != PREFIX[..count] {
         return Err(ClientFailure::Malformed("status line is malformed"));
     }
     match scan.find_end(bytes)? {
@@ -50,7 +50,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, ClientFailure> {
         _ => return Err(MALFORMED),
     }
     let (Some(version), Some(status)) = (response.version, response.code) else { return Err(MALFORMED) };
-    // RFC 9110 15: what lies outside is not valid.
+    // RFC 9110 15: other status codes are invalid.
     if !(100..=599).contains(&status) {
         return Err(ClientFailure::Malformed("status is malformed"));
     }
@@ -75,18 +75,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, ClientFailure> {
 }
 
 impl Head {
-    /// Whether another response follows (RFC 9110 15.2).
+    /// Returns whether this is an interim response, which another one follows (RFC 9110 15.2).
     pub(super) fn is_interim(&self) -> bool {
         self.status < 200
     }
 
-    /// Whether a body is announced, be it an empty one in chunks.
+    /// Returns whether a body is announced, including an empty one in chunks.
     pub(super) fn announces_body(&self) -> bool {
         !matches!(self.framing, ResponseFraming::Length(0) | ResponseFraming::UntilEof)
     }
 }
 
-/// The first field of this name in a head that was parsed.
+/// Returns the first field with this name in a parsed head.
 pub(super) fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
     head.split(|&byte| byte == b'\n').skip(1).find_map(|line| {
         let (found, value) = line.strip_suffix(b"\r")?.split_at(memchr::memchr(b':', line)?);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn heads() {
+    fn response_heads() {
         use ResponseFraming::{Chunked, Length, UntilEof};
         check("HTTP/1.1 200 OK\r\n\r\n", 200, UntilEof, true);
         check("HTTP/1.1 599\r\nContent-Length: 0\r\n\r\n", 599, Length(0), true);

@@ -1,12 +1,12 @@
-//! The other end of a connection: calls in; requests, responses and deadlines out.
+//! Sans-I/O HTTP/1.1 client connection: requests in; bytes, responses and deadlines out.
 //!
-//! Talks to other nodes, one call at a time. As strict as the server side and for the same reason:
-//! a connection on which the two ends might disagree about where a response ends carries no further
-//! call. What was written is wiped, because a head carries the keys.
+//! Sends requests to other nodes, one in flight per connection. As strict as the server side, for the same reason: a
+//! connection on which the two ends may disagree about the end of a response carries no further request. Written bytes
+//! are wiped, because a head carries the keys.
 //!
-//! The driver gives a [`Call`] to [`ClientConnection::call`], writes [`ClientConnection::output`],
-//! reads into [`ClientConnection::read_space`], asks [`ClientConnection::step`] what to do, and
-//! learns from [`ClientConnection::finish`] whether the connection is worth keeping.
+//! The driver passes a [`ClientRequest`] to [`ClientConnection::call`], writes [`ClientConnection::output`], reads into
+//! [`ClientConnection::read_space`] and calls [`ClientConnection::step`] for the next action.
+//! [`ClientConnection::finish`] returns whether the connection can be reused.
 
 mod connection;
 mod head;
@@ -14,13 +14,7 @@ mod request;
 mod step;
 
 #[cfg(test)]
-mod exchanges;
-#[cfg(test)]
-mod life;
-#[cfg(test)]
-mod noise;
-#[cfg(test)]
-mod responses;
+mod tests;
 
 pub use connection::ClientConnection;
 pub use request::ClientRequest;

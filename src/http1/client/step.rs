@@ -1,39 +1,39 @@
-//! What follows for the driver, and why a call fails.
+//! Next action of the driver of a client connection, and the failures of a call.
 
 use crate::http1::protocol_error::ProtocolError;
 
-/// What the driver does next.
+/// Next action of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientStep {
-    /// Flush the output if there is any, then read. Also between calls, where reading shows whether
-    /// the server has closed.
+    /// Flush the output, if any, then read. Also returned between calls, where reading shows whether the server has
+    /// closed.
     Read,
-    /// The response is complete: look at it, then [`super::ClientConnection::finish`]. A server may
-    /// answer before it has read the request; what is left of the output need not be written.
+    /// The response is complete: inspect it, then call [`super::ClientConnection::finish`]. A server may respond before
+    /// it has read the whole request; the rest of the output need not be written.
     Response,
     /// Drop the connection; nothing more is ever parsed.
     Failed(ClientFailure),
 }
 
-/// Why a connection carries no more calls and the current one, if there is one, has no response.
+/// Reason why a connection carries no more calls. The current call, if any, has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientFailure {
-    /// The response is none of HTTP/1.1, or is one to nothing that was asked, or the call cannot be
-    /// written; the text is constant and says where.
-    #[error("malformed: {0}")]
+    /// The response is malformed, or the bytes are not a response to any call, or the request cannot be encoded; the
+    /// constant text names the malformed part.
+    #[error("HTTP protocol error: {0}")]
     Malformed(&'static str),
-    /// The response has a larger head or body than is allowed.
+    /// The head or the body of the response exceeds its limit.
     #[error("response too large")]
     TooLarge,
     /// The response was not complete at the deadline.
-    #[error("no response in time")]
+    #[error("timed out waiting for the response")]
     TimedOut,
-    /// The server closed before the response was complete, or the exchange was ended here.
-    #[error("closed before the response")]
+    /// The server closed before the response was complete, or the caller abandoned the call.
+    #[error("connection closed before the response was complete")]
     Closed,
 }
 
-/// The parts that both sides share speak of requests.
+/// Errors of the parsers that both sides share, which are named for requests.
 impl From<ProtocolError> for ClientFailure {
     fn from(rejection: ProtocolError) -> Self {
         match rejection {

@@ -1,7 +1,7 @@
-//! The walk over one document: what may follow what, and where it goes wrong.
+//! Recursive-descent parser of one document, which writes the canonical text.
 //!
-//! Arrays and objects recurse, but only [`JSON_DEPTH_MAX`] levels, so that no input can use up the
-//! stack. The order of the checks is CPython's (`Modules/_json.c`), which makes the errors its own.
+//! Arrays and objects recurse, but only [`JSON_DEPTH_MAX`] levels, so that no input can exhaust the stack. The checks
+//! have the order of CPython (`Modules/_json.c`), so that the errors are the same.
 
 use super::Kind;
 use super::edit::{self, Edit};
@@ -10,12 +10,13 @@ use super::names::{NameTable, Names};
 use super::{number, string};
 use crate::limits::JSON_DEPTH_MAX;
 
+/// Parser and writer of one document.
 pub(super) struct Document<'a> {
     text: &'a [u8],
-    /// Everything before it is checked and written.
+    /// Position in `text`; everything before it is validated and written.
     at: usize,
     out: &'a mut Vec<u8>,
-    /// Where this document starts in `out`.
+    /// Start of this document in `out`.
     start: usize,
     depth: usize,
     names: Names,
@@ -23,12 +24,13 @@ pub(super) struct Document<'a> {
 }
 
 impl<'a> Document<'a> {
-    /// `text` must be UTF-8.
+    /// Creates a parser of `text`, which must be UTF-8.
     pub(super) fn new(text: &'a [u8], out: &'a mut Vec<u8>) -> Self {
         let start = out.len();
         Self { text, at: 0, out, start, depth: 0, names: Names::default(), edits: Vec::new() }
     }
 
+    /// Writes the canonical text and returns its type.
     pub(super) fn write(mut self) -> Result<Kind, Stop> {
         self.skip_space();
         let kind = self.value()?;
@@ -134,14 +136,14 @@ impl<'a> Document<'a> {
         Stop::new(self.at, reason)
     }
 
-    /// Writes the next `len` bytes as they are.
+    /// Writes the next `len` bytes unchanged.
     fn copy<T>(&mut self, len: usize, written: T) -> T {
         self.out.extend_from_slice(&self.text[self.at..self.at + len]);
         self.at += len;
         written
     }
 
-    /// Writes one byte of punctuation, which is next, and leaves out the white space behind it.
+    /// Writes the next byte, a punctuation mark, and skips the white space after it.
     fn mark(&mut self, byte: u8) {
         self.out.push(byte);
         self.at += 1;

@@ -1,61 +1,62 @@
-//! Why a text is not JSON, in the words of CPython: its clients show them to people.
+//! Errors of JSON texts, with the messages of CPython, because clients show them to users.
 
 use crate::limits::{JSON_DEPTH_MAX, JSON_INTEGER_DIGITS_MAX};
 
-/// A text that is not JSON, or not JSON that every reader can hold.
+/// Error of a text that is not JSON, or that not every JSON parser can represent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: char {position}")]
 pub struct SyntaxError {
-    /// Where, in characters (Unicode scalar values) from the start of the text, as Python counts.
+    /// Position in characters (Unicode scalar values) from the start of the text, as Python counts.
     pub position: usize,
-    /// What is wrong there.
+    /// Reason of the error.
     pub reason: Reason,
 }
 
-/// What is wrong with a text. The first nine are CPython's, to the letter; the others are ours.
+/// Reason for rejecting a text. The first nine messages are exactly those of CPython; the remaining ones are specific
+/// to this server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    /// Something else, or nothing, where a value should start.
+    /// No value where one should start.
     #[error("Expecting value")]
     ExpectingValue,
-    /// After an item or a member comes neither a comma nor the end.
+    /// Neither a comma nor the end after an item or a member.
     #[error("Expecting ',' delimiter")]
     ExpectingComma,
-    /// Something else, or nothing, where a name should start.
+    /// No name where one should start.
     #[error("Expecting property name enclosed in double quotes")]
     ExpectingName,
-    /// A name without a value.
+    /// Name without a value.
     #[error("Expecting ':' delimiter")]
     ExpectingColon,
-    /// Something follows the value.
+    /// Text after the value.
     #[error("Extra data")]
     ExtraData,
-    /// A raw character below U+0020 in a string.
+    /// Raw character below U+0020 in a string.
     #[error("Invalid control character at")]
     ControlCharacter,
-    /// The text ends in a string.
+    /// End of the text within a string.
     #[error("Unterminated string starting at")]
     UnterminatedString,
-    /// A backslash before a character that it cannot escape.
+    /// Backslash before a character that it cannot escape.
     #[error("Invalid \\escape")]
     InvalidEscape,
-    /// A `\u` without four hexadecimal digits.
+    /// `\u` without four hexadecimal digits.
     #[error("Invalid \\uXXXX escape")]
     InvalidUnicodeEscape,
 
-    /// `1e400`: most readers would make it infinite, which they then cannot write.
+    /// `1e400`: most parsers would read infinity, which they cannot write again.
     #[error("Number too large for a double")]
     NumberTooLarge,
-    /// `NaN`, `Infinity` or `-Infinity`, which Python reads and writes although JSON has no such thing.
+    /// `NaN`, `Infinity` or `-Infinity`, which Python reads and writes although JSON does not have them.
     #[error("NaN and Infinity are not allowed")]
     NotFinite,
-    /// A surrogate without its other half, which UTF-8 cannot hold.
+    /// Surrogate without its other half, which UTF-8 cannot encode.
     #[error("Lone surrogate")]
     LoneSurrogate,
-    /// More than [`JSON_DEPTH_MAX`] arrays and objects in each other.
+    /// More than [`JSON_DEPTH_MAX`] nested arrays and objects.
     #[error("Nesting deeper than {} levels", JSON_DEPTH_MAX)]
     TooDeep,
-    /// An integer of more than [`JSON_INTEGER_DIGITS_MAX`] digits.
+    /// Integer of more than [`JSON_INTEGER_DIGITS_MAX`] digits.
     #[error("Integer with more than {} digits", JSON_INTEGER_DIGITS_MAX)]
     IntegerTooLong,
     /// Bytes that are not UTF-8, inside or outside of strings.
@@ -64,7 +65,7 @@ pub enum Reason {
 }
 
 impl SyntaxError {
-    /// `byte` counts bytes, and all of the text before it is UTF-8.
+    /// Creates an error at the offset `byte`, up to which the text must be UTF-8.
     pub(super) fn at_byte(text: &[u8], byte: usize, reason: Reason) -> Self {
         let continues = |byte: &&u8| **byte & 0xC0 == 0x80;
         let before = &text[..byte];
@@ -72,7 +73,7 @@ impl SyntaxError {
     }
 }
 
-/// Where a scan stopped, in bytes, which are turned into characters only once there is an error.
+/// Error with its position in bytes, which is converted to characters only at the end.
 #[derive(Debug)]
 pub(super) struct Stop {
     pub(super) at: usize,

@@ -1,4 +1,4 @@
-//! The members of an object, found in its canonical text.
+//! Members of an object, read from its canonical text.
 
 use std::borrow::Cow;
 
@@ -6,15 +6,15 @@ use memchr::memchr2;
 
 use super::string;
 
-/// The members of an object in canonical text, in order; none if it is not an object.
+/// Returns the members of an object in canonical text, in order; none if it is not an object.
 pub fn members(canonical: &[u8]) -> Members<'_> {
     Members { rest: canonical.strip_prefix(b"{").unwrap_or_default() }
 }
 
-/// Iterates over the names and the canonical values of an object, see [`members`].
+/// Iterator over the names and the canonical values of an object, see [`members`].
 #[derive(Clone)]
 pub struct Members<'a> {
-    /// From the next name on.
+    /// Text from the next name on.
     rest: &'a [u8],
 }
 
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_members() {
+    fn members_are_found_in_order() {
         check("{}", &[]);
         check(r#"{"a":1}"#, &[("a", "1")]);
         check(
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_where_the_text_is_not_canonical() {
+    fn iteration_ends_at_text_that_is_not_canonical() {
         for broken in
             ["{", "{\"", "{\"a", "{\"a\"", "{\"a\":", "{\"a\":[", "{\"a\":\"\\", "{a:1}", "{\"\\", "{}}"]
         {

@@ -1,15 +1,14 @@
-//! JSON as text: checked once, written in one canonical form, never turned into a tree.
+//! Canonical JSON text: validated once, rewritten in one canonical form, never parsed into a tree.
 //!
-//! A value is stored and answered as the text that the client sent, apart from white space, the
-//! spelling of strings and repeated names. So a number comes back digit for digit (2^64, `0.1000`,
-//! `1E+2`), which no number type between reading and writing would allow.
+//! A value is stored and returned as the text that the client sent, apart from white space, string escapes and repeated
+//! names. A number therefore keeps every digit (2^64, `0.1000`, `1E+2`), which no number type would preserve.
 //!
 //! **Canonical** text has no white space; its strings are raw UTF-8 with only `"`, `\` and the
 //! control characters below U+0020 escaped (`\b \f \n \r \t`, else `\u00` and two lower-case
 //! digits); its numbers are as sent; its names keep their order and are unique: a repeated name
-//! keeps its first place and gets its last value, as in a Python `dict`.
+//! keeps its first position and gets its last value, as in a Python `dict`.
 //!
-//! What is refused beyond bad syntax is what some JSON reader could not hold, see [`Reason`].
+//! Apart from syntax errors, texts are rejected if some JSON parser could not represent them, see [`Reason`].
 
 mod document;
 mod edit;
@@ -27,7 +26,7 @@ pub use string::{string, write_string};
 
 use document::Document;
 
-/// What a JSON text is.
+/// Type of a JSON value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `{…}`
@@ -46,16 +45,16 @@ pub enum Kind {
     Null,
 }
 
-/// Checks one JSON text, which may have white space around it but no byte order mark, and appends
-/// its canonical form to `out`.
+/// Validates a JSON text, which may have white space around it but no byte order mark, and appends its canonical form
+/// to `out`.
 ///
-/// The canonical form is never longer than the text and room for it is made once, at the start. So
-/// an `out` that is empty, or large enough, is never moved, and its wiping leaves no copy behind.
+/// The canonical form is never longer than the text, and room for it is reserved once, at the start. An `out` that is
+/// empty or large enough is therefore never moved, so wiping it leaves no copy behind.
 ///
 /// # Errors
-/// When the text is not JSON, or holds what [`Reason`] lists; `out` then ends where it did before.
+/// Fails if the text is not JSON, or contains anything that [`Reason`] lists; the content of `out` is then unchanged.
 pub fn canonicalize(text: &[u8], out: &mut Vec<u8>) -> Result<Kind, SyntaxError> {
-    // CPython takes these for the start of UTF-16 and finds nothing behind it.
+    // CPython takes these bytes for the start of UTF-16, and finds no value after them.
     if text.starts_with(&[0xFF, 0xFE]) || text.starts_with(&[0xFE, 0xFF]) {
         return Err(SyntaxError { position: 0, reason: Reason::ExpectingValue });
     }
@@ -66,7 +65,7 @@ pub fn canonicalize(text: &[u8], out: &mut Vec<u8>) -> Result<Kind, SyntaxError>
     out.reserve(text.len());
     match Document::new(text, out).write() {
         Ok(kind) => {
-            assert!(out.len() - start <= text.len(), "canonical text never grows");
+            assert!(out.len() - start <= text.len(), "canonical text is not longer than its source");
             Ok(kind)
         }
         Err(stop) => {
@@ -76,7 +75,7 @@ pub fn canonicalize(text: &[u8], out: &mut Vec<u8>) -> Result<Kind, SyntaxError>
     }
 }
 
-/// What a canonical text is, by its first byte.
+/// Returns the type of a canonical value, from its first byte.
 pub fn kind(canonical: &[u8]) -> Kind {
     match canonical.first() {
         Some(b'{') => Kind::Object,

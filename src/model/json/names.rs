@@ -1,4 +1,4 @@
-//! Which names an object has had: a repeated one moves its value to the first.
+//! Names of the members of open objects: a repeated name moves its value to the first occurrence.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
@@ -7,41 +7,41 @@ use hashbrown::HashTable;
 
 use super::edit::Edit;
 
-/// Up to this many names are compared one by one, which is faster than hashing them.
+/// Number of names up to which they are compared one by one, which is faster than hashing them.
 const LINEAR_COUNT_MAX: usize = 16;
 
-/// The members of one large object, each with the hash of its name, so that growing hashes none again.
+/// Members of one large object, each with the hash of its name, so that growing the table hashes no name again.
 pub(super) type NameTable = HashTable<(u64, usize)>;
 
-/// The members of all objects that are open, the innermost last. Names and values stay in the output:
-/// this knows only where.
+/// Members of all open objects, the innermost last. Names and values stay in the output; only their positions are
+/// recorded.
 #[derive(Default)]
 pub(super) struct Names {
     members: Vec<Member>,
-    /// Differs from process to process, so nobody can choose names that collide.
+    /// Random for each process, so that no client can choose names that collide.
     random: RandomState,
 }
 
 struct Member {
     name: Range<usize>,
     value_end: usize,
-    /// The edit that gives it another value, once its name has come again.
+    /// Index of the edit that replaces its value, once its name was repeated.
     replaced: Option<usize>,
 }
 
 impl Names {
-    /// Starts an object; the answer tells its members from those around it.
+    /// Opens an object, and returns the index of its first member.
     pub(super) fn open(&self) -> usize {
         self.members.len()
     }
 
-    /// Forgets the members of the innermost object.
+    /// Closes the innermost object and removes its members.
     pub(super) fn close(&mut self, first: usize) {
         self.members.truncate(first);
     }
 
-    /// Adds the member whose value `out` ends with to the object of `first`. `table` belongs to this
-    /// object; `member_start` is where the comma before the member is.
+    /// Adds the member at the end of `out` to the object of `first`. `table` belongs to this object; `member_start` is
+    /// the position of the comma before the member.
     pub(super) fn add(
         &mut self,
         first: usize,
@@ -51,7 +51,7 @@ impl Names {
         name: Range<usize>,
         edits: &mut Vec<Edit>,
     ) {
-        let Some(index) = self.find_or_remember(first, table, out, &name) else {
+        let Some(index) = self.find_or_insert(first, table, out, &name) else {
             self.members.push(Member { name, value_end: out.len(), replaced: None });
             return;
         };
@@ -64,14 +64,14 @@ impl Names {
             edits.push(Edit { from: known.name.end + 1, to: known.value_end, instead: value });
         }
         match edits.last_mut() {
-            // Many repetitions in a row need one edit, so they cannot fill the memory.
+            // Successive repetitions share one edit, so they cannot exhaust the memory.
             Some(last) if last.to == member_start && last.instead.is_empty() => last.to = out.len(),
             _ => edits.push(Edit { from: member_start, to: out.len(), instead: 0..0 }),
         }
     }
 
-    /// The member of this name. If there is none, the name is put into the table for the member to come.
-    fn find_or_remember(
+    /// Returns the index of the member with this name. If there is none, inserts the name for the member that follows.
+    fn find_or_insert(
         &self,
         first: usize,
         table: &mut NameTable,

@@ -1,12 +1,15 @@
-//! Numbers: how far one goes, and whether a reader can hold it. Its text is never changed.
+//! Numbers: where one ends, and whether other parsers can represent it. Its text is never changed.
 
 use super::error::Reason;
 use crate::limits::JSON_INTEGER_DIGITS_MAX;
 
-/// Length of the number at the start of `text`.
+/// Returns the length of the number at the start of `text`, in bytes.
 ///
-/// Like CPython this takes as much as is a number and leaves the rest to the caller, who finds it
-/// out of place: `01` is `0` and then something that is no comma, and so is `1.`.
+/// Like CPython this takes the longest valid number and leaves the rest to the caller, which rejects it: in `01` and
+/// `1.` the number is one digit, and the byte after it is not a comma.
+///
+/// # Errors
+/// Fails if there is no number, or if it is too long or too large.
 pub(super) fn scan(text: &[u8]) -> Result<usize, Reason> {
     let sign = usize::from(text.first() == Some(&b'-'));
     let integer_end = match text.get(sign) {
@@ -48,7 +51,7 @@ fn exponent(text: &[u8]) -> usize {
 
 fn is_finite(number: &[u8]) -> bool {
     let text = std::str::from_utf8(number).expect("a number is ASCII");
-    let double: f64 = text.parse().expect("Rust reads every JSON number");
+    let double: f64 = text.parse().expect("Rust parses every JSON number");
     double.is_finite()
 }
 
@@ -57,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_what_is_a_number() {
+    fn the_longest_valid_number_is_taken() {
         for (text, expected) in [
             ("0", Ok(1)),
             ("-0,", Ok(2)),
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_may_be_longer_than_a_double() {
+    fn integers_may_exceed_the_range_of_a_double() {
         assert_eq!(scan("9".repeat(4300).as_bytes()), Ok(4300));
         assert_eq!(scan(format!("-{}", "9".repeat(4300)).as_bytes()), Ok(4301));
         assert_eq!(scan("9".repeat(4301).as_bytes()), Err(Reason::IntegerTooLong));

@@ -1,4 +1,4 @@
-//! Strings: from any escaping to the canonical one, and to plain text.
+//! Strings: conversion from any escapes to the canonical ones, and to plain text.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use memchr::{memchr, memchr2};
 
 use super::error::{Reason, Stop};
 
-/// The text of a canonical string; `None` for what is no string.
+/// Returns the text of a canonical string; `None` if it is not a string.
 pub fn string(canonical: &[u8]) -> Option<Cow<'_, str>> {
     let body = canonical.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     if memchr(b'\\', body).is_none() {
@@ -19,13 +19,13 @@ pub fn string(canonical: &[u8]) -> Option<Cow<'_, str>> {
         text.push_str(std::str::from_utf8(&body[at..end]).ok()?);
         at = end;
         if at < body.len() {
-            // The quote that was cut off above is what a `\u` needs behind it.
+            // A `\u` needs a byte after its digits, so this reads the text with the final quote.
             let (character, next) = unescape(canonical, at + 1).ok()?;
             text.push(character);
             at = next - 1;
         }
     }
-    // An escape that takes in the last quote leaves the string without an end.
+    // If an escape includes the final quote, the string is unterminated.
     (at == body.len()).then_some(Cow::Owned(text))
 }
 
@@ -45,12 +45,12 @@ pub fn write_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// Writes the string that starts with the quote at `start` and says where it ends.
+/// Writes the string that starts with the quote at `start`, and returns its end.
 pub(super) fn copy(text: &[u8], start: usize, out: &mut Vec<u8>) -> Result<usize, Stop> {
     out.push(b'"');
     let mut at = start + 1;
     loop {
-        // Nearly all of a string needs no change and is copied in runs.
+        // Most of a string needs no change and is copied in runs.
         let run = memchr2(b'"', b'\\', &text[at..]);
         let end = at + run.unwrap_or(text.len() - at);
         if let Some(offset) = control_character(&text[at..end]) {
@@ -73,12 +73,12 @@ pub(super) fn copy(text: &[u8], start: usize, out: &mut Vec<u8>) -> Result<usize
 }
 
 fn control_character(run: &[u8]) -> Option<usize> {
-    // Without a way out in the middle of a block, the compiler makes this a few instructions for it.
+    // Without an early exit within a block, the compiler reduces its check to a few instructions.
     let clean = run.chunks(64).all(|block| !block.iter().fold(false, |found, &byte| found | (byte < 0x20)));
     if clean { None } else { run.iter().position(|&byte| byte < 0x20) }
 }
 
-/// The character that the backslash at `at` stands for, and where its escape ends.
+/// Returns the character of the escape whose backslash is at `at`, and the end of the escape.
 fn unescape(text: &[u8], at: usize) -> Result<(char, usize), Stop> {
     let character = match text.get(at + 1) {
         Some(b'u') => return unescape_unicode(text, at),
@@ -103,15 +103,15 @@ fn unescape_unicode(text: &[u8], at: usize) -> Result<(char, usize), Stop> {
                 return Err(lone());
             }
             let joined = 0x1_0000 + ((unit - 0xD800) << 10) + (low - 0xDC00);
-            let character = char::from_u32(joined).expect("two halves make a scalar value");
+            let character = char::from_u32(joined).expect("a surrogate pair encodes a scalar value");
             Ok((character, at + 12))
         }
         _ => char::from_u32(unit).map(|character| (character, at + 6)).ok_or_else(lone),
     }
 }
 
-/// The four digits at `at`. CPython wants a character behind them before it looks at them, so a text
-/// that ends here is a bad escape rather than a string without an end.
+/// Returns the value of the four digits at `at`. CPython requires a character after them before it reads them, so a
+/// text that ends there has an invalid escape, not an unterminated string.
 fn hex(text: &[u8], at: usize) -> Result<u32, Stop> {
     let bad = || Stop::new(at - 1, Reason::InvalidUnicodeEscape);
     let digits = text.get(at..at + 4).filter(|_| at + 4 < text.len()).ok_or_else(bad)?;
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_character_survives_writing_and_reading() {
+    fn every_character_round_trips() {
         let all: String = ('\0'..='\u{300}').chain(['\u{2028}', '鍵', '🔑', '\u{10FFFF}']).collect();
         let mut out = Vec::new();
         write_string(&all, &mut out);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_string_has_no_text() {
+    fn only_strings_have_a_text() {
         for canonical in ["", "\"", "1", "null", "{}", "[\"a\"]", "\"a", "a\"", "\"\\\"", "\"\\u12\""] {
             assert_eq!(string(canonical.as_bytes()), None, "{canonical}");
         }

@@ -1,4 +1,4 @@
-//! The contract of the whole module: what is kept, what is refused, and with which words.
+//! Contract of the whole module: what is preserved, what is rejected, and with which messages.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn canonical(text: &str) -> String {
     String::from_utf8(out).expect("canonical text is UTF-8")
 }
 
-fn refused(text: impl AsRef<[u8]>) -> (usize, String) {
+fn rejected(text: impl AsRef<[u8]>) -> (usize, String) {
     let mut out = b"before".to_vec();
     let error = canonicalize(text.as_ref(), &mut out).expect_err(&String::from_utf8_lossy(text.as_ref()));
     assert_eq!(out, b"before");
@@ -41,7 +41,7 @@ fn canonical_form() {
 }
 
 #[test]
-fn number_text_survives() {
+fn the_text_of_numbers_is_preserved() {
     let nines = "9".repeat(4300);
     for number in [
         "0",
@@ -71,14 +71,14 @@ fn number_text_survives() {
 }
 
 #[test]
-fn a_repeated_name_keeps_its_place_and_gets_the_last_value() {
+fn a_repeated_name_keeps_its_position_and_gets_the_last_value() {
     for (text, expected) in [
         (r#"{"a":1,"b":3,"a":{"x":1,"x":2}}"#, r#"{"a":{"x":2},"b":3}"#),
         (r#"{"a":1,"a":2,"a":[3]}"#, r#"{"a":[3]}"#),
         (r#"{"a":[1,2,3],"b":0,"a":1,"c":9,"b":"long","a":2}"#, r#"{"a":2,"b":"long","c":9}"#),
         (r#"{"a":1,"\u0061":2}"#, r#"{"a":2}"#),
         (r#"{"a":1,"A":2,"":3,"":4}"#, r#"{"a":1,"A":2,"":4}"#),
-        // What is replaced, and what replaces it, may itself have repeated names.
+        // Both the replaced and the replacing value may have repeated names.
         (r#"{"a":{"x":1,"x":2},"a":{"y":3,"y":4,"z":5}}"#, r#"{"a":{"y":4,"z":5}}"#),
         (
             r#"[{"a":{"b":1,"b":2}},{"a":1,"a":[{"c":1,"c":2}],"d":0}]"#,
@@ -101,7 +101,7 @@ fn repeated_names_in_a_large_object() {
 
 #[test]
 fn hostile_repetition_takes_linear_time() {
-    // Every level repeats its name, so moving values at once would copy the core 2 × 255 times.
+    // Every level repeats its name, so moving values immediately would copy the core 2 × 255 times.
     let core = format!("\"{}\"", "x".repeat(500_000));
     let text = (1..JSON_DEPTH_MAX).fold(core.clone(), |inner, _| format!("{{\"a\":0,\"a\":{inner}}}"));
     let inner = (1..JSON_DEPTH_MAX).fold(core, |inner, _| format!("{{\"a\":{inner}}}"));
@@ -110,9 +110,9 @@ fn hostile_repetition_takes_linear_time() {
     assert_eq!(canonical(&format!("{{{repeated}\"k\":1}}")), "{\"k\":1}");
 }
 
-/// The table of the conformance suite: FastAPI passes these on to the client.
+/// Table of the conformance suite: FastAPI passes these messages on to the client.
 #[test]
-fn errors_as_the_original_gives_them() {
+fn errors_equal_those_of_the_python_server() {
     for (text, position, reason) in [
         (&b"{bad"[..], 1, "Expecting property name enclosed in double quotes"),
         (b"{\"key\":\"x\"", 10, "Expecting ',' delimiter"),
@@ -128,13 +128,13 @@ fn errors_as_the_original_gives_them() {
         (b"{\"key\":\"x\",\"value\":{\"a\":\"\\x\"}}", 25, "Invalid \\escape"),
         (b"\xff\xfe", 0, "Expecting value"),
     ] {
-        assert_eq!(refused(text), (position, reason.to_owned()), "{}", String::from_utf8_lossy(text));
+        assert_eq!(rejected(text), (position, reason.to_owned()), "{}", String::from_utf8_lossy(text));
     }
 }
 
-/// Found by comparing with CPython 3.11 on mutated documents.
+/// Found by comparison with CPython 3.11 on mutated documents.
 #[test]
-fn errors_as_cpython_gives_them() {
+fn errors_equal_those_of_cpython() {
     for (text, position, reason) in [
         ("", 0, "Expecting value"),
         ("\u{feff}1", 0, "Expecting value"),
@@ -186,12 +186,12 @@ fn errors_as_cpython_gives_them() {
         ("\"\\ud800\\uzzzz\"", 8, "Invalid \\uXXXX escape"),
         ("\"\\ud800\\u12\"", 8, "Invalid \\uXXXX escape"),
     ] {
-        assert_eq!(refused(text), (position, reason.to_owned()), "{text}");
+        assert_eq!(rejected(text), (position, reason.to_owned()), "{text}");
     }
 }
 
 #[test]
-fn what_no_reader_can_hold_is_refused() {
+fn unrepresentable_texts_are_rejected() {
     let digits = "1".repeat(4301);
     for (text, position, reason) in [
         ("{\"x\":1e400}", 5, "Number too large for a double"),
@@ -206,31 +206,31 @@ fn what_no_reader_can_hold_is_refused() {
         ("\"\\udfffy\"", 1, "Lone surrogate"),
         (&digits, 0, "Integer with more than 4300 digits"),
     ] {
-        assert_eq!(refused(text), (position, reason.to_owned()), "{text}");
+        assert_eq!(rejected(text), (position, reason.to_owned()), "{text}");
     }
     for (bytes, position) in
         [(&b"\"\xC3\xA9\xFF\""[..], 2), (b"{}\x80", 2), (b"\"\xED\xA0\x80\"", 1), (b"[\"\xC3", 2)]
     {
-        assert_eq!(refused(bytes), (position, "Not UTF-8".to_owned()));
+        assert_eq!(rejected(bytes), (position, "Not UTF-8".to_owned()));
     }
 }
 
 #[test]
-fn depth_is_limited_and_the_stack_safe() {
+fn nesting_is_limited_to_protect_the_stack() {
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
         let nest = |depth: usize| format!("{}1{}", open.repeat(depth), close.repeat(depth));
         assert_eq!(canonical(&nest(JSON_DEPTH_MAX)), nest(JSON_DEPTH_MAX));
         let expected = (open.len() * JSON_DEPTH_MAX, "Nesting deeper than 256 levels".to_owned());
-        assert_eq!(refused(nest(JSON_DEPTH_MAX + 1)), expected);
-        assert_eq!(refused(nest(200_000)), expected);
-        assert_eq!(refused(open.repeat(200_000)), expected);
+        assert_eq!(rejected(nest(JSON_DEPTH_MAX + 1)), expected);
+        assert_eq!(rejected(nest(200_000)), expected);
+        assert_eq!(rejected(open.repeat(200_000)), expected);
     }
     let wide = format!("[{}[]]", "[[]],".repeat(10_000));
     assert_eq!(canonical(&wide), wide);
 }
 
 #[test]
-fn appends_without_moving_the_output() {
+fn the_output_is_appended_without_moving() {
     let text = r#"{ "a" : "\u0001\n", "a" : [1, 2] }"#;
     let mut out = Vec::with_capacity(100);
     out.extend_from_slice(b"before ");
@@ -241,7 +241,7 @@ fn appends_without_moving_the_output() {
 }
 
 #[test]
-fn members_of_what_was_canonicalized() {
+fn members_of_canonical_text() {
     let text = canonical(r#"{"key":"a\u0022b", "value":{"x":[1.0,"}"]}, "key":"é", "more":null}"#);
     let found: Vec<_> = members(text.as_bytes()).collect();
     let expected: [(_, &[u8]); 3] = [
@@ -253,7 +253,7 @@ fn members_of_what_was_canonicalized() {
     assert_eq!(string(found[0].1).as_deref(), Some("é"));
 }
 
-/// JSON text in free spelling: white space, escapes, any number form, repeated names.
+/// Generates JSON text in any form: white space, escapes, all forms of numbers, repeated names.
 fn document() -> impl Strategy<Value = String> {
     let space = "[ \t\r\n]{0,2}";
     let text = prop_oneof![
@@ -286,7 +286,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     #[test]
-    fn canonical_text_means_the_same_and_stays(text in document()) {
+    fn canonical_text_is_equivalent_and_stable(text in document()) {
         let once = canonical(&text);
         prop_assert_eq!(&canonical(&once), &once);
         let before: serde_json::Value = serde_json::from_str(&text).expect("generated documents are JSON");
@@ -295,7 +295,7 @@ proptest! {
     }
 
     #[test]
-    fn members_put_together_are_the_object(text in document()) {
+    fn joined_members_are_the_object(text in document()) {
         let object = canonical(&format!("{{\"a\":{text},\"b\\n\":{text}}}"));
         let mut again = Vec::from(*b"{");
         for (name, value) in members(object.as_bytes()) {
@@ -310,7 +310,7 @@ proptest! {
         prop_assert_eq!(again, object.into_bytes());
     }
 
-    /// Acceptance is that of another reader, and nothing makes the walk panic.
+    /// Accepts the same texts as another parser, and never panics.
     #[test]
     fn accepts_what_serde_json_accepts(
         text in document(),
@@ -327,7 +327,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_handled(bytes: Vec<u8>) {
+    fn any_bytes_are_handled_like_serde_json(bytes: Vec<u8>) {
         let _kind = kind(&bytes);
         let _text = string(&bytes);
         let _members = members(&bytes).count();

@@ -1,4 +1,4 @@
-//! Every message there and back, and every field that can be wrong.
+//! Round trip of every message, and validation of every field.
 
 use super::*;
 
@@ -8,12 +8,12 @@ fn token(length: usize) -> Ciphertext {
     Ciphertext::from_bytes(bytes)
 }
 
-fn version(stamp: i64, node: i64) -> Version {
-    version_of(stamp, node, false).expect("a version")
+fn version(timestamp: i64, node: i64) -> Version {
+    version_of(timestamp, node, false).expect("a version")
 }
 
 #[test]
-fn messages_and_back() {
+fn messages_survive_a_round_trip() {
     let version = version(7, 9);
     let content = SealedBody {
         category: Some("c\"".into()),
@@ -21,7 +21,7 @@ fn messages_and_back() {
         created_at: Some(Timestamp::from_microseconds(1)),
         updated_at: None,
     };
-    // A client can name an entry with a NUL in its key, by `%00`.
+    // Clients can create a key with a NUL, as `%00`.
     let id = EntryId { key: "ключ\n\0".into(), environment: Some("e".into()) };
     let changes = vec![
         Change { id: id.clone(), version, content: Some(content) },
@@ -34,8 +34,8 @@ fn messages_and_back() {
         VersionedDigest { id: other.clone(), version, digest: Digest(0) },
     ];
     let page = VersionsPage { known, buckets_count: 2 };
-    let asked = [bucket_of(&other), bucket_of(&id), 0];
-    assert_eq!(decode_versions(&encode_versions(&page), &asked).expect("valid"), page);
+    let requested = [bucket_of(&other), bucket_of(&id), 0];
+    assert_eq!(decode_versions(&encode_versions(&page), &requested).expect("valid"), page);
     assert_eq!(decode_ids(&encode_ids(std::slice::from_ref(&id))).expect("valid"), [id]);
     assert_eq!(decode_buckets(&encode_buckets(&[0, 1023])).expect("valid"), [0, 1023]);
     let digests: Vec<Digest> = (0..1024).map(Digest).collect();
@@ -47,9 +47,9 @@ fn messages_and_back() {
 }
 
 #[test]
-fn a_time_that_no_peer_takes_is_left_out() {
+fn times_that_peers_refuse_are_left_out() {
     let now = Timestamp::now();
-    for (time, stays) in [
+    for (time, is_kept) in [
         (Timestamp::from_microseconds(0), true),
         (now, true),
         (Timestamp::from_microseconds(-1), false),
@@ -60,12 +60,12 @@ fn a_time_that_no_peer_takes_is_left_out() {
         let id = EntryId { key: "k".into(), environment: None };
         let change = Change { id, version: version(1, 1), content: Some(content) };
         let (_, changes) = decode_changes(&encode_changes(0, &[change])).expect("valid");
-        let content = changes[0].content.as_ref().expect("it is no deletion");
-        assert_eq!(content.created_at, stays.then_some(time));
+        let content = changes[0].content.as_ref().expect("it is not a deletion");
+        assert_eq!(content.created_at, is_kept.then_some(time));
     }
 }
 
-/// The fields of a change, with one of them replaced or left out.
+/// Returns the fields of a change, with one of them replaced or left out.
 fn change_with(field: &str, value: Option<serde_json::Value>) -> serde_json::Value {
     let mut change = serde_json::json!({
         "k": "k", "e": "e", "s": 1, "n": 1, "t": token(73).to_text(), "c": "c", "a": 1, "u": 1,
@@ -83,7 +83,7 @@ fn changes_text(changes: &[serde_json::Value]) -> Vec<u8> {
 }
 
 #[test]
-fn each_field_of_a_change_is_checked() {
+fn each_field_of_a_change_is_validated() {
     use serde_json::json;
     let year_10000 = 253_402_300_800_000_000_i64;
     let cases: [(&str, Vec<serde_json::Value>, Vec<serde_json::Value>); 9] = [
@@ -129,23 +129,23 @@ fn each_field_of_a_change_is_checked() {
             vec![json!(0), json!(year_10000 - 1), json!(null)],
             vec![json!(-1), json!(year_10000), json!(i64::MIN), json!(i64::MAX)],
         ),
-        // A later release may say more.
+        // A later release may send further fields.
         ("unknown", vec![json!({"deep": [[[]]]})], vec![]),
     ];
-    for (field, right, wrong) in cases {
-        for (values, is_right) in [(right, true), (wrong, false)] {
+    for (field, valid, invalid) in cases {
+        for (values, is_valid) in [(valid, true), (invalid, false)] {
             for value in values {
                 let shown: String = value.to_string().chars().take(40).collect();
                 let text = changes_text(&[change_with(field, Some(value))]);
                 let decoded = decode_changes(&text);
-                assert_eq!(decoded.is_ok(), is_right, "{field}: {shown}: {:?}", decoded.err());
+                assert_eq!(decoded.is_ok(), is_valid, "{field}: {shown}: {:?}", decoded.err());
             }
         }
     }
     for required in ["k", "s", "n"] {
         assert!(decode_changes(&changes_text(&[change_with(required, None)])).is_err(), "{required}");
     }
-    // A deletion, which no node can know of from before there were versions.
+    // A deletion; one from before there were versions does not exist.
     assert!(decode_changes(&changes_text(&[change_with("t", None)])).is_ok());
     let mut deletion = change_with("t", None);
     deletion["n"] = json!(0);
@@ -153,7 +153,7 @@ fn each_field_of_a_change_is_checked() {
 }
 
 #[test]
-fn one_fault_refuses_the_whole_message() {
+fn one_invalid_field_rejects_the_whole_message() {
     let named = |key: String| change_with("k", Some(key.into()));
     let many = |count: usize| (0..count).map(|number| named(format!("k{number}"))).collect::<Vec<_>>();
     assert!(decode_changes(&changes_text(&many(512))).is_ok());
@@ -170,7 +170,7 @@ fn one_fault_refuses_the_whole_message() {
 }
 
 #[test]
-fn lists_of_names_and_buckets_are_bounded_and_name_nothing_twice() {
+fn lists_of_names_and_buckets_are_bounded_and_free_of_duplicates() {
     let names = |count: usize| {
         let ids = (0..count).map(|number| EntryId { key: format!("k{number}"), environment: None });
         encode_ids(&ids.collect::<Vec<_>>())
@@ -188,11 +188,14 @@ fn lists_of_names_and_buckets_are_bounded_and_name_nothing_twice() {
     }
     let began = std::time::Instant::now();
     assert!(decode_buckets(&encode_buckets(&vec![7; 8_000_000])).is_err());
-    assert!(began.elapsed() < std::time::Duration::from_secs(5), "most of it is the writing of the message");
+    assert!(
+        began.elapsed() < std::time::Duration::from_secs(5),
+        "most of the time is spent encoding the message"
+    );
 }
 
 #[test]
-fn digests_have_their_length() {
+fn digests_have_a_fixed_length() {
     assert!(decode_digests(&[0; 16]).is_err());
     assert!(decode_digests(&[0; 1024 * 16 + 1]).is_err());
     for text in ["", "0", "ok", "+c1e97c66fbece7c8144f705314bccd0", "c1e97c66fbece7c8144f705314bccd0a0"] {
@@ -201,21 +204,21 @@ fn digests_have_their_length() {
 }
 
 #[test]
-fn versions_are_of_what_was_asked_for() {
+fn versions_are_only_from_the_requested_buckets() {
     let id = EntryId { key: "k".into(), environment: None };
     let bucket = bucket_of(&id);
     let other = (bucket + 1) % BUCKETS_COUNT;
     let one = r#"{"k":"k","s":1,"n":1,"d":"c1e97c66fbece7c8144f705314bccd0a"}"#;
-    let answer = |buckets_count: usize, known: &str| {
+    let reply = |buckets_count: usize, known: &str| {
         format!(r#"{{"buckets":{buckets_count},"known":[{known}]}}"#).into_bytes()
     };
-    assert!(decode_versions(&answer(1, one), &[bucket, other]).is_ok());
-    assert!(decode_versions(&answer(1, ""), &[bucket]).is_ok());
+    assert!(decode_versions(&reply(1, one), &[bucket, other]).is_ok());
+    assert!(decode_versions(&reply(1, ""), &[bucket]).is_ok());
     let many = vec![one; VERSIONS_COUNT_MAX_PER_MESSAGE + 1].join(",");
-    let refused = decode_versions(&answer(1, &many), &[bucket]).expect_err("more than a message can have");
-    assert!(refused.to_string().contains("more than 131072 items"), "{refused}");
-    for (count, known, asked) in [
-        // An answer about no bucket would be asked for again for ever.
+    let error = decode_versions(&reply(1, &many), &[bucket]).expect_err("more than a message can have");
+    assert!(error.to_string().contains("more than 131072 items"), "{error}");
+    for (count, known, requested) in [
+        // A reply that covers no bucket would be requested again indefinitely.
         (0, "", vec![bucket]),
         (2, "", vec![bucket]),
         (usize::MAX, "", vec![bucket]),
@@ -226,7 +229,7 @@ fn versions_are_of_what_was_asked_for() {
         (1, r#"{"k":"k","s":1,"n":1,"d":"xyz"}"#, vec![bucket]),
         (1, r#"{"k":"k","s":1,"n":1,"d":"00000000000000000000000000000000"}"#, vec![bucket]),
     ] {
-        assert!(decode_versions(&answer(count, known), &asked).is_err(), "{count} {known}");
+        assert!(decode_versions(&reply(count, known), &requested).is_err(), "{count} {known}");
     }
     for text in ["", "ok", "{}", "[]"] {
         assert!(decode_versions(text.as_bytes(), &[bucket]).is_err(), "{text}");

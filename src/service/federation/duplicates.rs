@@ -1,4 +1,5 @@
-//! Entries that several nodes have, which only data of the original or a copied database can bring about.
+//! Search for duplicates: entries of one name on several nodes. They come from data of the Python server, from a copied
+//! database, or from clients that write one name on several nodes.
 
 use std::collections::BTreeSet;
 
@@ -9,56 +10,56 @@ use crate::model::EntryId;
 use crate::service::{Error, Service};
 use crate::store::Filter;
 
-/// An entry that several nodes have.
+/// Entry that several nodes have.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Duplicate {
-    /// Its name.
+    /// Name of the entry.
     pub id: EntryId,
-    /// Whether this node is one of them; it is the one that counts here, then.
+    /// Whether this node has it; if so, the local entry takes precedence on this node.
     pub is_here: bool,
-    /// The peers that have it, in the order of the configuration: the first one counts.
+    /// Peers that have it, in the order of the configuration; the first one takes precedence.
     pub peers: Vec<String>,
 }
 
-/// Some of them, in the order of their names.
+/// Page of duplicates, in the order of their names.
 #[derive(Debug, Default)]
 pub struct Duplicates {
-    /// The entries.
+    /// Duplicates found.
     pub found: Vec<Duplicate>,
-    /// There may be more after the last one.
+    /// Whether there may be more after the last one.
     pub more: bool,
-    /// Peers that did not answer, by name.
+    /// Names of the peers that did not reply.
     pub silent: Vec<String>,
 }
 
 impl Service {
-    /// Looks for entries of the same name on several nodes.
+    /// Finds entries of the same name on several nodes.
     ///
     /// # Errors
-    /// When the own store cannot be read, or this node is in no federation.
+    /// Fails if the local store cannot be read, or if this node is not in federated mode.
     pub async fn duplicates(&self, after: Option<EntryId>, count_max: usize) -> Result<Duplicates, Error> {
         let Some(federation) = &self.federation else { return Err(Error::Unavailable) };
-        let mut others = RemoteEntries::new(federation, None, Filter::default(), after.as_ref(), true);
-        let mut own = Own { service: self, after, names: BTreeSet::new(), more: true };
+        let mut remote = RemoteEntries::new(federation, None, Filter::default(), after.as_ref(), true);
+        let mut local = LocalNames { service: self, after, names: BTreeSet::new(), more: true };
         let mut duplicates = Duplicates::default();
         loop {
-            let merged = others.next_merged(self, federation, usize::MAX).await;
+            let merged = remote.next_merged(self, federation, usize::MAX).await;
             let Some(last) = merged.last().map(|merged| merged.row.entry_id()) else {
-                if others.is_over() {
+                if remote.is_over() {
                     break;
                 }
                 continue;
             };
-            let here = own.names_up_to(&last).await?;
+            let local_names = local.names_up_to(&last).await?;
             for merged in merged {
                 let id = merged.row.entry_id();
-                let is_here = here.contains(&id);
+                let is_here = local_names.contains(&id);
                 if merged.peers.len() + usize::from(is_here) > 1 {
                     if duplicates.found.len() == count_max {
                         duplicates.more = true;
                         break;
                     }
-                    let peers = others.names(&merged.peers);
+                    let peers = remote.names(&merged.peers);
                     duplicates.found.push(Duplicate { id, is_here, peers });
                 }
             }
@@ -66,20 +67,21 @@ impl Service {
                 break;
             }
         }
-        duplicates.silent = others.silent();
+        duplicates.silent = remote.silent();
         Ok(duplicates)
     }
 }
 
-/// The names of this node's own entries, read along.
-struct Own<'a> {
+/// Names of local entries, read in step with those of the peers.
+struct LocalNames<'a> {
     service: &'a Service,
     after: Option<EntryId>,
     names: BTreeSet<EntryId>,
     more: bool,
 }
 
-impl Own<'_> {
+impl LocalNames<'_> {
+    /// Returns the names that were not returned before, up to and including `last`.
     async fn names_up_to(&mut self, last: &EntryId) -> Result<BTreeSet<EntryId>, Error> {
         while self.more && self.after.as_ref().is_none_or(|after| after < last) {
             let query = PageQuery {
@@ -94,7 +96,7 @@ impl Own<'_> {
             self.names.extend(page.rows.iter().map(crate::store::SealedEntry::entry_id));
         }
         let mut rest = self.names.split_off(last);
-        // The bound itself belongs to what is given out.
+        // The bound is inclusive.
         let bound = rest.take(last);
         let mut names = std::mem::replace(&mut self.names, rest);
         names.extend(bound);

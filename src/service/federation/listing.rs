@@ -1,5 +1,5 @@
-//! The entries of all peers in one list: merged by name, page by page, so that memory does not grow with
-//! the result.
+//! Merged list of the entries of all peers: a k-way merge by name, page by page, so that memory does not grow with the
+//! result.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use crate::model::EntryId;
 use crate::service::{Error, PeerId, Service};
 use crate::store::{Filter, SealedEntry};
 
-/// Bytes of sealed values that are held of one peer at a time, with few and with many peers.
+/// Bytes of encrypted values that are held per peer: the maximum with few peers, the minimum with many.
 const PAGE_BYTES_MAX: usize = 256 * 1024;
 const PAGE_BYTES_MIN: usize = 32 * 1024;
 
-/// The peers' entries under way.
+/// Merge of the entries of all peers, in progress.
 #[derive(Debug)]
 pub(in crate::service) struct RemoteEntries {
     filter: Filter,
@@ -25,11 +25,11 @@ pub(in crate::service) struct RemoteEntries {
     salt: Option<u64>,
     sources: Vec<PeerCursor>,
     silent: Vec<PeerId>,
-    /// As they were when the list began.
+    /// Peers at the start of the list.
     peers: Peers,
 }
 
-/// One peer's entries: those that are here, and where the next ones begin.
+/// Cursor into the entries of one peer: the buffered rows, and the position after them.
 #[derive(Debug)]
 struct PeerCursor {
     peer: PeerId,
@@ -38,7 +38,8 @@ struct PeerCursor {
     more: bool,
 }
 
-/// An entry, and the peers that have one of that name, the nearest first: it is that one's.
+/// Entry of the first peer in the configuration that has one of this name, and all peers that do, in the order of the
+/// configuration.
 #[derive(Debug)]
 pub(super) struct MergedEntry {
     pub(super) row: SealedEntry,
@@ -46,7 +47,7 @@ pub(super) struct MergedEntry {
 }
 
 impl RemoteEntries {
-    /// All entries of the peers after a name.
+    /// Starts a list of the entries of all peers after a name.
     pub(in crate::service) fn new(
         federation: &Federation,
         salt: Option<u64>,
@@ -57,29 +58,34 @@ impl RemoteEntries {
         let peers = federation.peers();
         let sources: Vec<PeerCursor> = peers
             .askable()
-            .map(|peer| PeerCursor { peer, rows: VecDeque::new(), after: after.map(nearest), more: true })
+            .map(|peer| PeerCursor {
+                peer,
+                rows: VecDeque::new(),
+                after: after.map(valid_cursor),
+                more: true,
+            })
             .collect();
         let bytes_max = (8 * PAGE_BYTES_MAX / sources.len().max(1)).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
         let silent = peers.silent().collect();
         Self { filter, names_only, bytes_max, salt, sources, silent, peers }
     }
 
-    /// Whether nothing more will come.
+    /// Returns whether there are no further entries.
     pub(super) fn is_over(&self) -> bool {
         self.sources.iter().all(|source| source.rows.is_empty() && !source.more)
     }
 
-    /// The peers whose entries may be missing, by name.
+    /// Returns the names of the peers whose entries may be missing.
     pub(in crate::service) fn silent(&self) -> Vec<String> {
         self.peers.names(&self.silent)
     }
 
-    /// These peers by name, in the order of the configuration.
+    /// Returns the names of these peers, in the order of the configuration.
     pub(super) fn names(&self, peers: &[PeerId]) -> Vec<String> {
         self.peers.names(peers)
     }
 
-    /// The next entries, at most `rows_max`; none after the last ones.
+    /// Returns the next entries, at most `rows_max`; none after the last ones.
     pub(super) async fn next_merged(
         &mut self,
         service: &Service,
@@ -88,7 +94,7 @@ impl RemoteEntries {
     ) -> Vec<MergedEntry> {
         self.fill(service, federation).await;
         let (mut merged, mut bytes) = (Vec::new(), 0);
-        // Only while it is known of each peer what it has next.
+        // The next entry is known only while no peer has an empty buffer and further entries.
         while self.sources.iter().all(|source| !source.rows.is_empty() || !source.more) {
             let next =
                 self.sources.iter().filter_map(|source| source.rows.front()).map(SealedEntry::entry_id).min();
@@ -96,27 +102,27 @@ impl RemoteEntries {
             if bytes >= LIST_PAGE_BYTES || merged.len() >= rows_max.min(LIST_PAGE_ROWS_MAX) {
                 break;
             }
-            let mut found: Option<MergedEntry> = None;
+            let mut entry: Option<MergedEntry> = None;
             for source in &mut self.sources {
                 if source.rows.front().is_some_and(|row| row.entry_id() == id)
                     && let Some(row) = source.rows.pop_front()
                 {
-                    let merged = found.get_or_insert(MergedEntry { row, peers: Vec::new() });
-                    merged.peers.push(source.peer);
+                    let entry = entry.get_or_insert(MergedEntry { row, peers: Vec::new() });
+                    entry.peers.push(source.peer);
                 }
             }
-            if let Some(found) = found {
-                bytes += found.row.weight();
-                merged.push(found);
+            if let Some(entry) = entry {
+                bytes += entry.row.weight();
+                merged.push(entry);
             }
         }
         merged
     }
 
-    /// Asks each peer of which nothing more is here. One that does not answer is left out from here on.
+    /// Requests the next page from each peer with an empty buffer. A peer that does not reply is excluded from then on.
     async fn fill(&mut self, service: &Service, federation: &Federation) {
         let deadline = Instant::now() + federation.timeout;
-        let mut answers = Answers::default();
+        let mut replies = Answers::default();
         for source in self.sources.iter().filter(|source| source.rows.is_empty() && source.more) {
             let query = PageQuery {
                 after: source.after.clone(),
@@ -124,14 +130,14 @@ impl RemoteEntries {
                 bytes_max: self.bytes_max,
                 names_only: self.names_only,
             };
-            answers.expect(
+            replies.expect(
                 source.peer,
                 federation.ask(source.peer, PAGE, &encode_query(&query).into(), deadline),
             );
         }
-        while let Some((peer, answer)) = answers.next().await {
-            let page = match answer {
-                Some(answer) => service.decoded(federation, peer, answer, decode_page).await,
+        while let Some((peer, reply)) = replies.next().await {
+            let page = match reply {
+                Some(reply) => service.decoded(federation, peer, reply, decode_page).await,
                 None => None,
             };
             let page =
@@ -151,23 +157,24 @@ impl RemoteEntries {
     }
 }
 
-/// The last name that a peer can have and that is not behind this one, which another program may have made
-/// longer than names are.
-fn nearest(after: &EntryId) -> EntryId {
+/// Returns the last name up to this one that is valid as a cursor for peers. Another program may have created entries
+/// with longer names than are valid.
+fn valid_cursor(after: &EntryId) -> EntryId {
     let (key, environment) = (&after.key, after.environment.as_deref().unwrap_or_default());
-    let cut = |text: &str, chars_max| text.chars().take(chars_max).collect::<String>();
+    let truncated = |text: &str, chars_max| text.chars().take(chars_max).collect::<String>();
     let last = || "\u{10ffff}".repeat(ENVIRONMENT_CHARS_MAX);
-    match cut(key, ENTRY_KEY_CHARS_MAX) {
+    match truncated(key, ENTRY_KEY_CHARS_MAX) {
         short if short.len() < key.len() => EntryId { key: short, environment: Some(last()) },
         _ => {
-            let environment = Some(cut(environment, ENVIRONMENT_CHARS_MAX)).filter(|text| !text.is_empty());
+            let environment =
+                Some(truncated(environment, ENVIRONMENT_CHARS_MAX)).filter(|text| !text.is_empty());
             EntryId { key: key.clone(), environment }
         }
     }
 }
 
 impl PeerCursor {
-    /// A page must begin after what was asked for, or the list would never end.
+    /// Returns whether a page begins after the cursor. Otherwise the list might never end.
     fn continues_with(&self, page: &NamePage) -> bool {
         match (&self.after, page.rows.first()) {
             (Some(after), Some(first)) => first.entry_id() > *after,
@@ -183,18 +190,18 @@ impl PeerCursor {
 }
 
 impl Service {
-    /// The next entries of the peers of which this node has none itself; `None` after the last ones.
+    /// Returns the next entries of the peers, without those whose names exist locally; `None` after the last ones.
     ///
     /// # Errors
-    /// When the own store cannot be read.
+    /// Fails if the local store cannot be read.
     pub(in crate::service) async fn next_of_others(
         &self,
         federation: &Federation,
-        others: &mut RemoteEntries,
+        remote: &mut RemoteEntries,
         rows_max: usize,
     ) -> Result<Option<Vec<Arc<SealedEntry>>>, Error> {
-        let merged = others.next_merged(self, federation, rows_max).await;
-        if merged.is_empty() && others.is_over() {
+        let merged = remote.next_merged(self, federation, rows_max).await;
+        if merged.is_empty() && remote.is_over() {
             return Ok(None);
         }
         let rows = self.read_store(move |store| {
@@ -215,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_goes_on_after_a_name_that_is_too_long_for_peers() {
+    fn a_list_continues_after_a_name_that_is_too_long_for_peers() {
         let id = |key: &str, environment: &str| EntryId {
             key: key.to_owned(),
             environment: Some(environment.to_owned()).filter(|name| !name.is_empty()),
@@ -234,10 +241,10 @@ mod tests {
         for after in
             [id("k", ""), id("k", "e"), id("k", &wider), id(&longer, ""), id(&longer, &wider), id("", "")]
         {
-            let nearest = nearest(&after);
-            assert!(nearest.key.is_empty() || nearest.check().is_ok());
+            let cursor = valid_cursor(&after);
+            assert!(cursor.key.is_empty() || cursor.check().is_ok());
             for name in &names {
-                assert_eq!(*name > nearest, *name > after, "{name:?} {after:?}");
+                assert_eq!(*name > cursor, *name > after, "{name:?} {after:?}");
             }
         }
     }

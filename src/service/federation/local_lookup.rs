@@ -1,4 +1,4 @@
-//! What other nodes ask of this one. None of it asks any further.
+//! Handling of peer requests from local entries; they are never forwarded.
 
 use sha2::{Digest as _, Sha256};
 
@@ -13,7 +13,7 @@ use crate::service::exchange::DecodeError;
 use crate::service::{Error, PeerId, Service, salt_fingerprint};
 use crate::store::{self, SealedEntry, Store, Write, WriteError};
 
-/// Which sealed value this is.
+/// Returns the digest that identifies an encrypted value.
 pub(super) fn digest_of(ciphertext: Option<&Ciphertext>) -> Digest {
     let hash = Sha256::digest(ciphertext.map(Ciphertext::as_bytes).unwrap_or_default());
     let mut bytes = [0; 16];
@@ -22,10 +22,10 @@ pub(super) fn digest_of(ciphertext: Option<&Ciphertext>) -> Digest {
 }
 
 impl Service {
-    /// What this node itself has of a name.
+    /// Finds an entry among the local ones.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn find_local(&self, find: &Find) -> Result<FindReply, Error> {
         match self.resolve(&find.key, find.environment.as_deref()).await {
             Ok(row) if is_exchangeable(&row) => Ok(FindReply::Row(row)),
@@ -42,18 +42,18 @@ impl Service {
         }
     }
 
-    /// Entries that this node itself has, those that a peer takes.
+    /// Reads a page of local entries, without those that a peer would refuse.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn page_local(&self, query: PageQuery) -> Result<NamePage, Error> {
         self.read_store(move |store| page_of(store, query)).await
     }
 
-    /// The answer to a peer that looks for an entry.
+    /// Encodes the reply to a lookup of a peer.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn found_message(&self, find: &Find) -> Result<Vec<u8>, Error> {
         let found = self.find_local(find).await?;
         let salt = self.salt_in_use().0;
@@ -61,47 +61,47 @@ impl Service {
         self.encoded(bytes, move || encode_found(salt, &found)).await
     }
 
-    /// The answer to a peer that asks for entries by name.
+    /// Encodes the reply to a page query of a peer.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// Fails if the store cannot be read.
     pub async fn page_message(&self, query: PageQuery) -> Result<Vec<u8>, Error> {
         let salt = self.salt_in_use().0;
         self.read_store(move |store| Ok(encode_page(salt, &page_of(store, query)?))).await
     }
 
-    /// The answer to a peer that wants an entry of this node to be changed.
+    /// Executes the remote write of a peer and encodes the reply.
     ///
     /// # Errors
-    /// As for [`Self::write_here`].
-    pub async fn outcome_message(&self, order: RemoteWrite) -> Result<Vec<u8>, Error> {
-        let outcome = self.write_local(order).await?;
+    /// Fails as [`Self::write_local`] does.
+    pub async fn outcome_message(&self, remote_write: RemoteWrite) -> Result<Vec<u8>, Error> {
+        let outcome = self.write_local(remote_write).await?;
         let bytes = if let RemoteWriteOutcome::Changed(Some(row)) = &outcome { row.weight() } else { 0 };
         self.encoded(bytes, move || encode_outcome(&outcome)).await
     }
 
-    /// Reads an answer of a peer: here if it is short, otherwise on the pool. `None` for one that is not that of a
-    /// node, which is noted.
+    /// Decodes the reply of a peer: in place if it is short, otherwise on the pool. Returns `None` for a malformed
+    /// reply, which is recorded, and if the pool is busy.
     pub(super) async fn decoded<T: Send + 'static>(
         &self,
         federation: &Federation,
         peer: PeerId,
-        answer: Vec<u8>,
+        reply: Vec<u8>,
         decode: fn(&[u8]) -> Result<T, DecodeError>,
     ) -> Option<T> {
-        let decoded = match answer.len() <= PEER_INLINE_BYTES {
-            true => decode(&answer),
-            // A pool that is too busy for it has as little to say as a peer that does not answer.
-            false => self.on_pool(move || decode(&answer)).await.ok()?,
+        let decoded = match reply.len() <= PEER_INLINE_BYTES {
+            true => decode(&reply),
+            // A busy pool is treated like a peer that does not reply.
+            false => self.on_pool(move || decode(&reply)).await.ok()?,
         };
-        let note = |error: &DecodeError| {
-            tracing::debug!(%error, "a peer's answer is not that of a node");
+        let record = |error: &DecodeError| {
+            tracing::debug!(%error, "malformed reply from a peer");
             federation.note_malformed(peer);
         };
-        decoded.inspect_err(note).ok()
+        decoded.inspect_err(record).ok()
     }
 
-    /// Writes a message of about so many bytes: here if it is short, otherwise on the pool.
+    /// Encodes a message of about `bytes` bytes: in place if it is short, otherwise on the pool.
     pub(super) async fn encoded(
         &self,
         bytes: usize,
@@ -113,24 +113,26 @@ impl Service {
         }
     }
 
-    /// Changes an entry of this node, if it is still what the other node has seen: there the user key was
-    /// seen to open it.
+    /// Applies a remote write to a local entry as a compare-and-swap on the encrypted value. The requesting node has
+    /// verified that the user key decrypts that value.
     ///
     /// # Errors
-    /// [`Error::SaltDiffers`] when the new value would open nowhere here, or when the store fails.
-    pub async fn write_local(&self, order: RemoteWrite) -> Result<RemoteWriteOutcome, Error> {
-        let own = self.salt().filter(|own| salt_fingerprint(own) == order.salt);
+    /// Returns [`Error::SaltDiffers`] if the new value was encrypted with another salt, since no key on this node could
+    /// decrypt it. Fails if the store cannot be read or written.
+    pub async fn write_local(&self, remote_write: RemoteWrite) -> Result<RemoteWriteOutcome, Error> {
+        let RemoteWrite { salt, id, seen: expected, action } = remote_write;
+        let own = self.salt().filter(|own| salt_fingerprint(own) == salt);
         if !own.is_some_and(|own| self.store.salt().pin(&own)) {
             return Err(Error::SaltDiffers);
         }
-        let seen = self.exact(&order.id.key, order.id.environment.as_deref()).await?;
-        let seen = match seen {
-            Some(seen) if digest_of(seen.ciphertext.as_ref()) == order.seen => seen,
-            now => {
-                return Ok(RemoteWriteOutcome::Changed(now.map(|row| copy_of(&row, row.ciphertext.clone()))));
+        let seen = match self.exact(&id.key, id.environment.as_deref()).await? {
+            Some(seen) if digest_of(seen.ciphertext.as_ref()) == expected => seen,
+            current => {
+                let current = current.map(|row| copy_of(&row, row.ciphertext.clone()));
+                return Ok(RemoteWriteOutcome::Changed(current));
             }
         };
-        let write = match order.action {
+        let write = match action {
             RemoteWriteAction::Update { ciphertext, category, environment } => {
                 Write::Update { seen, category, environment, ciphertext }
             }
@@ -144,8 +146,8 @@ impl Service {
         match receiver.await.map_err(|_| Error::Unavailable)? {
             Ok(row) => Ok(RemoteWriteOutcome::Done(copy_of(&row, None))),
             Err(WriteError::Changed) => {
-                let now = self.exact(&order.id.key, order.id.environment.as_deref()).await?;
-                Ok(RemoteWriteOutcome::Changed(now.map(|row| copy_of(&row, row.ciphertext.clone()))))
+                let current = self.exact(&id.key, id.environment.as_deref()).await?;
+                Ok(RemoteWriteOutcome::Changed(current.map(|row| copy_of(&row, row.ciphertext.clone()))))
             }
             Err(WriteError::AlreadyExists) => Ok(RemoteWriteOutcome::Exists),
             Err(WriteError::Ahead { .. }) => Err(Error::Unavailable),
@@ -168,7 +170,7 @@ fn page_of(store: &Store, query: PageQuery) -> Result<NamePage, store::Error> {
     }
 }
 
-/// Whether a peer would take it: another program may have written what no client can.
+/// Returns whether a peer would accept a row. Another program may have written rows that no client can create.
 fn is_exchangeable(row: &SealedEntry) -> bool {
     row.entry_id().check().is_ok() && row.category.as_deref().is_none_or(|text| Category::check(text).is_ok())
 }

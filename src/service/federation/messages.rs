@@ -1,5 +1,5 @@
-//! What nodes of a federation say to each other: JSON texts, read strictly. Only names and sealed values;
-//! user keys and plaintexts have no place in any of them.
+//! Wire format of federated mode: strictly decoded JSON messages. They contain only names and encrypted values, never
+//! user keys or plaintexts.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,102 +13,102 @@ use crate::service::bounded::Bounded;
 use crate::service::exchange::{DecodeError, exchangeable, hexadecimal, id_of};
 use crate::store::{Filter, SealedEntry};
 
-/// `POST /cluster/find`: an entry of the node that is asked.
+/// `POST /cluster/find`: finds a local entry of the peer.
 pub const FIND: &str = "/cluster/find";
-/// `POST /cluster/page`: entries of the node that is asked, in the order of their names.
+/// `POST /cluster/page`: reads local entries of the peer, in the order of their names.
 pub const PAGE: &str = "/cluster/page";
-/// `POST /cluster/write`: changes an entry that is as it was seen.
+/// `POST /cluster/write`: changes a local entry of the peer by compare-and-swap.
 pub const WRITE: &str = "/cluster/write";
 
-/// Which entry is asked for.
+/// Lookup of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Find {
-    /// Its key.
+    /// Key of the entry.
     #[serde(rename = "k")]
     pub key: String,
-    /// Its environment; `None` leaves it to the node, as for a client.
+    /// Environment of the entry; without one, the same rules as for a client apply.
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
 }
 
-/// What a node has of that name.
+/// Reply to a lookup.
 #[derive(Clone, Debug)]
 pub enum FindReply {
-    /// This entry.
+    /// Entry that was found.
     Row(Arc<SealedEntry>),
-    /// Entries in several environments, none without one.
+    /// Environments that have the key; no entry without an environment has it.
     Ambiguous(Vec<String>),
-    /// Nothing.
+    /// No entry.
     Nothing,
 }
 
-/// Which entries are asked for.
+/// Query of a page of entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageQuery {
-    /// Those after this name.
+    /// Name after which the page starts.
     pub after: Option<EntryId>,
-    /// Those that pass this.
+    /// Filter of the entries.
     pub filter: Filter,
-    /// As many as have about so many bytes, one at least.
+    /// Approximate maximum number of bytes; the page has at least one entry.
     pub bytes_max: usize,
-    /// Without their values.
+    /// Whether to leave out the values.
     pub names_only: bool,
 }
 
-/// Some entries of a node, in the order of their names.
+/// Page of entries of a node, in the order of their names.
 #[derive(Debug, Default)]
 pub struct NamePage {
-    /// The entries.
+    /// Entries of the page.
     pub rows: Vec<SealedEntry>,
-    /// There are more after them.
+    /// Whether there are further entries.
     pub more: bool,
 }
 
-/// A change of an entry that another node has.
+/// Compare-and-swap write to an entry that another node owns.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RemoteWrite {
-    /// The fingerprint of the salt that everything was sealed with.
+    /// Fingerprint of the salt that encrypted the values.
     pub salt: u64,
-    /// Which entry.
+    /// Name of the entry.
     pub id: EntryId,
-    /// A digest of the sealed value that the user key was seen to open.
+    /// Digest of the expected encrypted value, which the user key was verified to decrypt.
     pub seen: Digest,
-    /// What to do.
+    /// Change to apply.
     pub action: RemoteWriteAction,
 }
 
-/// What is to be done with an entry.
+/// Change of a [`RemoteWrite`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum RemoteWriteAction {
-    /// Replace its value.
+    /// Replaces the value.
     Update {
-        /// The new sealed value.
+        /// New encrypted value.
         ciphertext: Ciphertext,
-        /// The new category; `None` keeps it.
+        /// New category; `None` keeps it.
         category: Option<String>,
-        /// The environment to move to; `None` stays.
+        /// Environment to move the entry to; `None` keeps it.
         environment: Option<String>,
     },
-    /// Delete it.
+    /// Deletes the entry.
     Delete,
 }
 
-/// What became of an order.
+/// Outcome of a [`RemoteWrite`].
 #[derive(Debug)]
 pub enum RemoteWriteOutcome {
-    /// It is done, and durable. The entry as it is now, or was before it was deleted.
+    /// The write is applied and durable. Contains the entry as it is now, or as it was before its deletion.
     Done(SealedEntry),
-    /// The entry is not what was seen, but this; `None` if it is gone.
+    /// The encrypted value is not the expected one. Contains the current entry; `None` if it does not exist.
     Changed(Option<SealedEntry>),
-    /// The environment to move to has this key already.
+    /// The key is already taken in the environment to move to.
     Exists,
-    /// No space is left.
+    /// The disk is full.
     Full,
-    /// Too much is going on.
+    /// The node is overloaded.
     Busy,
 }
 
-/// U+FFFD, which stands for a byte of a query that is no UTF-8, takes as many.
+/// Length of U+FFFD, which replaces each invalid UTF-8 byte of a query string.
 const REPLACED_BYTES: usize = 3;
 
 #[derive(Serialize, Deserialize)]
@@ -161,7 +161,7 @@ struct RemoteWriteText {
     salt: u64,
     id: Find,
     seen: String,
-    /// Absent to delete.
+    /// Absent for a deletion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     update: Option<UpdateText>,
 }
@@ -185,30 +185,34 @@ enum RemoteWriteOutcomeText {
     Busy,
 }
 
-/// The question for an entry.
+/// Encodes a lookup.
 pub fn encode_find(find: &Find) -> Vec<u8> {
     encode(find)
 }
 
+/// Decodes a lookup.
+///
 /// # Errors
-/// When it is no such message.
+/// Fails if the message is malformed.
 pub fn decode_find(text: &[u8]) -> Result<Find, DecodeError> {
     let find: Find = serde_json::from_slice(text)?;
     let EntryId { key, environment } = id_of(find.key, find.environment)?;
     Ok(Find { key, environment })
 }
 
-/// The answer to the question for an entry; `salt` is the fingerprint of the node's.
-pub fn encode_found(salt: Option<u64>, found: &FindReply) -> Vec<u8> {
-    encode(&match found {
+/// Encodes the reply to a lookup; `salt` is the fingerprint of the node's salt.
+pub fn encode_found(salt: Option<u64>, reply: &FindReply) -> Vec<u8> {
+    encode(&match reply {
         FindReply::Row(row) => FindReplyText::Row { salt, row: row_text(row) },
         FindReply::Ambiguous(environments) => FindReplyText::Ambiguous(environments.clone()),
         FindReply::Nothing => FindReplyText::Nothing,
     })
 }
 
+/// Decodes the reply to a lookup.
+///
 /// # Errors
-/// When it is no such message.
+/// Fails if the message is malformed.
 pub fn decode_found(text: &[u8]) -> Result<(Option<u64>, FindReply), DecodeError> {
     Ok(match serde_json::from_slice(text)? {
         FindReplyText::Row { salt, row } => (salt, FindReply::Row(Arc::new(row_of(row)?))),
@@ -227,7 +231,7 @@ pub fn decode_found(text: &[u8]) -> Result<(Option<u64>, FindReply), DecodeError
     })
 }
 
-/// The question for a page.
+/// Encodes a page query.
 pub fn encode_query(query: &PageQuery) -> Vec<u8> {
     let Filter { category, environment, prefix } = query.filter.clone();
     let (bytes, names) = (query.bytes_max, query.names_only);
@@ -241,12 +245,14 @@ pub fn encode_query(query: &PageQuery) -> Vec<u8> {
     })
 }
 
+/// Decodes a page query.
+///
 /// # Errors
-/// When it is no such message.
+/// Fails if the message is malformed.
 pub fn decode_query(text: &[u8]) -> Result<PageQuery, DecodeError> {
     let text: QueryText = serde_json::from_slice(text)?;
     let filter = Filter { category: text.category, environment: text.environment, prefix: text.prefix };
-    // A client may ask for what no entry has, as long as its question fits a request line.
+    // Clients may filter by texts that no entry can have, as long as the query fits the request line.
     let texts = [&filter.category, &filter.environment, &filter.prefix];
     if texts.into_iter().flatten().any(|text| text.len() > REQUEST_LINE_BYTES_MAX * REPLACED_BYTES) {
         return Err(DecodeError::new("a filter is too long"));
@@ -255,37 +261,41 @@ pub fn decode_query(text: &[u8]) -> Result<PageQuery, DecodeError> {
     Ok(PageQuery { after, filter, bytes_max: text.bytes, names_only: text.names })
 }
 
-/// A page; `salt` is the fingerprint of the node's.
+/// Encodes a page; `salt` is the fingerprint of the node's salt.
 pub fn encode_page(salt: Option<u64>, page: &NamePage) -> Vec<u8> {
     encode(&PageText { salt, rows: Bounded(page.rows.iter().map(row_text).collect()), more: page.more })
 }
 
+/// Decodes a page.
+///
 /// # Errors
-/// When it is no such message, or its names are not in order.
+/// Fails if the message is malformed, or if its names are not in order.
 pub fn decode_page(text: &[u8]) -> Result<(Option<u64>, NamePage), DecodeError> {
     let PageText { salt, rows: Bounded(rows), more } = serde_json::from_slice(text)?;
     let rows = rows.into_iter().map(row_of).collect::<Result<Vec<_>, _>>()?;
-    // Whoever says that there is more without giving anything would be asked for ever.
+    // An empty page with further entries would be requested again indefinitely.
     if !rows.is_sorted_by(|one, next| one.entry_id() < next.entry_id()) || (more && rows.is_empty()) {
         return Err(DecodeError::new("a page whose names are not in order"));
     }
     Ok((salt, NamePage { rows, more }))
 }
 
-/// An order.
-pub fn encode_order(order: &RemoteWrite) -> Vec<u8> {
-    let update = match &order.action {
+/// Encodes a remote write.
+pub fn encode_order(write: &RemoteWrite) -> Vec<u8> {
+    let update = match &write.action {
         RemoteWriteAction::Delete => None,
         RemoteWriteAction::Update { ciphertext, category, environment } => {
             Some(UpdateText { t: ciphertext.to_text(), c: category.clone(), e: environment.clone() })
         }
     };
-    let seen = format!("{:032x}", order.seen.0);
-    encode(&RemoteWriteText { salt: order.salt, id: name_of(&order.id), seen, update })
+    let seen = format!("{:032x}", write.seen.0);
+    encode(&RemoteWriteText { salt: write.salt, id: name_of(&write.id), seen, update })
 }
 
+/// Decodes a remote write.
+///
 /// # Errors
-/// When it is no such message.
+/// Fails if the message is malformed.
 pub fn decode_order(text: &[u8]) -> Result<RemoteWrite, DecodeError> {
     let RemoteWriteText { salt, id, seen, update } = serde_json::from_slice(text)?;
     let seen = hexadecimal(&seen, 32)?;
@@ -300,7 +310,7 @@ pub fn decode_order(text: &[u8]) -> Result<RemoteWrite, DecodeError> {
     Ok(RemoteWrite { salt, id: id_of(id.key, id.environment)?, seen: Digest(seen), action })
 }
 
-/// What became of an order.
+/// Encodes the outcome of a remote write.
 pub fn encode_outcome(outcome: &RemoteWriteOutcome) -> Vec<u8> {
     encode(&match outcome {
         RemoteWriteOutcome::Done(row) => RemoteWriteOutcomeText::Done(row_text(row)),
@@ -311,8 +321,10 @@ pub fn encode_outcome(outcome: &RemoteWriteOutcome) -> Vec<u8> {
     })
 }
 
+/// Decodes the outcome of a remote write.
+///
 /// # Errors
-/// When it is no such message.
+/// Fails if the message is malformed.
 pub fn decode_outcome(text: &[u8]) -> Result<RemoteWriteOutcome, DecodeError> {
     Ok(match serde_json::from_slice(text)? {
         RemoteWriteOutcomeText::Done(row) => RemoteWriteOutcome::Done(row_of(row)?),
@@ -324,7 +336,7 @@ pub fn decode_outcome(text: &[u8]) -> Result<RemoteWriteOutcome, DecodeError> {
 }
 
 fn encode(message: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(message).expect("maps with text keys, written to memory")
+    serde_json::to_vec(message).expect("encoding maps with text keys into memory cannot fail")
 }
 
 fn name_of(id: &EntryId) -> Find {

@@ -1,8 +1,8 @@
-//! Federated mode: each node keeps what is written to it, and asks the others for what it does not have.
+//! Federated mode: each node stores the entries that are written to it, and queries its peers for the rest.
 //!
-//! A request asks each peer at most once, and a peer answers from what it has itself, so that questions
-//! never go in circles. Answers are sealed: the node that was asked by the client opens them, and the
-//! user key stays where it came to.
+//! A lookup queries each peer at most once, and peers reply from their local entries only, so requests never loop.
+//! Replies contain encrypted values: the node that the client is connected to decrypts them, and the user key never
+//! leaves that node.
 
 mod duplicates;
 mod listing;

@@ -1,4 +1,5 @@
-//! Which peer had an entry when it was last asked for: a guess that saves questions, never an answer.
+//! Owner hints: which peer had an entry at its last lookup. A hint saves peer requests, but is never trusted as the
+//! result.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,20 +7,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::limits::LOCATIONS_COUNT;
 use crate::service::PeerId;
 
-/// One slot for each hash: what comes later takes the place of what was there. Empty slots are zero.
+/// Direct-mapped table of owner hints: an entry replaces the previous one in its slot. Empty slots are zero.
 #[derive(Debug)]
 pub(super) struct OwnerHints {
     slots: Box<[AtomicU64]>,
     hasher: RandomState,
-    /// Raised when the order of the peers changes.
+    /// Number of the order of the peers, incremented when the order changes.
     order: AtomicU64,
 }
 
-/// Where an entry probably is.
+/// Hint to the owner of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Location {
     pub(super) peer: PeerId,
-    /// No nearer peer had it.
+    /// Whether no peer before it in the configuration had the entry.
     pub(super) is_nearest: bool,
 }
 
@@ -33,33 +34,34 @@ impl Default for OwnerHints {
 }
 
 impl OwnerHints {
+    /// Returns the hint for an entry, if there is one.
     pub(super) fn get(&self, key: &str, environment: Option<&str>) -> Option<Location> {
-        let (slot, mark) = self.slot(key, environment);
+        let (slot, tag) = self.slot(key, environment);
         let stored = slot.load(Ordering::Relaxed);
         let peer = u32::try_from(stored & ((1 << PEER_BITS) - 1)).ok()?.checked_sub(1).map(PeerId::new)?;
-        let is_same = stored >> (PEER_BITS + 1) == mark;
+        let is_same = stored >> (PEER_BITS + 1) == tag;
         is_same.then_some(Location { peer, is_nearest: stored >> PEER_BITS & 1 == 1 })
     }
 
-    /// Which order of the peers counts.
+    /// Returns the number of the current order of the peers.
     pub(super) fn order(&self) -> u64 {
         self.order.load(Ordering::SeqCst)
     }
 
-    /// Remembers where an entry was found by a search that began with this order of the peers.
+    /// Records the owner of an entry, found by a search that began under this order of the peers.
     pub(super) fn set(&self, key: &str, environment: Option<&str>, location: Location, order: u64) {
-        let (slot, mark) = self.slot(key, environment);
+        let (slot, tag) = self.slot(key, environment);
         let peer = u64::from(location.peer.number()) + 1;
         if peer >= 1 << PEER_BITS {
-            // After millions of peers, entries are looked for with all of them.
+            // Peer IDs above the limit (after millions of peers) get no hints, so all peers are queried.
             return;
         }
         let is_nearest = location.is_nearest && order == self.order();
-        let value = mark << (PEER_BITS + 1) | u64::from(is_nearest) << PEER_BITS | peer;
+        let value = tag << (PEER_BITS + 1) | u64::from(is_nearest) << PEER_BITS | peer;
         slot.store(value, Ordering::Relaxed);
     }
 
-    /// Keeps where entries are, and forgets which peer is the nearest.
+    /// Keeps the owners, but clears which of them are the nearest: the order of the peers has changed.
     pub(super) fn order_changed(&self) {
         self.order.fetch_add(1, Ordering::SeqCst);
         for slot in &self.slots {
@@ -67,13 +69,14 @@ impl OwnerHints {
         }
     }
 
+    /// Removes the hint for an entry.
     pub(super) fn forget(&self, key: &str, environment: Option<&str>) {
         if self.get(key, environment).is_some() {
             self.slot(key, environment).0.store(0, Ordering::Relaxed);
         }
     }
 
-    /// The slot, and what tells this entry from others of the same slot.
+    /// Returns the slot of an entry, and the tag that distinguishes it from other entries of that slot.
     fn slot(&self, key: &str, environment: Option<&str>) -> (&AtomicU64, u64) {
         let hash = self.hasher.hash_one((key, environment));
         let index = usize::try_from(hash).unwrap_or(0) % LOCATIONS_COUNT;
@@ -85,46 +88,46 @@ impl OwnerHints {
 mod tests {
     use super::*;
 
-    const fn there(peer: u32, is_nearest: bool) -> Location {
+    const fn at(peer: u32, is_nearest: bool) -> Location {
         Location { peer: PeerId::new(peer), is_nearest }
     }
 
     #[test]
-    fn the_last_place_of_an_entry_is_remembered() {
-        let locations = OwnerHints::default();
-        assert_eq!(locations.get("k", None), None);
-        locations.set("k", None, there(0, false), 0);
-        locations.set("k", Some("e"), there(127, true), 0);
-        assert_eq!(locations.get("k", None), Some(there(0, false)));
-        assert_eq!(locations.get("k", Some("e")), Some(there(127, true)));
-        locations.set("k", None, there(5, true), 0);
-        assert_eq!(locations.get("k", None), Some(there(5, true)));
-        locations.forget("k", None);
-        assert_eq!(locations.get("k", None), None);
-        locations.set("k", None, there(1 << PEER_BITS, false), 0);
-        assert_eq!(locations.get("k", None), None);
-        // However many there are, one is never taken for another, and memory does not grow.
+    fn the_last_owner_of_an_entry_is_recorded() {
+        let hints = OwnerHints::default();
+        assert_eq!(hints.get("k", None), None);
+        hints.set("k", None, at(0, false), 0);
+        hints.set("k", Some("e"), at(127, true), 0);
+        assert_eq!(hints.get("k", None), Some(at(0, false)));
+        assert_eq!(hints.get("k", Some("e")), Some(at(127, true)));
+        hints.set("k", None, at(5, true), 0);
+        assert_eq!(hints.get("k", None), Some(at(5, true)));
+        hints.forget("k", None);
+        assert_eq!(hints.get("k", None), None);
+        hints.set("k", None, at(1 << PEER_BITS, false), 0);
+        assert_eq!(hints.get("k", None), None);
+        // Entries that share a slot are never confused, and memory does not grow.
         for number in 0..3 * LOCATIONS_COUNT {
             let peer = u32::try_from(number % 128).expect("it is small");
-            locations.set(&number.to_string(), None, there(peer, false), 0);
+            hints.set(&number.to_string(), None, at(peer, false), 0);
         }
         for number in 0..3 * LOCATIONS_COUNT {
-            let found = locations.get(&number.to_string(), None);
+            let found = hints.get(&number.to_string(), None);
             assert!(found.is_none_or(|found| found.peer.number() as usize == number % 128));
         }
     }
 
     #[test]
-    fn a_new_order_of_the_peers_leaves_the_places_and_not_the_nearest() {
-        let locations = OwnerHints::default();
-        locations.set("k", None, there(3, true), locations.order());
-        let before = locations.order();
-        locations.order_changed();
-        assert_eq!(locations.get("k", None), Some(there(3, false)));
-        // A search that began before.
-        locations.set("k", None, there(3, true), before);
-        assert_eq!(locations.get("k", None), Some(there(3, false)));
-        locations.set("k", None, there(3, true), locations.order());
-        assert_eq!(locations.get("k", None), Some(there(3, true)));
+    fn a_new_order_of_the_peers_keeps_the_owners_and_clears_the_nearest() {
+        let hints = OwnerHints::default();
+        hints.set("k", None, at(3, true), hints.order());
+        let before = hints.order();
+        hints.order_changed();
+        assert_eq!(hints.get("k", None), Some(at(3, false)));
+        // A search that began under the previous order.
+        hints.set("k", None, at(3, true), before);
+        assert_eq!(hints.get("k", None), Some(at(3, false)));
+        hints.set("k", None, at(3, true), hints.order());
+        assert_eq!(hints.get("k", None), Some(at(3, true)));
     }
 }

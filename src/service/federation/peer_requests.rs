@@ -1,4 +1,4 @@
-//! Questions on their way from the executors to the one that talks to peers, and the answers back.
+//! Queue of peer requests from the executors to the cluster executor, with replies through oneshot channels.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -13,90 +13,93 @@ use crate::config::FederationConfig;
 use crate::limits::QUESTIONS_COUNT_MAX;
 use crate::service::{ClusterView, Member, PeerId};
 
-/// How a request reaches the peers; one for the process.
+/// Access of client requests to the peers; one per process.
 #[derive(Debug)]
 pub struct Federation {
-    errands: mpsc::UnboundedSender<ClusterTask>,
-    /// Each question under way holds a clone.
-    tickets: Arc<()>,
+    queue: mpsc::UnboundedSender<ClusterTask>,
+    /// Counter of the peer requests in flight, each of which holds a clone.
+    in_flight: Arc<()>,
     view: Arc<ClusterView>,
     pub(super) locations: OwnerHints,
     pub(super) timeout: Duration,
     pub(super) is_strict: bool,
 }
 
-/// What the cluster's executor takes from the others.
+/// Queue of tasks for the cluster executor.
 pub type ClusterTaskQueue = mpsc::UnboundedReceiver<ClusterTask>;
 
-/// Something that only the cluster's executor can do.
+/// Task that only the cluster executor can perform.
 #[derive(Debug)]
 pub enum ClusterTask {
-    /// Ask a peer.
+    /// Sends a request to a peer.
     Request(PeerRequest),
-    /// Note that an answer of a peer was not one of a node.
+    /// Records that a peer has sent a malformed reply.
     NoteMalformed(PeerId),
-    /// Tell when some time has passed.
+    /// Sends a notification after a delay.
     Alarm {
-        /// How much.
+        /// Delay.
         after: Duration,
-        /// Told then; nobody may listen any more.
+        /// Sender of the notification; its receiver may have been dropped.
         ring: oneshot::Sender<()>,
     },
 }
 
-/// A question to one peer.
+/// Request to one peer.
 #[derive(Debug)]
 pub struct PeerRequest {
-    /// The peer.
+    /// Peer to query.
     pub peer: PeerId,
-    /// The endpoint.
+    /// Path of the endpoint.
     pub target: &'static str,
-    /// What is asked.
+    /// Body of the request.
     pub body: Arc<[u8]>,
-    /// When it has to be answered.
+    /// Time by which the reply must arrive.
     pub deadline: Instant,
-    /// Where the answer goes; dropped when there is none. Canceled when nobody waits any more.
+    /// Sender of the reply; dropped if there is none. Cancelled when the client request is.
     pub answer: oneshot::Sender<Vec<u8>>,
-    _ticket: Arc<()>,
+    _in_flight: Arc<()>,
 }
 
-/// The peers as they are now, in the order of the configuration.
+/// Snapshot of the peers, in the order of the configuration.
 #[derive(Debug)]
 pub(super) struct Peers {
     members: Arc<Vec<Member>>,
 }
 
 impl Peers {
-    /// Those that may answer.
+    /// Returns the peers that may reply.
     pub(super) fn askable(&self) -> impl Iterator<Item = PeerId> {
         self.members.iter().filter(|member| member.may_answer).map(|member| member.id)
     }
 
-    /// Those that are known not to answer.
+    /// Returns the peers that are known not to reply.
     pub(super) fn silent(&self) -> impl Iterator<Item = PeerId> {
-        let others = self.members.iter().filter(|member| member.state != "self");
-        others.filter(|member| !member.may_answer).map(|member| member.id)
+        let peers = self.members.iter().filter(|member| member.state != "self");
+        peers.filter(|member| !member.may_answer).map(|member| member.id)
     }
 
-    /// The address of a peer; empty for one that is not in the list.
+    /// Returns the address of a peer; empty if the peer is not in the list.
     pub(super) fn name(&self, peer: PeerId) -> String {
-        self.members.iter().find(|member| member.id == peer).map_or_else(String::new, |it| it.address.clone())
+        self.members
+            .iter()
+            .find(|member| member.id == peer)
+            .map_or_else(String::new, |member| member.address.clone())
     }
 
-    /// Peers by address, in the order of the configuration.
+    /// Returns the addresses of these peers, in the order of the configuration.
     pub(super) fn names(&self, peers: &[PeerId]) -> Vec<String> {
-        let named = self.members.iter().filter(|member| peers.contains(&member.id));
-        named.map(|member| member.address.clone()).collect()
+        let members = self.members.iter().filter(|member| peers.contains(&member.id));
+        members.map(|member| member.address.clone()).collect()
     }
 }
 
 impl Federation {
-    /// What reaches the peers that the view shows, and what the cluster's executor has to take care of.
+    /// Creates the access to the peers of `view`, and the queue of tasks for the cluster executor.
     pub fn new(config: &FederationConfig, view: Arc<ClusterView>) -> (Self, ClusterTaskQueue) {
-        let (errands, receiver) = mpsc::unbounded();
+        let (queue, receiver) = mpsc::unbounded();
         let federation = Self {
-            errands,
-            tickets: Arc::default(),
+            queue,
+            in_flight: Arc::default(),
             view,
             locations: OwnerHints::default(),
             timeout: config.timeout,
@@ -105,16 +108,17 @@ impl Federation {
         (federation, receiver)
     }
 
-    /// Takes note of another list of peers. Where entries are stays known; which peer is the nearest does not.
+    /// Records that the list of peers has changed. The owner hints stay valid, apart from which owner is the nearest.
     pub fn peers_changed(&self) {
         self.locations.order_changed();
     }
 
+    /// Returns the current peers.
     pub(super) fn peers(&self) -> Peers {
         Peers { members: self.view.members() }
     }
 
-    /// Asks one peer. With too many questions under way there is no answer.
+    /// Sends a request to one peer. If too many are in flight, the receiver resolves without a reply.
     pub(super) fn ask(
         &self,
         peer: PeerId,
@@ -123,47 +127,49 @@ impl Federation {
         deadline: Instant,
     ) -> oneshot::Receiver<Vec<u8>> {
         let (answer, receiver) = oneshot::channel();
-        let ticket = Arc::clone(&self.tickets);
-        if Arc::strong_count(&ticket) <= QUESTIONS_COUNT_MAX {
-            let ask = PeerRequest { peer, target, body: Arc::clone(body), deadline, answer, _ticket: ticket };
-            // The executor may have ended: the question is dropped, and has no answer.
-            self.errands.unbounded_send(ClusterTask::Request(ask)).ok();
+        let in_flight = Arc::clone(&self.in_flight);
+        if Arc::strong_count(&in_flight) <= QUESTIONS_COUNT_MAX {
+            let body = Arc::clone(body);
+            let request = PeerRequest { peer, target, body, deadline, answer, _in_flight: in_flight };
+            // If the cluster executor has stopped, the request is dropped and gets no reply.
+            self.queue.unbounded_send(ClusterTask::Request(request)).ok();
         }
         receiver
     }
 
-    /// Has it noted that an answer of a peer was not one of a node. Its connections are given up: its name may lead to
+    /// Reports that a peer has sent a malformed reply. Its idle connections are closed, because its name may resolve to
     /// another host by now.
     pub(super) fn note_malformed(&self, peer: PeerId) {
-        self.errands.unbounded_send(ClusterTask::NoteMalformed(peer)).ok();
+        self.queue.unbounded_send(ClusterTask::NoteMalformed(peer)).ok();
     }
 
-    /// Resolves after some time.
+    /// Returns a receiver that resolves after a delay.
     pub(super) fn alarm(&self, after: Duration) -> oneshot::Receiver<()> {
         let (ring, receiver) = oneshot::channel();
-        self.errands.unbounded_send(ClusterTask::Alarm { after, ring }).ok();
+        self.queue.unbounded_send(ClusterTask::Alarm { after, ring }).ok();
         receiver
     }
 }
 
-/// Answers that are waited for.
+/// Set of pending replies.
 #[derive(Default)]
 pub(super) struct Answers {
     waiting: Vec<(PeerId, oneshot::Receiver<Vec<u8>>)>,
 }
 
 impl Answers {
+    /// Adds the reply of a peer.
     pub(super) fn expect(&mut self, peer: PeerId, receiver: oneshot::Receiver<Vec<u8>>) {
         self.waiting.push((peer, receiver));
     }
 
-    /// The next peer that has answered, or will not; `None` once no more are waited for.
+    /// Waits for the next peer that has replied, or that will not (without a reply); `None` if no reply is pending.
     pub(super) async fn next(&mut self) -> Option<(PeerId, Option<Vec<u8>>)> {
         poll_fn(|context| {
             for index in 0..self.waiting.len() {
-                if let Poll::Ready(answer) = Pin::new(&mut self.waiting[index].1).poll(context) {
+                if let Poll::Ready(reply) = Pin::new(&mut self.waiting[index].1).poll(context) {
                     let (peer, _) = self.waiting.swap_remove(index);
-                    return Poll::Ready(Some((peer, answer.ok())));
+                    return Poll::Ready(Some((peer, reply.ok())));
                 }
             }
             if self.waiting.is_empty() { Poll::Ready(None) } else { Poll::Pending }

@@ -1,4 +1,4 @@
-//! Finding an entry that this node does not have.
+//! Lookup of an entry on the peers.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -15,67 +15,69 @@ use crate::model::EntryId;
 use crate::service::{Error, PeerId, Service};
 use crate::store::SealedEntry;
 
-/// A peer that probably has the entry is given this part of the time before the others are asked, too.
+/// Divisor of the timeout: the hinted owner has this fraction of it to reply before the other peers are queried, too.
 const HEDGE_PART: u32 = 4;
 
-/// An entry of a peer.
+/// Entry of a peer.
 pub(in crate::service) struct Remote {
+    /// Peer that has the entry.
     pub(super) peer: PeerId,
-    /// The entry.
+    /// Row of the entry.
     pub(in crate::service) row: Arc<SealedEntry>,
 }
 
-/// Which of several owners is meant.
+/// Choice among several owners of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::service) enum OwnerPolicy {
-    /// The one that answers first: for reading.
+    /// Owner that replies first; for reads.
     FirstReply,
-    /// The one that comes first in the configuration: for changing.
+    /// Owner that is first in the configuration; for writes.
     FirstConfigured,
 }
 
-/// What is known of each peer that can be asked.
+/// State of the request to one peer.
 #[derive(Debug)]
 enum PeerReply {
-    Unasked,
-    Asked,
+    NotRequested,
+    InFlight,
     NoReply,
     NotFound,
     Found(FindReply),
 }
 
+/// Lookup in progress.
 struct Search<'a> {
     service: &'a Service,
     federation: &'a Federation,
     find: Find,
-    question: Arc<[u8]>,
+    body: Arc<[u8]>,
     deadline: Instant,
     salt: Option<u64>,
-    choice: OwnerPolicy,
+    policy: OwnerPolicy,
     peers: Peers,
-    /// Of the peers, before they were listed.
+    /// Number of the order of the peers, read before the peers were listed.
     order: u64,
-    standings: Vec<(PeerId, PeerReply)>,
-    answers: Answers,
+    replies: Vec<(PeerId, PeerReply)>,
+    pending: Answers,
 }
 
 impl Service {
-    /// Asks the peers for an entry.
+    /// Finds an entry on the peers.
     ///
     /// # Errors
-    /// When none has it, or none that answers; several are meant; or there is no salt.
+    /// Fails if no peer that replies has the entry, if the key is ambiguous, or if there is no salt.
     pub(in crate::service) async fn find_remote(
         &self,
         federation: &Federation,
         key: &str,
         environment: Option<&str>,
-        choice: OwnerPolicy,
+        policy: OwnerPolicy,
     ) -> Result<Remote, Error> {
-        // Without a salt nothing could be opened, and answers could not be told from those of strangers.
+        // Without a salt, no value could be decrypted, and replies of nodes with other salts could not be recognised.
         self.salt_is_agreed().await?;
         let id = EntryId { key: key.to_owned(), environment: environment.map(str::to_owned) };
         if id.check().is_err() {
-            // No node can have it, and peers would not understand the question.
+            // No node can have the entry, and peers would reject the request.
             let EntryId { key, environment } = id;
             return Err(Error::NotFound { key, environment, silent: Vec::new() });
         }
@@ -85,15 +87,15 @@ impl Service {
         let mut search = Search {
             service: self,
             federation,
-            question: encode_find(&find).into(),
+            body: encode_find(&find).into(),
             find,
             deadline: Instant::now() + federation.timeout,
             salt: self.salt_in_use().0,
-            choice,
-            standings: peers.askable().map(|peer| (peer, PeerReply::Unasked)).collect(),
+            policy,
+            replies: peers.askable().map(|peer| (peer, PeerReply::NotRequested)).collect(),
             peers,
             order,
-            answers: Answers::default(),
+            pending: Answers::default(),
         };
         search.run().await
     }
@@ -102,63 +104,63 @@ impl Service {
 impl Search<'_> {
     async fn run(&mut self) -> Result<Remote, Error> {
         let (key, environment) = (self.find.key.clone(), self.find.environment.clone());
-        let locations = &self.federation.locations;
+        let hints = &self.federation.locations;
         let order = self.order;
-        let guess = locations
+        let hint = hints
             .get(&key, environment.as_deref())
-            .filter(|guess| self.choice == OwnerPolicy::FirstReply || guess.is_nearest)
-            .filter(|guess| self.standings.iter().any(|(peer, _)| *peer == guess.peer));
-        let mut alarm = match guess {
+            .filter(|hint| self.policy == OwnerPolicy::FirstReply || hint.is_nearest)
+            .filter(|hint| self.replies.iter().any(|(peer, _)| *peer == hint.peer));
+        let mut hedge = match hint {
             Some(Location { peer, .. }) => {
-                self.ask(|candidate| candidate == peer);
+                self.request(|candidate| candidate == peer);
                 Some(self.federation.alarm(self.federation.timeout / HEDGE_PART))
             }
             None => {
-                self.ask(|_| true);
+                self.request(|_| true);
                 None
             }
         };
         loop {
-            if let Some((peer, is_nearest)) = self.decided(guess) {
-                let standing = self.standings.iter_mut().find(|(candidate, _)| *candidate == peer);
-                let found = standing.map(|(_, standing)| std::mem::replace(standing, PeerReply::NotFound));
+            if let Some((peer, is_nearest)) = self.decision(hint) {
+                let reply = self.replies.iter_mut().find(|(candidate, _)| *candidate == peer);
+                let found = reply.map(|(_, reply)| std::mem::replace(reply, PeerReply::NotFound));
                 return match found {
                     Some(PeerReply::Found(FindReply::Row(row))) => {
                         let is_nearest =
-                            is_nearest || guess.is_some_and(|guess| guess.is_nearest && guess.peer == peer);
-                        locations.set(&key, environment.as_deref(), Location { peer, is_nearest }, order);
+                            is_nearest || hint.is_some_and(|hint| hint.is_nearest && hint.peer == peer);
+                        hints.set(&key, environment.as_deref(), Location { peer, is_nearest }, order);
                         Ok(Remote { peer, row })
                     }
                     Some(PeerReply::Found(FindReply::Ambiguous(environments))) => {
                         Err(Error::Ambiguous { key, environments })
                     }
-                    _ => unreachable!("decided for a peer that has something"),
+                    _ => unreachable!("the decision is for a peer that has the entry"),
                 };
             }
-            match self.next(&mut alarm).await {
-                Some((peer, answer)) => {
-                    let standing = self.standing(peer, answer).await;
-                    if let Some(place) = self.standings.iter_mut().find(|(candidate, _)| *candidate == peer) {
-                        place.1 = standing;
+            match self.next(&mut hedge).await {
+                Some((peer, reply)) => {
+                    let reply = self.classify(peer, reply).await;
+                    if let Some(slot) = self.replies.iter_mut().find(|(candidate, _)| *candidate == peer) {
+                        slot.1 = reply;
                     }
-                    // The guess was wrong.
-                    if guess.is_some_and(|guess| guess.peer == peer) && self.decided(guess).is_none() {
-                        alarm = None;
-                        self.ask(|_| true);
+                    // The hint was wrong.
+                    if hint.is_some_and(|hint| hint.peer == peer) && self.decision(hint).is_none() {
+                        hedge = None;
+                        self.request(|_| true);
                     }
                 }
-                None if alarm.take().is_some() => self.ask(|_| true),
+                None if hedge.take().is_some() => self.request(|_| true),
                 None => break,
             }
         }
-        locations.forget(&key, environment.as_deref());
-        let did_not_answer = |peer: &PeerId| {
-            self.standings
+        hints.forget(&key, environment.as_deref());
+        let did_not_reply = |peer: &PeerId| {
+            self.replies
                 .iter()
-                .any(|(asked, standing)| asked == peer && matches!(standing, PeerReply::NoReply))
+                .any(|(candidate, reply)| candidate == peer && matches!(reply, PeerReply::NoReply))
         };
         let silent: Vec<PeerId> =
-            self.peers.silent().chain(self.peers.askable().filter(did_not_answer)).collect();
+            self.peers.silent().chain(self.peers.askable().filter(did_not_reply)).collect();
         let silent = self.peers.names(&silent);
         match self.federation.is_strict && !silent.is_empty() {
             true => Err(Error::Incomplete { key, environment, silent }),
@@ -166,42 +168,42 @@ impl Search<'_> {
         }
     }
 
-    /// Asks those that were not asked yet.
-    fn ask(&mut self, which: impl Fn(PeerId) -> bool) {
-        for (peer, standing) in &mut self.standings {
-            if matches!(standing, PeerReply::Unasked) && which(*peer) {
-                *standing = PeerReply::Asked;
-                let receiver = self.federation.ask(*peer, FIND, &self.question, self.deadline);
-                self.answers.expect(*peer, receiver);
+    /// Sends the request to the selected peers that have not been queried yet.
+    fn request(&mut self, is_selected: impl Fn(PeerId) -> bool) {
+        for (peer, reply) in &mut self.replies {
+            if matches!(reply, PeerReply::NotRequested) && is_selected(*peer) {
+                *reply = PeerReply::InFlight;
+                let receiver = self.federation.ask(*peer, FIND, &self.body, self.deadline);
+                self.pending.expect(*peer, receiver);
             }
         }
     }
 
-    /// The next answer; `None` when the alarm rings, or nobody is waited for.
-    async fn next(&mut self, alarm: &mut Option<oneshot::Receiver<()>>) -> Option<(PeerId, Option<Vec<u8>>)> {
-        let mut answer = pin!(self.answers.next());
+    /// Waits for the next reply; `None` when the hedge delay has passed, or no reply is pending.
+    async fn next(&mut self, hedge: &mut Option<oneshot::Receiver<()>>) -> Option<(PeerId, Option<Vec<u8>>)> {
+        let mut reply = pin!(self.pending.next());
         poll_fn(|context| {
-            if let Poll::Ready(answer) = answer.as_mut().poll(context) {
-                return Poll::Ready(answer);
+            if let Poll::Ready(reply) = reply.as_mut().poll(context) {
+                return Poll::Ready(reply);
             }
-            match alarm {
-                Some(alarm) => Pin::new(alarm).poll(context).map(|_| None),
+            match hedge {
+                Some(hedge) => Pin::new(hedge).poll(context).map(|_| None),
                 None => Poll::Pending,
             }
         })
         .await
     }
 
-    /// What an answer says. One that cannot be right is none.
-    async fn standing(&self, peer: PeerId, answer: Option<Vec<u8>>) -> PeerReply {
-        let Some(answer) = answer else { return PeerReply::NoReply };
-        let decoded = self.service.decoded(self.federation, peer, answer, decode_found);
+    /// Decodes and classifies a reply. A malformed reply, or one encrypted with another salt, counts as none.
+    async fn classify(&self, peer: PeerId, reply: Option<Vec<u8>>) -> PeerReply {
+        let Some(reply) = reply else { return PeerReply::NoReply };
+        let decoded = self.service.decoded(self.federation, peer, reply, decode_found);
         let Some((salt, found)) = decoded.await else {
             return PeerReply::NoReply;
         };
         match found {
             FindReply::Nothing => PeerReply::NotFound,
-            FindReply::Row(row) if !self.is_meant(&row) => {
+            FindReply::Row(row) if !self.is_requested(&row) => {
                 self.federation.note_malformed(peer);
                 PeerReply::NoReply
             }
@@ -210,22 +212,23 @@ impl Search<'_> {
         }
     }
 
-    fn is_meant(&self, row: &SealedEntry) -> bool {
+    /// Returns whether a row has the requested name.
+    fn is_requested(&self, row: &SealedEntry) -> bool {
         let environment_fits = self.find.environment.is_none() || row.environment == self.find.environment;
         row.key == self.find.key && environment_fits
     }
 
-    /// The peer whose answer counts, if that is clear by now, and whether it is known to be the nearest.
-    fn decided(&self, guess: Option<Location>) -> Option<(PeerId, bool)> {
-        let mut all_nearer_answered = true;
-        for (peer, standing) in &self.standings {
-            match standing {
+    /// Returns the peer whose reply is used, if that is already decided, and whether it is known to be the nearest.
+    fn decision(&self, hint: Option<Location>) -> Option<(PeerId, bool)> {
+        let mut all_nearer_settled = true;
+        for (peer, reply) in &self.replies {
+            match reply {
                 PeerReply::Found(_) => {
-                    let is_guess = guess.is_some_and(|guess| guess.peer == *peer);
-                    let counts = all_nearer_answered || is_guess || self.choice == OwnerPolicy::FirstReply;
-                    return counts.then_some((*peer, all_nearer_answered));
+                    let is_hinted = hint.is_some_and(|hint| hint.peer == *peer);
+                    let counts = all_nearer_settled || is_hinted || self.policy == OwnerPolicy::FirstReply;
+                    return counts.then_some((*peer, all_nearer_settled));
                 }
-                PeerReply::Unasked | PeerReply::Asked => all_nearer_answered = false,
+                PeerReply::NotRequested | PeerReply::InFlight => all_nearer_settled = false,
                 PeerReply::NoReply | PeerReply::NotFound => {}
             }
         }

@@ -1,5 +1,5 @@
-//! Changing an entry that another node has. It is opened and sealed here, and the owner exchanges one sealed
-//! value for another: neither the user key nor the value goes there.
+//! Remote writes: changes of entries that another node owns. The value is decrypted and encrypted on this node, and the
+//! owner applies a compare-and-swap on the encrypted value; neither the user key nor the plaintext is sent to it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,17 +15,18 @@ use crate::service::configs::{seal, verify};
 use crate::service::{Credentials, DecryptedEntry, Error, Service, Update, Value, salt_fingerprint};
 use crate::store::SealedEntry;
 
-/// How often the owner is asked again when somebody else was faster. More often than for an own entry: its
-/// other clients are nearer to it.
+/// Maximum number of compare-and-swap attempts. More than for a local entry, because other writers have a lower latency
+/// to the owner.
 const ATTEMPTS_MAX: usize = 64;
-/// How long the owner is waited for. Longer than for a question: what it does has to be durable.
+/// Timeout of a remote write; longer than that of a lookup, because the write must become durable.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Service {
-    /// Replaces the value of an entry of the nearest peer that has it.
+    /// Replaces the value of an entry on the nearest peer that has it.
     ///
     /// # Errors
-    /// As for an own entry; [`Error::Unavailable`] when the owner's answer is lost: it may be done then.
+    /// Fails as for a local entry. Returns [`Error::Unavailable`] if the reply of the owner is lost: the change may
+    /// have been applied.
     pub(in crate::service) async fn update_elsewhere(
         &self,
         federation: &Federation,
@@ -38,7 +39,7 @@ impl Service {
         let derived = self.derived_key(credentials).await?;
         for _ in 0..ATTEMPTS_MAX {
             verify(&derived, &remote.row)?;
-            // An entry that was named with its environment stays there.
+            // An entry that the request names with its environment is not moved.
             let moved =
                 update.environment.as_ref().filter(|_| environment.is_none()).map(Environment::as_str);
             let action = RemoteWriteAction::Update {
@@ -46,13 +47,13 @@ impl Service {
                 category: update.category.as_ref().map(|category| Category::as_str(category).to_owned()),
                 environment: moved.map(str::to_owned),
             };
-            match self.order(federation, &remote, derived.salt().as_bytes(), action).await? {
+            match self.write_remote(federation, &remote, derived.salt().as_bytes(), action).await? {
                 RemoteWriteOutcome::Done(row) => {
                     return Ok(DecryptedEntry { row: Arc::new(row), value: Value::Plain(update.value) });
                 }
                 RemoteWriteOutcome::Exists => {
                     let environment = moved.map(str::to_owned);
-                    // Its value is at the owner: whether the key would open it is not known here.
+                    // Whether the user key decrypts the existing entry is unknown: only the owner has its value.
                     return Err(Error::AlreadyExists { key: key.to_owned(), environment, is_foreign: true });
                 }
                 RemoteWriteOutcome::Changed(Some(row)) => remote.row = Arc::new(row),
@@ -67,10 +68,10 @@ impl Service {
         Err(Error::Busy)
     }
 
-    /// Deletes an entry of the nearest peer that has it.
+    /// Deletes an entry on the nearest peer that has it.
     ///
     /// # Errors
-    /// As for [`Self::update_elsewhere`].
+    /// Fails as [`Self::update_elsewhere`] does.
     pub(in crate::service) async fn delete_elsewhere(
         &self,
         federation: &Federation,
@@ -83,7 +84,7 @@ impl Service {
         for _ in 0..ATTEMPTS_MAX {
             verify(&derived, &remote.row)?;
             match self
-                .order(federation, &remote, derived.salt().as_bytes(), RemoteWriteAction::Delete)
+                .write_remote(federation, &remote, derived.salt().as_bytes(), RemoteWriteAction::Delete)
                 .await?
             {
                 RemoteWriteOutcome::Done(_) => {
@@ -102,7 +103,8 @@ impl Service {
         Err(Error::Busy)
     }
 
-    async fn order(
+    /// Sends one remote write to the owner and returns its outcome.
+    async fn write_remote(
         &self,
         federation: &Federation,
         remote: &Remote,
@@ -110,7 +112,7 @@ impl Service {
         action: RemoteWriteAction,
     ) -> Result<RemoteWriteOutcome, Error> {
         if !self.store.salt().pin(salt) {
-            // The salt has just yielded to another node's; the next attempt derives anew.
+            // The salt has just been replaced by that of another node; a retry derives the key again.
             return Err(Error::Busy);
         }
         let SealedEntry { ciphertext, .. } = &*remote.row;
@@ -120,19 +122,19 @@ impl Service {
             RemoteWriteAction::Update { environment, .. } => environment.clone(),
             RemoteWriteAction::Delete => None,
         };
-        let order = RemoteWrite { salt: salt_fingerprint(salt), id: id.clone(), seen, action };
+        let write = RemoteWrite { salt: salt_fingerprint(salt), id: id.clone(), seen, action };
         let deadline = Instant::now() + WRITE_TIMEOUT;
-        let mut answers = Answers::default();
-        answers
-            .expect(remote.peer, federation.ask(remote.peer, WRITE, &encode_order(&order).into(), deadline));
-        match answers.next().await {
-            Some((_, Some(answer))) => {
-                let outcome = self.decoded(federation, remote.peer, answer, decode_outcome).await;
-                let outcome = outcome.filter(|outcome| is_about(outcome, &id, moved.as_deref()));
+        let mut replies = Answers::default();
+        replies
+            .expect(remote.peer, federation.ask(remote.peer, WRITE, &encode_order(&write).into(), deadline));
+        match replies.next().await {
+            Some((_, Some(reply))) => {
+                let outcome = self.decoded(federation, remote.peer, reply, decode_outcome).await;
+                let outcome = outcome.filter(|outcome| matches_write(outcome, &id, moved.as_deref()));
                 outcome.ok_or_else(|| {
                     federation.note_malformed(remote.peer);
                     let peer = federation.peers().name(remote.peer);
-                    tracing::warn!(peer, "remote write failed: the answer is not that of a node");
+                    tracing::warn!(peer, "remote write failed: malformed reply");
                     Error::Unavailable
                 })
             }
@@ -141,8 +143,8 @@ impl Service {
     }
 }
 
-/// Whether an outcome can be that of a change of this entry, which may have moved it to another environment.
-fn is_about(outcome: &RemoteWriteOutcome, id: &EntryId, moved: Option<&str>) -> bool {
+/// Returns whether an outcome matches a change of this entry, which may have moved it to another environment.
+fn matches_write(outcome: &RemoteWriteOutcome, id: &EntryId, moved: Option<&str>) -> bool {
     match outcome {
         RemoteWriteOutcome::Done(row) => {
             let environment = moved.or(id.environment.as_deref());
@@ -161,12 +163,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outcome_is_of_the_entry_that_was_to_be_changed() {
+    fn an_outcome_must_match_the_entry_of_the_write() {
         let row = |key: &str, environment: Option<&str>| {
             SealedEntry::new(1, key.to_owned(), environment.map(str::to_owned), None)
         };
         let id = EntryId { key: "k".into(), environment: Some("e".into()) };
-        for (outcome, moved, is_right) in [
+        for (outcome, moved, is_match) in [
             (RemoteWriteOutcome::Done(row("k", Some("e"))), None, true),
             (RemoteWriteOutcome::Done(row("k", Some("f"))), Some("f"), true),
             (RemoteWriteOutcome::Done(row("k", Some("e"))), Some("f"), false),
@@ -177,7 +179,7 @@ mod tests {
             (RemoteWriteOutcome::Changed(None), None, true),
             (RemoteWriteOutcome::Exists, Some("f"), true),
         ] {
-            assert_eq!(is_about(&outcome, &id, moved), is_right, "{outcome:?} {moved:?}");
+            assert_eq!(matches_write(&outcome, &id, moved), is_match, "{outcome:?} {moved:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Making a backup: a snapshot of the database, the salt that belongs to it, and a manifest.
+//! Creation of a backup: a snapshot of the database, its salt, and a manifest.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -7,9 +7,6 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::super::open;
-use super::super::salt_file::SaltFile;
-use super::super::schema::{self, Generation};
 use super::DataFiles;
 use super::error::MaintenanceError;
 use super::inspect::{Examined, Inspection};
@@ -18,21 +15,24 @@ use super::manifest::{
 };
 use super::source::Source;
 use crate::model::{ReplicaId, Timestamp};
+use crate::store::open;
+use crate::store::salt_file::SaltFile;
+use crate::store::schema::{self, Generation};
 
 /// A finished and verified backup.
 #[derive(Debug)]
 pub struct Backup {
-    /// Its manifest.
+    /// Manifest.
     pub manifest: Manifest,
-    /// Findings about its entries.
+    /// Findings about the entries.
     pub examined: Examined,
 }
 
-/// Makes a backup of the data files in `directory`, also while a server runs. The directory must be empty or not
-/// exist; a failed backup leaves nothing in it.
+/// Backs up the data files into `directory`, also while a server is running. The directory must be empty or not exist;
+/// a failed backup leaves nothing in it.
 ///
 /// # Errors
-/// When the data files cannot be used, or the copy cannot be written or fails its verification.
+/// Fails if the data files cannot be used, or the copy cannot be written or fails verification.
 pub fn back_up(
     files: &DataFiles<'_>,
     directory: &Path,
@@ -47,8 +47,8 @@ pub fn back_up(
         .mode(0o700)
         .create(directory)
         .map_err(|error| MaintenanceError::access("create the directory", directory, error))?;
-    let made = fill(files, &source, directory, server_version, started_at);
-    if made.is_err() {
+    let result = fill(files, &source, directory, server_version, started_at);
+    if result.is_err() {
         for name in [MANIFEST, DATABASE, SALT] {
             fs::remove_file(directory.join(name)).ok();
         }
@@ -56,7 +56,7 @@ pub fn back_up(
             fs::remove_dir(directory).ok();
         }
     }
-    made
+    result
 }
 
 fn require_empty(directory: &Path) -> Result<(), MaintenanceError> {
@@ -83,7 +83,7 @@ fn fill(
     if source.generation == Generation::Ours {
         detach(&database)?;
     }
-    // Read after the snapshot: the salt of a database that has entries does not change any more.
+    // The salt is read after the snapshot, because the salt of a database with entries no longer changes.
     let salt = SaltFile::open(files.salt, files.accepted_salt)?;
     if let Some(bytes) = salt.current() {
         write_new(&salt_copy, &bytes)
@@ -108,7 +108,7 @@ fn fill(
                 path: files.salt.to_owned(),
                 what: format!("is missing, but {} has entries", files.database.display()),
                 remedy: "restore the salt file from another backup or from another node, or set OSC_SALT_FILE_PATH to \
-                         where it is; no backup was made",
+                         its path; no backup was made",
             });
         }
         (Some(problem), _) => {
@@ -140,19 +140,19 @@ fn node(inspection: &Inspection) -> rusqlite::Result<Option<String>> {
     Ok(number.map(|number| ReplicaId::from_database(number).to_string()))
 }
 
-/// Gives the copy a random cycle number, so that no WAL fits it: a server refuses the copy beside the WAL of another
+/// Gives the copy a random cycle number that matches no WAL: a server refuses the copy beside the WAL of another
 /// database instead of replaying it.
 fn detach(copy: &Path) -> Result<(), MaintenanceError> {
     let mut random = [0; 4];
     getrandom::fill(&mut random)
         .map_err(|error| MaintenanceError::access("get random bytes for", copy, io::Error::other(error)))?;
-    // Above the numbers that counting reaches, with room to count on.
+    // Above the numbers that counting reaches, and low enough that counting can continue.
     let cycle = i32::from_le_bytes(random) & 0x3FFF_FFFF | 0x0100_0000;
     let write = || {
         let mut connection = Connection::open(copy)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.pragma_update(None, "user_version", cycle)?;
-        // As after a checkpoint: that of the cycle before.
+        // The base is the previous cycle, as after a checkpoint.
         schema::set_meta(&transaction, "wal_base", i64::from(cycle) - 1)?;
         transaction.commit()
     };

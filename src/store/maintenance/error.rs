@@ -1,11 +1,11 @@
-//! Errors of maintenance commands, by what the operator can do about them.
+//! Errors of maintenance commands, classified by the operator's remedy.
 
 use std::path::{Path, PathBuf};
 
-use super::super::check;
-use super::super::error::OpenError;
+use crate::store::check;
+use crate::store::error::OpenError;
 
-/// A maintenance command failed; the data files are as they were before.
+/// Failure of a maintenance command. The data files are unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum MaintenanceError {
     /// A file or directory is missing.
@@ -13,10 +13,10 @@ pub enum MaintenanceError {
     Missing {
         /// The missing file or directory.
         path: PathBuf,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// The target of a backup has content.
+    /// The target of a backup is not an empty directory.
     #[error("{0} exists and is not an empty directory: name another one for the backup")]
     Exists(PathBuf),
     /// A file is damaged, or two files do not belong together.
@@ -24,9 +24,9 @@ pub enum MaintenanceError {
     Invalid {
         /// The file or directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem; follows the path in a sentence.
         what: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
     /// The data files cannot be used.
@@ -34,12 +34,12 @@ pub enum MaintenanceError {
     Files(#[from] OpenError),
 }
 
-/// A class of errors, for the exit code.
+/// Class of an error, for the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MaintenanceErrorKind {
     /// A file or directory is missing.
     Missing,
-    /// Another process or file is in the way.
+    /// Another process or file conflicts with the command.
     Conflict,
     /// A file is damaged or of another kind.
     Invalid,
@@ -61,7 +61,7 @@ impl MaintenanceError {
         }
     }
 
-    /// A backup, or a file of one, that fails verification.
+    /// Creates the error for a backup, or a file of one, that fails verification.
     pub(super) fn unverified(path: &Path, problems: &[String]) -> Self {
         Self::Invalid {
             path: path.to_owned(),

@@ -5,22 +5,22 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::super::error::OpenError;
-use super::super::lock::DataLock;
-use super::super::salt_file::SaltFile;
-use super::super::schema::Generation;
-use super::super::sealed_entry::SealedEntry;
-use super::super::{check, immutable, open, reader};
 use super::DataFiles;
 use super::error::MaintenanceError;
 use super::manifest::{Checksum, DATABASE, Manifest, SALT};
 use super::source::{self, Source};
 use crate::model::EntryId;
+use crate::store::error::OpenError;
+use crate::store::lock::DataLock;
+use crate::store::salt_file::SaltFile;
+use crate::store::schema::Generation;
+use crate::store::sealed_entry::SealedEntry;
+use crate::store::{check, immutable, open, reader};
 
-/// Malformed tokens that are named; others are only counted.
+/// Most malformed tokens that are named; further ones are only counted.
 const NAMED_COUNT_MAX: usize = 20;
 
-/// A database and its salt, opened for verification.
+/// Database and salt, opened for verification.
 pub struct Inspection {
     // Closed before the lock is released.
     connection: Connection,
@@ -43,7 +43,7 @@ pub struct Examined {
     pub unnamed_count: u64,
     /// Entries whose value is not a Fernet token, so that no user key opens them.
     pub malformed_count: u64,
-    /// Names of the first of these.
+    /// Names of the first malformed entries.
     pub malformed: Vec<EntryId>,
     /// Largest id; 0 without entries.
     pub last_id: i64,
@@ -52,9 +52,9 @@ pub struct Examined {
 /// Outcome of a verification.
 #[derive(Debug)]
 pub struct Verified {
-    /// The database.
+    /// Database.
     pub database: PathBuf,
-    /// The salt file.
+    /// Salt file.
     pub salt: PathBuf,
     /// Whether there is a salt.
     pub has_salt: bool,
@@ -62,19 +62,19 @@ pub struct Verified {
     pub generation: &'static str,
     /// Whether a server has the database open.
     pub is_online: bool,
-    /// The manifest, of a backup.
+    /// Manifest; present for a backup.
     pub manifest: Option<Manifest>,
     /// Damage and contradictions, one sentence each. Empty for files that a server can use.
     pub problems: Vec<String>,
-    /// The entries; `None` for a damaged database.
+    /// Findings about the entries; `None` for a damaged database.
     pub examined: Option<Examined>,
 }
 
 impl Inspection {
-    /// Opens the data files of a node, also while a server runs.
+    /// Opens the data files of a node, also while a server is running.
     ///
     /// # Errors
-    /// When the database cannot be read, or is not one of this server.
+    /// Fails if the database cannot be read, or does not belong to this server.
     pub fn of_files(files: &DataFiles<'_>) -> Result<Self, MaintenanceError> {
         let source = Source::open(files.database)?;
         let is_online = source.is_online();
@@ -94,10 +94,10 @@ impl Inspection {
         Ok(inspection)
     }
 
-    /// Opens a backup, and compares its files with the manifest.
+    /// Opens a backup and compares its files with the manifest.
     ///
     /// # Errors
-    /// When the directory is not a backup, or its files cannot be read.
+    /// Fails if the directory is not a backup, or its files cannot be read or differ from the manifest.
     pub fn of_backup(directory: &Path, accepted_salt: Option<[u8; 32]>) -> Result<Self, MaintenanceError> {
         let manifest = Manifest::read(directory)?;
         let (database, salt_path) = (directory.join(DATABASE), directory.join(SALT));
@@ -127,7 +127,7 @@ impl Inspection {
         Ok(inspection)
     }
 
-    /// Opens the files of a backup, also of one without a manifest yet.
+    /// Opens the files of a backup, which need not have a manifest yet.
     pub(super) fn of_copy(
         database: &Path,
         salt_path: &Path,
@@ -162,7 +162,7 @@ impl Inspection {
         }
     }
 
-    /// The salt, if there is a proper one.
+    /// Returns the salt, if there is a proper one.
     pub fn salt(&self) -> Option<Arc<[u8]>> {
         self.salt.as_ref().and_then(SaltFile::current)
     }
@@ -183,10 +183,10 @@ impl Inspection {
         self.generation == Generation::Ours
     }
 
-    /// Checks the whole database, the salt and each token. `visit` is called with each entry that has a key.
+    /// Checks the whole database, the salt and each token. Calls `visit` with each entry that has a key.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn run(mut self, visit: &mut dyn FnMut(&SealedEntry)) -> Result<Verified, MaintenanceError> {
         let examined = self.examine(visit)?;
         Ok(Verified {
@@ -256,7 +256,7 @@ fn examine(
     while let Some(row) = rows.next()? {
         examined.entries_count += 1;
         examined.last_id = examined.last_id.max(row.get(0)?);
-        let Some(row) = reader::parse_row(row).map_err(super::super::versions::into_rusqlite)? else {
+        let Some(row) = reader::parse_row(row).map_err(crate::store::versions::into_rusqlite)? else {
             examined.unnamed_count += 1;
             continue;
         };

@@ -1,4 +1,4 @@
-//! The manifest of a backup: what the directory holds, and the checksums to verify it by.
+//! Manifest of a backup: its files and their checksums.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -8,41 +8,43 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::super::open;
 use super::error::MaintenanceError;
+use crate::store::sync::sync_directory;
 
-/// Names of the files in a backup.
+/// Name of the manifest in a backup.
 pub(super) const MANIFEST: &str = "manifest.json";
+/// Name of the database in a backup.
 pub(super) const DATABASE: &str = "configurations.db";
+/// Name of the salt file in a backup.
 pub(super) const SALT: &str = "encryption.salt";
 
-/// Version of the manifest's format; a larger one was written by a later release.
+/// Version of the manifest format; a larger one was written by a later release.
 const FORMAT: u32 = 1;
 const MANIFEST_BYTES_MAX: u64 = 64 * 1024;
 const BUFFER_BYTES: usize = 128 * 1024;
 
-/// Contents of a backup. Written last, so a directory without a manifest is not a backup.
+/// Manifest of a backup. It is written last, so a directory without a manifest is not a backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of this format.
+    /// Version of the format.
     pub format: u32,
     /// Version of the server that wrote the backup.
     pub server_version: String,
-    /// Start of the backup, RFC 3339. The backup has all writes that were acknowledged by then.
+    /// Start of the backup, RFC 3339. The backup contains all writes acknowledged by then.
     pub started_at: String,
     /// End of the backup, RFC 3339.
     pub finished_at: String,
     /// Whether a server had the database open.
     pub online: bool,
-    /// Number of the node, if it is or was one of a cluster.
+    /// Replica ID of the node, if it is or was in a cluster.
     pub node: Option<String>,
-    /// The database.
+    /// Database.
     pub database: DatabaseRecord,
-    /// The salt; absent if the node had none, and therefore no entries.
+    /// Salt; absent if the node had none, and therefore no entries.
     pub salt: Option<SaltRecord>,
 }
 
-/// A database in a backup.
+/// Database in a backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DatabaseRecord {
     /// Size in bytes.
@@ -57,7 +59,7 @@ pub struct DatabaseRecord {
     pub last_id: i64,
 }
 
-/// A salt in a backup.
+/// Salt in a backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SaltRecord {
     /// Size in bytes.
@@ -85,7 +87,7 @@ impl Manifest {
     /// Reads the manifest of a backup.
     ///
     /// # Errors
-    /// When the directory is not a backup, or was written by a later release.
+    /// Fails if the directory is not a backup, or was written by a later release.
     pub(super) fn read(directory: &Path) -> Result<Self, MaintenanceError> {
         let path = directory.join(MANIFEST);
         let file = match File::open(&path) {
@@ -103,13 +105,13 @@ impl Manifest {
         let invalid = |what| MaintenanceError::Invalid {
             path: path.clone(),
             what,
-            remedy: "use another backup, or a release that knows this one",
+            remedy: "use another backup, or a release that supports this one",
         };
         let manifest: Self = serde_json::from_slice(&bytes)
             .map_err(|error| invalid(format!("is not the manifest of a backup ({error})")))?;
         if manifest.format > FORMAT {
             return Err(invalid(format!(
-                "was written by a later release (format {}, known: {FORMAT})",
+                "was written by a later release (format {}, supported: {FORMAT})",
                 manifest.format
             )));
         }
@@ -119,11 +121,11 @@ impl Manifest {
     /// Writes the manifest, completely or not at all.
     pub(super) fn write(&self, directory: &Path) -> Result<(), MaintenanceError> {
         let (path, unfinished) = (directory.join(MANIFEST), directory.join(".manifest.json.unfinished"));
-        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest has only texts and numbers");
+        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest is always serialisable");
         bytes.push(b'\n');
         let written = write_new(&unfinished, &bytes).and_then(|()| fs::rename(&unfinished, &path));
         written.map_err(|error| MaintenanceError::access("write", &path, error))?;
-        Ok(open::sync_directory(&path)?)
+        Ok(sync_directory(&path)?)
     }
 }
 
@@ -147,7 +149,7 @@ impl Checksum {
         .map_err(|error| MaintenanceError::access("read", path, error))
     }
 
-    /// Copies a file, and returns the checksum of the copied bytes.
+    /// Copies a file and returns the checksum of the copied bytes.
     pub(super) fn copy(mut from: impl Read, to: &mut impl Write) -> io::Result<Self> {
         let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; BUFFER_BYTES]);
         loop {

@@ -1,4 +1,4 @@
-//! Migration of a database to the current schema without a server, or the trial of it on a copy.
+//! Offline migration of a database to the current schema, or a trial on a copy.
 
 use std::path::PathBuf;
 
@@ -6,35 +6,37 @@ use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 use sha2::{Digest, Sha256};
 
-use super::super::salt_file::SaltFile;
-use super::super::schema::{self, Generation};
-use super::super::{check, lock::DataLock, open};
 use super::DataFiles;
 use super::error::MaintenanceError;
 use super::source::Source;
+use crate::store::lock::DataLock;
+use crate::store::paths::resolved;
+use crate::store::salt_file::SaltFile;
+use crate::store::schema::{self, Generation};
+use crate::store::{check, open};
 
-/// A migration that was made or tried.
+/// Outcome of a migration or of a trial.
 #[derive(Debug)]
 pub struct Migration {
-    /// Generation of the schema before, as in [`super::DatabaseRecord`].
+    /// Previous generation of the schema, as in [`super::DatabaseRecord`].
     pub from: &'static str,
-    /// Whether the database is, or was, not in the current shape.
+    /// Whether the database had a schema other than the current one.
     pub is_due: bool,
     /// Number of entries.
     pub entries_count: u64,
-    /// Size of the database in bytes: the copy from before the migration needs as much.
+    /// Size of the database in bytes; the copy made before the migration needs as much space.
     pub bytes: u64,
-    /// The copy from before the migration, where one was made.
+    /// Copy made before the migration, if there is one.
     pub copy: Option<PathBuf>,
 }
 
-/// Brings the database to the current schema as a start does, or with `is_trial` a copy of it in a temporary file of
-/// SQLite's, and compares all entries.
+/// Migrates the database to the current schema, as startup does. With `is_trial`, migrates a copy in a temporary SQLite
+/// database instead, and compares all entries.
 ///
 /// # Errors
-/// When a server runs, or a start would refuse the files.
+/// Fails if a server is running, or would refuse the files at startup.
 pub fn migrate(files: &DataFiles<'_>, is_trial: bool) -> Result<Migration, MaintenanceError> {
-    let path = &open::resolved(files.database);
+    let path = &resolved(files.database);
     let sql = |source| MaintenanceError::sqlite(path, source);
     let source = Source::open(path)?;
     let is_due = !schema::is_current(&source.connection, source.generation).map_err(sql)?;
@@ -77,7 +79,7 @@ fn try_on_copy(files: &DataFiles<'_>, source: &Source) -> Result<(), Maintenance
         open::check_salt(&source.connection, path, &salt, source.generation)?;
     }
     open::refuse_duplicate(&source.connection, path, source.generation)?;
-    // SQLite's own temporary database, gone when it is closed.
+    // A temporary database of SQLite, deleted when it is closed.
     let mut copy = Connection::open("").map_err(sql)?;
     open::copy_into(&source.connection, &mut copy).map_err(sql)?;
     let before = fingerprint(&copy, source.generation).map_err(sql)?;
@@ -88,13 +90,13 @@ fn try_on_copy(files: &DataFiles<'_>, source: &Source) -> Result<(), Maintenance
     if before != after || !is_migrated || damaged.is_some() {
         return Err(invalid(
             "would not have the same entries after its migration".to_owned(),
-            "report this, and keep using the previous release; nothing was changed",
+            "report this as a bug, and keep using the previous release; nothing was changed",
         ));
     }
     Ok(())
 }
 
-/// Digest of all entries, in the columns that their generation has.
+/// Computes a digest of all entries, over the columns of their generation.
 fn fingerprint(connection: &Connection, generation: Generation) -> rusqlite::Result<[u8; 32]> {
     let more = if generation == Generation::V20 { "" } else { ", environment, created_at, updated_at" };
     let sql = format!(r#"SELECT id, "key", encrypted_value, category{more} FROM configurations ORDER BY id"#);

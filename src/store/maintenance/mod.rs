@@ -1,4 +1,4 @@
-//! Backup, restore, verification and migration of the data files, each by a process of its own.
+//! Backup, restore, verification and migration of the data files, each in a separate process.
 //!
 //! A backup is a directory with a database, its salt and a manifest. See `docs/decisions/0025-backups.md`.
 
@@ -9,6 +9,7 @@ mod manifest;
 mod migrate;
 mod restore;
 mod source;
+mod unfinished;
 
 use std::path::Path;
 
@@ -17,16 +18,16 @@ pub use error::{MaintenanceError, MaintenanceErrorKind};
 pub use inspect::{Examined, Inspection, Verified};
 pub use manifest::{DatabaseRecord, Manifest, SaltRecord};
 pub use migrate::{Migration, migrate};
-pub(super) use restore::refuse_unfinished;
 pub use restore::{Restored, restore};
+pub(super) use unfinished::refuse_unfinished;
 
 /// The data files of a node.
 #[derive(Clone, Copy, Debug)]
 pub struct DataFiles<'a> {
-    /// The database.
+    /// Database.
     pub database: &'a Path,
-    /// The salt file.
+    /// Salt file.
     pub salt: &'a Path,
-    /// The SHA-256 of a salt that the operator accepts although it would be refused.
+    /// SHA-256 of a salt that the operator accepts although it would be refused.
     pub accepted_salt: Option<[u8; 32]>,
 }

@@ -1,7 +1,7 @@
-//! Restoring a backup: the new files are staged beside the present ones, which are then renamed.
+//! Restore of a backup: the new files are staged beside the present ones, which are then renamed.
 //!
-//! A marker file covers the renaming. While it exists no server starts, and the next restore first undoes the
-//! interrupted one, so no crash leaves a mixture of two states to be served.
+//! A marker file exists during the renames. While it exists, no server starts, and the next restore first undoes the
+//! interrupted one. A crash therefore never leads to a mixture of two states being served.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -11,44 +11,44 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use rustix::process::geteuid;
 
-use super::super::error::OpenError;
-use super::super::lock::DataLock;
-use super::super::open::{self, directory_of, resolved, sibling};
-use super::super::schema::Generation;
-use super::super::{check, make_directory};
 use super::DataFiles;
 use super::error::MaintenanceError;
 use super::inspect::{Examined, Inspection};
 use super::manifest::{Checksum, DATABASE, Manifest, SALT, write_new};
 use super::source::{self, Source};
+use super::unfinished::{MARKER, MARKER_BYTES_MAX};
 use crate::model::Timestamp;
+use crate::store::lock::DataLock;
+use crate::store::open;
+use crate::store::paths::{directory_of, resolved, sibling};
+use crate::store::schema::Generation;
+use crate::store::sync::sync_directory;
+use crate::store::{check, make_directory};
 
-/// Suffixes of staged files, and of the marker.
+/// Suffix of staged files.
 const STAGED: &str = ".restored-unfinished";
-const MARKER: &str = ".restore-unfinished";
-/// Longest marker.
-const MARKER_BYTES_MAX: usize = 100;
 
-/// A finished restore, or one that was only tried.
+/// Outcome of a restore or of a trial.
 #[derive(Debug)]
 pub struct Restored {
     /// Manifest of the backup.
     pub manifest: Manifest,
-    /// Findings about its entries.
+    /// Findings about the entries of the backup.
     pub examined: Examined,
-    /// The database that is in place now.
+    /// Path of the restored database.
     pub database: PathBuf,
-    /// The salt file that is in place now; `None` for a backup without a salt.
+    /// Path of the restored salt file; `None` for a backup without a salt.
     pub salt: Option<PathBuf>,
-    /// New names of the files that were there before.
+    /// New paths of the previous files.
     pub kept: Vec<PathBuf>,
 }
 
-/// Puts the database and the salt of a verified backup in the place of the present ones, which keep their content
-/// under another name. With `is_trial` only the checks are made.
+/// Replaces the database and the salt by those of a verified backup. The present files are kept under other names. With
+/// `is_trial`, only the checks are made.
 ///
 /// # Errors
-/// When a server runs, the backup fails its verification, or a file cannot be written. The files are as before then.
+/// Fails if a server is running, the backup fails verification, or a file cannot be written. The files are then
+/// unchanged.
 pub fn restore(
     files: &DataFiles<'_>,
     directory: &Path,
@@ -61,9 +61,9 @@ pub fn restore(
     if !verified.problems.is_empty() {
         return Err(MaintenanceError::unverified(directory, &verified.problems));
     }
-    // A link is followed, so that the file is replaced and not the link.
-    let place = |path| std::path::absolute(resolved(path)).unwrap_or_else(|_| resolved(path));
-    let (database, salt) = (place(files.database), place(files.salt));
+    // Links are followed, so that the file is replaced and not the link.
+    let target = |path| std::path::absolute(resolved(path)).unwrap_or_else(|_| resolved(path));
+    let (database, salt) = (target(files.database), target(files.salt));
     let has_directory = directory_of(&database).exists();
     if !is_trial {
         make_directory(&database)?;
@@ -91,24 +91,11 @@ pub fn restore(
     Ok(Restored { manifest, examined, database, salt: restored_salt, kept })
 }
 
-/// Refuses to open a database while a restore of it is unfinished.
-pub(in crate::store) fn refuse_unfinished(database: &Path) -> Result<(), OpenError> {
-    let marker = sibling(&resolved(database), MARKER);
-    match marker.exists() {
-        true => Err(OpenError::Unusable {
-            path: marker,
-            what: "shows that a restore was interrupted".to_owned(),
-            remedy: "run `opensecureconf restore DIR` again; the files from before the restore are beside it",
-        }),
-        false => Ok(()),
-    }
-}
-
 fn is_same(path: &Path, sha256: &str) -> bool {
     Checksum::of(path).is_ok_and(|found| found.sha256 == sha256)
 }
 
-/// Which files a restore renames, and to which names.
+/// Plan of a restore: the files to rename, and their new names.
 struct Plan<'a> {
     database: &'a Path,
     salt: &'a Path,
@@ -123,7 +110,7 @@ impl<'a> Plan<'a> {
         plan
     }
 
-    /// Takes a suffix under which nothing is kept yet.
+    /// Chooses a suffix that no kept file has yet.
     fn choose_suffix(&mut self) {
         let now = Timestamp::now().to_string();
         let digits: String = now.chars().filter(char::is_ascii_digit).take(14).collect();
@@ -134,7 +121,8 @@ impl<'a> Plan<'a> {
             .expect("one of infinitely many names is free");
     }
 
-    /// The database and its log keep fitting names, so that SQLite finds the one by the other.
+    /// Returns the present and the kept paths for a suffix. The names of the database and its log keep matching, so
+    /// that SQLite finds the log of the kept database.
     fn pairs_with(&self, suffix: &str) -> Vec<(PathBuf, PathBuf)> {
         let kept = sibling(self.database, suffix);
         let mut pairs = vec![(self.database.to_owned(), kept.clone())];
@@ -147,7 +135,7 @@ impl<'a> Plan<'a> {
         pairs
     }
 
-    /// Files with content. An empty database or log holds nothing, and is replaced or removed.
+    /// Returns the files to keep, which have content. An empty database or log is replaced or removed.
     fn to_keep(&self) -> impl Iterator<Item = (PathBuf, PathBuf)> {
         self.pairs_with(&self.suffix).into_iter().filter(|(present, _)| open::has_content(present))
     }
@@ -179,7 +167,7 @@ impl<'a> Plan<'a> {
         let marker = sibling(self.database, MARKER);
         let marked = write_new(&marker, self.suffix.as_bytes())
             .map_err(|error| MaintenanceError::access("write", &marker, error))
-            .and_then(|()| Ok(open::sync_directory(&marker)?));
+            .and_then(|()| Ok(sync_directory(&marker)?));
         let renamed = match marked {
             Ok(()) => self.swap(),
             Err(error) => {
@@ -190,7 +178,7 @@ impl<'a> Plan<'a> {
         match renamed {
             Ok(kept) => {
                 remove(&marker)?;
-                open::sync_directory(&marker)?;
+                sync_directory(&marker)?;
                 Ok(kept)
             }
             Err(error) => {
@@ -206,7 +194,7 @@ impl<'a> Plan<'a> {
             rename(&present, &kept)?;
             all_kept.push(kept);
         }
-        // Empty logs, and the index of the WAL, which SQLite makes again when it is needed.
+        // Empty logs, and the wal-index, which SQLite recreates when needed.
         for log in ["-wal", "-journal", "-shm"] {
             remove(&sibling(self.database, log))?;
         }
@@ -214,13 +202,13 @@ impl<'a> Plan<'a> {
         if self.is_salt_replaced {
             rename(&sibling(self.salt, STAGED), self.salt)?;
         }
-        open::sync_directory(self.database)?;
-        open::sync_directory(self.salt)?;
+        sync_directory(self.database)?;
+        sync_directory(self.salt)?;
         Ok(all_kept)
     }
 }
 
-/// Gives the files from before an interrupted restore their names back.
+/// Undoes an interrupted restore, by renaming the previous files back.
 fn undo_unfinished(database: &Path, salt: &Path) -> Result<(), MaintenanceError> {
     let marker = sibling(database, MARKER);
     let suffix = match fs::read_to_string(&marker) {
@@ -228,7 +216,7 @@ fn undo_unfinished(database: &Path, salt: &Path) -> Result<(), MaintenanceError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(MaintenanceError::access("read", &marker, error)),
     };
-    // A marker that was cut short was written before anything was renamed.
+    // A truncated marker means that nothing was renamed yet.
     let is_whole = suffix.starts_with(".before-restore-") && suffix.len() <= MARKER_BYTES_MAX;
     let plan = Plan { database, salt, is_salt_replaced: true, suffix };
     if is_whole {
@@ -240,14 +228,14 @@ fn undo_unfinished(database: &Path, salt: &Path) -> Result<(), MaintenanceError>
     }
     for path in [database, salt] {
         remove(&sibling(path, STAGED))?;
-        open::sync_directory(path)?;
+        sync_directory(path)?;
     }
     remove(&marker)?;
-    Ok(open::sync_directory(&marker)?)
+    Ok(sync_directory(&marker)?)
 }
 
-/// Notes in the staged database the greatest id of the present one, so that no id is used twice. A present database
-/// that cannot be read, perhaps the reason for the restore, tells none.
+/// Records the greatest id of the present database in the staged one, so that no id is reused. A present database that
+/// cannot be read, perhaps the reason for the restore, is skipped.
 fn retire_ids(database: &Path) -> Result<(), MaintenanceError> {
     let present = Source::open_locked(database).ok().and_then(|present| present.last_id().ok());
     let Some(last_id) = present else { return Ok(()) };
@@ -260,8 +248,8 @@ fn retire_ids(database: &Path) -> Result<(), MaintenanceError> {
         .map_err(|error| MaintenanceError::access("sync", &staged, error))
 }
 
-/// Copies a file of a backup to the staged name of `target`, with the permissions of the file that it replaces, or
-/// else private.
+/// Copies a file of a backup to the staged name of `target`, with the permissions of the replaced file, or mode 0600 if
+/// there is none.
 fn stage(from: &Path, target: &Path, database: &Path, sha256: &str) -> Result<(), MaintenanceError> {
     let staged = sibling(target, STAGED);
     remove(&staged)?;
@@ -271,7 +259,7 @@ fn stage(from: &Path, target: &Path, database: &Path, sha256: &str) -> Result<()
         fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged).map_err(access)?;
     let copied = Checksum::copy(source, &mut file).map_err(access)?;
     if copied.sha256 != sha256 {
-        return Err(MaintenanceError::unverified(from, &["it changed while it was restored".to_owned()]));
+        return Err(MaintenanceError::unverified(from, &["it changed during the restore".to_owned()]));
     }
     let replaced = fs::metadata(target).ok();
     let mode = replaced.as_ref().map_or(0o600, |found| found.permissions().mode() & 0o777);
@@ -282,7 +270,7 @@ fn stage(from: &Path, target: &Path, database: &Path, sha256: &str) -> Result<()
     file.sync_all().map_err(access)
 }
 
-/// A restore by root leaves the files to the server's user.
+/// Returns the metadata whose owner a staged file gets, if root restores: the files must belong to the server's user.
 fn owner_of(replaced: Option<Metadata>, database: &Path) -> Option<Metadata> {
     if !geteuid().is_root() {
         return None;

@@ -1,4 +1,4 @@
-//! A database that a maintenance command reads, beside the server that has it open or with its lock held.
+//! Database read by a maintenance command, concurrently with a running server or with the data lock held.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -8,15 +8,16 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::geteuid;
 
-use super::super::error::OpenError;
-use super::super::lock::DataLock;
-use super::super::room::WalIndex;
-use super::super::schema::{self, Generation};
-use super::super::{BUSY_TIMEOUT, open};
 use super::error::MaintenanceError;
-use super::restore;
+use super::unfinished::refuse_unfinished;
+use crate::store::error::OpenError;
+use crate::store::lock::DataLock;
+use crate::store::paths;
+use crate::store::room::WalIndex;
+use crate::store::schema::{self, Generation};
+use crate::store::{BUSY_TIMEOUT, open};
 
-/// An open database. Nothing in it is changed.
+/// Open database, which is not changed.
 #[derive(Debug)]
 pub(super) struct Source {
     // Closed before the lock is released.
@@ -29,11 +30,11 @@ impl Source {
     /// Opens the database of a node.
     ///
     /// # Errors
-    /// When a server would refuse it, too.
+    /// Fails if a server would refuse the database, too.
     pub(super) fn open(path: &Path) -> Result<Self, MaintenanceError> {
-        let path = &open::resolved(path);
+        let path = &paths::resolved(path);
         if !path.exists() {
-            restore::refuse_unfinished(path)?;
+            refuse_unfinished(path)?;
             let remedy = "set OSC_DATABASE_PATH to the database of the node";
             return Err(MaintenanceError::Missing { path: path.to_owned(), remedy });
         }
@@ -52,20 +53,20 @@ impl Source {
     /// Opens the database of a node whose lock the caller holds.
     ///
     /// # Errors
-    /// As for [`Self::open`].
+    /// Fails if a server would refuse the database, too.
     pub(super) fn open_locked(path: &Path) -> Result<Self, MaintenanceError> {
-        let path = &open::resolved(path);
+        let path = &paths::resolved(path);
         let connection = offline(path)?;
         let generation = detect(&connection, path)?;
         Ok(Self { connection, generation, lock: None })
     }
 
-    /// The greatest id that any entry has or is known to have had.
+    /// Reads the greatest id that any entry has or is known to have had.
     pub(super) fn last_id(&self) -> rusqlite::Result<i64> {
         last_id(&self.connection, self.generation)
     }
 
-    /// Whether a server has the database open.
+    /// Returns whether a server has the database open.
     pub(super) fn is_online(&self) -> bool {
         self.lock.is_none()
     }
@@ -81,7 +82,7 @@ fn last_id(connection: &Connection, generation: Generation) -> rusqlite::Result<
     Ok(present.max(deleted.unwrap_or(0)))
 }
 
-/// Notes in a database in the current shape that the ids up to this one are used.
+/// Records in a database with the current schema that the ids up to `used` are used.
 pub(super) fn retire_ids(connection: &Connection, used: i64) -> rusqlite::Result<()> {
     if last_id(connection, Generation::Ours)? < used {
         schema::set_meta(connection, schema::LAST_ID, used)?;
@@ -89,10 +90,11 @@ pub(super) fn retire_ids(connection: &Connection, used: i64) -> rusqlite::Result
     Ok(())
 }
 
-/// Leaves the lock file, if root has made it, to the owner of the database: the server's user must open it.
+/// Gives the lock file, if root has created it, to the owner of the database: the server's user must be able to open
+/// it.
 pub(super) fn leave_to_owner(database: &Path) -> Result<(), MaintenanceError> {
     let resolved = database.canonicalize().unwrap_or_else(|_| database.to_owned());
-    let lock = open::sibling(&resolved, ".lock");
+    let lock = paths::sibling(&resolved, ".lock");
     if let (true, Ok(owner)) = (geteuid().is_root(), fs::metadata(database)) {
         chown(&lock, Some(owner.uid()), Some(owner.gid()))
             .map_err(|error| MaintenanceError::access("change the owner of", &lock, error))?;
@@ -112,17 +114,17 @@ pub(super) fn detect(connection: &Connection, path: &Path) -> Result<Generation,
     }
 }
 
-/// Applies the checks of a start: a WAL of another state is not read.
+/// Opens a database without a server. Applies the checks of startup, so that the WAL of another state is not read.
 fn offline(path: &Path) -> Result<Connection, MaintenanceError> {
-    restore::refuse_unfinished(path)?;
+    refuse_unfinished(path)?;
     let header = open::read_header(path)?;
     if header.is_none() {
         open::refuse_orphaned_wal(path)?;
     }
     let connection = open::connect(path, WalIndex::Shared, false)?;
     let sql = |source| MaintenanceError::sqlite(path, source);
-    // Closing must not move the WAL into the database; without a WAL it removes the empty one of opening.
-    let wal_has_content = open::has_content(&open::sibling(path, "-wal"));
+    // Closing must not checkpoint the WAL; without a WAL, closing removes the empty one that opening creates.
+    let wal_has_content = open::has_content(&paths::sibling(path, "-wal"));
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, wal_has_content).map_err(sql)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sql)?;
     if let Some(header) = &header

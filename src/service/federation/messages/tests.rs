@@ -1,4 +1,4 @@
-//! Every message there and back, and every field that can be wrong.
+//! Round trip of every message, and validation of every field.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn shown(row: &SealedEntry) -> String {
 }
 
 #[test]
-fn messages_and_back() {
+fn messages_survive_a_round_trip() {
     let find = Find { key: "ключ\n".into(), environment: Some("e".into()) };
     assert_eq!(decode_find(&encode_find(&find)).expect("valid"), find);
     let entry = row("k", Some("e"));
@@ -46,8 +46,8 @@ fn messages_and_back() {
     let ciphertext = token();
     let update = RemoteWriteAction::Update { ciphertext, category: Some("c".into()), environment: None };
     for action in [update, RemoteWriteAction::Delete] {
-        let order = RemoteWrite { salt: 3, id: id.clone(), seen: Digest(u128::MAX - 1), action };
-        assert_eq!(decode_order(&encode_order(&order)).expect("valid"), order);
+        let write = RemoteWrite { salt: 3, id: id.clone(), seen: Digest(u128::MAX - 1), action };
+        assert_eq!(decode_order(&encode_order(&write)).expect("valid"), write);
     }
     for outcome in [
         RemoteWriteOutcome::Done(row("k", None)),
@@ -63,7 +63,7 @@ fn messages_and_back() {
 }
 
 #[test]
-fn anything_else_is_refused() {
+fn malformed_messages_are_rejected() {
     for text in ["", "{}", "[]", "null", r#"{"salt":"x"}"#, r#"{"salt":1,"row":{"k":"k"}}"#] {
         assert!(decode_find(text.as_bytes()).is_err(), "{text}");
         assert!(decode_found(text.as_bytes()).is_err(), "{text}");
@@ -71,23 +71,23 @@ fn anything_else_is_refused() {
         assert!(decode_order(text.as_bytes()).is_err(), "{text}");
         assert!(decode_outcome(text.as_bytes()).is_err(), "{text}");
     }
-    let no_token = br#"{"row":{"salt":1,"row":{"i":1,"k":"k","t":"?"}}}"#;
-    assert!(decode_found(no_token).is_err());
+    let invalid_token = br#"{"row":{"salt":1,"row":{"i":1,"k":"k","t":"?"}}}"#;
+    assert!(decode_found(invalid_token).is_err());
     for rows in [vec![row("b", None), row("a", None)], vec![row("a", None), row("a", None)], vec![]] {
         let page = NamePage { rows, more: true };
         assert!(decode_page(&encode_page(None, &page)).is_err(), "{page:?}");
     }
 }
 
-/// A JSON text with one of its fields replaced.
+/// Returns a JSON text with one of its fields replaced.
 fn with(text: &str, field: &str, value: serde_json::Value) -> String {
     let mut parsed: serde_json::Value = serde_json::from_str(text).expect("JSON");
     *parsed.pointer_mut(field).unwrap_or_else(|| panic!("{field} is not in {text}")) = value;
     parsed.to_string()
 }
 
-/// Values that no name, category, token, time or digest may be.
-fn wrong(field: &str) -> Vec<serde_json::Value> {
+/// Returns invalid values of a field.
+fn invalid(field: &str) -> Vec<serde_json::Value> {
     use serde_json::json;
     match field.rsplit('/').next().expect("a name") {
         "k" => vec![json!(""), json!("k".repeat(256)), json!("k".repeat(2_000_000)), json!(1), json!(null)],
@@ -99,13 +99,13 @@ fn wrong(field: &str) -> Vec<serde_json::Value> {
         "salt" => vec![json!(-1), json!("1"), json!(1.5)],
         "prefix" | "category" | "environment" => vec![json!("x".repeat(3 * 8192 + 1)), json!(1)],
         "bytes" => vec![json!(-1), json!(null)],
-        field => panic!("nothing is known of {field}"),
+        field => panic!("unknown field {field}"),
     }
 }
 
 #[test]
-fn each_field_of_each_message_is_checked() {
-    let seven = || {
+fn each_field_of_each_message_is_validated() {
+    let full_row = || {
         let mut row = row("k", Some("e"));
         row.created_at = Some(Timestamp::from_microseconds(5));
         row
@@ -119,17 +119,17 @@ fn each_field_of_each_message_is_checked() {
         category: Some("c".into()),
         environment: Some("f".into()),
     };
-    let order = RemoteWrite { salt: 3, id: id.clone(), seen: Digest(1), action: update };
-    let some = || Some("x".to_owned());
+    let write = RemoteWrite { salt: 3, id: id.clone(), seen: Digest(1), action: update };
+    let text_filter = || Some("x".to_owned());
     let query = PageQuery {
         after: Some(id),
-        filter: Filter { category: some(), environment: some(), prefix: some() },
+        filter: Filter { category: text_filter(), environment: text_filter(), prefix: text_filter() },
         bytes_max: 5,
         names_only: true,
     };
     let find = Find { key: "k".into(), environment: Some("e".into()) };
-    let found = FindReply::Row(Arc::new(seven()));
-    let page = NamePage { rows: vec![seven()], more: false };
+    let found = FindReply::Row(Arc::new(full_row()));
+    let page = NamePage { rows: vec![full_row()], more: false };
     let of = |fields: &[&str]| fields.iter().map(|field| (*field).to_owned()).collect::<Vec<_>>();
     type Decode = fn(&[u8]) -> bool;
     let messages: [(&str, String, Decode, Vec<String>); 7] = [
@@ -153,20 +153,20 @@ fn each_field_of_each_message_is_checked() {
             [of_row("/rows/0"), of(&["/salt"])].concat(),
         ),
         (
-            "order",
-            text(encode_order(&order)),
+            "write",
+            text(encode_order(&write)),
             |text| decode_order(text).is_ok(),
             of(&["/id/k", "/id/e", "/seen", "/salt", "/update/t", "/update/c", "/update/e"]),
         ),
         (
             "done",
-            text(encode_outcome(&RemoteWriteOutcome::Done(seven()))),
+            text(encode_outcome(&RemoteWriteOutcome::Done(full_row()))),
             |text| decode_outcome(text).is_ok(),
             of_row("/done"),
         ),
         (
             "changed",
-            text(encode_outcome(&RemoteWriteOutcome::Changed(Some(seven())))),
+            text(encode_outcome(&RemoteWriteOutcome::Changed(Some(full_row())))),
             |text| decode_outcome(text).is_ok(),
             of_row("/changed"),
         ),
@@ -174,7 +174,7 @@ fn each_field_of_each_message_is_checked() {
     for (message, text, decode, fields) in messages {
         assert!(decode(text.as_bytes()), "{message}: {text}");
         for field in fields {
-            for value in wrong(&field) {
+            for value in invalid(&field) {
                 let shown: String = value.to_string().chars().take(40).collect();
                 assert!(!decode(with(&text, &field, value).as_bytes()), "{message}, {field}: {shown}");
             }

@@ -1,5 +1,5 @@
-//! Responses as they may come, each in one segment and byte by byte: what is delivered, what is
-//! refused, and whether the connection may be used again.
+//! Valid and malformed responses, each in one segment and in small pieces: what is delivered, what is rejected, and
+//! whether the connection can be reused.
 
 use super::{ClientConnection, ClientFailure, ClientRequest, ClientStep};
 use crate::{http1::Method, limits};
@@ -10,7 +10,7 @@ pub(super) fn call(method: Method) -> ClientRequest<'static> {
     ClientRequest { method, target: "/a", host: "x", headers: &[("x-api-key", "canary")], body: b"" }
 }
 
-/// A connection on which a call was written.
+/// A connection on which a request was written.
 pub(super) fn called(method: Method) -> ClientConnection {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
     client.call(&call(method), 0, 1000);
@@ -30,12 +30,12 @@ pub(super) enum Outcome {
     Waiting,
 }
 
-/// Feeds `input` in pieces of the sizes that `next_size` gives, as far as it is read.
+/// Feeds `input` in pieces of the sizes that `next_size` returns, as far as it is read.
 pub(super) fn receive(client: &mut ClientConnection, input: &[u8], mut next_size: impl FnMut() -> usize) {
     let mut rest = input;
     while !rest.is_empty() {
         let before = client.step();
-        assert_eq!(client.step(), before, "asking again changes nothing");
+        assert_eq!(client.step(), before, "a repeated step changes nothing");
         let space = client.read_space();
         let count = space.len().min(rest.len()).min(next_size());
         if count == 0 {
@@ -59,7 +59,7 @@ pub(super) fn outcome(client: &mut ClientConnection) -> Outcome {
     }
 }
 
-fn check_answer(method: Method, input: &[u8], has_eof: bool, expected: &Outcome) {
+fn check_outcome(method: Method, input: &[u8], has_eof: bool, expected: &Outcome) {
     for size in [usize::MAX, 1, 3] {
         let mut client = called(method);
         receive(&mut client, input, || size);
@@ -67,7 +67,7 @@ fn check_answer(method: Method, input: &[u8], has_eof: bool, expected: &Outcome)
             client.received_eof();
         }
         let text = String::from_utf8_lossy(&input[..input.len().min(100)]);
-        assert_eq!(&outcome(&mut client), expected, "{text:?}, pieces of {size}, end: {has_eof}");
+        assert_eq!(&outcome(&mut client), expected, "{text:?}, pieces of {size}, EOF: {has_eof}");
     }
 }
 
@@ -75,18 +75,18 @@ fn response(status: u16, body: &str, is_reusable: bool) -> Outcome {
     Outcome::Response { status, body: body.into(), is_reusable }
 }
 
-/// A response that ends by itself.
+/// Checks a response that is delimited by its framing.
 fn check(method: Method, input: &str, status: u16, body: &str, is_reusable: bool) {
-    check_answer(method, input.as_bytes(), false, &response(status, body, is_reusable));
-    check_answer(method, input.as_bytes(), true, &response(status, body, false));
-    check_answer(method, format!("{input}H").as_bytes(), false, &response(status, body, false));
-    // What is cut off is no response, wherever it is cut.
+    check_outcome(method, input.as_bytes(), false, &response(status, body, is_reusable));
+    check_outcome(method, input.as_bytes(), true, &response(status, body, false));
+    check_outcome(method, format!("{input}H").as_bytes(), false, &response(status, body, false));
+    // A truncated response fails, wherever it is cut.
     for end in 0..input.len() {
-        check_cut_off(method, &input[..end]);
+        check_truncated(method, &input[..end]);
     }
 }
 
-fn check_cut_off(method: Method, input: &str) {
+fn check_truncated(method: Method, input: &str) {
     let mut client = called(method);
     receive(&mut client, input.as_bytes(), || usize::MAX);
     assert_eq!(client.step(), ClientStep::Read, "{input}");
@@ -95,13 +95,13 @@ fn check_cut_off(method: Method, input: &str) {
 }
 
 fn check_failed(input: &str, failure: ClientFailure) {
-    check_answer(Method::Get, input.as_bytes(), false, &Outcome::Failed(failure));
-    check_answer(Method::Get, input.as_bytes(), true, &Outcome::Failed(failure));
+    check_outcome(Method::Get, input.as_bytes(), false, &Outcome::Failed(failure));
+    check_outcome(Method::Get, input.as_bytes(), true, &Outcome::Failed(failure));
     let followed = format!("{input}HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
-    check_answer(Method::Get, followed.as_bytes(), false, &Outcome::Failed(failure));
+    check_outcome(Method::Get, followed.as_bytes(), false, &Outcome::Failed(failure));
 }
 
-/// A response with these header lines.
+/// A 200 response with these header lines and this body.
 fn ok(fields: &str, body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\n{fields}\r\n{body}")
 }
@@ -111,7 +111,7 @@ fn chunked(body: &str) -> String {
 }
 
 #[test]
-fn bodies() {
+fn delimited_bodies() {
     use Method::{Get, Put};
     check(Get, &ok("Content-Length: 0\r\n", ""), 200, "", true);
     check(Put, &ok("content-length:\t 005 \r\n", "hello"), 200, "hello", true);
@@ -155,12 +155,12 @@ fn connections_that_close() {
 }
 
 #[test]
-fn bodies_until_the_end() {
+fn bodies_delimited_by_the_end_of_input() {
     for head in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n"] {
         for body in ["", "hello", "twenty bytes at most"] {
             let input = format!("{head}{body}");
-            check_answer(Method::Get, input.as_bytes(), false, &Outcome::Waiting);
-            check_answer(Method::Get, input.as_bytes(), true, &response(200, body, false));
+            check_outcome(Method::Get, input.as_bytes(), false, &Outcome::Waiting);
+            check_outcome(Method::Get, input.as_bytes(), true, &response(200, body, false));
         }
         check_failed(&format!("{head}{}", "x".repeat(BODY_BYTES_MAX + 1)), ClientFailure::TooLarge);
     }
@@ -177,8 +177,8 @@ fn interim_responses_are_skipped() {
 
     let malformed = |text, input: &str| check_failed(input, ClientFailure::Malformed(text));
     malformed("too many interim responses", &format!("{most}HTTP/1.1 102 \r\n\r\n"));
-    malformed("switch of protocols", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n");
-    malformed("switch of protocols", &format!("{interim}HTTP/1.1 101 \r\n\r\n"));
+    malformed("protocol switch", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n");
+    malformed("protocol switch", &format!("{interim}HTTP/1.1 101 \r\n\r\n"));
     malformed("interim response with a body", "HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n\r\n");
     malformed("interim response with a body", "HTTP/1.1 100 \r\nTransfer-Encoding: chunked\r\n\r\n");
     malformed("status line is malformed", "HTTP/1.1 100 Continue\r\n\r\n\r\n");
@@ -268,9 +268,9 @@ fn malformed_chunks() {
 }
 
 #[test]
-fn limits_hold() {
+fn limits_are_enforced() {
     let too_large = |input: &str| check_failed(input, ClientFailure::TooLarge);
-    // As soon as it is known: not a byte of these bodies is there.
+    // Rejected as soon as the size is known: no byte of these bodies has arrived.
     too_large(&ok(&format!("Content-Length: {}\r\n", BODY_BYTES_MAX + 1), ""));
     too_large(&ok("Content-Length: 99999999999999999999999\r\n", ""));
     too_large(&chunked(&format!("{:x}\r\n", BODY_BYTES_MAX + 1)));
@@ -282,10 +282,10 @@ fn limits_hold() {
         ok(&format!("Content-Length: 0\r\na: {}\r\n", "b".repeat(size - fixed)), "")
     };
     let whole = response(200, "", true);
-    check_answer(Method::Get, head(limits::HEAD_BYTES_MAX).as_bytes(), false, &whole);
+    check_outcome(Method::Get, head(limits::HEAD_BYTES_MAX).as_bytes(), false, &whole);
     too_large(&head(limits::HEAD_BYTES_MAX + 1));
     let fields = |count: usize| ok(&format!("{}Content-Length: 0\r\n", "a: b\r\n".repeat(count - 1)), "");
-    check_answer(Method::Get, fields(limits::HEADERS_COUNT_MAX).as_bytes(), false, &whole);
+    check_outcome(Method::Get, fields(limits::HEADERS_COUNT_MAX).as_bytes(), false, &whole);
     too_large(&fields(limits::HEADERS_COUNT_MAX + 1));
     too_large(&format!("HTTP/1.1 200 {}", "x".repeat(limits::REQUEST_LINE_BYTES_MAX)));
 }

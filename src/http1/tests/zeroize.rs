@@ -1,19 +1,19 @@
-//! No byte of a request outlives its answer.
+//! No byte of a request is kept after its response.
 
 use super::{
     Connection, Step,
-    conversations::{ANSWER, GET, connection, send, step},
+    pipelining::{ANSWER, GET, connection, send, step},
 };
 use crate::limits;
 
-/// Whether a secret that a client sent or got is anywhere in the read buffer or in the output.
+/// Returns whether the read buffer or the output contains a secret that a client sent or received.
 fn keeps_canary(connection: &Connection) -> bool {
     let has_canary = |bytes: &[u8]| memchr::memmem::find(bytes, b"canary").is_some();
     has_canary(connection.inbox.everything()) || has_canary(connection.output())
 }
 
 #[test]
-fn what_was_answered_is_wiped() {
+fn requests_and_responses_are_wiped() {
     let put = "PUT / HTTP/1.1\r\nHost: x\r\nX-User-Key: canary\r\nContent-Length: 6\r\n\r\ncanary";
     let ways: [fn(&mut Connection); 4] = [
         |connection| connection.respond(&ANSWER, 0),
@@ -40,12 +40,12 @@ fn what_was_answered_is_wiped() {
         }
     }
 
-    let mut refused = connection();
-    send(&mut refused, &GET.replace("Host: x", "Host x"), 0);
-    assert!(matches!(step(&mut refused), Step::Reject(_)));
-    assert!(!keeps_canary(&refused));
-    send(&mut refused, GET, 0);
-    assert!(!keeps_canary(&refused));
+    let mut rejected = connection();
+    send(&mut rejected, &GET.replace("Host: x", "Host x"), 0);
+    assert!(matches!(step(&mut rejected), Step::Reject(_)));
+    assert!(!keeps_canary(&rejected));
+    send(&mut rejected, GET, 0);
+    assert!(!keeps_canary(&rejected));
 
     let mut late = connection();
     send(&mut late, GET.trim_end(), 0);

@@ -1,5 +1,5 @@
-//! Both ends of this crate in one memory: what is asked arrives, what is answered comes back,
-//! however the bytes between them are split.
+//! Client and server connection in one process: requests and responses arrive unchanged, however the bytes between
+//! them are split.
 
 use proptest::prelude::*;
 
@@ -21,7 +21,7 @@ struct Exchange {
 struct Reply {
     status: u16,
     etag: String,
-    /// A whole body is the sum of the pieces.
+    /// Pieces of the body; a response that is not a stream has all of them at once.
     pieces: Vec<Vec<u8>>,
     trailer: Option<String>,
     is_stream: bool,
@@ -43,7 +43,7 @@ fn exchange() -> impl Strategy<Value = Exchange> {
     )
 }
 
-/// Lets the server go as far as it can; it must see what the client has asked.
+/// Advances the server as far as possible; it must receive the request of the client.
 fn serve(server: &mut Connection, exchange: &Exchange) {
     loop {
         match server.step(0) {
@@ -64,11 +64,11 @@ fn serve(server: &mut Connection, exchange: &Exchange) {
 fn reply(server: &mut Connection, reply: &Reply) {
     let body = reply.pieces.concat();
     let headers = &[("etag", &reply.etag[..])];
-    let answer = Response { status: reply.status, content_type: None, headers, body: &body, date: "D" };
+    let response = Response { status: reply.status, content_type: None, headers, body: &body, date: "D" };
     if !reply.is_stream {
-        return server.respond(&answer, 0);
+        return server.respond(&response, 0);
     }
-    server.begin_stream(&answer, &["x-count"], 0);
+    server.begin_stream(&response, &["x-count"], 0);
     for piece in &reply.pieces {
         server.stream_chunk(piece, 0);
     }
@@ -76,7 +76,7 @@ fn reply(server: &mut Connection, reply: &Reply) {
     server.end_stream(trailers.as_slice(), 0);
 }
 
-/// Carries some bytes each way, and an interim response where one is to come.
+/// Carries some bytes each way, and the interim response first, if there is one.
 fn carry(client: &mut ClientConnection, server: &mut Connection, size: usize, interim: &mut &[u8]) {
     let output = client.output();
     let space = server.read_space();
@@ -119,7 +119,7 @@ fn check(exchanges: &[Exchange], mut next_size: impl FnMut() -> usize) {
         assert_eq!(client.status(), reply.status);
         assert_eq!(client.header("ETag"), Some(reply.etag.as_bytes()));
         assert_eq!(client.take_body(), expected);
-        assert!(server.is_idle(), "both see the same end");
+        assert!(server.is_idle(), "both sides agree on the end");
         assert!(client.finish(), "{exchange:?}");
     }
 }
@@ -128,7 +128,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn calls_and_answers_are_the_same_for_any_split(
+    fn requests_and_responses_do_not_depend_on_the_segmentation(
         exchanges in proptest::collection::vec(exchange(), 1..6),
         sizes in proptest::collection::vec(1_usize..300, 1..20),
     ) {
@@ -140,15 +140,15 @@ proptest! {
 }
 
 #[test]
-fn an_aborted_stream_is_no_response() {
+fn an_aborted_stream_is_not_a_response() {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
     let mut server = Connection::new(0);
-    let call = ClientRequest { method: Method::Get, target: "/", host: "x", headers: &[], body: b"" };
-    client.call(&call, 0, 1000);
+    let request = ClientRequest { method: Method::Get, target: "/", host: "x", headers: &[], body: b"" };
+    client.call(&request, 0, 1000);
     carry(&mut client, &mut server, usize::MAX, &mut &b""[..]);
     assert_eq!(server.step(0), Step::Head);
-    let answer = Response { status: 200, content_type: None, headers: &[], body: b"", date: "D" };
-    server.begin_stream(&answer, &[], 0);
+    let response = Response { status: 200, content_type: None, headers: &[], body: b"", date: "D" };
+    server.begin_stream(&response, &[], 0);
     server.stream_chunk(b"[1,", 0);
     server.abort();
     carry(&mut client, &mut server, usize::MAX, &mut &b""[..]);
@@ -159,16 +159,16 @@ fn an_aborted_stream_is_no_response() {
 }
 
 #[test]
-fn an_early_refusal_is_delivered_while_the_body_is_still_written() {
+fn an_early_rejection_is_delivered_while_the_body_is_still_written() {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
     let mut server = Connection::new(0);
     let body = vec![b'x'; 5000];
-    let call = ClientRequest { method: Method::Put, target: "/", host: "x", headers: &[], body: &body };
-    client.call(&call, 0, 1000);
+    let request = ClientRequest { method: Method::Put, target: "/", host: "x", headers: &[], body: &body };
+    client.call(&request, 0, 1000);
     carry(&mut client, &mut server, 100, &mut &b""[..]);
     assert_eq!(server.step(0), Step::Head);
-    let answer = Response { status: 413, content_type: None, headers: &[], body: b"no", date: "D" };
-    server.respond(&answer, 0);
+    let response = Response { status: 413, content_type: None, headers: &[], body: b"no", date: "D" };
+    server.respond(&response, 0);
     carry(&mut client, &mut server, 500, &mut &b""[..]);
     assert_eq!((client.step(), client.status()), (ClientStep::Response, 413));
     assert_eq!(client.header("connection"), Some(&b"close"[..]));

@@ -1,15 +1,15 @@
-//! No bytes and no order of calls make a connection panic.
+//! No input and no order of calls causes a panic.
 
 use super::{
     ClientConnection, ClientRequest, ClientStep,
     responses::{call, called, outcome, receive},
 };
-use crate::http1::{Method, splits::Random};
+use crate::http1::{Method, tests::segmentation::Random};
 
 const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc";
 
-/// Pieces of responses in any order, with random bytes between them: mostly malformed, but deep
-/// enough to reach every part of the parser.
+/// Returns pieces of responses in any order, with random bytes between them: mostly malformed, but deep enough to reach
+/// every part of the parser.
 fn input(random: &mut Random) -> Vec<u8> {
     const PIECES: [&str; 24] = [
         "HTTP/1.1 200 OK\r\n",
@@ -50,7 +50,7 @@ fn input(random: &mut Random) -> Vec<u8> {
 }
 
 #[test]
-fn no_bytes_panic_and_outcomes_are_the_same_for_any_split() {
+fn outcomes_do_not_depend_on_the_segmentation() {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     for index in 0..20_000 {
         let input = input(&mut random);

@@ -1,4 +1,4 @@
-//! The life of a connection: many calls, deadlines, what ends it, and what is wiped.
+//! Life cycle of a client connection: successive calls, deadlines, failures, and wiping.
 
 use super::{
     ClientConnection, ClientFailure, ClientRequest, ClientStep,
@@ -15,8 +15,8 @@ fn check_failed(client: &mut ClientConnection, failure: ClientFailure) {
     assert!(!client.finish());
     client.expire();
     client.call(&call(Method::Get), 0, 1000);
-    assert_eq!(client.step(), ClientStep::Failed(failure), "for good");
-    assert!(client.output().is_empty(), "nothing is written any more");
+    assert_eq!(client.step(), ClientStep::Failed(failure), "a failure is permanent");
+    assert!(client.output().is_empty(), "no output after a failure");
 }
 
 fn keeps_canary(client: &ClientConnection) -> bool {
@@ -24,7 +24,7 @@ fn keeps_canary(client: &ClientConnection) -> bool {
 }
 
 #[test]
-fn many_calls() {
+fn a_connection_carries_many_calls() {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
     for index in 0..1000_u64 {
         assert_eq!(client.step(), ClientStep::Read);
@@ -43,21 +43,21 @@ fn many_calls() {
         assert_eq!(client.header("x-a"), Some(&b"canary"[..]));
         assert_eq!(client.header("x-b"), None);
         client.expire();
-        assert_eq!(client.step(), ClientStep::Response, "nothing is waited for");
+        assert_eq!(client.step(), ClientStep::Response, "no response is pending");
         assert_eq!(client.take_body(), b"canary");
         assert!(client.finish());
     }
-    assert!(client.finish(), "without a call between");
+    assert!(client.finish(), "also without a call in between");
 }
 
 #[test]
-fn deadlines() {
+fn calls_fail_at_their_deadline() {
     let parts = [&b""[..], b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\n\r\n", &OK[..OK.len() - 1]];
     for part in parts {
         let mut client = called(Method::Get);
         receive(&mut client, part, || usize::MAX);
         assert_eq!(client.step(), ClientStep::Read);
-        assert_eq!(client.deadline_ms(), Some(1000), "it does not move");
+        assert_eq!(client.deadline_ms(), Some(1000), "the deadline does not move");
         client.expire();
         check_failed(&mut client, ClientFailure::TimedOut);
     }
@@ -72,21 +72,21 @@ fn deadlines() {
 }
 
 #[test]
-fn bytes_that_nobody_asked_for() {
-    let unasked = ClientFailure::Malformed("bytes that answer no call");
+fn unsolicited_bytes_fail_the_connection() {
+    let unsolicited = ClientFailure::Malformed("unsolicited bytes");
     for steps_before_call in [false, true] {
         let mut client = ClientConnection::new(BODY_BYTES_MAX);
         receive(&mut client, OK, || usize::MAX);
         if steps_before_call {
-            assert_eq!(client.step(), ClientStep::Failed(unasked));
+            assert_eq!(client.step(), ClientStep::Failed(unsolicited));
         }
         client.call(&call(Method::Get), 0, 1000);
-        check_failed(&mut client, unasked);
+        check_failed(&mut client, unsolicited);
     }
     let mut idle = ClientConnection::new(BODY_BYTES_MAX);
     receive(&mut idle, b"H", || usize::MAX);
     assert!(!idle.finish());
-    check_failed(&mut idle, unasked);
+    check_failed(&mut idle, unsolicited);
 
     let mut after = called(Method::Get);
     receive(&mut after, &[OK, OK].concat(), || usize::MAX);
@@ -99,11 +99,11 @@ fn bytes_that_nobody_asked_for() {
     assert_eq!(between.step(), ClientStep::Response);
     assert!(between.finish());
     receive(&mut between, OK, || usize::MAX);
-    check_failed(&mut between, unasked);
+    check_failed(&mut between, unsolicited);
 }
 
 #[test]
-fn the_end_of_the_stream() {
+fn end_of_input() {
     let mut idle = ClientConnection::new(BODY_BYTES_MAX);
     idle.received_eof();
     idle.call(&call(Method::Get), 0, 1000);
@@ -120,7 +120,7 @@ fn the_end_of_the_stream() {
 }
 
 #[test]
-fn an_answer_to_half_a_request_ends_the_connection() {
+fn a_response_to_an_incomplete_request_ends_the_connection() {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
     client.call(&ClientRequest { body: b"0123456789", ..call(Method::Put) }, 0, 1000);
     client.wrote(client.output().len() - 1);
@@ -133,15 +133,15 @@ fn an_answer_to_half_a_request_ends_the_connection() {
 }
 
 #[test]
-fn a_call_that_is_not_one_request_is_not_written() {
+fn a_request_with_an_injected_one_is_not_written() {
     let mut client = ClientConnection::new(BODY_BYTES_MAX);
     let headers = &[("x-a", "b\r\nGET / HTTP/1.1\r\nx: y")];
     client.call(&ClientRequest { headers, ..call(Method::Get) }, 0, 1000);
-    check_failed(&mut client, ClientFailure::Malformed("header of the call is malformed"));
+    check_failed(&mut client, ClientFailure::Malformed("request header is malformed"));
 }
 
 #[test]
-fn an_exchange_can_be_given_up() {
+fn a_call_can_be_abandoned() {
     for part in [&b""[..], &OK[..20], &OK[..OK.len() - 1]] {
         let mut client = called(Method::Get);
         receive(&mut client, part, || usize::MAX);
@@ -151,7 +151,7 @@ fn an_exchange_can_be_given_up() {
 }
 
 #[test]
-#[cfg_attr(debug_assertions, should_panic(expected = "one call at a time"))]
+#[cfg_attr(debug_assertions, should_panic(expected = "another call is in flight"))]
 fn a_call_during_another_fails_both() {
     let mut client = called(Method::Get);
     client.call(&call(Method::Get), 0, 1000);
@@ -196,5 +196,5 @@ fn keys_and_secrets_are_wiped() {
     let mut failed = called(Method::Get);
     failed.expire();
     receive(&mut failed, OK, || usize::MAX);
-    assert!(!keeps_canary(&failed), "what comes after a failure");
+    assert!(!keeps_canary(&failed), "input after a failure");
 }

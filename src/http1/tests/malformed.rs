@@ -1,17 +1,17 @@
-//! Inputs from real request smuggling bugs, by the name of the bug. Each is refused with the right
-//! status, however its bytes are split, and what follows it is never taken for a request.
+//! Inputs of real request smuggling bugs, named after them. Each is rejected with the expected status, however its
+//! bytes are split, and the bytes after it are never parsed as a request.
 
 use super::{Connection, ProtocolError, Response, Step};
 use crate::limits;
 
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// What came of an input: the targets and bodies of the requests that were delivered, and the
-/// status of the refusal that ended it.
+/// Result of an input: the targets and bodies of the delivered requests, and the status of the rejection that
+/// followed them.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     requests: Vec<(String, Vec<u8>)>,
-    refused_with: Option<u16>,
+    rejected_with: Option<u16>,
 }
 
 fn status(rejection: ProtocolError) -> u16 {
@@ -30,21 +30,21 @@ fn status(rejection: ProtocolError) -> u16 {
 /// Feeds `input` in pieces of `size` bytes to an application that accepts every body.
 fn run(input: &[u8], size: usize) -> Outcome {
     let mut connection = Connection::new(0);
-    let mut outcome = Outcome { requests: Vec::new(), refused_with: None };
+    let mut outcome = Outcome { requests: Vec::new(), rejected_with: None };
     let mut rest = input;
     loop {
-        let answer = |status| Response { status, content_type: None, headers: &[], body: b"", date: "" };
+        let response = |status| Response { status, content_type: None, headers: &[], body: b"", date: "" };
         match connection.step(0) {
             Step::Head => connection.accept_body(limits::BODY_BYTES_MAX, 0),
             Step::Body => {
                 let target = String::from_utf8_lossy(connection.head().target()).into_owned();
                 outcome.requests.push((target, connection.take_body().to_vec()));
-                connection.respond(&answer(200), 0);
+                connection.respond(&response(200), 0);
             }
             Step::Reject(rejection) => {
-                assert_eq!(outcome.refused_with, None, "refused once");
-                outcome.refused_with = Some(status(rejection));
-                connection.respond_and_close(&answer(status(rejection)), 0);
+                assert_eq!(outcome.rejected_with, None, "rejected once");
+                outcome.rejected_with = Some(status(rejection));
+                connection.respond_and_close(&response(status(rejection)), 0);
                 let output = String::from_utf8_lossy(connection.output()).into_owned();
                 assert!(output.ends_with("connection: close\r\n\r\n"), "{output}");
             }
@@ -70,23 +70,23 @@ fn check(name: &str, input: &str, statuses: &[u16]) {
     for (form, bytes, size) in forms.into_iter().chain(followed_forms) {
         let outcome = run(bytes, size);
         assert!(outcome.requests.is_empty(), "{name}, {form}: {outcome:?}");
-        let status = outcome.refused_with.unwrap_or_default();
+        let status = outcome.rejected_with.unwrap_or_default();
         assert!(statuses.contains(&status), "{name}, {form}: {outcome:?}");
     }
 }
 
-/// A request with these header lines, a host among them, and this body.
+/// A request with a `Host`, these header lines and this body.
 fn post(fields: &str, body: &str) -> String {
     format!("POST /hostile HTTP/1.1\r\nHost: x\r\n{fields}\r\n{body}")
 }
 
-/// A request whose chunked body is given as it is sent.
+/// A request with this chunked body, in its encoded form.
 fn chunked(body: &str) -> String {
     post("Transfer-Encoding: chunked\r\n", body)
 }
 
 #[test]
-fn lengths() {
+fn malformed_lengths() {
     check("1 hyper CVE-2021-32715", &post("Content-Length: +3\r\n", "abc"), &[400]);
     check("5 several lengths", &post("Content-Length: 3\r\nContent-Length: 3\r\n", "abc"), &[400]);
     for value in ["+5", "-5", "0x5", "\x0b5", "5\x0c"] {
@@ -96,12 +96,12 @@ fn lengths() {
     check("17 cheroot#737", &post("Content-Length: 0\r\nContent-Length: 30\r\n", ""), &[400]);
     check("18 HAProxy CVE-2023-40225", &post("Content-Length:\r\nContent-Length: 5\r\n", "hello"), &[400]);
     for value in ["", "5,", "5,5", "5, 5"] {
-        check("18 list or nothing", &post(&format!("Content-Length: {value}\r\n"), "hello"), &[400]);
+        check("18 list or empty", &post(&format!("Content-Length: {value}\r\n"), "hello"), &[400]);
     }
 }
 
 #[test]
-fn transfer_codings() {
+fn malformed_transfer_codings() {
     for second in ["identity", "cow", "chunked"] {
         let fields = format!("Transfer-Encoding: chunked\r\nTransfer-Encoding: {second}\r\n");
         check("3 hyper CVE-2021-21299", &post(&fields, "0\r\n\r\n"), &[400, 501]);
@@ -129,7 +129,7 @@ fn transfer_codings() {
 }
 
 #[test]
-fn header_lines() {
+fn malformed_header_lines() {
     check("6 tiny_http, Netty CVE-2019-16869", &post("Transfer-Encoding : chunked\r\n", "0\r\n\r\n"), &[400]);
     check("7 Netty CVE-2019-20444", &post("Content-Length:\r\n6\r\n", "hello!"), &[400]);
     check("13 Node CVE-2022-32213", &post("Transfer-Encoding:\r\n chunked\r\n", "0\r\n\r\n"), &[400]);
@@ -145,7 +145,7 @@ fn header_lines() {
 }
 
 #[test]
-fn chunks() {
+fn malformed_chunks() {
     check("2 hyper CVE-2021-32714", &chunked("f0000000000000003\r\nabc\r\n0\r\n\r\n"), &[400]);
     check("10 h11 CVE-2025-43859", &chunked("5\r\nAAAAAXX2\r\n45\r\n0\r\n\r\n"), &[400]);
     check("11 Kestrel CVE-2025-55315", &chunked("2;a\nxx\r\nab\r\n0\r\n\r\n"), &[400]);
@@ -161,14 +161,14 @@ fn chunks() {
     check("23 vanilla#110", &chunked("5\r\nhello0\r\n\r\n"), &[400]);
     check("24 actix-web#4239", &chunked("\r\n\r\n"), &[400]);
     check("24 bun#27669", &chunked(";x\r\n\r\n"), &[400]);
-    let endless = "x".repeat(limits::CHUNK_EXTENSIONS_BYTES_MAX);
-    check("26 Node CVE-2024-22019", &chunked(&format!("1;{endless}")), &[400]);
+    let longest = "x".repeat(limits::CHUNK_EXTENSIONS_BYTES_MAX);
+    check("26 Node CVE-2024-22019", &chunked(&format!("1;{longest}")), &[400]);
     let many = format!("1;{}\r\na\r\n", "x".repeat(limits::CHUNK_EXTENSION_BYTES_MAX - 1)).repeat(65);
     check("26 hyper#3495", &chunked(&many), &[400]);
 }
 
 #[test]
-fn beginnings() {
+fn malformed_first_lines() {
     check("TLS", "\x16\x03\x01\x02", &[400]);
     check("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[505]);
     check("two empty lines", "\r\n\r\n", &[400]);
@@ -180,19 +180,19 @@ fn beginnings() {
 }
 
 #[test]
-fn hackney_912_a_line_end_between_two_segments() {
+fn hackney_912_a_line_end_may_be_split_between_segments() {
     let input = chunked("5\r\nhello\r\n6;a=b\r\n world\r\n0\r\nA: b\r\n\r\n") + SMUGGLED;
     let expected = Outcome {
         requests: vec![
             ("/hostile".to_owned(), b"hello world".to_vec()),
             ("/smuggled".to_owned(), Vec::new()),
         ],
-        refused_with: None,
+        rejected_with: None,
     };
     for size in 1..=input.len() {
         assert_eq!(run(input.as_bytes(), size), expected, "in pieces of {size}");
     }
-    // Row 25: white space around the coding is none of the trouble.
+    // Row 25: white space around the coding is valid.
     let padded = post("Transfer-Encoding: \t chunked\t\r\n", "0\r\n\r\n");
     assert_eq!(run(padded.as_bytes(), 1).requests, [("/hostile".to_owned(), Vec::new())]);
 }

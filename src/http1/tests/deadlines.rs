@@ -1,8 +1,8 @@
-//! Every deadline: one millisecond before it nothing happens, and at it the right thing.
+//! Every deadline: nothing happens one millisecond before it, and the expected step follows at it.
 
 use super::{
     Connection, ProtocolError, Step,
-    conversations::{ANSWER, GET, OK_CLOSE, connection, send, step, take_output},
+    pipelining::{ANSWER, GET, OK_CLOSE, connection, send, step, take_output},
 };
 use crate::limits;
 
@@ -31,14 +31,14 @@ fn deadlines_of_requests() {
     }
     check_expiry(&mut slow, 1000 + head_ms, Step::Reject(ProtocolError::HeadTimeout));
 
-    // An empty line begins no request.
+    // An empty line does not begin a request.
     let mut empty_line = Connection::new(7);
     send(&mut empty_line, "\r\n", 1000);
     empty_line.step(1000);
     assert!(empty_line.is_idle());
     check_expiry(&mut empty_line, 1000 + idle_ms, Step::Linger);
 
-    // What was sent ahead has its time from the answer on.
+    // The head timeout of a pipelined request counts from the response to the previous one.
     let mut ahead = connection();
     send(&mut ahead, &format!("{GET}GET"), 0);
     assert_eq!(step(&mut ahead), Step::Head);
@@ -72,7 +72,7 @@ fn deadlines_of_bodies() {
     };
     assert_eq!(send_at(limits::TRANSFER_BYTES_MIN - 1, 25_000), Some(30_000));
     assert_eq!(send_at(1, 26_000), Some(36_000));
-    // What arrived before earns no time: neither a megabyte at once nor a byte now and then.
+    // Bytes of earlier windows earn no time: neither a burst of a megabyte nor a byte now and then.
     assert_eq!(send_at(1024 * 1024, 27_000), Some(37_000));
     for now_ms in 28..37 {
         assert_eq!(send_at(1, now_ms * 1000), Some(37_000));
@@ -88,7 +88,7 @@ fn deadlines_of_chunked_bodies() {
     send(&mut connection, "PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", 0);
     assert_eq!(step(&mut connection), Step::Head);
     connection.accept_body(limits::BODY_BYTES_MAX, 0);
-    // The framing around the bytes earns no time.
+    // The framing around the data earns no time.
     for now_ms in [1000, 2000, 9000] {
         send(&mut connection, "1;a=b\r\nx\r\n", now_ms);
         assert_eq!(connection.step(now_ms), Step::Read);
@@ -105,12 +105,12 @@ fn deadlines_of_writing_and_lingering() {
     assert_eq!(stalled.deadline_ms(), Some(13_000));
     stalled.wrote(1, 5000);
     stalled.wrote(0, 6000);
-    // One byte now and then is no progress.
+    // A byte now and then does not count as progress.
     check_expiry(&mut stalled, 13_000, Step::Close);
     assert!(stalled.output().is_empty());
     stalled.wrote(1, 15_000);
     stalled.respond(&ANSWER, 15_000);
-    assert!(stalled.output().is_empty(), "nothing is written to a client that was dropped");
+    assert!(stalled.output().is_empty(), "no output after the client was dropped");
 
     let mut lingering = connection();
     lingering.respond_and_close(&ANSWER, 0);

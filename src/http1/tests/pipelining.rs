@@ -1,4 +1,4 @@
-//! Whole conversations: what a client sends, what it gets, and what the driver is told to do.
+//! Request and response sequences: the input of a client, its output, and the steps of the driver.
 
 use super::{Connection, ProtocolError, Response, Step};
 use crate::limits;
@@ -26,7 +26,7 @@ pub(super) fn send(connection: &mut Connection, text: &str, now_ms: u64) {
     }
 }
 
-/// Takes all output, as a client that reads at once.
+/// Takes all output, like a client that reads immediately.
 pub(super) fn take_output(connection: &mut Connection, now_ms: u64) -> String {
     let output = String::from_utf8_lossy(connection.output()).into_owned();
     connection.wrote(output.len(), now_ms);
@@ -37,8 +37,8 @@ pub(super) fn step(connection: &mut Connection) -> Step {
     connection.step(0)
 }
 
-/// What follows a single request that is answered as soon as its head is there.
-fn check_early_answer(request: &str, expected_output: &str, expected_step: Step) {
+/// Checks the output and the next step after a response that is written as soon as the head is complete.
+fn check_early_response(request: &str, expected_output: &str, expected_step: Step) {
     let mut connection = connection();
     send(&mut connection, request, 0);
     assert_eq!(step(&mut connection), Step::Head, "{request}");
@@ -48,12 +48,12 @@ fn check_early_answer(request: &str, expected_output: &str, expected_step: Step)
 }
 
 #[test]
-fn pipelined_requests_are_answered_in_order() {
+fn responses_to_pipelined_requests_are_in_order() {
     let mut connection = connection();
     let second = "PUT /b HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody";
     send(&mut connection, &format!("{GET}{second}{GET}"), 0);
     assert_eq!(step(&mut connection), Step::Head);
-    assert_eq!(step(&mut connection), Step::Head, "asking again changes nothing");
+    assert_eq!(step(&mut connection), Step::Head, "a repeated step changes nothing");
     assert_eq!(connection.head().path(), b"/a");
     connection.respond(&ANSWER, 0);
     assert_eq!(step(&mut connection), Step::Head);
@@ -70,15 +70,15 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn connections_outlive_answers_as_both_sides_wish() {
+fn a_connection_persists_if_both_sides_agree() {
     let request = |version: &str, connection: &str| {
         format!("GET / HTTP/{version}\r\nHost: x\r\nConnection: {connection}\r\n\r\n")
     };
-    check_early_answer(&request("1.1", "x"), OK, Step::Read);
-    check_early_answer(&request("1.1", "x, Close"), OK_CLOSE, Step::Linger);
-    check_early_answer(&request("1.0", "x"), OK_CLOSE, Step::Linger);
+    check_early_response(&request("1.1", "x"), OK, Step::Read);
+    check_early_response(&request("1.1", "x, Close"), OK_CLOSE, Step::Linger);
+    check_early_response(&request("1.0", "x"), OK_CLOSE, Step::Linger);
     let keep_alive = OK.replace("\r\n\r\n", "\r\nconnection: keep-alive\r\n\r\n");
-    check_early_answer(&request("1.0", "Keep-Alive"), &keep_alive, Step::Read);
+    check_early_response(&request("1.0", "Keep-Alive"), &keep_alive, Step::Read);
 
     let mut last = connection();
     last.requests_count = limits::REQUESTS_COUNT_MAX_PER_CONNECTION - 2;
@@ -92,23 +92,23 @@ fn connections_outlive_answers_as_both_sides_wish() {
 }
 
 #[test]
-fn a_body_that_is_not_wanted_is_skipped_only_when_it_is_here() {
+fn an_unaccepted_body_is_skipped_only_if_all_of_it_has_arrived() {
     let length = |body: &str| format!("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n{body}");
-    check_early_answer(&length("body"), OK, Step::Read);
-    check_early_answer(&length(&format!("body{GET}")), OK, Step::Head);
-    check_early_answer(&length("bod"), OK_CLOSE, Step::Linger);
+    check_early_response(&length("body"), OK, Step::Read);
+    check_early_response(&length(&format!("body{GET}")), OK, Step::Head);
+    check_early_response(&length("bod"), OK_CLOSE, Step::Linger);
     let chunked =
         |body: &str| format!("PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
-    check_early_answer(&chunked(&format!("1\r\na\r\n0\r\n\r\n{GET}")), OK, Step::Head);
-    check_early_answer(&chunked("1\r\na\r\n0\r\n"), OK_CLOSE, Step::Linger);
-    check_early_answer(&chunked(&format!("1\r\na\n0\r\n\r\n{GET}")), OK_CLOSE, Step::Linger);
+    check_early_response(&chunked(&format!("1\r\na\r\n0\r\n\r\n{GET}")), OK, Step::Head);
+    check_early_response(&chunked("1\r\na\r\n0\r\n"), OK_CLOSE, Step::Linger);
+    check_early_response(&chunked(&format!("1\r\na\n0\r\n\r\n{GET}")), OK_CLOSE, Step::Linger);
     let large = limits::BODY_BYTES_MAX + 1;
     let large = format!("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {large}\r\n\r\n");
-    check_early_answer(&large, OK_CLOSE, Step::Linger);
+    check_early_response(&large, OK_CLOSE, Step::Linger);
 }
 
 #[test]
-fn after_the_last_answer_bytes_are_thrown_away() {
+fn input_after_the_last_response_is_discarded() {
     let mut connection = connection();
     send(&mut connection, &format!("{GET}{GET}"), 0);
     assert_eq!(step(&mut connection), Step::Head);
@@ -124,10 +124,10 @@ fn after_the_last_answer_bytes_are_thrown_away() {
 }
 
 #[test]
-fn head_gets_no_body() {
+fn responses_to_head_have_no_body() {
     let request = GET.replace("GET", "HEAD");
-    check_early_answer(&request, OK.trim_end_matches("ok"), Step::Read);
-    check_early_answer(&format!("{request}{GET}"), OK.trim_end_matches("ok"), Step::Head);
+    check_early_response(&request, OK.trim_end_matches("ok"), Step::Read);
+    check_early_response(&format!("{request}{GET}"), OK.trim_end_matches("ok"), Step::Head);
 
     let mut connection = connection();
     send(&mut connection, "HEAD / HTTP/1.1\r\n\r\n", 0);
@@ -159,11 +159,11 @@ fn expectations() {
     let mut other = connection();
     send(&mut other, "PUT / HTTP/1.1\r\nHost: x\r\nExpect: tea\r\n\r\n", 0);
     assert_eq!(step(&mut other), Step::Reject(ProtocolError::ExpectationFailed));
-    check_early_answer("PUT / HTTP/1.0\r\nExpect: tea\r\n\r\n", OK_CLOSE, Step::Linger);
+    check_early_response("PUT / HTTP/1.0\r\nExpect: tea\r\n\r\n", OK_CLOSE, Step::Linger);
 }
 
 #[test]
-fn bodies_that_are_too_large_are_refused_after_the_application_had_its_say() {
+fn bodies_that_are_too_large_are_rejected_after_the_application_has_seen_the_head() {
     let check = |bytes_max: usize, framing: String, body: &str| {
         let mut connection = connection();
         send(&mut connection, &format!("PUT /a HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n{body}"), 0);
@@ -188,13 +188,13 @@ fn bodies_that_are_too_large_are_refused_after_the_application_had_its_say() {
 }
 
 #[test]
-fn the_largest_body_arrives_in_steps() {
+fn the_memory_for_the_largest_body_grows_with_it() {
     let mut connection = connection();
     let length = limits::BODY_BYTES_MAX;
     send(&mut connection, &format!("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"), 0);
     assert_eq!(step(&mut connection), Step::Head);
     connection.accept_body(limits::BODY_BYTES_MAX, 0);
-    assert_eq!(connection.buffered_body_bytes(), 0, "an announced length takes no memory");
+    assert_eq!(connection.buffered_body_bytes(), 0, "announcing a length takes no memory");
     let piece = "x".repeat(limits::HEAD_BYTES_MAX);
     for sent in 1..=length / piece.len() {
         assert_eq!(step(&mut connection), Step::Read);
@@ -210,11 +210,11 @@ fn the_largest_body_arrives_in_steps() {
     assert_eq!(connection.buffered_body_bytes(), 0);
     connection.respond(&ANSWER, 0);
     assert_eq!(step(&mut connection), Step::Read);
-    assert_eq!(connection.read_space().len(), limits::INBOX_BYTES, "idle again, and small");
+    assert_eq!(connection.read_space().len(), limits::INBOX_BYTES, "the idle buffer is small again");
 }
 
 #[test]
-fn limits_of_the_head() {
+fn limits_of_the_head_are_enforced() {
     let check = |text: String, expected: ProtocolError| {
         let mut connection = connection();
         for piece in text.as_bytes().chunks(1000) {
@@ -223,7 +223,7 @@ fn limits_of_the_head() {
                 return assert_eq!(rejection, expected);
             }
         }
-        panic!("{expected:?} was expected");
+        panic!("no rejection, expected {expected:?}");
     };
     check(format!("GET /{}", "a".repeat(limits::REQUEST_LINE_BYTES_MAX)), ProtocolError::RequestLineTooLong);
     let large_field = format!("GET / HTTP/1.1\r\na: {}", "a".repeat(limits::HEAD_BYTES_MAX - 19));
@@ -231,7 +231,7 @@ fn limits_of_the_head() {
     let many_fields = "a: b\r\n".repeat(limits::HEADERS_COUNT_MAX + 1);
     check(format!("GET / HTTP/1.1\r\n{many_fields}"), ProtocolError::HeadTooLarge);
     let most_fields = "a: b\r\n".repeat(limits::HEADERS_COUNT_MAX - 1);
-    check_early_answer(&format!("GET / HTTP/1.1\r\nHost: x\r\n{most_fields}\r\n"), OK, Step::Read);
+    check_early_response(&format!("GET / HTTP/1.1\r\nHost: x\r\n{most_fields}\r\n"), OK, Step::Read);
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn reading_ahead_is_bounded() {
 }
 
 #[test]
-fn output_fills_up() {
+fn output_is_bounded() {
     let mut connection = connection();
     let body = vec![b'x'; limits::OUTBOX_BYTES_MAX / 2];
     send(&mut connection, &GET.repeat(2), 0);
@@ -265,7 +265,7 @@ fn output_fills_up() {
 }
 
 #[test]
-fn streams() {
+fn streams_are_delimited() {
     const HEAD: &str = "HTTP/1.1 200 OK\r\ndate: D\r\ntransfer-encoding: chunked\r\ntrailer: sum\r\n\r\n";
     let check = |request: &str, expected: &str, expected_step: Step| {
         let mut connection = connection();
@@ -303,20 +303,20 @@ fn streams() {
 }
 
 #[test]
-fn draining() {
+fn draining_closes_after_the_current_response() {
     let mut idle = connection();
     idle.close_after_answer();
     assert_eq!(step(&mut idle), Step::Linger);
 
-    // The patience for the last answer counts from that answer.
-    let mut answered = connection();
-    send(&mut answered, GET, 1000);
-    assert_eq!(answered.step(1000), Step::Head);
-    answered.respond(&ANSWER, 1000);
-    take_output(&mut answered, 1000);
-    answered.close_after_answer();
-    assert_eq!(answered.step(2500), Step::Linger);
-    assert_eq!(answered.deadline_ms(), Some(3000));
+    // The linger timeout counts from the last response.
+    let mut responded = connection();
+    send(&mut responded, GET, 1000);
+    assert_eq!(responded.step(1000), Step::Head);
+    responded.respond(&ANSWER, 1000);
+    take_output(&mut responded, 1000);
+    responded.close_after_answer();
+    assert_eq!(responded.step(2500), Step::Linger);
+    assert_eq!(responded.deadline_ms(), Some(3000));
 
     let mut busy = connection();
     send(&mut busy, &format!("{GET}{GET}"), 0);
@@ -335,7 +335,7 @@ fn draining() {
 }
 
 #[test]
-fn the_end_of_the_stream() {
+fn end_of_input() {
     for text in ["", "GET", "\r\n", "GET / HTTP/1.1\r\nHost: x\r\n"] {
         let mut connection = connection();
         send(&mut connection, text, 0);
@@ -349,20 +349,20 @@ fn the_end_of_the_stream() {
     in_body.received_eof();
     assert_eq!(step(&mut in_body), Step::Close);
 
-    let mut answering = connection();
-    send(&mut answering, &GET.repeat(2), 0);
-    answering.received_eof();
-    assert!(answering.saw_eof());
+    let mut responding = connection();
+    send(&mut responding, &GET.repeat(2), 0);
+    responding.received_eof();
+    assert!(responding.saw_eof());
     for _ in 0..2 {
-        assert_eq!(step(&mut answering), Step::Head);
-        answering.respond(&ANSWER, 0);
+        assert_eq!(step(&mut responding), Step::Head);
+        responding.respond(&ANSWER, 0);
     }
-    assert_eq!(take_output(&mut answering, 0), OK.repeat(2));
-    assert_eq!(step(&mut answering), Step::Close);
+    assert_eq!(take_output(&mut responding, 0), OK.repeat(2));
+    assert_eq!(step(&mut responding), Step::Close);
 }
 
 #[test]
-fn a_client_can_be_turned_away_before_its_request() {
+fn a_client_can_be_rejected_before_its_request() {
     let mut connection = connection();
     connection.respond_and_close(&ANSWER, 0);
     assert_eq!(take_output(&mut connection, 0), OK_CLOSE);

@@ -1,25 +1,25 @@
-//! Properties: how the bytes are split changes nothing, and no bytes make the connection panic.
+//! Properties: the result does not depend on how the bytes are split, and no input causes a panic.
 
 use proptest::prelude::*;
 
 use super::{Connection, ProtocolError, Response, Step};
 use crate::limits;
 
-/// What an application gets to see of a connection.
+/// Event of a connection that its application sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Event {
     Request { method: String, target: Vec<u8>, user_key: Option<Vec<u8>>, body: Vec<u8> },
-    Refused(ProtocolError),
+    Rejected(ProtocolError),
     Closed,
 }
 
-/// Feeds `input` in pieces of the sizes that `next_size` gives, then the end of the stream.
+/// Feeds `input` in pieces of the sizes that `next_size` returns, then the end of the input.
 fn run(input: &[u8], mut next_size: impl FnMut() -> usize) -> Vec<Event> {
     let mut connection = Connection::new(0);
     let mut events = Vec::new();
     let mut rest = input;
     loop {
-        let answer = Response { status: 200, content_type: None, headers: &[], body: b"x", date: "" };
+        let response = Response { status: 200, content_type: None, headers: &[], body: b"x", date: "" };
         match connection.step(0) {
             Step::Head => connection.accept_body(limits::BODY_BYTES_MAX, 0),
             Step::Body => {
@@ -30,11 +30,11 @@ fn run(input: &[u8], mut next_size: impl FnMut() -> usize) -> Vec<Event> {
                     user_key: head.user_key().map(<[u8]>::to_vec),
                     body: connection.body().to_vec(),
                 });
-                connection.respond(&answer, 0);
+                connection.respond(&response, 0);
             }
             Step::Reject(rejection) => {
-                events.push(Event::Refused(rejection));
-                connection.respond_and_close(&answer, 0);
+                events.push(Event::Rejected(rejection));
+                connection.respond_and_close(&response, 0);
             }
             Step::Read | Step::Linger => {
                 let written_count = connection.output().len();
@@ -58,7 +58,7 @@ fn run(input: &[u8], mut next_size: impl FnMut() -> usize) -> Vec<Event> {
     }
 }
 
-/// One valid request: its bytes and the event it must become.
+/// Generates a valid request: its bytes and the event that it must cause.
 fn request() -> impl Strategy<Value = (Vec<u8>, Event)> {
     let body = proptest::collection::vec(any::<u8>(), 0..3000);
     let chunk_sizes = proptest::collection::vec(1_usize..700, 0..6);
@@ -104,7 +104,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn requests_are_the_same_for_any_split(
+    fn requests_do_not_depend_on_the_segmentation(
         requests in proptest::collection::vec(request(), 1..5),
         sizes in proptest::collection::vec(1_usize..300, 1..20),
     ) {
@@ -118,19 +118,20 @@ proptest! {
     }
 }
 
-/// A small generator of pseudo-random numbers (xorshift), so that a failure can be repeated.
-pub(super) struct Random(pub(super) u64);
+/// Small pseudo-random number generator (xorshift), so that failures are reproducible.
+pub(in crate::http1) struct Random(pub(in crate::http1) u64);
 
 impl Random {
-    pub(super) fn below(&mut self, bound: usize) -> usize {
+    /// Returns a number below `bound`.
+    pub(in crate::http1) fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         usize::try_from(self.0 >> 33).expect("31 bits fit") % bound
     }
 
-    /// Pieces of requests in any order, with random bytes between them: mostly malformed, but deep
-    /// enough to reach every part of the parser.
+    /// Returns pieces of requests in any order, with random bytes between them: mostly malformed, but deep enough to
+    /// reach every part of the parser.
     fn input(&mut self) -> Vec<u8> {
         const PIECES: [&str; 24] = [
             "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -172,7 +173,7 @@ impl Random {
 }
 
 #[test]
-fn no_bytes_panic_and_even_refusals_are_the_same_for_any_split() {
+fn rejections_do_not_depend_on_the_segmentation() {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     for _ in 0..20_000 {
         let input = random.input();
@@ -186,7 +187,7 @@ fn no_bytes_panic_and_even_refusals_are_the_same_for_any_split() {
 #[test]
 fn random_calls_do_not_panic() {
     let mut random = Random(0x2545_F491_4F6C_DD1D);
-    let answer = Response { status: 200, content_type: None, headers: &[], body: b"x", date: "" };
+    let response = Response { status: 200, content_type: None, headers: &[], body: b"x", date: "" };
     for _ in 0..2000 {
         let mut connection = Connection::new(0);
         let mut now_ms = 0;
@@ -194,14 +195,14 @@ fn random_calls_do_not_panic() {
             now_ms += if random.below(10) == 0 { 11_000 } else { 1 };
             connection.expire(now_ms);
             match connection.step(now_ms) {
-                Step::Head if random.below(3) == 0 => connection.respond(&answer, now_ms),
+                Step::Head if random.below(3) == 0 => connection.respond(&response, now_ms),
                 Step::Head if random.below(3) > 0 => connection.accept_body(limits::BODY_BYTES_MAX, now_ms),
                 Step::Head | Step::Body if random.below(2) == 0 => {
-                    connection.begin_stream(&answer, &["a"], now_ms);
+                    connection.begin_stream(&response, &["a"], now_ms);
                     connection.stream_chunk(b"abc", now_ms);
                 }
-                Step::Head | Step::Body => connection.respond(&answer, now_ms),
-                Step::Reject(_) => connection.respond_and_close(&answer, now_ms),
+                Step::Head | Step::Body => connection.respond(&response, now_ms),
+                Step::Reject(_) => connection.respond_and_close(&response, now_ms),
                 Step::Read | Step::Linger | Step::Close => {}
             }
             match random.below(10) {
