@@ -1,7 +1,7 @@
-//! Asks a running server how it is, as a container engine does whose image has no curl.
+//! Health check of a running server, for container images without curl.
 //!
-//! Which server: the one that the same settings describe, by its admin listener if it has one. Asking is one thread's work, which is given up
-//! when the time is over: no part of it, the resolving of a name above all, needs a time limit of its own.
+//! Probes the server with the same settings, through its admin listener if it has one. The probe runs on a separate
+//! thread, which is abandoned at the timeout: no single step, such as name resolution, needs its own timeout.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -13,91 +13,92 @@ use crate::config::{self, Host, SettingErrors};
 use crate::http1::{ClientConnection, ClientFailure, ClientRequest, ClientStep, Method, PROXY_LOCAL};
 use crate::tls;
 
-/// Both answers are some dozen bytes.
+/// Largest body; healthy responses are a few dozen bytes.
 const BODY_BYTES_MAX: usize = 4 * 1024;
+/// Longest part of a body that is shown in an error.
 const SHOWN_CHARS_MAX: usize = 200;
 
-/// What is asked.
+/// Kind of probe.
 #[derive(Clone, Copy, Debug)]
 pub enum Probe {
-    /// Whether it serves.
+    /// Liveness: whether the server is serving.
     Serves,
-    /// Whether clients should be sent to it.
+    /// Readiness: whether clients should be sent to the server.
     IsReady,
 }
 
-/// Why the answer is not yes; a sentence for people.
+/// Failure of a probe; displayed as a message for operators.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// They describe no server.
-    #[error("these settings cannot be used:\n{0}")]
+    /// The settings are invalid.
+    #[error("invalid configuration:\n{0}")]
     Settings(#[from] SettingErrors),
-    /// Only the server knows which port it got.
-    #[error("the port is set to 0, so it is not known where the server listens")]
+    /// The configured port is 0; only the server knows the port that the system has assigned.
+    #[error("the configured port is 0, so the port of the server is unknown")]
     AnyPort,
-    /// Nobody accepts a connection.
-    #[error("nobody listens on {address}: {source}")]
+    /// No connection could be opened.
+    #[error("cannot connect to {address}: {source}")]
     Unreachable {
-        /// Where the server should be.
+        /// Configured address of the server.
         address: SocketAddr,
-        /// What the system says.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// The connection broke.
-    #[error("the connection brings no answer: {0}")]
+    /// The connection failed.
+    #[error("no valid response: {0}")]
     Broken(#[from] io::Error),
-    /// The server requires client certificates, and its own is not one.
+    /// The server requires client certificates and rejects its own.
     #[error(
-        "the server does not accept its own certificate as that of a client ({0}): set OSC_ADMIN_LISTEN, which serves \
+        "the server rejects its own certificate as a client certificate ({0}): set OSC_ADMIN_LISTEN, which serves \
          probes without TLS"
     )]
     CertificateRefused(#[source] io::Error),
-    /// Something listens that does not answer as a server does.
-    #[error("the connection brings no answer: {0}")]
+    /// The response is not valid HTTP: another program may be listening on the port.
+    #[error("no valid response: {0}")]
     NotHttp(#[from] ClientFailure),
-    /// It says no.
-    #[error("{target} is answered with {status}: {body}")]
+    /// The response has another status than 200.
+    #[error("{target} responded with {status}: {body}")]
     No {
-        /// What was asked for.
+        /// Path of the request.
         target: &'static str,
-        /// The answer's status.
+        /// Status of the response.
         status: u16,
-        /// The beginning of the answer.
+        /// Start of the response body.
         body: String,
     },
-    /// It may be alive, and is of no use.
-    #[error("there is no answer after {} s", .0.as_secs())]
+    /// No response within the timeout: the server may be alive, but is unusable.
+    #[error("timed out after {} s", .0.as_secs())]
     TimedOut(Duration),
 }
 
-/// Asks the server that the settings of this process describe.
+/// Probes the server that the settings of this process describe.
 ///
 /// # Errors
-/// When the answer is anything but 200, or does not come in time.
-pub fn ask(question: Probe, timeout: Duration) -> Result<(), ProbeError> {
-    let (tell, told) = mpsc::channel();
-    thread::Builder::new().spawn(move || tell.send(run_probe(question)))?;
-    told.recv_timeout(timeout).unwrap_or(Err(ProbeError::TimedOut(timeout)))
+/// Fails if the response is anything but 200, or does not arrive within the timeout.
+pub fn ask(probe: Probe, timeout: Duration) -> Result<(), ProbeError> {
+    let (sender, receiver) = mpsc::channel();
+    thread::Builder::new().spawn(move || sender.send(run_probe(probe)))?;
+    receiver.recv_timeout(timeout).unwrap_or(Err(ProbeError::TimedOut(timeout)))
 }
 
-fn run_probe(question: Probe) -> Result<(), ProbeError> {
-    let target = match question {
+fn run_probe(probe: Probe) -> Result<(), ProbeError> {
+    let target = match probe {
         Probe::Serves => "/cluster/health",
         Probe::IsReady => "/ready",
     };
     if let Some(admin) = config::load_admin()? {
-        return verdict(target, exchange(connect(&admin)?, target)?);
+        return check_response(target, exchange(connect(&admin)?, target)?);
     }
-    // What the settings are warned about is in the log of the server.
+    // The server has already logged the warnings.
     let (config, _warnings) = config::load()?;
     let mut stream = connect(&config.host)?;
     if config.clients.has_proxy_protocol {
         stream.write_all(&PROXY_LOCAL)?;
     }
-    let secured = config.certificates.to_self();
-    let answer = match secured {
-        Some(secured) => {
-            exchange(tls::connect_to_self(stream, secured)?, target).map_err(|failure| match failure {
+    let tls_config = config.certificates.to_self();
+    let response = match tls_config {
+        Some(tls_config) => {
+            exchange(tls::connect_to_self(stream, tls_config)?, target).map_err(|error| match error {
                 ProbeError::Broken(error)
                     if tls::PeerTlsError::of(&error) == Some(tls::PeerTlsError::OfThisNode) =>
                 {
@@ -108,10 +109,10 @@ fn run_probe(question: Probe) -> Result<(), ProbeError> {
         }
         None => exchange(stream, target)?,
     };
-    verdict(target, answer)
+    check_response(target, response)
 }
 
-fn verdict(target: &'static str, (status, body): (u16, Vec<u8>)) -> Result<(), ProbeError> {
+fn check_response(target: &'static str, (status, body): (u16, Vec<u8>)) -> Result<(), ProbeError> {
     if status == 200 { Ok(()) } else { Err(ProbeError::No { target, status, body: shown(&body) }) }
 }
 
@@ -124,25 +125,25 @@ fn connect(host: &Host) -> Result<TcpStream, ProbeError> {
         .map_err(|source| ProbeError::Unreachable { address: addresses[0], source })
 }
 
-/// Where to find a server that listens there. One that listens everywhere is found on the loopback interface.
+/// Returns the addresses to connect to. A server that listens on all interfaces is probed on the loopback interface.
 fn addresses(host: &Host) -> Vec<SocketAddr> {
-    let reached = |address: &SocketAddr| {
+    let reachable = |address: &SocketAddr| {
         let ip = match address.ip().to_canonical() {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        // A link-local address needs its zone.
+        // Keeps the zone, which a link-local address needs.
         if ip == address.ip() { *address } else { SocketAddr::new(ip, address.port()) }
     };
-    host.addresses().iter().map(reached).collect()
+    host.addresses().iter().map(reachable).collect()
 }
 
 fn exchange(mut stream: impl Read + Write, target: &str) -> Result<(u16, Vec<u8>), ProbeError> {
     let mut connection = ClientConnection::new(BODY_BYTES_MAX);
-    let call = ClientRequest { method: Method::Get, target, host: "localhost", headers: &[], body: b"" };
-    // The clock stands still: who waits for this has the time limit.
-    connection.call(&call, 0, u64::MAX);
+    let request = ClientRequest { method: Method::Get, target, host: "localhost", headers: &[], body: b"" };
+    // The clock stands still: the timeout is that of the caller.
+    connection.call(&request, 0, u64::MAX);
     loop {
         match connection.step() {
             ClientStep::Response => return Ok((connection.status(), connection.take_body())),
@@ -161,7 +162,7 @@ fn exchange(mut stream: impl Read + Write, target: &str) -> Result<(u16, Vec<u8>
     }
 }
 
-/// On one line, as far as it goes: who answers may be anybody.
+/// Truncates to one printable line; the responder is untrusted.
 fn shown(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     text.chars().filter(|character| !character.is_control()).take(SHOWN_CHARS_MAX).collect()
@@ -175,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_the_server_is() {
+    fn addresses_to_probe() {
         for (host, expected) in [
             ("127.0.0.1", "127.0.0.1:9000"),
             ("0.0.0.0", "127.0.0.1:9000"),

@@ -1,4 +1,4 @@
-//! The command line: what to do, and the exit code.
+//! Command line: subcommands and exit codes.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -28,30 +28,30 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the server until SIGTERM or SIGINT (the default).
+    /// Run the server until SIGTERM or SIGINT (the default).
     Serve,
-    /// Checks the settings, prints them without their secrets, and ends.
+    /// Validate the settings and print them without secrets.
     CheckConfig,
-    /// Puts right what keeps this node from its cluster, while no server runs; says what it changes.
+    /// Repair what keeps this node out of its cluster, while the server is stopped, and print the changes.
     Repair {
-        /// Gives versions that are ahead of the clock stamps of now: no other node takes them as they are.
+        /// Reset versions that are ahead of the clock, which other nodes refuse, to the current time.
         #[arg(long, required = true)]
         versions: bool,
-        /// Changes nothing, and says what would be changed.
+        /// Print what would be changed, and change nothing.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Back up the database and the salt, verified, also while a server runs.
+    /// Back up the database and the salt, and verify the copy; the server may be running.
     Backup {
-        /// The directory for this backup: an empty one, or one that does not exist.
+        /// Directory of this backup: empty, or not existing yet.
         directory: PathBuf,
         /// Print the result as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Restore a backup while no server runs; the present files are kept under another name.
+    /// Restore a backup while the server is stopped; the current files are kept under another name.
     Restore {
-        /// The directory of the backup.
+        /// Directory of the backup.
         directory: PathBuf,
         /// Check everything and change nothing.
         #[arg(long, short = 'n')]
@@ -60,12 +60,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Verify the database, the salt and each token; with a user key also count the entries it opens.
+    /// Verify the database, the salt and each token; with a user key, also count the entries it decrypts.
     ///
-    /// The user key comes from OSC_USER_KEY, from the first line of OSC_USER_KEY_FILE, or from the terminal; never
+    /// The user key is read from OSC_USER_KEY, from the first line of OSC_USER_KEY_FILE, or from the terminal; never
     /// from .env or an argument.
     Verify {
-        /// The directory of a backup, or a database file (default: the data files of the settings).
+        /// Directory of a backup, or a database file (default: the data files in the settings).
         path: Option<PathBuf>,
         /// Prompt for the user key.
         #[arg(long)]
@@ -74,21 +74,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Migrate the database of an earlier version while no server runs, as the next start would.
+    /// Migrate the database of an earlier release while the server is stopped, as its next start would.
     Migrate {
-        /// Try it on a temporary copy, compare all entries, and change nothing.
+        /// Migrate a temporary copy, compare all entries, and change nothing.
         #[arg(long, short = 'n')]
         dry_run: bool,
         /// Print the result as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Asks the server that runs with these settings whether it serves: 0 if so, else 1 and the reason.
+    /// Check whether the server with these settings is serving; exit 0 if so, otherwise print the reason and exit 1.
     Healthcheck {
-        /// Asks whether clients should be sent to it (/ready instead of /cluster/health).
+        /// Check whether the server is ready for clients (/ready instead of /cluster/health).
         #[arg(long)]
         ready: bool,
-        /// How long an answer may take.
+        /// Response timeout.
         #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
         timeout: u64,
     },
@@ -97,12 +97,12 @@ enum Command {
 fn main() -> ExitCode {
     runtime::deny_others();
     if let Err(error) = runtime::survive_file_size_limit() {
-        print_error(&format!("cannot handle SIGXFSZ: {error}"));
+        print_error(&format!("cannot install the SIGXFSZ handler: {error}"));
         return ExitCode::FAILURE;
     }
     match Arguments::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => with_settings(|config| config.log_file.as_deref(), serve),
-        // It leaves everything as it is.
+        // Changes no file, so it does not open the log file either.
         Command::CheckConfig => with_settings(|_| None, |config, _| check_config(config)),
         Command::Repair { dry_run, .. } => with_settings(|_| None, |config, _| repair(config, dry_run)),
         Command::Backup { directory, json } => {
@@ -129,9 +129,9 @@ fn with_settings(
 ) -> ExitCode {
     let (config, warnings) = match config::load() {
         Ok(loaded) => loaded,
-        Err(faults) => {
-            print_error(&format!("these settings cannot be used:\n{faults}"));
-            return if faults.are_passing() { ExitCode::FAILURE } else { ExitCode::from(2) };
+        Err(errors) => {
+            print_error(&format!("invalid configuration:\n{errors}"));
+            return if errors.are_passing() { ExitCode::FAILURE } else { ExitCode::from(2) };
         }
     };
     let log = match Log::start(config.log_level, config.log_format, log_file(&config)) {
@@ -140,7 +140,7 @@ fn with_settings(
             print_error(&error.to_string());
             return match error {
                 LogError::File { is_lasting: true, .. } => ExitCode::from(2),
-                // Later there may be one.
+                // May be transient: a supervisor should restart the server.
                 LogError::File { .. } | LogError::Thread(_) => ExitCode::FAILURE,
             };
         }
@@ -151,11 +151,11 @@ fn with_settings(
     act(&config, log)
 }
 
-/// What ends the process is the last thing that is said, so the log ends before.
+/// Runs the server. The log is flushed before the fatal error is printed, so that the error is the last line.
 fn serve(config: &Config, log: Log) -> ExitCode {
-    let ended = runtime::run(config, &log);
+    let outcome = runtime::run(config, &log);
     drop(log);
-    match ended {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             print_error(&error.to_string());
@@ -166,15 +166,15 @@ fn serve(config: &Config, log: Log) -> ExitCode {
 
 fn check_config(config: &Config) -> ExitCode {
     let engine = runtime::engine_in_effect(config);
-    // A closed pipe is the reader's business.
-    writeln!(std::io::stdout(), "{}# engine here: {engine}", config.summary()).ok();
+    // A closed pipe is not an error of the command.
+    writeln!(std::io::stdout(), "{}# engine on this machine: {engine}", config.summary()).ok();
     ExitCode::SUCCESS
 }
 
 fn repair(config: &Config, is_trial: bool) -> ExitCode {
     match runtime::repair::versions(config, is_trial) {
         Ok(report) => {
-            // A closed pipe is the reader's business.
+            // A closed pipe is not an error of the command.
             write!(std::io::stdout(), "{report}").ok();
             ExitCode::SUCCESS
         }
@@ -185,7 +185,7 @@ fn repair(config: &Config, is_trial: bool) -> ExitCode {
     }
 }
 
-/// The log goes to standard error, and ends before the result is printed.
+/// Runs a maintenance command. The log goes to standard error, and is flushed before the result is printed.
 fn maintain(is_json: bool, act: impl FnOnce(&Config) -> Outcome) -> ExitCode {
     with_settings(
         |_| None,
@@ -198,21 +198,21 @@ fn maintain(is_json: bool, act: impl FnOnce(&Config) -> Outcome) -> ExitCode {
                     false => print_error(&note),
                 }
             }
-            // A closed pipe is the reader's business.
+            // A closed pipe is not an error of the command.
             write!(std::io::stdout(), "{output}").ok();
             ExitCode::from(code)
         },
     )
 }
 
-fn verify(config: &Config, path: Option<&Path>, asks: bool, is_json: bool) -> Outcome {
-    let user_key = match (config::user_key(), asks) {
-        (Err(faults), _) => {
-            let message = format!("these settings cannot be used:\n{faults}");
+fn verify(config: &Config, path: Option<&Path>, asks_user_key: bool, is_json: bool) -> Outcome {
+    let user_key = match (config::user_key(), asks_user_key) {
+        (Err(errors), _) => {
+            let message = format!("invalid configuration:\n{errors}");
             return maintenance::refuse("usage", 2, &message, is_json);
         }
         (Ok(Some(_)), true) => {
-            let message = "--ask-user-key, but OSC_USER_KEY or OSC_USER_KEY_FILE is set: use one of them";
+            let message = "--ask-user-key cannot be combined with OSC_USER_KEY or OSC_USER_KEY_FILE";
             return maintenance::refuse("usage", 2, message, is_json);
         }
         (Ok(user_key), false) => user_key,
@@ -230,17 +230,17 @@ fn verify(config: &Config, path: Option<&Path>, asks: bool, is_json: bool) -> Ou
     maintenance::verify(config, path, user_key.as_ref(), is_json)
 }
 
-fn healthcheck(question: Probe, timeout: Duration) -> ExitCode {
-    match healthcheck::ask(question, timeout) {
+fn healthcheck(probe: Probe, timeout: Duration) -> ExitCode {
+    match healthcheck::ask(probe, timeout) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            print_error(&failure.to_string());
+        Err(error) => {
+            print_error(&error.to_string());
             ExitCode::FAILURE
         }
     }
 }
 
-/// What ends the process is said plainly, whatever the log level is.
+/// Prints a fatal error to standard error, independently of the log level.
 fn print_error(text: &str) {
     writeln!(std::io::stderr(), "opensecureconf: {text}").ok();
 }

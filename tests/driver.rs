@@ -14,7 +14,7 @@ use futures_lite::future::{block_on, yield_now, zip};
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
 use opensecureconf::http::{
-    App, Application, ByteBudget, Client, ENDPOINTS, ExecutorContext, HandlerOutput, HeadDecision,
+    App, Application, ByteBudget, Client, ENDPOINT_LABELS, ExecutorContext, HandlerOutput, HeadDecision,
     RequestLog, Response, Settings, serve,
 };
 use opensecureconf::http1::RequestHead;
@@ -54,7 +54,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 /// What an executor has.
 fn local() -> ExecutorContext {
-    ExecutorContext::new(Executors::new(&ENDPOINTS).add(), ByteBudget::new(ANSWERS_BYTES_MAX))
+    ExecutorContext::new(Executors::new(&ENDPOINT_LABELS).add(), ByteBudget::new(ANSWERS_BYTES_MAX))
 }
 
 /// Sends everything and gives back all that comes until the server ends its side.
@@ -728,7 +728,7 @@ fn what_needs_a_derivation_and_what_does_not() {
 impl Stack {
     /// With so little memory for answers.
     fn with_answers(bytes_max: usize) -> Self {
-        let local = ExecutorContext::new(Executors::new(&ENDPOINTS).add(), ByteBudget::new(bytes_max));
+        let local = ExecutorContext::new(Executors::new(&ENDPOINT_LABELS).add(), ByteBudget::new(bytes_max));
         Self { local, ..Self::new() }
     }
 }

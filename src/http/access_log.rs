@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::endpoint::{Audience, EndpointLabel};
 use super::request_id::{RequestId, RequestIds};
-use super::route::{self, Audience};
 use crate::http1::{Method, RequestHead};
 use crate::limits::ACCESS_LINES_PER_SECOND;
 use crate::telemetry::{ExecutorCounts, METHODS};
@@ -34,8 +34,8 @@ pub struct Client {
 
 /// The log record of one request, from its head to its response.
 pub struct RequestLog {
-    /// Index of the endpoint in [`route::ENDPOINTS`].
-    pub(super) endpoint: usize,
+    /// The endpoint of the path.
+    pub(super) endpoint: EndpointLabel,
     /// Origin of the cross-site page that may read the response.
     pub(super) allowed_origin: Option<String>,
     method: Option<Method>,
@@ -98,7 +98,7 @@ impl AccessLog {
         let id = client_id.unwrap_or_else(|| self.ids.borrow_mut().next());
         let &Client { address: client, audience, lacks_node_certificate } = client;
         RequestLog {
-            endpoint: 0,
+            endpoint: EndpointLabel::UNMATCHED,
             allowed_origin: None,
             method,
             id,
@@ -112,7 +112,7 @@ impl AccessLog {
 
     /// Records a response from memory, status 200.
     pub(super) fn note_at_hand(&self, request_log: &RequestLog, head: &RequestHead<'_>) {
-        self.counts.note(request_log.endpoint, index(request_log.method), 200, Duration::ZERO);
+        self.counts.note(request_log.endpoint.index, index(request_log.method), 200, Duration::ZERO);
         if !is_logged() {
             return;
         }
@@ -128,7 +128,7 @@ impl AccessLog {
     /// Records a response, or (499) that the client disconnected before it.
     pub(super) fn note(&self, request_log: &RequestLog, status: u16) {
         let duration = request_log.started.map_or(Duration::ZERO, |started| started.elapsed());
-        self.counts.note(request_log.endpoint, index(request_log.method), status, duration);
+        self.counts.note(request_log.endpoint.index, index(request_log.method), status, duration);
         if is_logged() {
             request_log.log(status, duration, request_log.path.as_deref().unwrap_or("-"));
         }
@@ -161,7 +161,7 @@ impl RequestLog {
             client = self.client.map(tracing::field::display),
             method = self.method.map_or("-", Method::as_str),
             path,
-            endpoint = route::ENDPOINTS[self.endpoint],
+            endpoint = self.endpoint.text,
             status,
             duration_us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
             "request"

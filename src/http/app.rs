@@ -9,55 +9,23 @@ use zeroize::Zeroizing;
 use super::access_log::{Client, RequestLog};
 use super::body::ValidationError;
 use super::budget::ByteBudget;
+use super::call::{CachedCall, Call, Handshake, Parameter, Prober, Request};
 use super::client_address::client_address;
 use super::connection::{Application, HeadDecision};
 use super::cors;
+use super::endpoint::{Access, Audience, EndpointLabel, Handler, Listeners, RouteError};
+use super::endpoints::LABELS;
 use super::error::{self, RequestError};
-use super::handlers::{cluster, configs, documentation, federation, health, metrics, peers, system};
 use super::rate_limits::RateLimits;
 use super::response::{HandlerOutput, Response};
-use super::route::{Audience, ENDPOINTS, Route, RouteError};
-use crate::config::{AllowedHosts, Origins, Proxies};
+use super::route::Route;
+use super::settings::Settings;
+use crate::config::Proxies;
 use crate::http1::{Method, RequestHead};
 use crate::model::{ApiKeys, Requester, UserKey};
 use crate::service::node_auth::{Barrier, CHALLENGE_HEADER, Challenge, SharedKey, TOKEN_HEADER};
 use crate::service::{CredentialKind, NodeAuth, Service};
-use crate::telemetry::{Executors, Gauge};
-
-/// The part of the configuration that the handlers need.
-#[derive(Debug)]
-pub struct Settings {
-    /// The accepted API keys, if one is required.
-    pub api_keys: ApiKeys,
-    /// Credentials of nodes.
-    pub node_auth: Arc<NodeAuth>,
-    /// Shortest accepted user key, in bytes.
-    pub user_key_bytes_min: usize,
-    /// This node's name.
-    pub node_id: String,
-    /// The accepted values of `Host`; any if `None`.
-    pub allowed_hosts: Option<AllowedHosts>,
-    /// Origins whose pages may use the server; none if `None`.
-    pub origins: Option<Origins>,
-    /// Whether `GET /` needs no API key.
-    pub has_public_root: bool,
-    /// Whether `GET /metrics` needs the API key.
-    pub has_private_metrics: bool,
-    /// Proxies that are trusted to report the client's address.
-    pub proxies: Proxies,
-    /// Rate limits per client.
-    pub rates: RateLimits,
-    /// Name of the I/O engine.
-    pub engine: &'static str,
-    /// Limit of concurrent connections.
-    pub connections_max: usize,
-    /// Budget for responses that wait for their clients.
-    pub answers: Arc<ByteBudget>,
-    /// Counters of the executors.
-    pub executors: Arc<Executors>,
-    /// Expiry of the listeners' certificate, in seconds since 1970; 0 without TLS.
-    pub certificate_expiry: Arc<Gauge>,
-}
+use crate::telemetry::Executors;
 
 impl Default for Settings {
     /// Returns settings that require no API key, a user key of at least eight bytes, and allow no other origins.
@@ -77,7 +45,7 @@ impl Default for Settings {
             connections_max: crate::limits::CONNECTIONS_COUNT_MAX,
             answers: ByteBudget::new(crate::limits::ANSWERS_BYTES_MAX),
             certificate_expiry: Arc::default(),
-            executors: Arc::new(Executors::new(&ENDPOINTS)),
+            executors: Arc::new(Executors::new(&LABELS)),
         }
     }
 }
@@ -91,35 +59,9 @@ pub struct App {
 
 /// A request whose head has been accepted.
 #[derive(Debug)]
-pub struct Request {
-    pub(super) route: Route<'static>,
-    /// The user key; present exactly if the route needs one.
-    pub(super) user_key: Option<UserKey>,
-    pub(super) requester: Requester,
-    pub(super) query: Option<Vec<u8>>,
-    pub(super) content_type: Option<Vec<u8>>,
-    /// The sender, for a health check.
-    pub(super) prober: Prober,
-}
-
-/// The sender of a health check.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Prober {
-    /// Whether the sender has presented node credentials.
-    pub(super) is_node: bool,
-    pub(super) handshake: Handshake,
-}
-
-/// The state of the node authentication that a health check carries.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) enum Handshake {
-    /// The sender does not request authentication.
-    #[default]
-    NotWanted,
-    /// The sender requests a proof that covers this challenge.
-    Challenged(Challenge),
-    /// Authentication is not possible on this connection.
-    Barred(Barrier),
+pub struct Admitted {
+    handler: Handler,
+    request: Request,
 }
 
 impl App {
@@ -134,11 +76,10 @@ impl App {
         self.settings.rates.sweep();
     }
 
-    fn needs_api_key(&self, route: &Route<'_>) -> bool {
-        match route {
-            Route::Root => !self.settings.has_public_root,
-            Route::Metrics => self.settings.has_private_metrics,
-            _ => route.needs_api_key(),
+    fn needs_api_key(&self, access: Access) -> bool {
+        match access {
+            Access::ApiKeyIf(is_required) => is_required(&self.settings),
+            _ => access.needs_api_key(),
         }
     }
 
@@ -147,10 +88,10 @@ impl App {
     fn is_for_this_host(&self, head: &RequestHead<'_>, route: &Result<Route<'_>, RouteError>) -> bool {
         let Some(allowed) = &self.settings.allowed_hosts else { return true };
         allowed.allow(head.host().unwrap_or_default())
-            || matches!(
-                route,
-                Ok(Route::Health | Route::Ready | Route::ClusterHealth) | Err(RouteError::Redirect(_))
-            )
+            || match route {
+                Ok(route) => route.endpoint.listeners == Listeners::All,
+                Err(error) => matches!(error, RouteError::Redirect(_)),
+            }
     }
 
     /// Checks the API key, and returns its index; `None` if none is required.
@@ -273,7 +214,7 @@ impl App {
             && let Some(count) = self.settings.node_auth.note_refusal()
         {
             let address = request_log.client.map(tracing::field::display);
-            let endpoint = ENDPOINTS[request_log.endpoint];
+            let endpoint = request_log.endpoint.text;
             tracing::warn!(address, endpoint, count, "node credentials refused");
         }
     }
@@ -291,7 +232,7 @@ impl App {
 }
 
 impl Application for App {
-    type Request = Request;
+    type Request = Admitted;
 
     /// Checks the host, the origin, the path, the method, the API key, the user key and the coding of the body, in this
     /// order. The body itself is read only after all checks have passed.
@@ -300,7 +241,7 @@ impl Application for App {
         head: &RequestHead<'_>,
         request_log: &mut RequestLog,
         body: &mut Vec<u8>,
-    ) -> Result<HeadDecision<Request>, Response> {
+    ) -> Result<HeadDecision<Admitted>, Response> {
         if let Some(origins) = &self.settings.origins {
             request_log.allowed_origin =
                 head.origin().and_then(|origin| cors::allowed_origin(origins, origin));
@@ -315,16 +256,15 @@ impl Application for App {
         }
         let route = Route::find_for(request_log.audience, head.method(), head.path());
         request_log.endpoint = match &route {
-            Ok((_, endpoint)) | Err(RouteError::MethodNotAllowed { endpoint, .. }) => *endpoint,
-            Err(_) => 0,
+            Ok(Route { label, .. }) | Err(RouteError::MethodNotAllowed { label, .. }) => *label,
+            Err(_) => EndpointLabel::UNMATCHED,
         };
-        let route = route.map(|(route, _)| route);
         if head.method() == Method::Options
             && let Some(response) = options(head.path(), &route)
         {
             return Err(response);
         }
-        if route.as_ref().map_or(true, Route::counts_for_limits) {
+        if route.as_ref().map_or(true, |route| route.endpoint.counts_for_limits()) {
             let checked = self.settings.rates.check_address(request_log.client);
             checked.map_err(|wait| Response::from(&RequestError::TooManyRequests { wait }))?;
         }
@@ -338,20 +278,22 @@ impl Application for App {
             RouteError::Redirect(path) => error::redirect(&path, head.query()),
             other => other.into(),
         })?;
+        let Route { endpoint, operation, parameter, .. } = route;
+        let access = operation.access;
         let (mut prober, mut api_key_number) = (Prober::default(), None);
-        if route.needs_node() || matches!(route, Route::ClusterHealth) {
-            prober = self.identify(head, request_log, route.needs_node())?;
-        } else if self.needs_api_key(&route) {
+        if access.checks_nodes() {
+            prober = self.identify(head, request_log, access.needs_node())?;
+        } else if self.needs_api_key(access) {
             let number = self
                 .check_api_key(head.api_key(), request_log.client)
                 .map_err(|error| Response::from(&error))?;
             api_key_number = number;
-            if let Some(number) = number.filter(|_| route.counts_for_limits()) {
+            if let Some(number) = number.filter(|_| endpoint.counts_for_limits()) {
                 let checked = self.settings.rates.check_api_key(number);
                 checked.map_err(|wait| Response::from(&RequestError::TooManyRequests { wait }))?;
             }
         }
-        let user_key = match route.needs_user_key() {
+        let user_key = match access.needs_user_key() {
             true => Some(self.user_key(head.user_key())?),
             false => None,
         };
@@ -359,12 +301,15 @@ impl Application for App {
         if user_key.is_some() && (head.has_if_match() || (head.has_if_none_match() && !is_read)) {
             return Err((&RequestError::Conditional).into());
         }
-        if let (Route::ReadConfig(key), Some(user_key)) = (&route, user_key)
-            && configs::try_read_cached(&self.service, user_key, key, head.query(), body).is_some()
+        if let (Some(try_cached), Parameter::Key(key), Some(user_key)) =
+            (operation.cached, &parameter, user_key)
         {
-            return Ok(HeadDecision::Responded);
+            let call = CachedCall { service: &self.service, user_key, key, query: head.query() };
+            if try_cached(&call, body).is_some() {
+                return Ok(HeadDecision::Responded);
+            }
         }
-        let body_bytes_max = route.body_bytes_max();
+        let body_bytes_max = operation.body_bytes_max;
         let takes_body = body_bytes_max.is_some();
         if takes_body && head.has_content_range() {
             return Err((&RequestError::PartialContent).into());
@@ -374,9 +319,10 @@ impl Application for App {
         }
         let query = head.query().map(<[u8]>::to_vec);
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
-        let (route, user_key) = (route.into_owned(), user_key.map(UserKey::from_header));
+        let (parameter, user_key) = (parameter.into_owned(), user_key.map(UserKey::from_header));
         let requester = Requester::new(request_log.client, api_key_number);
-        let request = Request { route, user_key, requester, query, content_type, prober };
+        let request = Request { parameter, user_key, requester, query, content_type, prober };
+        let request = Admitted { handler: operation.handler, request };
         Ok(HeadDecision::ReadBody { request, body_bytes_max })
     }
 
@@ -384,44 +330,10 @@ impl Application for App {
         cors::allowed_origin(self.settings.origins.as_ref()?, origin)
     }
 
-    async fn handle(&self, request: Request, body: Zeroizing<Vec<u8>>) -> HandlerOutput {
-        let Request { route, user_key, requester, query, content_type, prober } = request;
-        let query = query.as_deref();
-        let caller =
-            configs::Caller { service: &self.service, user_key: user_key.as_ref(), requester, query };
-        let output = match route {
-            Route::Root => Ok(system::root(&self.settings, &self.service).into()),
-            Route::Ready => Ok(system::ready(&self.service).into()),
-            Route::Health => Ok(health::health(&self.settings, &self.service).into()),
-            Route::Metrics => Ok(metrics::metrics(&self.settings, &self.service).await.into()),
-            Route::ClusterStatus => Ok(cluster::status(&self.settings, &self.service).into()),
-            Route::ClusterHealth => Ok(cluster::health(&self.settings, &self.service, prober).into()),
-            Route::ClusterMembers => Ok(cluster::members(&self.settings, &self.service).into()),
-            Route::PeerChanges => peers::changes(&self.service, body).await.map(HandlerOutput::from),
-            Route::PeerDigests => peers::digests(&self.service, &body).map(HandlerOutput::from),
-            Route::PeerVersions => peers::versions(&self.service, body).await.map(HandlerOutput::from),
-            Route::PeerEntries => peers::entries(&self.service, body).await.map(HandlerOutput::from),
-            Route::PeerFind => federation::find(&self.service, body).await.map(HandlerOutput::from),
-            Route::PeerPage => federation::page(&self.service, body).await.map(HandlerOutput::from),
-            Route::PeerWrite => federation::write(&self.service, body).await.map(HandlerOutput::from),
-            Route::Duplicates => {
-                federation::duplicates(&self.settings, &self.service, query).await.map(HandlerOutput::from)
-            }
-            Route::OpenApi => Ok(documentation::openapi()),
-            Route::Page(file) => Ok(documentation::file(file)),
-            Route::ReadSalt => cluster::read_salt(&self.service).await.map(HandlerOutput::from),
-            Route::AdoptSalt => {
-                let content_type = content_type.as_deref();
-                cluster::adopt_salt(&self.service, &body, content_type).await.map(HandlerOutput::from)
-            }
-            Route::CreateConfig => configs::create(&caller, &body, content_type.as_deref()).await,
-            Route::ReadConfig(key) => configs::read(&caller, &key).await,
-            Route::UpdateConfig(key) => configs::update(&caller, &key, &body, content_type.as_deref()).await,
-            Route::DeleteConfig(key) => configs::delete(&caller, &key).await,
-            Route::ListConfigs => configs::list(&caller, false).await,
-            Route::ClusterConfigs => configs::list(&caller, true).await,
-        };
-        output.unwrap_or_else(HandlerOutput::Complete)
+    async fn handle(&self, admitted: Admitted, body: Zeroizing<Vec<u8>>) -> HandlerOutput {
+        let Admitted { handler, request } = admitted;
+        let call = Call { settings: &self.settings, service: &self.service, request, body };
+        handler(call).await.unwrap_or_else(HandlerOutput::Complete)
     }
 }
 
@@ -437,13 +349,4 @@ fn options(path: &[u8], route: &Result<Route<'_>, RouteError>) -> Option<Respons
 
 fn is_identity(coding: &[u8]) -> bool {
     coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
-}
-
-/// Converts a service error into a response; internal errors are logged once.
-pub(super) fn failed(error: crate::service::Error) -> Response {
-    if let crate::service::Error::Store(source) = &error {
-        tracing::error!(error = %source, cause = ?std::error::Error::source(source), "request failed");
-        return error::internal();
-    }
-    error.into()
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::endpoint::RouteError;
 use super::response::Response;
-use super::route::RouteError;
+
 use crate::http1::ProtocolError;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_COUNT_MAX, REQUEST_LINE_BYTES_MAX, RETRY_AFTER_SECONDS};
 use crate::service;
@@ -110,7 +111,7 @@ impl From<RouteError> for Response {
 }
 
 /// Returns the response to `OPTIONS` for a path, or for the server (RFC 9110, 9.3.7).
-pub(super) fn options(allow: &'static str) -> Response {
+pub(super) fn options(allow: &str) -> Response {
     no_content().with_header("allow", format!("{allow}, OPTIONS"))
 }
 
@@ -297,4 +298,13 @@ impl From<ProtocolError> for Response {
             ProtocolError::BodyTimeout => detail(408, "The request body took too long"),
         }
     }
+}
+
+/// Converts a service error into a response; internal errors are logged once.
+pub(super) fn failed(error: service::Error) -> Response {
+    if let service::Error::Store(source) = &error {
+        tracing::error!(error = %source, cause = ?std::error::Error::source(source), "request failed");
+        return internal();
+    }
+    error.into()
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 /// The entry key in a path: everything after `/configs/`, percent-decoded once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyPath<'a> {
+pub(super) struct KeyPath<'a> {
     /// The decoded text; bytes that are not UTF-8 appear as U+FFFD.
     pub text: Cow<'a, str>,
     /// Whether the decoded bytes are UTF-8; otherwise no entry can have this key.

@@ -1,4 +1,4 @@
-//! One executor: accepts connections and serves them, all on one thread.
+//! Executor: accepts connections and serves them, all on one thread.
 
 use std::cell::Cell;
 use std::io;
@@ -27,15 +27,16 @@ use crate::limits::{ADMIN_CONNECTIONS_RESERVE, DEADLINE_TICK, DRAIN_DEADLINE};
 use crate::telemetry::{ExecutorCounts, Executors};
 use crate::tls::{Certificates, ServerContext};
 
-/// How long accepting pauses when the process has no descriptor left.
+/// Pause before the next accept after an error such as a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Between two lines of an executor about senders of PROXY headers that are not believed, and about failed handshakes.
+/// Shortest interval between two log lines of an executor about untrusted senders of PROXY headers, and between two
+/// about failed handshakes.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Shortest time between two lines about refused connections.
+/// Shortest interval between two log lines about refused connections, in milliseconds.
 const REFUSALS_LOG_INTERVAL_MS: u64 = 10_000;
 
-/// What all shards share.
+/// State shared by all executors.
 #[derive(Clone)]
 pub(super) struct ExecutorShared {
     pub(super) app: Arc<App>,
@@ -45,12 +46,12 @@ pub(super) struct ExecutorShared {
     pub(super) executors: Arc<Executors>,
     pub(super) answers: Arc<ByteBudget>,
     pub(super) per_address: PerAddress,
-    /// Those whose headers of the PROXY protocol are believed; `None` if connections begin without one.
+    /// Trusted senders of PROXY protocol headers; `None` if connections begin without a header.
     pub(super) proxies_told_by_header: Option<Proxies>,
     pub(super) certificates: Certificates,
 }
 
-/// State of one shard; never leaves its thread.
+/// State of one executor; never leaves its thread.
 struct Executor<E> {
     engine: E,
     shared: ExecutorShared,
@@ -58,20 +59,21 @@ struct Executor<E> {
     counts: Arc<ExecutorCounts>,
     refusals: RefusalLog,
     open: Cell<usize>,
-    /// When a sender of PROXY headers that is not believed was last logged.
-    warned: Cell<Option<Instant>>,
+    /// When an untrusted sender of a PROXY header was last logged.
+    sender_logged: Cell<Option<Instant>>,
+    /// When a failed handshake was last logged.
     handshake_logged: Cell<Option<Instant>>,
 }
 
-/// Tells the main thread, once, whether a shard listens: it is dropped with the thread's work when the executor
-/// cannot be made, and the reason comes when the thread is joined.
+/// Reports to the main thread, once, whether an executor is listening. It is dropped with the thread's closure if the
+/// executor cannot be created; joining the thread then returns the reason.
 pub(super) struct ReadyReporter {
     index: usize,
     reports: mpsc::Sender<Ready>,
     is_listening: bool,
 }
 
-/// How the start of one shard ended.
+/// Outcome of the start of one executor.
 pub(super) struct Ready {
     pub(super) index: usize,
     pub(super) is_listening: bool,
@@ -89,30 +91,30 @@ impl ReadyReporter {
 
 impl Drop for ReadyReporter {
     fn drop(&mut self) {
-        // Nobody waits any more if the start was given up meanwhile.
+        // Fails if the main thread has given up the start.
         self.reports.send(Ready { index: self.index, is_listening: self.is_listening }).ok();
     }
 }
 
-/// Starts the executor thread.
+/// Starts an executor on a new thread.
 ///
 /// # Errors
-/// When the thread cannot be started.
+/// Fails if the thread cannot be started.
 pub(super) fn start<E: Engine>(
     engine: E,
     core: Option<usize>,
     listeners: Vec<(TcpListener, Audience)>,
     shared: ExecutorShared,
-    starting: ReadyReporter,
+    reporter: ReadyReporter,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
-    engine::start(engine, format!("osc-shard-{}", starting.index), core, move || async move {
+    engine::start(engine, format!("osc-shard-{}", reporter.index), core, move || async move {
         let counts = shared.executors.add();
         let local = ExecutorContext::new(Arc::clone(&counts), Arc::clone(&shared.answers));
         let refusals = RefusalLog::default();
-        let (open, warned, handshake_logged) = (Cell::new(0), Cell::new(None), Cell::new(None));
-        let shard =
-            Rc::new(Executor { engine, shared, local, counts, refusals, open, warned, handshake_logged });
-        shard.run(listeners, starting).await
+        let (open, sender_logged, handshake_logged) = (Cell::new(0), Cell::new(None), Cell::new(None));
+        let executor =
+            Executor { engine, shared, local, counts, refusals, open, sender_logged, handshake_logged };
+        Rc::new(executor).run(listeners, reporter).await
     })
 }
 
@@ -120,22 +122,22 @@ impl<E: Engine> Executor<E> {
     async fn run(
         self: Rc<Self>,
         listeners: Vec<(TcpListener, Audience)>,
-        starting: ReadyReporter,
+        reporter: ReadyReporter,
     ) -> io::Result<()> {
-        let inbox = CompletionQueue::open();
-        self.engine.spawn(inbox.deliver());
-        let with_door =
-            |(listener, audience)| (listener, AcceptHandler { shard: Rc::clone(&self), audience });
-        let sockets = self.engine.accept(listeners.into_iter().map(with_door).collect())?;
-        starting.succeed();
+        let completions = CompletionQueue::open();
+        self.engine.spawn(completions.deliver());
+        let with_handler =
+            |(listener, audience)| (listener, AcceptHandler { executor: Rc::clone(&self), audience });
+        let sockets = self.engine.accept(listeners.into_iter().map(with_handler).collect())?;
+        reporter.succeed();
         while !self.shared.stop.is_requested() {
             self.engine.sleep(DEADLINE_TICK).await;
             self.local.tick(self.open.get());
             self.refusals.tick(&self.counts, self.local.clock.now_ms());
             sockets.tick();
         }
-        // Closing a listener resets what is still in its queue, so those connections are taken first;
-        // the clock tells them, and all others, to end after their current answer.
+        // Closing a listener resets the connections in its backlog, so they are accepted first. The clock then makes
+        // every connection close after its current response.
         self.local.clock.close();
         let mut waited = Duration::ZERO;
         loop {
@@ -149,7 +151,7 @@ impl<E: Engine> Executor<E> {
             if waited >= DRAIN_DEADLINE {
                 tracing::warn!(
                     connections = self.open.get(),
-                    "connections were cut: they did not end in time"
+                    "drain deadline exceeded, closing remaining connections"
                 );
                 break;
             }
@@ -162,18 +164,18 @@ impl<E: Engine> Executor<E> {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let slot = ConnectionPermit::take(self, client.audience);
-        let shard = Rc::clone(self);
+        let permit = ConnectionPermit::take(self, client.audience);
+        let executor = Rc::clone(self);
         self.engine.spawn(async move {
-            if slot.is_one_too_many {
-                shard.counts.refused.add(1);
-                return shard.reject(stream).await;
+            if permit.is_over_limit {
+                executor.counts.refused.add(1);
+                return executor.reject(stream).await;
             }
-            // A panic in a task would end the executor, and with it every other connection.
-            if AssertUnwindSafe(shard.serve(stream, client)).catch_unwind().await.is_err() {
-                tracing::error!("a connection was dropped after a panic");
+            // An uncaught panic in a task would end the executor, and with it all of its connections.
+            if AssertUnwindSafe(executor.serve(stream, client)).catch_unwind().await.is_err() {
+                tracing::error!("connection closed after a panic");
             }
-            drop(slot);
+            drop(permit);
         });
     }
 
@@ -181,24 +183,24 @@ impl<E: Engine> Executor<E> {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        // Peers connect directly, and a flood of clients must not use up their connections.
-        // Probes connect directly, too, and must reach a server that has no room for further clients.
+        // Peers and probes connect directly. A flood of clients must not use up the connections of peers, and probes
+        // must reach a server that is at its limit.
         let is_direct = matches!(client.audience, Audience::Peers | Audience::Admin);
         if let Some(proxies) = self.shared.proxies_told_by_header.as_ref().filter(|_| !is_direct) {
             let sender = client.address;
             match read_proxy_header(&mut stream, &self.local.clock, client, proxies).await {
-                Ok(told) => client = told,
+                Ok(named) => client = named,
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    return self.note_untrusted_sender(sender);
+                    return self.log_untrusted_sender(sender);
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "a connection without a header of the PROXY protocol");
+                    tracing::debug!(%error, "connection without a valid PROXY protocol header");
                     return;
                 }
             }
         }
         let address = client.address.filter(|_| !is_direct);
-        let Ok(_place) = address.map(|address| self.shared.per_address.take(address)).transpose() else {
+        let Ok(_permit) = address.map(|address| self.shared.per_address.take(address)).transpose() else {
             self.counts.refused_of_address.add(1);
             return self.reject(stream).await;
         };
@@ -209,26 +211,25 @@ impl<E: Engine> Executor<E> {
         };
         match context {
             None => serve(stream, &*self.shared.app, &self.local, client).await,
-            // Behind a pointer, so that connections without TLS are no larger for it.
+            // Boxed, so that the future of a connection without TLS does not grow.
             Some(context) => Box::pin(self.serve_over_tls(Box::new(stream), context, client)).await,
         }
     }
 
-    /// Every client of the port can cause it, so not each one is logged.
-    fn note_untrusted_sender(&self, sender: Option<IpAddr>) {
+    /// Logs an untrusted sender of a PROXY header. Rate-limited, because any client of the port can cause it.
+    fn log_untrusted_sender(&self, sender: Option<IpAddr>) {
         let now = Instant::now();
-        let is_due = self.warned.get().is_none_or(|warned| now - warned >= WARNING_INTERVAL);
-        if is_due {
-            self.warned.set(Some(now));
+        if self.sender_logged.get().is_none_or(|logged| now - logged >= WARNING_INTERVAL) {
+            self.sender_logged.set(Some(now));
             tracing::warn!(
                 sender = sender.map(tracing::field::display),
-                "closed a connection: its PROXY header names a client, but the sender is not in OSC_TRUSTED_PROXIES"
+                "connection closed: PROXY header with a client address from a sender not in OSC_TRUSTED_PROXIES"
             );
         }
     }
 
-    /// Every client of the port can cause it, so not each one is logged.
-    fn note_failed_handshake(&self, client: &Client, error: &TlsAcceptError) {
+    /// Counts a failed handshake and logs it. Rate-limited, because any client of the port can cause it.
+    fn log_failed_handshake(&self, client: &Client, error: &TlsAcceptError) {
         self.counts.failed_handshakes.add(1);
         if let (Audience::Peers, TlsAcceptError::Failed(error)) = (client.audience, error) {
             return self.shared.app.note_refused_handshake(client, error);
@@ -243,31 +244,31 @@ impl<E: Engine> Executor<E> {
     }
 
     async fn serve_over_tls(&self, socket: Box<dyn Socket>, context: Arc<ServerContext>, mut client: Client) {
-        let greeted = accept(socket, &context, &self.local.clock).await;
+        let accepted = accept(socket, &context, &self.local.clock).await;
         drop(context);
-        let mut stream = match greeted {
+        let mut stream = match accepted {
             Ok(stream) => stream,
             Err(TlsAcceptError::Gone) => return,
-            Err(error) => return self.note_failed_handshake(&client, &error),
+            Err(error) => return self.log_failed_handshake(&client, &error),
         };
         client.lacks_node_certificate = !stream.may_be_node();
         serve(&mut stream, &*self.shared.app, &self.local, client).await;
-        // However it ended, the client is told that this is the end and nothing was cut off, if it takes that at once.
+        // Sends close_notify, so that the client can tell the end from a truncation; not if the socket would block.
         poll_once(stream.close()).await;
     }
 
-    /// Says that there is no room for this connection. Not over TLS: that would cost more than what there is no room
-    /// for.
+    /// Rejects a connection above the limit. Sends a response only without TLS: a handshake would cost more than the
+    /// resources that are exhausted.
     async fn reject<S: AsyncWrite + Unpin>(&self, mut stream: S) {
         if self.shared.certificates.server().is_none() {
-            // The client may be gone.
+            // Fails if the client has disconnected.
             stream.write_all(&too_many_connections()).await.ok();
         }
         stream.close().await.ok();
     }
 }
 
-/// Logs refused connections, however many there are, in one line now and then.
+/// Rate-limited log of refused connections: one line with their number.
 #[derive(Default)]
 struct RefusalLog {
     logged: Cell<(u64, u64)>,
@@ -290,14 +291,14 @@ impl RefusalLog {
     }
 }
 
-/// Where connections of one listener come in.
+/// Handler of the connections of one listener.
 struct AcceptHandler<E> {
-    shard: Rc<Executor<E>>,
+    executor: Rc<Executor<E>>,
     audience: Audience,
 }
 
 impl<E: Engine> Acceptor for AcceptHandler<E> {
-    /// Serves a connection, or waits until there may be one again.
+    /// Serves a connection; after an error, pauses until the next accept may succeed.
     async fn take<S>(&self, accepted: io::Result<(S, Option<IpAddr>)>)
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -306,37 +307,39 @@ impl<E: Engine> Acceptor for AcceptHandler<E> {
             Ok((stream, address)) => {
                 let address = address.map(|address| address.to_canonical());
                 let client = Client { address, audience: self.audience, ..Client::default() };
-                self.shard.connect(stream, client);
+                self.executor.connect(stream, client);
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot accept a connection");
-                // Without a pause a full descriptor table would spin; others are the client's.
+                // Without the pause, a full descriptor table would cause a busy loop. The excluded errors concern
+                // single connections.
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
-                    self.shard.engine.sleep(ACCEPT_PAUSE).await;
+                    self.executor.engine.sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 }
 
-/// One connection's place in the counts, given back when it ends in any way.
+/// Permit of one connection, counted in the limit of the process; released when it is dropped.
 struct ConnectionPermit<E> {
-    shard: Rc<Executor<E>>,
-    is_one_too_many: bool,
+    executor: Rc<Executor<E>>,
+    is_over_limit: bool,
 }
 
 impl<E> ConnectionPermit<E> {
-    fn take(shard: &Rc<Executor<E>>, audience: Audience) -> Self {
-        let others = shard.shared.connections.fetch_add(1, Ordering::Relaxed);
-        shard.open.set(shard.open.get() + 1);
+    fn take(executor: &Rc<Executor<E>>, audience: Audience) -> Self {
+        let open_before = executor.shared.connections.fetch_add(1, Ordering::Relaxed);
+        executor.open.set(executor.open.get() + 1);
         let reserve = if audience == Audience::Admin { ADMIN_CONNECTIONS_RESERVE } else { 0 };
-        Self { shard: Rc::clone(shard), is_one_too_many: others >= shard.shared.connections_max + reserve }
+        let is_over_limit = open_before >= executor.shared.connections_max + reserve;
+        Self { executor: Rc::clone(executor), is_over_limit }
     }
 }
 
 impl<E> Drop for ConnectionPermit<E> {
     fn drop(&mut self) {
-        self.shard.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        self.shard.open.set(self.shard.open.get() - 1);
+        self.executor.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.executor.open.set(self.executor.open.get() - 1);
     }
 }

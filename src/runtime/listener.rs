@@ -1,4 +1,4 @@
-//! One listening socket for each executor, all on one address; the kernel spreads the connections.
+//! Listening sockets, one per executor on the same address; the kernel balances the connections.
 
 use std::fmt;
 use std::io;
@@ -11,11 +11,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::limits::{LISTEN_BACKLOG, UNSENT_BYTES_MAX};
 
-/// How long an address may be in use, and how often it is tried.
-const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
+/// How long an address in use is retried.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval between two attempts.
 const ADDRESS_INTERVAL: Duration = Duration::from_millis(10);
 
-/// An address that cannot be listened on.
+/// Failure to listen on an address.
 #[derive(Debug)]
 pub(super) struct BindError {
     address: SocketAddr,
@@ -27,10 +28,10 @@ impl fmt::Display for BindError {
         let Self { address, source } = self;
         write!(f, "{address}: ")?;
         match source.kind() {
-            io::ErrorKind::AddrInUse => f.write_str("another process listens on this port"),
+            io::ErrorKind::AddrInUse => f.write_str("another process is listening on this port"),
             io::ErrorKind::AddrNotAvailable => f.write_str("no interface of this machine has this address"),
             io::ErrorKind::PermissionDenied if address.port() < 1024 => f.write_str(
-                "permission denied: ports below 1024 need CAP_NET_BIND_SERVICE, or a lower \
+                "permission denied: ports below 1024 require CAP_NET_BIND_SERVICE, or a lower \
                  net.ipv4.ip_unprivileged_port_start",
             ),
             _ => write!(f, "{source}"),
@@ -38,14 +39,13 @@ impl fmt::Display for BindError {
     }
 }
 
-/// Sockets for `shards` executors on each address. With port 0 the first one chooses the port. A
-/// name such as `localhost` may stand for several addresses; those after the first may be of a
-/// family that this machine does not have.
+/// Opens one socket per executor and address. With port 0, the first address determines the port. A name such as
+/// `localhost` may have several addresses; those after the first are skipped if the machine lacks their family.
 ///
 /// # Errors
-/// When the address cannot be used; also when another process listens there, which `SO_REUSEPORT`
-/// alone would not show if it has the same user: it would get half of the connections.
-pub(super) fn bind(addresses: &[SocketAddr], shards: usize) -> Result<Vec<Vec<TcpListener>>, BindError> {
+/// Fails if an address cannot be used, or another process is listening on it. `SO_REUSEPORT` alone would let both
+/// processes of the same user listen, and each would get part of the connections.
+pub(super) fn bind(addresses: &[SocketAddr], executors: usize) -> Result<Vec<Vec<TcpListener>>, BindError> {
     let mut chosen = Vec::with_capacity(addresses.len());
     let mut port = None;
     for &address in addresses {
@@ -63,20 +63,20 @@ pub(super) fn bind(addresses: &[SocketAddr], shards: usize) -> Result<Vec<Vec<Tc
         }
     }
     let listen = |&address| listen(address).map_err(|source| BindError { address, source });
-    (0..shards).map(|_| chosen.iter().map(listen).collect()).collect()
+    (0..executors).map(|_| chosen.iter().map(listen).collect()).collect()
 }
 
-/// Without SO_REUSEPORT this fails if anybody listens there. It is closed again at once.
+/// Checks that no process is listening on the address: binds a socket without SO_REUSEPORT, and closes it.
 ///
-/// The kernel closes the listeners of a process that used io_uring some milliseconds after the process has
-/// gone, so a server that is started again at once would find its own address in use.
+/// Retries for a while: the kernel closes the listeners of a process that used io_uring some milliseconds after its
+/// exit, so a server that is restarted immediately would find its own address in use.
 fn probe(address: SocketAddr) -> io::Result<SocketAddr> {
     let begun = Instant::now();
     loop {
         let probe = socket(address)?;
         match probe.bind(&address.into()) {
             Ok(()) => return Ok(probe.local_addr()?.as_socket().unwrap_or(address)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < ADDRESS_PATIENCE => {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < ADDRESS_TIMEOUT => {
                 thread::sleep(ADDRESS_INTERVAL);
             }
             Err(error) => return Err(error),
@@ -92,9 +92,9 @@ fn is_absent_family(error: &io::Error) -> bool {
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
-    // Small answers must not wait for the client's acknowledgement. Linux hands this down to connections.
+    // Small responses must not wait for the client's acknowledgement. Accepted connections inherit the option.
     socket.set_tcp_nodelay(true)?;
-    // Otherwise the kernel takes up to 4 MiB for a client that does not read (tcp_wmem). Handed down as well.
+    // Otherwise the kernel buffers up to 4 MiB for a client that does not read (tcp_wmem). Inherited as well.
     socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
@@ -103,17 +103,17 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A port is free again at once after a restart, connections in TIME_WAIT or not.
+    // A restarted server can bind its port again while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if let SocketAddr::V6(v6) = address {
-        // `::` answers on both families, whatever the system's default is.
+        // `::` listens on both families, independently of the system default.
         socket.set_only_v6(!v6.ip().is_unspecified())?;
     }
     Ok(socket)
 }
 
-/// Hands a listening socket to the executor of this thread.
-#[expect(unsafe_code, reason = "glommio has no safe way to take a socket with options of its own")]
+/// Converts a listening socket to one of glommio's, for the executor of this thread.
+#[expect(unsafe_code, reason = "glommio has no safe conversion from a socket with custom options")]
 pub(super) fn adopt(listener: TcpListener) -> glommio::net::TcpListener {
     // SAFETY: `into_raw_fd` gives up the only owner of the descriptor, which is open and a listening
     // TCP socket, and glommio's listener becomes its only owner.
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_accepted_sends_at_once() {
+    fn accepted_connections_have_no_delay() {
         let listeners = bind(&[SocketAddr::from(([127, 0, 0, 1], 0))], 1).expect("a free port");
         let listener = &listeners[0][0];
         let _client = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");

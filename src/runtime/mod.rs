@@ -1,9 +1,9 @@
-//! Threads, cores and signals: starts everything in order, waits, and ends it in reverse.
+//! Threads, cores and signals: ordered startup, the supervision loop, and shutdown in reverse order.
 //!
-//! The only module that knows glommio and the other engine.
-//! Threads: one executor for each usable core (`osc-shard-N`), the pool (`osc-derive-N`,
-//! `osc-read-N`), the writer (`osc-writer`), the cluster (`osc-cluster`), one for signals, and
-//! the main thread, which waits.
+//! The only module that depends on the I/O engines.
+//! Threads: one executor per usable core (`osc-shard-N`), the pool (`osc-derive-N`, `osc-read-N`), the writer
+//! (`osc-writer`), the cluster executor (`osc-cluster`), the signal handler (`osc-signals`), and the main thread,
+//! which waits for control events.
 
 mod cache_size;
 mod cluster;
@@ -57,48 +57,48 @@ use crate::service::{ClusterView, Federation, Guard, NodeAuth, SequenceWatch, Se
 use crate::store::{OpenError, Options, Store, VersioningOptions};
 use crate::telemetry::Log;
 
-/// How often the files of certificates are looked at.
+/// Interval at which the certificate files are checked for changes.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(3);
-/// How often derived keys that nobody uses any more are looked for.
+/// Interval at which unused derived keys are evicted.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Why the server did not start, or ended early.
+/// Failure to start, or a fatal error of the running server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// io_uring is not to be had.
+    /// io_uring is unavailable.
     #[error(transparent)]
     Engine(#[from] UringUnavailable),
-    /// Limits of the process that are too low: all of them, with the settings that raise them.
+    /// Process limits that are too low: all of them, with the settings that raise them.
     #[error(transparent)]
     Limits(#[from] LimitError),
-    /// The data files.
+    /// The data files cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// The addresses that cannot be listened on: all of them, with the cause and the settings.
+    /// Addresses that cannot be listened on: all of them, with the cause and the settings.
     #[error("{0}")]
     Listen(String),
-    /// A thread, a signal handler, the pool.
+    /// A component of the server, such as a thread, cannot be started.
     #[error("cannot start {0}: {1}")]
     Part(&'static str, String),
-    /// An executor.
-    #[error("executor {index} did not start: {reason}")]
+    /// An executor did not start, or ended with an error.
+    #[error("executor {index} failed: {reason}")]
     Shard {
-        /// Which one.
+        /// Index of the executor.
         index: usize,
-        /// Why.
+        /// Cause of the failure.
         reason: String,
     },
-    /// Something failed while the server ran.
-    #[error("the server had to end: {0}")]
+    /// A fatal error of the running server.
+    #[error("fatal error, shutting down: {0}")]
     Fatal(String),
 }
 
 type ExecutorThreads = Vec<JoinHandle<io::Result<()>>>;
 
-/// Runs the server until SIGTERM or SIGINT. SIGHUP reads the settings again.
+/// Runs the server until SIGTERM or SIGINT. SIGHUP reloads the settings.
 ///
 /// # Errors
-/// When it cannot start, or has to end for another reason.
+/// Fails if the server cannot start, or shuts down for any other reason.
 pub fn run(config: &Config, log: &Log) -> Result<(), Error> {
     forbid_core_dumps();
     process_limits::raise();
@@ -106,11 +106,9 @@ pub fn run(config: &Config, log: &Log) -> Result<(), Error> {
     let peers = config.cluster.as_ref().map(|cluster| cluster.peers.len());
     let descriptors = Descriptors::new(plan.cores.len(), peers.unwrap_or_default());
     process_limits::check(descriptors, plan.threads_count(peers.is_some()))?;
-    let (engine, obstacle) = engine::choose(config.engine)?;
-    if let Some(obstacle) = obstacle {
-        tracing::warn!(
-            "serving on epoll instead of io_uring: {obstacle}; or set OSC_ENGINE=epoll if that is what you want"
-        );
+    let (engine, unavailable) = engine::choose(config.engine)?;
+    if let Some(reason) = unavailable {
+        tracing::warn!(%reason, "io_uring is unavailable, serving on epoll; OSC_ENGINE=epoll disables this warning");
     }
     match engine {
         EngineKind::Uring => {
@@ -120,13 +118,13 @@ pub fn run(config: &Config, log: &Log) -> Result<(), Error> {
     }
 }
 
-/// The engine that the server would have here, and why, on one line.
+/// Returns one line with the engine that the server would use on this machine, and the reason for a fallback.
 pub fn engine_in_effect(config: &Config) -> String {
     process_limits::raise();
     match engine::choose(config.engine) {
         Ok((engine, None)) => engine.name().to_owned(),
-        Ok((engine, Some(obstacle))) => format!("{}, because {obstacle}", engine.name()),
-        Err(obstacle) => format!("none, because {obstacle}"),
+        Ok((engine, Some(reason))) => format!("{}, because {reason}", engine.name()),
+        Err(reason) => format!("none, because {reason}"),
     }
 }
 
@@ -138,38 +136,38 @@ fn run_on<E: Engine>(
     config: &Config,
     log: &Log,
 ) -> Result<(), Error> {
-    let (reasons, why_end) = shutdown::control_events();
-    shutdown::watch_signals(reasons.clone())
+    let (events, control_events) = shutdown::control_events();
+    shutdown::watch_signals(events.clone())
         .map_err(|error| Error::Part("the signal handler", error.to_string()))?;
 
-    let from_store = reasons.clone();
+    let store_events = events.clone();
     let on_fatal = Box::new(move |error: crate::store::Error| {
         let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-        from_store.send(ControlEvent::Fatal(format!("the database failed: {error}{cause}"))).ok();
+        store_events.send(ControlEvent::Fatal(format!("the database failed: {error}{cause}"))).ok();
     });
-    // Before any file is changed: another server may have the address.
+    // Before any file is changed: another server may be using the address.
     let listeners = bind(config, plan.cores.len())?;
     let instance = random_number();
-    let outbox = Arc::new(SequenceWatch::default());
-    let grown = Arc::clone(&outbox);
+    let log_position = Arc::new(SequenceWatch::default());
+    let advanced = Arc::clone(&log_position);
     let options = Options {
         cache_bytes_max: cache_size::entry_cache_bytes_max(),
         accepted_salt: config.accepted_salt,
         readers_count: plan.read_threads,
         versions: versions(config),
         on_fatal,
-        on_outbox: Box::new(move |last| grown.advance(last)),
+        on_outbox: Box::new(move |last| advanced.advance(last)),
     };
     let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, options)?);
     if let Some(copy) = store.migration_backup() {
-        tracing::info!(copy = %copy.display(), "the database was migrated, after it was copied");
+        tracing::info!(copy = %copy.display(), "database migrated, keeping a copy of the previous file");
     }
 
     let pool = start_pool(plan)?;
     let keys = KeyCache::new();
-    let view = config.cluster.as_ref().map(|cluster| Arc::new(ClusterView::new(instance, outbox, cluster)));
+    let view = config.cluster.as_ref().map(|cluster| Arc::new(ClusterView::new(instance, log_position, cluster)));
     let federation = config.cluster.as_ref().and_then(|cluster| cluster.federation.as_ref());
-    let (federation, errands) = federation
+    let (federation, requests) = federation
         .zip(view.as_ref())
         .map(|(federation, view)| Federation::new(federation, Arc::clone(view)))
         .unzip();
@@ -198,7 +196,7 @@ fn run_on<E: Engine>(
         ..Settings::default()
     };
     let executors = Arc::clone(&settings.executors);
-    let seen_executors = Arc::clone(&executors);
+    let watched_executors = Arc::clone(&executors);
     let answers = Arc::clone(&settings.answers);
     let stop = Stop::default();
     let shared = executor::ExecutorShared {
@@ -212,8 +210,8 @@ fn run_on<E: Engine>(
         proxies_told_by_header: config.clients.has_proxy_protocol.then(|| config.clients.proxies.clone()),
         certificates: config.certificates.clone(),
     };
-    let (shards, addresses) = start_shards(engine, listeners, plan, &shared)?;
-    let mut cluster = ClusterThread::start(engine, config, &service, &node_auth, errands)?;
+    let (threads, addresses) = start_executors(engine, listeners, plan, &shared)?;
+    let mut cluster = ClusterThread::start(engine, config, &service, &node_auth, requests)?;
     if let Some(expires) = config.certificates.expires() {
         tracing::info!(%expires, "serving over TLS only");
     }
@@ -236,13 +234,13 @@ fn run_on<E: Engine>(
     supervisor.ready(&status);
     let tick = CERTIFICATES_INTERVAL.min(supervisor.interval() / 2);
     let (mut swept, mut looked) = (Instant::now(), Instant::now());
-    let reason = loop {
-        supervisor.sign_of_life(&seen_executors);
-        match why_end.recv_timeout(tick) {
+    let event = loop {
+        supervisor.sign_of_life(&watched_executors);
+        match control_events.recv_timeout(tick) {
             Ok(ControlEvent::Reload) => {
                 supervisor.reloading();
                 let new = reload::read();
-                // A configuration that is refused leaves the server as ready as before.
+                // An invalid configuration does not change the readiness of the server.
                 let Some(new) = new else {
                     supervisor.ready(&status);
                     continue;
@@ -253,7 +251,7 @@ fn run_on<E: Engine>(
                 }
                 supervisor.ready(&status);
             }
-            Ok(reason) => break reason,
+            Ok(event) => break event,
             Err(Timeout::Timeout) => {
                 if swept.elapsed() >= SWEEP_INTERVAL {
                     swept = Instant::now();
@@ -265,27 +263,27 @@ fn run_on<E: Engine>(
                     expiry.look(&config.certificates, jiff::Timestamp::now());
                 }
             }
-            Err(Timeout::Disconnected) => break ControlEvent::Fatal("the signal handler has gone".into()),
+            Err(Timeout::Disconnected) => break ControlEvent::Fatal("the signal handler has exited".into()),
         }
     };
     supervisor.stopping();
     tracing::info!("stopping");
     stop.request();
-    let failed = join(shards);
-    // Requests that were open when the shards ended may have needed other nodes.
+    let outcome = join(threads);
+    // After the executors: requests that they were draining may have needed other nodes.
     if let Some(cluster) = cluster
         && let Err(error) = cluster.end()
     {
-        tracing::error!(%error, "the cluster's executor ended by an error");
+        tracing::error!(%error, "cluster executor failed");
     }
     drop((shared, service));
-    // Nobody else holds it now, unless a shard left a request behind; its jobs are cut by the exit then.
+    // The last reference, unless an executor left a request behind; the exit then cuts off the jobs of the pool.
     if let Some(pool) = Arc::into_inner(pool) {
         pool.stop();
     }
     store.close();
     keys.clear();
-    match (reason, failed) {
+    match (event, outcome) {
         (ControlEvent::Fatal(reason), _) => Err(Error::Fatal(reason)),
         (_, Err(error)) => Err(error),
         (_, Ok(())) => {
@@ -295,7 +293,7 @@ fn run_on<E: Engine>(
     }
 }
 
-/// Nodes of a federation exchange nothing, so there are no versions to keep.
+/// Returns the versioning options of the store. Federated nodes do not replicate, so they keep no versions.
 fn versions(config: &Config) -> VersioningOptions {
     let Some(cluster) = &config.cluster else { return VersioningOptions::new(false) };
     let offset_ms = cluster.clock_offset_ms;
@@ -303,17 +301,17 @@ fn versions(config: &Config) -> VersioningOptions {
     VersioningOptions { wall_clock, ..VersioningOptions::new(cluster.federation.is_none()) }
 }
 
-/// Tells this process from every other one.
+/// Returns a random number that identifies this process.
 fn random_number() -> u64 {
     let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).expect("Linux has random bytes once it has booted");
+    getrandom::fill(&mut bytes).expect("Linux provides random bytes after boot");
     u64::from_ne_bytes(bytes)
 }
 
-/// A core dump would hold user keys and values.
+/// Disables core dumps, which would contain user keys and values.
 fn forbid_core_dumps() {
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!(%error, "core dumps cannot be forbidden");
+        tracing::warn!(%error, "cannot disable core dumps");
     }
 }
 
@@ -325,9 +323,9 @@ fn start_pool(plan: &Plan) -> Result<Arc<Pool>, Error> {
         .map_err(|error| Error::Part("the pool", error.to_string()))
 }
 
-/// Starts all executors and waits until each of them listens: otherwise a half-started server would look like a
-/// whole one.
-fn start_shards<E: Engine>(
+/// Starts all executors and waits until all of them are listening; otherwise a partially started server would look
+/// like a complete one.
+fn start_executors<E: Engine>(
     engine: E,
     listeners: Vec<Vec<(TcpListener, Audience)>>,
     plan: &Plan,
@@ -339,19 +337,19 @@ fn start_shards<E: Engine>(
         listeners.iter().filter_map(address).collect()
     });
     let (reports, started) = mpsc::channel();
-    let mut shards = Vec::with_capacity(plan.cores.len());
+    let mut threads = Vec::with_capacity(plan.cores.len());
     for (index, (core, listeners)) in plan.cores.iter().zip(listeners).enumerate() {
-        let starting = ReadyReporter::new(index, reports.clone());
-        match executor::start(engine, *core, listeners, shared.clone(), starting) {
-            Ok(shard) => shards.push(shard),
+        let reporter = ReadyReporter::new(index, reports.clone());
+        match executor::start(engine, *core, listeners, shared.clone(), reporter) {
+            Ok(thread) => threads.push(thread),
             Err(error) => return Err(Error::Shard { index, reason: error.to_string() }),
         }
     }
-    await_listening(shards, &started).map(|shards| (shards, addresses))
+    await_listening(threads, &started).map(|threads| (threads, addresses))
 }
 
-/// The listeners of each shard, those for clients first.
-fn bind(config: &Config, shards: usize) -> Result<Vec<Vec<(TcpListener, Audience)>>, Error> {
+/// Opens the listeners of each executor, those for clients first.
+fn bind(config: &Config, executors: usize) -> Result<Vec<Vec<(TcpListener, Audience)>>, Error> {
     let listen = config.cluster.as_ref().and_then(|cluster| cluster.listen.as_ref());
     let clients = if listen.is_some() { Audience::Clients } else { Audience::Everyone };
     let wanted = [
@@ -359,47 +357,52 @@ fn bind(config: &Config, shards: usize) -> Result<Vec<Vec<(TcpListener, Audience
         (listen, Audience::Peers, "OSC_CLUSTER_LISTEN"),
         (config.admin.as_ref(), Audience::Admin, "OSC_ADMIN_LISTEN"),
     ];
-    let (mut bound, mut faults): (Vec<Vec<_>>, _) = ((0..shards).map(|_| Vec::new()).collect(), Vec::new());
+    let mut bound: Vec<Vec<_>> = (0..executors).map(|_| Vec::new()).collect();
+    let mut errors = Vec::new();
     for (host, audience, settings) in wanted {
         let Some(host) = host else { continue };
-        match listener::bind(host.addresses(), shards) {
+        match listener::bind(host.addresses(), executors) {
             Ok(listeners) => {
                 for (all, more) in bound.iter_mut().zip(listeners) {
                     all.extend(more.into_iter().map(|listener| (listener, audience)));
                 }
             }
-            Err(error) => faults.push(format!("cannot listen on {error} (see {settings})")),
+            Err(error) => errors.push(format!("cannot listen on {error} (see {settings})")),
         }
     }
-    if faults.is_empty() { Ok(bound) } else { Err(Error::Listen(faults.join("; "))) }
+    if errors.is_empty() { Ok(bound) } else { Err(Error::Listen(errors.join("; "))) }
 }
 
-/// All shards, once all of them listen; otherwise the reason of the first one that does not.
+/// Returns the executors once all of them are listening.
+///
+/// # Errors
+/// Fails with the reason of the first executor that is not.
 fn await_listening(
-    mut shards: ExecutorThreads,
+    mut threads: ExecutorThreads,
     started: &mpsc::Receiver<Ready>,
 ) -> Result<ExecutorThreads, Error> {
     let deadline = Instant::now() + START_DEADLINE;
-    for _ in 0..shards.len() {
+    for _ in 0..threads.len() {
         match started.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Ready { is_listening: true, .. }) => {}
             Ok(Ready { index, .. }) => {
-                let outcome = outcome(shards.swap_remove(index));
-                let reason = outcome.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+                let outcome = outcome(threads.swap_remove(index));
+                let reason = outcome.err().map_or_else(|| "exited early".to_owned(), |error| error.to_string());
                 return Err(Error::Shard { index, reason });
             }
             Err(_) => {
-                return Err(Error::Part("the executors", format!("not all listen after {START_DEADLINE:?}")));
+                return Err(Error::Part("the executors", format!("not all are listening after {START_DEADLINE:?}")));
             }
         }
     }
-    Ok(shards)
+    Ok(threads)
 }
 
-fn join(shards: ExecutorThreads) -> Result<(), Error> {
+/// Waits for all executors, and returns the first error.
+fn join(threads: ExecutorThreads) -> Result<(), Error> {
     let mut first = Ok(());
-    for (index, shard) in shards.into_iter().enumerate() {
-        if let Err(error) = outcome(shard)
+    for (index, thread) in threads.into_iter().enumerate() {
+        if let Err(error) = outcome(thread)
             && first.is_ok()
         {
             first = Err(Error::Shard { index, reason: error.to_string() });
@@ -409,5 +412,5 @@ fn join(shards: ExecutorThreads) -> Result<(), Error> {
 }
 
 fn outcome(thread: JoinHandle<io::Result<()>>) -> io::Result<()> {
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("panicked")))
 }

@@ -1,4 +1,4 @@
-//! Stopping as a type: who asks for it, and who waits.
+//! Shutdown flag and control events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// Tells the shards to stop. Cheap to clone, read once a tick.
+/// Flag that asks the executors to stop. Cheap to clone; read once per tick.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stop(Arc<AtomicBool>);
 
@@ -21,41 +21,41 @@ impl Stop {
     }
 }
 
-/// Why the server ends.
+/// Event that the main thread acts on.
 #[derive(Debug)]
 pub(super) enum ControlEvent {
     /// SIGTERM or SIGINT.
     Signal,
-    /// SIGHUP: no reason to end, but to read the settings again.
+    /// SIGHUP: reload the settings.
     Reload,
-    /// A part that it cannot do without has failed.
+    /// An essential component has failed.
     Fatal(String),
 }
 
-/// Receives the reasons to end, and those to read the settings again.
+/// Creates the channel of control events.
 pub(super) fn control_events() -> (Sender<ControlEvent>, Receiver<ControlEvent>) {
     unbounded()
 }
 
-/// Watches for SIGHUP, SIGTERM and SIGINT. The second one of the latter two ends the process at once.
+/// Handles SIGHUP, SIGTERM and SIGINT on a new thread. A second SIGTERM or SIGINT exits immediately.
 ///
 /// # Errors
-/// When the handlers cannot be installed.
-pub(super) fn watch_signals(reasons: Sender<ControlEvent>) -> std::io::Result<()> {
+/// Fails if the handlers cannot be installed.
+pub(super) fn watch_signals(events: Sender<ControlEvent>) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
     std::thread::Builder::new().name("osc-signals".into()).spawn(move || {
-        let mut is_ending = false;
+        let mut is_stopping = false;
         for signal in signals.forever() {
             if signal == SIGHUP {
-                reasons.send(ControlEvent::Reload).ok();
+                events.send(ControlEvent::Reload).ok();
                 continue;
             }
-            if is_ending {
-                tracing::warn!("second signal: ending at once");
+            if is_stopping {
+                tracing::warn!("second signal, exiting immediately");
                 std::process::exit(130);
             }
-            is_ending = true;
-            reasons.send(ControlEvent::Signal).ok();
+            is_stopping = true;
+            events.send(ControlEvent::Signal).ok();
         }
     })?;
     Ok(())

@@ -1,4 +1,4 @@
-//! The protocol between a service and systemd (`sd_notify`): readiness, reloads, the end, the watchdog.
+//! Service notifications to systemd (`sd_notify`): readiness, reloads, shutdown and the watchdog.
 //!
 //! Without `NOTIFY_SOCKET`, that is without such a supervisor, nothing is sent.
 
@@ -8,22 +8,22 @@ use sd_notify::NotifyState;
 
 use crate::telemetry::Executors;
 
-/// The connection to the supervisor of this process.
+/// Supervisor of this process.
 #[derive(Debug)]
 pub(super) struct Supervisor {
-    /// Time between two signs of life; `None` without a watchdog.
+    /// Interval at which the watchdog is reset; `None` without a watchdog.
     interval: Option<Duration>,
-    signed: Instant,
+    last_reset: Instant,
 }
 
 impl Supervisor {
     pub(super) fn new() -> Self {
         // Half of the timeout, as sd_watchdog_enabled(3) recommends.
         let interval = sd_notify::watchdog_enabled().map(|timeout| timeout / 2);
-        Self { interval, signed: Instant::now() }
+        Self { interval, last_reset: Instant::now() }
     }
 
-    /// Longest wait between two calls of [`Self::sign_of_life`].
+    /// Returns the longest allowed interval between two calls of [`Self::sign_of_life`].
     pub(super) fn interval(&self) -> Duration {
         self.interval.unwrap_or(Duration::MAX)
     }
@@ -32,9 +32,9 @@ impl Supervisor {
         send(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 
-    /// A reload begins; it ends with [`Self::ready`].
+    /// Reports the start of a reload, whose end [`Self::ready`] reports.
     pub(super) fn reloading(&self) {
-        // With `Type=notify-reload` systemd ignores the message without the time.
+        // With `Type=notify-reload`, systemd ignores the message if it lacks the time.
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             send(&[NotifyState::Reloading, now]);
         }
@@ -44,18 +44,18 @@ impl Supervisor {
         send(&[NotifyState::Stopping, NotifyState::Status("draining connections")]);
     }
 
-    /// Resets the watchdog if every executor has run since the last interval but one. A single stalled executor
-    /// holds up its connections for good, so the process then has to be restarted.
+    /// Resets the watchdog if every executor has run within the last interval. A single stalled executor blocks its
+    /// connections indefinitely, so the process must then be restarted.
     pub(super) fn sign_of_life(&mut self, executors: &Executors) {
-        let Some(interval) = self.interval.filter(|interval| self.signed.elapsed() >= *interval / 2) else {
+        let Some(interval) = self.interval.filter(|interval| self.last_reset.elapsed() >= *interval / 2) else {
             return;
         };
         let stalled = executors.stalled(interval);
         if stalled.is_empty() {
-            self.signed = Instant::now();
+            self.last_reset = Instant::now();
             send(&[NotifyState::Watchdog]);
         } else {
-            tracing::error!(executors = ?stalled, "executors are stalled: the watchdog is not reset");
+            tracing::error!(executors = ?stalled, "executors stalled, watchdog not reset");
         }
     }
 }

@@ -97,7 +97,7 @@ fn check_config_says_which_engine_it_would_be() {
         let output = on(engine).command().arg("check-config").output().expect("the binary can be started");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains(&format!("OSC_ENGINE={engine}\n")), "{text}");
-        assert!(text.ends_with(&format!("\n# engine here: {effect}\n")), "{text}");
+        assert!(text.ends_with(&format!("\n# engine on this machine: {effect}\n")), "{text}");
     }
 }
 

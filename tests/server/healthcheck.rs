@@ -62,8 +62,8 @@ fn a_server_that_runs_and_one_that_has_stopped() {
     let address = server.address;
     server.stop();
     // The kernel closes the listeners of a process that used io_uring a moment after its end.
-    eventually("nobody listens", || TcpStream::connect(address).is_err());
-    refused(address, &[], "nobody listens on 127.0.0.1:");
+    eventually("the port is closed", || TcpStream::connect(address).is_err());
+    refused(address, &[], "cannot connect to 127.0.0.1:");
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_node_that_serves_and_is_not_ready() {
     let peer = silent.local_addr().expect("bound").to_string();
     let server = Launch::new().set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_NODES", &peer).start();
     assert_eq!(check(server.address, "127.0.0.1", &[]).0, Some(0));
-    refused(server.address, &["--ready"], "/ready is answered with 503: ");
+    refused(server.address, &["--ready"], "/ready responded with 503: ");
     drop(silent);
     eventually("it is ready", || check(server.address, "127.0.0.1", &["--ready"]).0 == Some(0));
 }
@@ -100,14 +100,14 @@ fn peers_that_do_not_answer_in_time() {
     stopped.signal("STOP");
     for address in [hanging.local_addr().expect("bound"), dripping, stopped.address] {
         let begun = Instant::now();
-        refused(address, &["--timeout", "1"], "no answer after 1 s");
+        refused(address, &["--timeout", "1"], "timed out after 1 s");
         assert!(begun.elapsed() >= Duration::from_secs(1));
     }
 }
 
 #[test]
 fn what_is_no_server_of_this_kind() {
-    refused(something(drop), &[], "brings no answer");
+    refused(something(drop), &[], "no valid response");
     for (bytes, word) in [
         (&b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n"[..], "malformed"),
         (&[0xff; 100_000], "malformed"),
@@ -115,9 +115,9 @@ fn what_is_no_server_of_this_kind() {
         (b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n", "too large"),
         (
             b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n",
-            "/cluster/health is answered with 302",
+            "/cluster/health responded with 302",
         ),
-        (b"HTTP/1.1 500 Oh\r\ncontent-length: 9\r\n\r\na\nb\x1b[1mc ", "answered with 500: ab[1mc"),
+        (b"HTTP/1.1 500 Oh\r\ncontent-length: 9\r\n\r\na\nb\x1b[1mc ", "responded with 500: ab[1mc"),
     ] {
         refused(says(bytes), &[], word);
     }
@@ -125,7 +125,7 @@ fn what_is_no_server_of_this_kind() {
 
 #[test]
 fn settings_and_arguments_that_name_no_server() {
-    refused(SocketAddr::from(([127, 0, 0, 1], 0)), &[], "the port is set to 0");
+    refused(SocketAddr::from(([127, 0, 0, 1], 0)), &[], "the configured port is 0");
     let launch = Launch::new().set("OSC_WORKERS", "none");
     let output = launch.command().arg("healthcheck").output().expect("it can be started");
     // A container engine takes 2 for something else.

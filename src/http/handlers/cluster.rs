@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::http::app::{Handshake, Prober, Settings, failed};
+use crate::http::call::{Call, Handshake};
 use crate::http::cors::is_of_forms;
-use crate::http::error::{detail, not_clustered, salt_in_a_form};
+use crate::http::error::{detail, failed, not_clustered, salt_in_a_form};
 use crate::http::json::write_string;
 use crate::http::response::Response;
 use crate::limits::SALT_BYTES;
@@ -18,7 +18,8 @@ use crate::service::{Member, Service};
 use crate::store::{ImportResult, SaltProblem};
 
 /// Handles `GET /cluster/status`: counts peers only, not this node.
-pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Response {
+pub(in crate::http) fn status(call: &Call<'_>) -> Response {
+    let Call { settings, service, .. } = call;
     let Some(cluster) = service.cluster() else {
         let body = r#"{"enabled":false,"mode":null,"node_id":null,"total_nodes":null,"healthy_nodes":null}"#;
         return Response::json(200, body.as_bytes().to_vec());
@@ -36,7 +37,9 @@ pub(in crate::http) fn status(settings: &Settings, service: &Service) -> Respons
 
 /// Handles `GET /cluster/health`. The body is that of the Python server. An authenticated node also gets identity
 /// headers; a sender with a challenge gets the headers for mutual authentication.
-pub(in crate::http) fn health(settings: &Settings, service: &Service, prober: Prober) -> Response {
+pub(in crate::http) fn health(call: &Call<'_>) -> Response {
+    let Call { settings, service, .. } = call;
+    let prober = call.request.prober;
     let mut body = br#"{"status":"healthy","node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
     body.push(b'}');
@@ -81,7 +84,8 @@ fn identity(service: &Service, instance: u64) -> Vec<(&'static str, Cow<'static,
 }
 
 /// Handles `GET /v1/cluster/members`.
-pub(in crate::http) fn members(settings: &Settings, service: &Service) -> Response {
+pub(in crate::http) fn members(call: &Call<'_>) -> Response {
+    let Call { settings, service, .. } = call;
     let Some(cluster) = service.cluster() else { return not_clustered() };
     let mut body = br#"{"node_id":"#.to_vec();
     write_string(&settings.node_id, &mut body);
@@ -128,7 +132,8 @@ fn write_member(member: &Member, out: &mut Vec<u8>) {
 }
 
 /// Handles `GET /cluster/salt`. In a cluster that has not agreed on a salt yet, the response waits for it.
-pub(in crate::http) async fn read_salt(service: &Service) -> Result<Response, Response> {
+pub(in crate::http) async fn read_salt(call: Call<'_>) -> Result<Response, Response> {
+    let service = call.service;
     service.salt_is_agreed().await.map_err(failed)?;
     Ok(match service.salt() {
         None => detail(404, "Salt file not found on this node"),
@@ -143,16 +148,12 @@ pub(in crate::http) async fn read_salt(service: &Service) -> Result<Response, Re
 }
 
 /// Handles `POST /cluster/salt`.
-pub(in crate::http) async fn adopt_salt(
-    service: &Service,
-    body: &[u8],
-    content_type: Option<&[u8]>,
-) -> Result<Response, Response> {
+pub(in crate::http) async fn adopt_salt(call: Call<'_>) -> Result<Response, Response> {
     // Any cross-site page can send such a body, and a salt is permanent.
-    if content_type.is_some_and(is_of_forms) {
+    if call.content_type().is_some_and(is_of_forms) {
         return Err(salt_in_a_form());
     }
-    Ok(match service.adopt_salt(body.to_vec()).await.map_err(failed)? {
+    Ok(match call.service.adopt_salt(call.body.to_vec()).await.map_err(failed)? {
         ImportResult::Created => Response::json(
             200,
             format!(r#"{{"message":"Salt received and saved successfully","status":"created","size_bytes":{SALT_BYTES}}}"#)

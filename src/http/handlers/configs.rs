@@ -1,74 +1,47 @@
 //! `/configs` and `/configs/{key}`.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
 use super::cursor;
-use crate::http::app::failed;
 use crate::http::body::{self, ValidationError};
+use crate::http::call::{CachedCall, Call, environment};
 use crate::http::content::Content;
-use crate::http::error::redirect;
+use crate::http::error::{failed, redirect};
 use crate::http::json::{EntryView, write_after, write_before, write_entry, write_entry_with, write_string};
+use crate::http::key_path::KeyPath;
 use crate::http::query::parameter;
 use crate::http::response::{HandlerOutput, ListStream, Response};
-use crate::http::route::KeyPath;
 use crate::http::{ENTRIES_HIDDEN, NEXT_AFTER, PARTIAL_RESULT};
 use crate::limits::{LARGE_VALUE_BYTES, LIST_LIMIT_MAX};
-use crate::model::{Requester, UserKey};
-use crate::service::{
-    After, Credentials, DecryptedEntry, EntryList, Error, ListQuery, Render, RenderedPage, Service, Value,
-};
+use crate::service::{After, DecryptedEntry, EntryList, Error, ListQuery, Render, RenderedPage, Value};
 use crate::store::{Filter, SealedEntry};
 
 /// A list longer than this, in bytes, is streamed as it is read.
 const FIRST_BYTES: usize = 256 * 1024;
 
-/// The caller of an entry endpoint, and the query string.
-pub(in crate::http) struct Caller<'a> {
-    pub(in crate::http) service: &'a Arc<Service>,
-    pub(in crate::http) user_key: Option<&'a UserKey>,
-    pub(in crate::http) requester: Requester,
-    pub(in crate::http) query: Option<&'a [u8]>,
+/// Converts an error, with a redirect if no entry was found and the path has a trailing slash, which may be
+/// superfluous.
+fn error_or_redirect(call: &Call<'_>, error: Error) -> Response {
+    match (&error, &call.key().without_slash) {
+        (Error::NotFound { .. }, Some(path)) => redirect(path, call.query()),
+        _ => failed(error),
+    }
 }
 
-impl Caller<'_> {
-    fn credentials(&self) -> Credentials<'_> {
-        let user_key = self.user_key.expect("the route requires a user key");
-        Credentials { user_key, requester: self.requester }
-    }
-
-    fn environment(&self) -> Option<Cow<'_, str>> {
-        environment(self.query)
-    }
-
-    /// Converts an error, with a redirect if no entry was found and the path has a trailing slash, which may be
-    /// superfluous.
-    fn error_or_redirect(&self, error: Error, key: &KeyPath<'_>) -> Response {
-        match (&error, &key.without_slash) {
-            (Error::NotFound { .. }, Some(path)) => redirect(path, self.query),
-            _ => failed(error),
-        }
-    }
-
-    fn is_full(&self) -> Result<bool, Response> {
-        is_full(self.query).map_err(|other| {
-            ValidationError::parameter("literal_error", "mode", "'short' or 'full'", &other).into()
-        })
-    }
+fn full_mode(call: &Call<'_>) -> Result<bool, Response> {
+    is_full(call.query()).map_err(|other| {
+        ValidationError::parameter("literal_error", "mode", "'short' or 'full'", &other).into()
+    })
 }
 
 /// Handles `POST /configs`.
-pub(in crate::http) async fn create(
-    caller: &Caller<'_>,
-    body: &[u8],
-    content_type: Option<&[u8]>,
-) -> Result<HandlerOutput, Response> {
-    let new = body::new_entry(body, content_type).map_err(Response::from)?;
+pub(in crate::http) async fn create(call: Call<'_>) -> Result<HandlerOutput, Response> {
+    let new = body::new_entry(&call.body, call.content_type()).map_err(Response::from)?;
     // Ignoring the query would create the entry in another environment than the client meant.
-    let requested = caller.environment();
+    let requested = call.environment();
     if let Some(other) =
         requested.filter(|requested| new.environment.as_ref().is_none_or(|new| new.as_str() != &**requested))
     {
@@ -80,19 +53,14 @@ pub(in crate::http) async fn create(
         )
         .into());
     }
-    let found = caller.service.create(&caller.credentials(), new).await.map_err(failed)?;
+    let found = call.service.create(&call.credentials(), new).await.map_err(failed)?;
     Ok(entry(201, found, None, true))
 }
 
 /// Handles `GET /configs/{key}` without waiting, if the row and the key are both in memory, and appends the entry to
 /// `out`. Returns `None` otherwise, also for errors, which [`read`] reports.
-pub(in crate::http) fn try_read_cached(
-    service: &Service,
-    user_key: &[u8],
-    key: &KeyPath<'_>,
-    query: Option<&[u8]>,
-    out: &mut Vec<u8>,
-) -> Option<()> {
+pub(in crate::http) fn try_read_cached(call: &CachedCall<'_>, out: &mut Vec<u8>) -> Option<()> {
+    let CachedCall { service, user_key, key, query } = *call;
     if !key.is_text {
         return None;
     }
@@ -111,41 +79,33 @@ pub(in crate::http) fn try_read_cached(
 }
 
 /// Handles `GET /configs/{key}`.
-pub(in crate::http) async fn read(caller: &Caller<'_>, key: &KeyPath<'_>) -> Result<HandlerOutput, Response> {
-    let full = caller.is_full()?;
-    let environment = caller.environment();
+pub(in crate::http) async fn read(call: Call<'_>) -> Result<HandlerOutput, Response> {
+    let full = full_mode(&call)?;
+    let environment = call.environment();
     let requested = environment.as_deref();
-    let found = named(key, requested)?;
-    let found = caller.service.read(&caller.credentials(), found, requested).await;
-    let found = found.map_err(|error| caller.error_or_redirect(error, key))?;
+    let found = named(call.key(), requested)?;
+    let found = call.service.read(&call.credentials(), found, requested).await;
+    let found = found.map_err(|error| error_or_redirect(&call, error))?;
     Ok(entry(200, found, requested, full))
 }
 
 /// Handles `PUT /configs/{key}`.
-pub(in crate::http) async fn update(
-    caller: &Caller<'_>,
-    key: &KeyPath<'_>,
-    body: &[u8],
-    content_type: Option<&[u8]>,
-) -> Result<HandlerOutput, Response> {
-    let update = body::update(body, content_type).map_err(Response::from)?;
-    let environment = caller.environment();
+pub(in crate::http) async fn update(call: Call<'_>) -> Result<HandlerOutput, Response> {
+    let update = body::update(&call.body, call.content_type()).map_err(Response::from)?;
+    let environment = call.environment();
     let requested = environment.as_deref();
-    let text = named(key, requested)?;
-    let found = caller.service.update(&caller.credentials(), text, requested, update).await;
-    let found = found.map_err(|error| caller.error_or_redirect(error, key))?;
+    let text = named(call.key(), requested)?;
+    let found = call.service.update(&call.credentials(), text, requested, update).await;
+    let found = found.map_err(|error| error_or_redirect(&call, error))?;
     Ok(entry(200, found, requested, true))
 }
 
 /// Handles `DELETE /configs/{key}`.
-pub(in crate::http) async fn delete(
-    caller: &Caller<'_>,
-    key: &KeyPath<'_>,
-) -> Result<HandlerOutput, Response> {
-    let environment = caller.environment();
-    let text = named(key, environment.as_deref())?;
-    let deleted = caller.service.delete(&caller.credentials(), text, environment.as_deref()).await;
-    deleted.map_err(|error| caller.error_or_redirect(error, key))?;
+pub(in crate::http) async fn delete(call: Call<'_>) -> Result<HandlerOutput, Response> {
+    let environment = call.environment();
+    let text = named(call.key(), environment.as_deref())?;
+    let deleted = call.service.delete(&call.credentials(), text, environment.as_deref()).await;
+    deleted.map_err(|error| error_or_redirect(&call, error))?;
     let mut body = b"{\"message\":".to_vec();
     write_string(&format!("Configuration '{text}' deleted successfully"), &mut body);
     body.push(b'}');
@@ -153,15 +113,24 @@ pub(in crate::http) async fn delete(
 }
 
 /// Handles `GET /configs`, and `GET /cluster/configs` (`is_local`), which lists only the entries of this node.
-pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result<HandlerOutput, Response> {
-    let render: Render = match (caller.environment().is_some(), caller.is_full()?) {
+pub(in crate::http) async fn list(call: Call<'_>) -> Result<HandlerOutput, Response> {
+    list_entries(&call, false).await
+}
+
+/// Handles `GET /cluster/configs`: the local entries only.
+pub(in crate::http) async fn list_local(call: Call<'_>) -> Result<HandlerOutput, Response> {
+    list_entries(&call, true).await
+}
+
+async fn list_entries(call: &Call<'_>, is_local: bool) -> Result<HandlerOutput, Response> {
+    let render: Render = match (call.environment().is_some(), full_mode(call)?) {
         (false, false) => |row, value, out| render(row, value, None, false, out),
         (false, true) => |row, value, out| render(row, value, None, true, out),
         (true, false) => |row, value, out| render(row, value, row.environment.as_deref(), false, out),
         (true, true) => |row, value, out| render(row, value, row.environment.as_deref(), true, out),
     };
-    let query = list_query(caller, is_local)?;
-    let mut list = caller.service.list(&caller.credentials(), query, render).await.map_err(failed)?;
+    let query = list_query(call, is_local)?;
+    let mut list = call.service.list(&call.credentials(), query, render).await.map_err(failed)?;
     let RenderedPage { bytes: mut first, mut hidden_count, .. } =
         list.next_page().await.map_err(failed)?.unwrap_or_default();
     // Most lists still fit with the peers' entries, and can then report everything in header fields, not trailers.
@@ -185,7 +154,7 @@ pub(in crate::http) async fn list(caller: &Caller<'_>, is_local: bool) -> Result
     first.with_room(1).push(b']');
     let delay = match has_entries {
         true => Duration::ZERO,
-        false => list.shows_nothing(&caller.credentials()).map_err(failed)?,
+        false => list.shows_nothing(&call.credentials()).map_err(failed)?,
     };
     let mut response = Response::json(200, first).delayed(delay);
     response.headers.extend(list_fields(&list, hidden_count).map(|(name, value)| (name, value.into())));
@@ -220,8 +189,8 @@ fn render(
     write_entry(row, value, EntryView::of(row, requested_environment, full), out);
 }
 
-fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Response> {
-    let text = |name: &str| parameter(caller.query, name).filter(|value| !value.is_empty());
+fn list_query(call: &Call<'_>, is_local: bool) -> Result<ListQuery, Response> {
+    let text = |name: &str| parameter(call.query(), name).filter(|value| !value.is_empty());
     let limit = match text("limit") {
         None => None,
         Some(found) => match found.parse() {
@@ -245,7 +214,7 @@ fn list_query(caller: &Caller<'_>, is_local: bool) -> Result<ListQuery, Response
     };
     let filter = Filter {
         category: text("category").map(Cow::into_owned),
-        environment: caller.environment().map(Cow::into_owned),
+        environment: call.environment().map(Cow::into_owned),
         prefix: text("prefix").map(Cow::into_owned),
     };
     Ok(ListQuery { filter, after, limit, is_local })
@@ -272,11 +241,6 @@ fn entry(
     write_before(&row, view, &mut before);
     write_after(&row, view, &mut after);
     HandlerOutput::Large(Response::json(status, Vec::new()), content.between(before, after))
-}
-
-/// Returns the environment in the query; an empty one means none.
-fn environment(query: Option<&[u8]>) -> Option<Cow<'_, str>> {
-    parameter(query, "environment").filter(|environment| !environment.is_empty())
 }
 
 fn is_full(query: Option<&[u8]>) -> Result<bool, Cow<'_, str>> {

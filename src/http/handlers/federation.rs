@@ -1,13 +1,11 @@
 //! Inter-node endpoints of a federation, and the report on duplicate entries.
 
-use zeroize::Zeroizing;
-
 use super::cursor;
 use super::peers::decoded;
 use crate::http::PARTIAL_RESULT;
-use crate::http::app::{Settings, failed};
 use crate::http::body::ValidationError;
-use crate::http::error::not_clustered;
+use crate::http::call::Call;
+use crate::http::error::{failed, not_clustered};
 use crate::http::json::{write_optional, write_string};
 use crate::http::query::parameter;
 use crate::http::response::Response;
@@ -16,14 +14,16 @@ use crate::service::federation::messages::{decode_find, decode_order, decode_que
 use crate::service::{After, Service};
 
 /// Handles `POST /cluster/find`: returns an entry of this node.
-pub(in crate::http) async fn find(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Response, Response> {
+pub(in crate::http) async fn find(call: Call<'_>) -> Result<Response, Response> {
+    let Call { service, body, .. } = call;
     require_federation(service)?;
     let find = decoded(service, body, decode_find).await?;
     Ok(Response::json(200, service.found_message(&find).await.map_err(failed)?))
 }
 
 /// Handles `POST /cluster/page`: returns entries of this node in the order of their names.
-pub(in crate::http) async fn page(service: &Service, body: Zeroizing<Vec<u8>>) -> Result<Response, Response> {
+pub(in crate::http) async fn page(call: Call<'_>) -> Result<Response, Response> {
+    let Call { service, body, .. } = call;
     require_federation(service)?;
     let mut query = decoded(service, body, decode_query).await?;
     query.bytes_max = query.bytes_max.min(LIST_PAGE_BYTES);
@@ -32,10 +32,8 @@ pub(in crate::http) async fn page(service: &Service, body: Zeroizing<Vec<u8>>) -
 }
 
 /// Handles `POST /cluster/write`: changes an entry of this node by compare-and-swap.
-pub(in crate::http) async fn write(
-    service: &Service,
-    body: Zeroizing<Vec<u8>>,
-) -> Result<Response, Response> {
+pub(in crate::http) async fn write(call: Call<'_>) -> Result<Response, Response> {
+    let Call { service, body, .. } = call;
     require_federation(service)?;
     let _share = service.share_for_peer(body.len()).map_err(failed)?;
     let write = decoded(service, body, decode_order).await?;
@@ -43,13 +41,10 @@ pub(in crate::http) async fn write(
 }
 
 /// Handles `GET /v1/federation/duplicates`: lists the entries that several nodes have.
-pub(in crate::http) async fn duplicates(
-    settings: &Settings,
-    service: &Service,
-    query: Option<&[u8]>,
-) -> Result<Response, Response> {
+pub(in crate::http) async fn duplicates(call: Call<'_>) -> Result<Response, Response> {
+    let Call { settings, service, .. } = call;
     require_federation(service)?;
-    let after = match parameter(query, "after").filter(|text| !text.is_empty()) {
+    let after = match parameter(call.query(), "after").filter(|text| !text.is_empty()) {
         None => None,
         Some(text) => match cursor::parse(&text) {
             Some(After::Name(name)) => Some(name),

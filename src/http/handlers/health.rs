@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-use crate::http::app::Settings;
+use crate::http::call::Call;
 use crate::http::error::unhealthy;
 use crate::http::json::write_string;
 use crate::http::response::Response;
+use crate::http::settings::Settings;
 use crate::service::Service;
 
 /// An executor that has not ticked for this long is stuck; it normally ticks ten times per second.
 const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Handles `GET /health`.
-pub(in crate::http) fn health(settings: &Settings, service: &Service) -> Response {
+pub(in crate::http) fn health(call: &Call<'_>) -> Response {
+    let Call { settings, service, .. } = call;
     let reasons = health_problems(settings, service);
     if !reasons.is_empty() {
         return unhealthy(&reasons);

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{health, system};
-use crate::http::app::Settings;
+use crate::http::call::Call;
 use crate::http::response::Response;
+use crate::http::settings::Settings;
 use crate::limits::WRITES_QUEUED_MAX;
 use crate::service::{Member, Service};
 use crate::telemetry::{
@@ -16,7 +17,8 @@ use crate::telemetry::{
 const ERRORS_TO_WATCH: [&str; 3] = ["internal", "unavailable", "no_space"];
 
 /// Handles `GET /metrics`.
-pub(in crate::http) async fn metrics(settings: &Settings, service: &Service) -> Response {
+pub(in crate::http) async fn metrics(call: Call<'_>) -> Result<Response, Response> {
+    let Call { settings, service, .. } = call;
     let mut exposition = Exposition::default();
     requests(settings, &mut exposition);
     // The other metrics matter most while the database does not respond.
@@ -32,7 +34,7 @@ pub(in crate::http) async fn metrics(settings: &Settings, service: &Service) -> 
     }
     let mut response = Response::json(200, exposition.encode());
     response.content_type = Some(METRICS_CONTENT_TYPE);
-    response
+    Ok(response)
 }
 
 fn requests(settings: &Settings, exposition: &mut Exposition) {

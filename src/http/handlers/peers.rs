@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::http::app::failed;
-use crate::http::error::{malformed_message, not_clustered};
+use crate::http::call::Call;
+use crate::http::error::{failed, malformed_message, not_clustered};
 use crate::http::response::Response;
 use crate::limits::{CHANGES_BYTES_PER_MESSAGE, PEER_INLINE_BYTES, VERSIONS_BYTES_PER_MESSAGE};
 use crate::service::Service;
@@ -16,10 +16,8 @@ use crate::service::exchange::{
 use crate::store::root_of;
 
 /// Handles `POST /cluster/changes`: applies those of a peer's changes that supersede the local versions.
-pub(in crate::http) async fn changes(
-    service: &Service,
-    body: Zeroizing<Vec<u8>>,
-) -> Result<Response, Response> {
+pub(in crate::http) async fn changes(call: Call<'_>) -> Result<Response, Response> {
+    let Call { service, body, .. } = call;
     require_cluster(service)?;
     let _share = service.share_for_peer(body.len()).map_err(failed)?;
     let (salt, changes) = decoded(service, body, decode_changes).await?;
@@ -29,7 +27,8 @@ pub(in crate::http) async fn changes(
 
 /// Handles `POST /cluster/digests`: returns the peer's digest if it equals the local one, else the digests of all
 /// buckets.
-pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Response, Response> {
+pub(in crate::http) fn digests(call: &Call<'_>) -> Result<Response, Response> {
+    let Call { service, body, .. } = call;
     require_cluster(service)?;
     let remote = decode_digest(body).map_err(|error| malformed_message(&error))?;
     let local = service.bucket_digests().map_err(failed)?;
@@ -49,10 +48,8 @@ pub(in crate::http) fn digests(service: &Service, body: &[u8]) -> Result<Respons
 
 /// Handles `POST /cluster/versions`: returns the versions of all entries in the requested buckets, or in the first ones
 /// if that would exceed one message.
-pub(in crate::http) async fn versions(
-    service: &Service,
-    body: Zeroizing<Vec<u8>>,
-) -> Result<Response, Response> {
+pub(in crate::http) async fn versions(call: Call<'_>) -> Result<Response, Response> {
+    let Call { service, body, .. } = call;
     require_cluster(service)?;
     let _share = service.share_for_peer(body.len() + VERSIONS_BYTES_PER_MESSAGE).map_err(failed)?;
     let buckets = decoded(service, body, decode_buckets).await?;
@@ -60,10 +57,8 @@ pub(in crate::http) async fn versions(
 }
 
 /// Handles `POST /cluster/entries`: returns entries by name, as many as fit into one message.
-pub(in crate::http) async fn entries(
-    service: &Service,
-    body: Zeroizing<Vec<u8>>,
-) -> Result<Response, Response> {
+pub(in crate::http) async fn entries(call: Call<'_>) -> Result<Response, Response> {
+    let Call { service, body, .. } = call;
     require_cluster(service)?;
     let _share = service.share_for_peer(body.len() + CHANGES_BYTES_PER_MESSAGE).map_err(failed)?;
     let ids = decoded(service, body, decode_ids).await?;

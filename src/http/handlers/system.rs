@@ -1,12 +1,13 @@
 //! The root resource and readiness.
 
-use crate::http::app::Settings;
+use crate::http::call::Call;
 use crate::http::error::not_ready;
 use crate::http::response::Response;
 use crate::service::Service;
 
 /// Handles `GET /`: the description of this service.
-pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Response {
+pub(in crate::http) fn root(call: &Call<'_>) -> Response {
+    let Call { settings, service, .. } = call;
     let (enabled, mode) = match service.cluster() {
         Some(_) if service.is_federated() => (true, "\"federated\""),
         Some(_) => (true, "\"replica\""),
@@ -29,8 +30,8 @@ pub(in crate::http) fn root(settings: &Settings, service: &Service) -> Response 
 }
 
 /// Handles `GET /ready`.
-pub(in crate::http) fn ready(service: &Service) -> Response {
-    match obstacle(service) {
+pub(in crate::http) fn ready(call: &Call<'_>) -> Response {
+    match obstacle(call.service) {
         Some(reason) => not_ready(&reason),
         None => Response::json(200, br#"{"ready":true}"#.to_vec()),
     }

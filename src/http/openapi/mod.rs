@@ -4,35 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::LazyLock;
-
 use crate::model::json;
-
-/// The description of each path, in display order.
-const PATHS: [(&str, &str); 22] = [
-    ("/configs", include_str!("paths/configs.json")),
-    ("/configs/{key}", include_str!("paths/config.json")),
-    ("/", include_str!("paths/root.json")),
-    ("/ready", include_str!("paths/ready.json")),
-    ("/health", include_str!("paths/health.json")),
-    ("/metrics", include_str!("paths/metrics.json")),
-    ("/cluster/health", include_str!("paths/cluster-health.json")),
-    ("/cluster/status", include_str!("paths/cluster-status.json")),
-    ("/cluster/configs", include_str!("paths/cluster-configs.json")),
-    ("/cluster/salt", include_str!("paths/cluster-salt.json")),
-    ("/v1/cluster/members", include_str!("paths/members.json")),
-    ("/v1/federation/duplicates", include_str!("paths/duplicates.json")),
-    ("/openapi.json", include_str!("paths/openapi.json")),
-    ("/docs", include_str!("paths/docs.json")),
-    ("/redoc", include_str!("paths/redoc.json")),
-    ("/cluster/changes", include_str!("paths/changes.json")),
-    ("/cluster/digests", include_str!("paths/digests.json")),
-    ("/cluster/versions", include_str!("paths/versions.json")),
-    ("/cluster/entries", include_str!("paths/entries.json")),
-    ("/cluster/find", include_str!("paths/find.json")),
-    ("/cluster/page", include_str!("paths/page.json")),
-    ("/cluster/write", include_str!("paths/write.json")),
-];
 
 const COMPONENTS: [(&str, &[&str]); 5] = [
     ("securitySchemes", &[include_str!("components/security.json")]),
@@ -45,19 +17,15 @@ const COMPONENTS: [(&str, &[&str]); 5] = [
 /// Placeholder in the responses of each operation for those of `every.json`.
 const EVERY_REQUEST: &str = r#""and": "what every request can get""#;
 
-/// Returns the document as compact JSON.
-pub(super) fn document() -> &'static [u8] {
-    static DOCUMENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let mut compact = Vec::new();
-        json::canonicalize(assemble().as_bytes(), &mut compact)
-            .expect("a test checks that the document is JSON");
-        compact
-    });
-    &DOCUMENT
+/// Assembles the document, as compact JSON, from the paths and their path items.
+pub(super) fn document<'a>(paths: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
+    let mut compact = Vec::new();
+    json::canonicalize(assemble(paths).as_bytes(), &mut compact).expect("a test ensures that it is JSON");
+    compact
 }
 
-fn assemble() -> String {
-    let paths = object(PATHS.iter().map(|(path, text)| (*path, (*text).to_owned())));
+fn assemble<'a>(paths: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let paths = object(paths.map(|(path, text)| (path, text.to_owned())));
     let components = object(COMPONENTS.iter().map(|(kind, texts)| {
         let all: Vec<&str> = texts.iter().map(|text| members(text)).collect();
         (*kind, format!("{{{}}}", all.join(",")))

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{COMPONENTS, PATHS, document, members};
+use super::{COMPONENTS, members};
 use crate::http::body::{self, ValidationError};
+use crate::http::endpoint::Audience;
+use crate::http::endpoints::{DESCRIPTION, ENDPOINTS, LABELS};
 use crate::http::error::{self, RequestError};
 use crate::http::response::Response;
-use crate::http::route::{Audience, ENDPOINTS, Route};
+use crate::http::route::Route;
 use crate::http1::{Method, ProtocolError};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, LIST_LIMIT_MAX};
 use crate::service::Error;
@@ -24,7 +26,7 @@ const METHODS: [(&str, Method); 5] = [
 ];
 
 fn parsed() -> Value {
-    serde_json::from_slice(document()).expect("JSON")
+    serde_json::from_slice(&DESCRIPTION).expect("JSON")
 }
 
 /// Returns (method, path, operation) of every described operation.
@@ -38,50 +40,24 @@ fn operations(document: &Value) -> Vec<(&'static str, String, &Value)> {
     named.map(|(method, path)| (method, path.clone(), &document["paths"][&path][method])).collect()
 }
 
-/// Returns (variant, method, path) from the doc comments of [`Route`].
-fn variants() -> Vec<(String, String, String)> {
-    let source = include_str!("../route.rs");
-    let (_, body) = source.split_once("pub enum Route<'a> {").expect("the enum exists");
-    let (body, _) = body.split_once("\n}").expect("the enum ends");
-    let (mut found, mut documented) = (Vec::new(), Vec::new());
-    for line in body.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        match line.strip_prefix("///") {
-            Some(comment) => {
-                let quoted = comment.split('`').skip(1).step_by(2);
-                documented.extend(quoted.filter_map(|text| text.split_once(' ')));
-            }
-            None => {
-                assert!(!documented.is_empty(), "{line} has no comment with its method and path");
-                let name = line.trim_end_matches(',').split('(').next().unwrap_or_default();
-                found.extend(
-                    documented.drain(..).map(|(method, path)| {
-                        (name.to_owned(), method.to_ascii_lowercase(), path.to_owned())
-                    }),
-                );
-            }
-        }
-    }
-    found
-}
-
 #[test]
-fn routes_and_descriptions_correspond() {
+fn operations_and_descriptions_correspond() {
     let document = parsed();
     let described: BTreeSet<(String, String)> =
         operations(&document).into_iter().map(|(method, path, _)| (method.to_owned(), path)).collect();
-    let variants = variants();
-    let routed: BTreeSet<(String, String)> =
-        variants.iter().map(|(_, method, path)| (method.clone(), path.clone())).collect();
-    let unmatched: Vec<_> = described.symmetric_difference(&routed).collect();
-    assert!(unmatched.is_empty(), "routed or described only: {unmatched:?}");
-    for (variant, method, path) in variants {
+    let served: BTreeSet<(String, String)> = ENDPOINTS
+        .iter()
+        .flat_map(|endpoint| endpoint.operations.iter().map(|operation| (operation.method, endpoint.path)))
+        .map(|(method, path)| (method.as_str().to_ascii_lowercase(), path.to_owned()))
+        .collect();
+    let unmatched: Vec<_> = described.symmetric_difference(&served).collect();
+    assert!(unmatched.is_empty(), "served or described only: {unmatched:?}");
+    for (method, path) in served {
         let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
-        let path_of_one = path.replace("{key}", "k");
-        let found = Route::find_for(Audience::Everyone, *method, path_of_one.as_bytes());
-        let (route, endpoint) = found.expect("a route");
-        assert_eq!(ENDPOINTS[endpoint], path);
-        let debug = format!("{route:?}");
-        assert_eq!(debug.split(['(', ' ']).next(), Some(&*variant), "{path}");
+        let example = path.replace("{key}", "k");
+        let route = Route::find_for(Audience::Everyone, *method, example.as_bytes()).expect("a route");
+        assert_eq!((route.operation.method, route.endpoint.path), (*method, &*path));
+        assert_eq!((route.label.text, LABELS[route.label.index]), (&*path, &*path));
     }
 }
 
@@ -92,20 +68,25 @@ fn requirements_of_routes_are_described() {
         let (_, method) = METHODS.iter().find(|(name, _)| *name == method).expect("a known method");
         let path_of_one = path.replace("{key}", "k");
         let route = Route::find(*method, path_of_one.as_bytes()).expect("a route");
+        let access = route.operation.access;
         let security = operation["security"].to_string();
-        assert_eq!(security.contains("apiKey"), route.needs_api_key(), "{path}");
-        assert_eq!(security.contains("userKey"), route.needs_user_key(), "{path}");
-        assert_eq!(operation.get("requestBody").is_some(), route.body_bytes_max().is_some(), "{path}");
+        assert_eq!(security.contains("apiKey"), access.needs_api_key(), "{path}");
+        assert_eq!(security.contains("userKey"), access.needs_user_key(), "{path}");
+        assert_eq!(
+            operation.get("requestBody").is_some(),
+            route.operation.body_bytes_max.is_some(),
+            "{path}"
+        );
         let responses = operation["responses"].as_object().expect("an object");
         let has = |status: &str| responses.contains_key(status);
         // The health check accepts requests without credentials, but refuses wrong node credentials.
-        let checks_nodes = route.needs_node() || matches!(route, Route::ClusterHealth);
+        let checks_nodes = access.checks_nodes();
         assert_eq!(security.contains("nodeToken"), checks_nodes, "{path}");
-        assert_eq!(has("403"), route.needs_api_key() || checks_nodes, "{path}");
-        assert_eq!(has("401"), route.needs_user_key(), "{path}");
-        assert_eq!(has("429"), route.counts_for_limits() || route.needs_api_key(), "{path}");
-        assert_eq!(has("412"), route.needs_user_key(), "{path}");
-        assert_eq!(has("413") && has("415"), route.body_bytes_max().is_some(), "{path}");
+        assert_eq!(has("403"), access.needs_api_key() || checks_nodes, "{path}");
+        assert_eq!(has("401"), access.needs_user_key(), "{path}");
+        assert_eq!(has("429"), route.endpoint.counts_for_limits() || access.needs_api_key(), "{path}");
+        assert_eq!(has("412"), access.needs_user_key(), "{path}");
+        assert_eq!(has("413") && has("415"), route.operation.body_bytes_max.is_some(), "{path}");
         for status in ["400", "408", "414", "417", "421", "431", "500", "501", "503", "505"] {
             assert!(has(status), "{path}: {status}");
         }
@@ -124,7 +105,7 @@ fn parts_are_objects_without_duplicate_names() {
         count
     };
     let document = parsed();
-    assert_eq!(document["paths"].as_object().map(serde_json::Map::len), Some(PATHS.len()));
+    assert_eq!(document["paths"].as_object().map(serde_json::Map::len), Some(ENDPOINTS.len()));
     for (kind, texts) in COMPONENTS {
         let sum: usize = texts.iter().map(|text| count(text)).sum();
         assert_eq!(document["components"][kind].as_object().map(serde_json::Map::len), Some(sum), "{kind}");

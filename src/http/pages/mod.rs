@@ -3,7 +3,7 @@
 
 /// A page, or an asset of a page.
 #[derive(Debug, PartialEq, Eq)]
-pub struct File {
+pub(super) struct File {
     /// Path of the file.
     pub path: &'static str,
     /// Media type.

@@ -1,0 +1,45 @@
+//! Settings of the application.
+
+use std::sync::Arc;
+
+use super::budget::ByteBudget;
+use super::rate_limits::RateLimits;
+use crate::config::{AllowedHosts, Origins, Proxies};
+use crate::model::ApiKeys;
+use crate::service::NodeAuth;
+use crate::telemetry::{Executors, Gauge};
+
+/// The part of the configuration that the handlers need.
+#[derive(Debug)]
+pub struct Settings {
+    /// The accepted API keys, if one is required.
+    pub api_keys: ApiKeys,
+    /// Credentials of nodes.
+    pub node_auth: Arc<NodeAuth>,
+    /// Shortest accepted user key, in bytes.
+    pub user_key_bytes_min: usize,
+    /// This node's name.
+    pub node_id: String,
+    /// The accepted values of `Host`; any if `None`.
+    pub allowed_hosts: Option<AllowedHosts>,
+    /// Origins whose pages may use the server; none if `None`.
+    pub origins: Option<Origins>,
+    /// Whether `GET /` needs no API key.
+    pub has_public_root: bool,
+    /// Whether `GET /metrics` needs the API key.
+    pub has_private_metrics: bool,
+    /// Proxies that are trusted to report the client's address.
+    pub proxies: Proxies,
+    /// Rate limits per client.
+    pub rates: RateLimits,
+    /// Name of the I/O engine.
+    pub engine: &'static str,
+    /// Limit of concurrent connections.
+    pub connections_max: usize,
+    /// Budget for responses that wait for their clients.
+    pub answers: Arc<ByteBudget>,
+    /// Counters of the executors.
+    pub executors: Arc<Executors>,
+    /// Expiry of the listeners' certificate, in seconds since 1970; 0 without TLS.
+    pub certificate_expiry: Arc<Gauge>,
+}
