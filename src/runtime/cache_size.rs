@@ -1,4 +1,4 @@
-//! How much memory this process may use.
+//! Memory budgets, based on the memory that this process may use.
 
 use std::fs;
 use std::path::Path;
@@ -10,29 +10,29 @@ use crate::limits::{
     ENTRY_CACHE_MEMORY_PART,
 };
 
-/// A part of what may be used: the cache is for stores that do not fit it otherwise, not a reason to end
-/// for lack of memory.
+/// Returns the size limit of the entry cache in bytes: a fraction of the usable memory, so that the cache of a large
+/// store does not exhaust it.
 pub(super) fn entry_cache_bytes_max() -> usize {
     entry_cache_bytes_of(usable())
 }
 
-/// The budget for answers that wait for their clients.
+/// Returns the byte budget for responses that wait for their clients.
 pub(super) fn answers_bytes_max() -> usize {
-    answers_bytes_of(usable())
+    responses_bytes_of(usable())
 }
 
 fn entry_cache_bytes_of(memory: u64) -> usize {
     part_of(memory, ENTRY_CACHE_MEMORY_PART).clamp(ENTRY_CACHE_BYTES_MIN, ENTRY_CACHE_BYTES_MAX)
 }
 
-fn answers_bytes_of(memory: u64) -> usize {
+fn responses_bytes_of(memory: u64) -> usize {
     part_of(memory, ANSWERS_MEMORY_PART).clamp(ANSWERS_BYTES_MIN, ANSWERS_BYTES_MAX)
 }
 
-/// The limit of the control group, in bytes; the greatest number without one.
+/// Returns the memory limit of the control group in bytes; `u64::MAX` without one.
 pub(super) fn control_group() -> u64 {
-    let own_group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    group_limit(Path::new("/sys/fs/cgroup"), &own_group)
+    let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    group_limit(Path::new("/sys/fs/cgroup"), &membership)
 }
 
 fn usable() -> u64 {
@@ -47,16 +47,17 @@ fn part_of(memory: u64, part: u64) -> usize {
     usize::try_from(memory / part).unwrap_or(usize::MAX)
 }
 
-/// The least limit of the control group and of those around it. In a container its own is at the root.
-fn group_limit(root: &Path, own_group: &str) -> u64 {
-    let unified = own_group.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+/// Returns the lowest limit of the control group and its ancestors. In a container, the group of the container is the
+/// root.
+fn group_limit(root: &Path, membership: &str) -> u64 {
+    let unified = membership.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let unified = root.join(unified);
-    let within = unified.ancestors().take_while(|directory| directory.starts_with(root));
-    let files = within.map(|directory| directory.join("memory.max"));
+    let groups = unified.ancestors().take_while(|directory| directory.starts_with(root));
+    let files = groups.map(|directory| directory.join("memory.max"));
     let version_1 = root.join("memory/memory.limit_in_bytes");
     files
         .chain([version_1])
-        // "max", or no such file, is no limit.
+        // "max" and a missing file mean no limit.
         .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
         .min()
         .unwrap_or(u64::MAX)
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_limit_around_this_process_counts() {
+    fn the_lowest_limit_of_all_ancestors_applies() {
         let root = tempfile::tempdir().expect("temporary directory");
         let limit = || group_limit(root.path(), "1:name=systemd:/\n0::/outer/inner\n");
         assert_eq!(limit(), u64::MAX);
@@ -84,11 +85,11 @@ mod tests {
     }
 
     #[test]
-    fn each_takes_a_part_between_two_bounds() {
+    fn budgets_are_a_clamped_fraction_of_the_memory() {
         let mib = 1024 * 1024;
-        for (memory, rows, answers) in [(64, 16, 32), (128, 16, 32), (2048, 256, 128), (1 << 20, 1024, 256)] {
-            assert_eq!(entry_cache_bytes_of(memory * mib), rows * 1024 * 1024);
-            assert_eq!(answers_bytes_of(memory * mib), answers * 1024 * 1024);
+        for (memory, entries, responses) in [(64, 16, 32), (128, 16, 32), (2048, 256, 128), (1 << 20, 1024, 256)] {
+            assert_eq!(entry_cache_bytes_of(memory * mib), entries * 1024 * 1024);
+            assert_eq!(responses_bytes_of(memory * mib), responses * 1024 * 1024);
         }
     }
 }

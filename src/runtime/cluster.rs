@@ -1,4 +1,4 @@
-//! The cluster's executor: one more thread, for everything that nodes say to each other.
+//! Cluster executor: a dedicated thread for all communication with peers.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -21,71 +21,71 @@ use crate::service::federation::ClusterTaskQueue;
 use crate::service::{NodeAuth, Service};
 use crate::tls::{self, Certificates};
 
-/// The executor of a node that is one of several.
+/// Handle of the cluster executor.
 pub(super) struct ClusterThread {
     peers: Vec<PeerAddress>,
-    lists: mpsc::UnboundedSender<Vec<PeerAddress>>,
+    peer_lists: mpsc::UnboundedSender<Vec<PeerAddress>>,
     stop: Stop,
     thread: JoinHandle<io::Result<()>>,
 }
 
 impl ClusterThread {
-    /// Starts it, if this node is one of several.
+    /// Starts the executor if this node is part of a cluster; otherwise returns `None`.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// Fails if the thread cannot be started.
     pub(super) fn start<E: Engine>(
         engine: E,
         config: &Config,
         service: &Arc<Service>,
         auth: &Arc<NodeAuth>,
-        errands: Option<ClusterTaskQueue>,
+        requests: Option<ClusterTaskQueue>,
     ) -> Result<Option<Self>, Error> {
         let Some(cluster) = config.cluster.clone() else { return Ok(None) };
         let peers = cluster.peers.clone();
         let (service, auth, node_id) = (Arc::clone(service), Arc::clone(auth), config.node_id.clone());
         let certificates = config.certificates.clone();
-        // A dedicated listener has no proxy before it.
+        // Peers connect to a dedicated listener directly, not through a proxy.
         let has_proxy_protocol = config.clients.has_proxy_protocol && cluster.listen.is_none();
-        let (lists, new_lists) = mpsc::unbounded();
+        let (peer_lists, new_peer_lists) = mpsc::unbounded();
         let stop = Stop::default();
-        let stop_of_thread = stop.clone();
-        // Not pinned: it has little to do, and shares its core with whichever shard has the least.
+        let thread_stop = stop.clone();
+        // Not pinned: it has little work, so the scheduler moves it to the least busy core.
         let thread = engine::start(engine, "osc-cluster".to_owned(), None, move || async move {
-            let service_of_network = Arc::clone(&service);
+            let network_service = Arc::clone(&service);
             let started = Instant::now();
             let network = EngineNetwork {
                 engine,
-                service: service_of_network,
+                service: network_service,
                 certificates,
                 has_proxy_protocol,
                 started,
             };
             let stopped = async {
-                while !stop_of_thread.is_requested() {
+                while !thread_stop.is_requested() {
                     engine.sleep(DEADLINE_TICK).await;
                 }
             };
-            run(network, service, cluster, node_id, auth, errands, new_lists).or(stopped).await;
+            run(network, service, cluster, node_id, auth, requests, new_peer_lists).or(stopped).await;
             Ok(())
         })
-        .map_err(|error| Error::Part("the cluster's executor", error.to_string()))?;
-        Ok(Some(Self { peers, lists, stop, thread }))
+        .map_err(|error| Error::Part("the cluster executor", error.to_string()))?;
+        Ok(Some(Self { peers, peer_lists, stop, thread }))
     }
 
-    /// Goes on with another list of peers, if it is another one. Peers that stay are not disturbed.
+    /// Applies a new list of peers if it has changed. Connections to peers that remain are not disturbed.
     pub(super) fn set_peers(&mut self, peers: Vec<PeerAddress>) {
         if self.peers != peers {
             self.peers.clone_from(&peers);
-            // The thread ends only with the server, or by a panic, which the end reports.
-            self.lists.unbounded_send(peers).ok();
+            // Fails only after a panic of the thread, which `end` reports.
+            self.peer_lists.unbounded_send(peers).ok();
         }
     }
 
-    /// Ends it.
+    /// Stops the executor and waits for its thread.
     ///
     /// # Errors
-    /// What it ended by, if not by this.
+    /// Fails if the executor had already ended with an error.
     pub(super) fn end(self) -> io::Result<()> {
         self.stop.request();
         super::outcome(self.thread)
@@ -96,7 +96,7 @@ struct EngineNetwork<E> {
     engine: E,
     service: Arc<Service>,
     certificates: Certificates,
-    /// The other nodes expect it, as this one does.
+    /// Whether peers expect a PROXY protocol header, as this node does.
     has_proxy_protocol: bool,
     started: Instant,
 }
@@ -105,7 +105,7 @@ impl<E: Engine> Network for EngineNetwork<E> {
     type Stream = PeerStream<E::Stream>;
 
     async fn connect(&self, address: &PeerAddress) -> io::Result<Self::Stream> {
-        let mut stream = self.connect_in_plain(address).await?;
+        let mut stream = self.connect_tcp(address).await?;
         if self.has_proxy_protocol {
             stream.write_all(&PROXY_LOCAL).await?;
         }
@@ -138,7 +138,7 @@ impl<E: Engine> Network for EngineNetwork<E> {
 }
 
 impl<E: Engine> EngineNetwork<E> {
-    async fn connect_in_plain(&self, address: &PeerAddress) -> io::Result<E::Stream> {
+    async fn connect_tcp(&self, address: &PeerAddress) -> io::Result<E::Stream> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for address in self.resolve(address).await? {
             match self.engine.connect(address).await {
@@ -149,8 +149,8 @@ impl<E: Engine> EngineNetwork<E> {
         Err(last)
     }
 
-    /// Names are resolved for each connection, because a node that is replaced keeps its name and not
-    /// its address; the system's resolver blocks, so it runs on the pool.
+    /// Resolves the name of a peer for each connection, because a node that is replaced keeps its name but not its
+    /// address. The system's resolver blocks, so it runs on the pool.
     async fn resolve(&self, address: &PeerAddress) -> io::Result<Vec<SocketAddr>> {
         if let Ok(ip) = address.host().parse() {
             return Ok(vec![SocketAddr::new(ip, address.port())]);

@@ -253,7 +253,7 @@ impl<E: Engine> Executor<E> {
         };
         client.lacks_node_certificate = !stream.may_be_node();
         serve(&mut stream, &*self.shared.app, &self.local, client).await;
-        // Sends close_notify, so that the client can tell the end from a truncation; not if the socket would block.
+        // In every case sends close_notify, which tells the end from a truncation, unless the socket would block.
         poll_once(stream.close()).await;
     }
 

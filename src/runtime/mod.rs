@@ -165,7 +165,8 @@ fn run_on<E: Engine>(
 
     let pool = start_pool(plan)?;
     let keys = KeyCache::new();
-    let view = config.cluster.as_ref().map(|cluster| Arc::new(ClusterView::new(instance, log_position, cluster)));
+    let view =
+        config.cluster.as_ref().map(|cluster| Arc::new(ClusterView::new(instance, log_position, cluster)));
     let federation = config.cluster.as_ref().and_then(|cluster| cluster.federation.as_ref());
     let (federation, requests) = federation
         .zip(view.as_ref())
@@ -387,11 +388,15 @@ fn await_listening(
             Ok(Ready { is_listening: true, .. }) => {}
             Ok(Ready { index, .. }) => {
                 let outcome = outcome(threads.swap_remove(index));
-                let reason = outcome.err().map_or_else(|| "exited early".to_owned(), |error| error.to_string());
+                let reason =
+                    outcome.err().map_or_else(|| "exited early".to_owned(), |error| error.to_string());
                 return Err(Error::Shard { index, reason });
             }
             Err(_) => {
-                return Err(Error::Part("the executors", format!("not all are listening after {START_DEADLINE:?}")));
+                return Err(Error::Part(
+                    "the executors",
+                    format!("not all are listening after {START_DEADLINE:?}"),
+                ));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! SIGHUP: reads the settings again, and takes over those that can change while the server runs.
+//! Reload on SIGHUP: applies the settings that can change while the server runs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::service::node_auth::SharedKey;
 use crate::telemetry::{Gauge, Log};
 use crate::tls::Certificates;
 
-/// Settings that are taken over; all others wait for the next start.
-const TAKEN_OVER: &[&str] = &[
+/// Settings that a reload applies; all others require a restart.
+const RELOADABLE: &[&str] = &[
     "OSC_LOG_LEVEL",
     "OSC_API_KEY_REQUIRED",
     "OSC_API_KEY",
@@ -28,7 +28,7 @@ const TAKEN_OVER: &[&str] = &[
     "OSC_SSL_CA_CERTS",
 ];
 
-/// Reads the settings again. Wrong ones change nothing.
+/// Loads the settings again. Logs every error and returns `None` if they are invalid.
 pub(super) fn read() -> Option<Config> {
     match config::load() {
         Ok((config, warnings)) => {
@@ -37,16 +37,16 @@ pub(super) fn read() -> Option<Config> {
             }
             Some(config)
         }
-        Err(faults) => {
-            for fault in faults.as_slice() {
-                tracing::error!(%fault, "the settings stay as they were");
+        Err(errors) => {
+            for error in errors.as_slice() {
+                tracing::error!(%error, "invalid configuration, keeping the previous settings");
             }
             None
         }
     }
 }
 
-/// Takes over what needs no other executor, and says what does not change. Gives the peers to go on with.
+/// Applies the reloadable settings, and logs the changed ones that require a restart. Returns the new list of peers.
 pub(super) fn apply(
     before: &Config,
     after: &Config,
@@ -55,108 +55,105 @@ pub(super) fn apply(
     node_auth: &NodeAuth,
 ) -> Option<Vec<PeerAddress>> {
     log.set_level(after.log_level);
-    // A file that is gone for a moment, say, must not open the server to everybody.
+    // A key file that is missing for a moment, for example, must not open the server to all clients.
     if after.api_keys.is_empty() && api_keys.are_required() {
-        tracing::warn!("an API key stays required until the next start, and the keys are those from before");
+        tracing::warn!("cannot stop requiring an API key without a restart; keeping the previous keys");
     } else {
         api_keys.replace(after.api_keys.clone());
     }
     if after.cluster_secrets.is_empty() && node_auth.shared() == SharedKey::Secret {
-        tracing::warn!("a cluster secret stays required until the next start, and it is the one from before");
+        tracing::warn!("cannot stop requiring a cluster secret without a restart; keeping the previous secrets");
     } else {
         node_auth.replace(&after.cluster_secrets, api_keys);
     }
-    // Whether there is TLS does not change, and then neither does what follows from it.
+    // TLS is not switched on or off without a restart, nor are the settings that depend on it applied then.
     let has_same_scheme =
         before.certificates.files().own.is_some() == after.certificates.files().own.is_some();
     match after.certificates.not_yet_valid() {
-        Some(faults) if has_same_scheme => {
-            tracing::error!("certificates are not valid yet, keeping the previous ones: {faults}");
+        Some(errors) if has_same_scheme => {
+            tracing::error!(%errors, "certificates are not valid yet, keeping the previous ones");
         }
         _ if has_same_scheme && before.certificates.take_over(&after.certificates) => {
-            tell_of(&before.certificates);
+            log_reload(&before.certificates);
         }
         _ => {}
     }
     let peers = after.cluster.as_ref().filter(|_| has_same_scheme).map(|cluster| cluster.peers.clone());
     let (before, after) = (before.summary(), after.summary());
-    let waiting = changed(&before, &after);
-    if !waiting.is_empty() {
-        tracing::warn!(settings = waiting.join(" "), "these settings take effect at the next start");
+    let pending = changed(&before, &after);
+    if !pending.is_empty() {
+        tracing::warn!(settings = pending.join(" "), "these settings require a restart");
     }
-    tracing::info!("the settings were read again");
+    tracing::info!("configuration reloaded");
     peers
 }
 
-/// From so many days before its end on a certificate is warned about.
+/// Days before its expiry from which a certificate is warned about.
 const EXPIRY_WARNING_DAYS: i64 = 14;
 const DAY_SECONDS: i64 = 24 * 60 * 60;
 
-/// Warns of a certificate that is about to end, once for each day that is left.
+/// Warner about certificates that expire soon, once per remaining day and certificate.
 #[derive(Default)]
 pub(super) struct ExpiryWatch {
     gauge: Arc<Gauge>,
-    said: BTreeMap<&'static str, (Timestamp, i64)>,
+    /// Expiry and remaining days of the last warning, by setting.
+    warned: BTreeMap<&'static str, (Timestamp, i64)>,
 }
 
 impl ExpiryWatch {
-    /// In seconds since 1970; 0 without TLS.
+    /// Returns the expiry of the server certificate, in seconds since 1970; 0 without TLS.
     pub(super) fn gauge(&self) -> Arc<Gauge> {
         Arc::clone(&self.gauge)
     }
 
-    /// To be called now and then.
+    /// Checks the expiry of all certificates, and updates the gauge. Called periodically.
     pub(super) fn look(&mut self, certificates: &Certificates, now: Timestamp) {
         if let Some(expires) = certificates.expires() {
             self.gauge.set(u64::try_from(expires.as_second()).unwrap_or_default());
         }
         for (setting, expires) in certificates.expiries() {
             let days = (expires.as_second() - now.as_second()).div_euclid(DAY_SECONDS);
-            let is_said = self.said.insert(setting, (expires, days)) == Some((expires, days));
+            let is_warned = self.warned.insert(setting, (expires, days)) == Some((expires, days));
             match days {
                 EXPIRY_WARNING_DAYS.. => {}
-                _ if is_said => {}
-                0.. => tracing::warn!(%expires, days, "the certificate in {setting} expires soon: renew it"),
-                _ => tracing::error!(%expires, "the certificate in {setting} has expired, and is refused"),
+                _ if is_warned => {}
+                0.. => tracing::warn!(setting, %expires, days, "certificate expires soon, renew it"),
+                _ => tracing::error!(setting, %expires, "certificate has expired and is refused"),
             }
         }
     }
 }
 
-/// Takes certificates that have changed into use.
+/// Reloads certificate files that have changed.
 pub(super) fn look_at(certificates: &Certificates) {
     match certificates.reload_if_changed() {
         Ok(false) => {}
-        Ok(true) => tell_of(certificates),
-        Err(faults) => {
-            tracing::error!(
-                "the certificates that have changed cannot be used, those before them stay: {faults}"
-            );
-        }
+        Ok(true) => log_reload(certificates),
+        Err(errors) => tracing::error!(%errors, "invalid certificates, keeping the previous ones"),
     }
 }
 
-fn tell_of(certificates: &Certificates) {
+fn log_reload(certificates: &Certificates) {
     let expires = certificates.expires().map(tracing::field::display);
-    tracing::info!(expires, "new connections have the certificates that have changed");
+    tracing::info!(expires, "certificates reloaded, new connections use them");
     warn_of_refusal(certificates);
 }
 
-/// Warns of a certificate with which this node would be no node for peers that have the same settings.
+/// Warns if peers with the same settings would refuse the certificate of this node.
 pub(super) fn warn_of_refusal(certificates: &Certificates) {
     if let Some(reason) = certificates.refusal_as_node() {
-        tracing::warn!(reason, "OSC_SSL_CERTFILE is not a certificate of a node by OSC_CLUSTER_CA_CERTS");
+        tracing::warn!(reason, "OSC_SSL_CERTFILE is not a valid node certificate under OSC_CLUSTER_CA_CERTS");
     }
 }
 
-/// Names of settings that differ and are not taken over.
+/// Returns the names of the settings that differ and that a reload does not apply.
 fn changed<'a>(before: &'a str, after: &'a str) -> Vec<&'a str> {
     let lines = |summary: &'a str| -> BTreeMap<&'a str, &'a str> {
         summary.lines().filter_map(|line| line.split_once('=')).collect()
     };
     let (before, after) = (lines(before), lines(after));
     let names = before.keys().chain(after.keys()).copied();
-    let differs = |name: &&str| before.get(name) != after.get(name) && !TAKEN_OVER.contains(name);
+    let differs = |name: &&str| before.get(name) != after.get(name) && !RELOADABLE.contains(name);
     let mut names: Vec<&str> = names.filter(differs).collect();
     names.sort_unstable();
     names.dedup();
@@ -168,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_to_wait_is_named() {
+    fn settings_that_require_a_restart_are_named() {
         let before = "OSC_HOST=a\nOSC_LOG_LEVEL=INFO\nOSC_WORKERS=1\n";
         let after = "OSC_HOST=b\nOSC_LOG_LEVEL=DEBUG\nOSC_WORKERS=1\nOSC_CLUSTER_MODE=replica\n";
         assert_eq!(changed(before, after), ["OSC_CLUSTER_MODE", "OSC_HOST"]);

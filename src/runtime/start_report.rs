@@ -1,11 +1,11 @@
-//! The line of the log that says what runs where, on which files.
+//! Summary of a started server: one log line, and the status for the supervisor.
 
 use std::path::Path;
 
 use super::EngineKind;
 use crate::config::Config;
 
-/// Logs one line with everything that tells this server from another.
+/// Logs one line with everything that identifies this server: address, files, engine and mode.
 pub(super) fn log(config: &Config, engine: EngineKind, executors: usize, port: u16) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -22,7 +22,7 @@ pub(super) fn log(config: &Config, engine: EngineKind, executors: usize, port: u
     );
 }
 
-/// The same in short, for `systemctl status`.
+/// Returns a short form of the log line, for `systemctl status`.
 pub(super) fn status(config: &Config, engine: EngineKind, port: u16) -> String {
     let database = absolute(&config.database_path);
     format!("serving {database} at {} ({}, {})", url(config, port), mode(config), engine.name())
@@ -49,7 +49,7 @@ fn mode(config: &Config) -> &'static str {
     }
 }
 
-/// Relative paths depend on the working directory, which the reader of a log does not know.
+/// Returns the absolute path as text: a relative one depends on the working directory, which the log does not show.
 fn absolute(path: &Path) -> String {
     std::path::absolute(path).as_deref().unwrap_or(path).display().to_string()
 }

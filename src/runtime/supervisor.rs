@@ -47,7 +47,8 @@ impl Supervisor {
     /// Resets the watchdog if every executor has run within the last interval. A single stalled executor blocks its
     /// connections indefinitely, so the process must then be restarted.
     pub(super) fn sign_of_life(&mut self, executors: &Executors) {
-        let Some(interval) = self.interval.filter(|interval| self.last_reset.elapsed() >= *interval / 2) else {
+        let Some(interval) = self.interval.filter(|interval| self.last_reset.elapsed() >= *interval / 2)
+        else {
             return;
         };
         let stalled = executors.stalled(interval);

@@ -1,4 +1,4 @@
-//! The beginning of a connection with TLS: both sides agree, or the client is told why not.
+//! TLS accept: completes the handshake, or tells the client why it failed and closes.
 
 use std::io;
 
@@ -8,13 +8,13 @@ use crate::http::{Timers, plain_text_to_tls};
 use crate::limits::{HEAD_DEADLINE, LINGER};
 use crate::tls::{Refused, ServerContext, Stream};
 
-/// Any connection. By the time that TLS takes, one more call is nothing; and what serves requests is compiled once
-/// for all of them.
+/// Connection of any engine, used as a trait object. The cost of dynamic dispatch is negligible next to TLS, and the
+/// TLS and request code is compiled only once.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket for S {}
 
-/// Why there is no connection, and what is left of it.
+/// Failed handshake, with what remains of the connection; `None` after a timeout.
 struct Failure(Option<Refused<Box<dyn Socket>>>);
 
 impl From<io::Error> for Failure {
@@ -23,27 +23,27 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Why there is no TLS on a connection.
+/// Failure of a TLS handshake.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TlsAcceptError {
-    /// The two sides found no agreement, or one does not trust the other.
+    /// The two sides have no version or cipher suite in common, or one does not trust the other.
     #[error(transparent)]
     Failed(io::Error),
-    /// The client speaks another protocol.
+    /// The client does not use TLS.
     #[error("not TLS: plain HTTP or another protocol")]
     Plaintext,
-    /// It began, and did not go on.
+    /// The client did not complete the handshake in time.
     #[error("no handshake within {} s", HEAD_DEADLINE.as_secs())]
     Timeout,
     /// The client closed the connection, as health checks of load balancers do.
-    #[error("the client has gone")]
+    #[error("client disconnected")]
     Gone,
 }
 
-/// A connection with TLS, if the client agrees in time.
+/// Completes the handshake of a connection.
 ///
 /// # Errors
-/// With the reason, when there is none.
+/// Fails if the handshake fails or does not complete within [`HEAD_DEADLINE`].
 pub(super) async fn accept(
     socket: Box<dyn Socket>,
     context: &ServerContext,
@@ -62,7 +62,8 @@ pub(super) async fn accept(
             Err(TlsAcceptError::Failed(error))
         }
         Err(Failure(Some(Refused::NoTls(socket, first)))) => {
-            // Methods of HTTP begin so. What else may speak there would not understand the answer.
+            // HTTP methods start with an upper-case letter. A client of another protocol would not understand the
+            // response.
             if first.is_ascii_uppercase() {
                 lingering_close(socket, &plain_text_to_tls(), clock).await;
             }
@@ -71,16 +72,16 @@ pub(super) async fn accept(
     }
 }
 
-/// Says something, and reads over what still comes: closing with unread bytes would reset the connection, and the
-/// client might never see what it was told.
-async fn lingering_close(mut socket: Box<dyn Socket>, last_words: &[u8], clock: &Timers) {
-    let parting = async {
-        socket.write_all(last_words).await?;
+/// Sends a last response, closes, and drains the input: closing with unread bytes would reset the connection, and the
+/// client might never receive the response.
+async fn lingering_close(mut socket: Box<dyn Socket>, last_response: &[u8], clock: &Timers) {
+    let closing = async {
+        socket.write_all(last_response).await?;
         socket.close().await?;
-        let mut rest = [0; 512];
-        while socket.read(&mut rest).await? > 0 {}
+        let mut discarded = [0; 512];
+        while socket.read(&mut discarded).await? > 0 {}
         io::Result::Ok(())
     };
-    // The client may be gone.
-    clock.in_time(LINGER, parting).await.ok();
+    // Fails if the client has disconnected.
+    clock.in_time(LINGER, closing).await.ok();
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rustls::client::WebPkiServerVerifier;
-use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -18,9 +17,8 @@ use x509_cert::der::Decode;
 use super::error::{CertificateFileError, CertificateFileErrors, FileProblem, FileRole};
 use super::files::{Files, Own, Roots, fault, read};
 use super::key;
+use super::provider::{HTTP_1_1, provider};
 use super::server::{ServerContext, Trusted, refusal_as_node};
-
-pub(super) const HTTP_1_1: &[u8] = b"http/1.1";
 
 /// Result of loading all files.
 pub(super) struct Loaded {
@@ -51,11 +49,6 @@ struct Loader {
     not_yet_valid: Vec<CertificateFileError>,
     authorities_expire: Vec<(FileRole, Timestamp)>,
     digests: Vec<u64>,
-}
-
-pub(super) fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
-    Arc::clone(&PROVIDER)
 }
 
 impl Loaded {

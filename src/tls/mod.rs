@@ -10,6 +10,7 @@ mod files;
 mod key;
 mod loaded;
 mod peer_error;
+mod provider;
 mod self_client;
 mod server;
 mod stream;

@@ -14,7 +14,8 @@ use rustls::{
     StreamOwned,
 };
 
-use super::loaded::{provider, shown_by};
+use super::loaded::shown_by;
+use super::provider::provider;
 
 /// Returns a TLS client connection over `stream` to the server of this machine. The timeouts of `stream` apply.
 ///

@@ -8,7 +8,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{Error, RootCertStore, ServerConfig};
 
-use super::loaded::{HTTP_1_1, provider};
+use super::provider::{HTTP_1_1, provider};
 
 /// CA certificates against which clients and peers of this node are verified, if any are.
 #[derive(Clone, Default)]
