@@ -13,7 +13,7 @@ use super::call::{CachedCall, Call, Handshake, Parameter, Prober, Request};
 use super::client_address::client_address;
 use super::connection::{Application, HeadDecision};
 use super::cors;
-use super::endpoint::{Access, Audience, EndpointLabel, Handler, Listeners, RouteError};
+use super::endpoint::{Access, Audience, Endpoint, EndpointLabel, Handler, Listeners, RouteError};
 use super::endpoints::LABELS;
 use super::error::{self, RequestError};
 use super::rate_limits::RateLimits;
@@ -219,6 +219,30 @@ impl App {
         }
     }
 
+    /// Checks the credentials of a node or the API key, as the operation requires. Returns the sender of a health
+    /// check, and the index of the API key.
+    fn authorize(
+        &self,
+        head: &RequestHead<'_>,
+        request_log: &RequestLog,
+        access: Access,
+        endpoint: &Endpoint,
+    ) -> Result<(Prober, Option<usize>), Response> {
+        if access.checks_nodes() {
+            return Ok((self.identify(head, request_log, access.needs_node())?, None));
+        }
+        if !self.needs_api_key(access) {
+            return Ok((Prober::default(), None));
+        }
+        let index =
+            self.check_api_key(head.api_key(), request_log.client).map_err(|error| Response::from(&error))?;
+        if let Some(index) = index.filter(|_| endpoint.counts_for_limits()) {
+            let checked = self.settings.rates.check_api_key(index);
+            checked.map_err(|wait| Response::from(&RequestError::TooManyRequests { wait }))?;
+        }
+        Ok((Prober::default(), index))
+    }
+
     fn user_key<'a>(&self, sent: Option<&'a [u8]>) -> Result<&'a [u8], Response> {
         let bytes_min = self.settings.user_key_bytes_min;
         match sent {
@@ -280,19 +304,7 @@ impl Application for App {
         })?;
         let Route { endpoint, operation, parameter, .. } = route;
         let access = operation.access;
-        let (mut prober, mut api_key_number) = (Prober::default(), None);
-        if access.checks_nodes() {
-            prober = self.identify(head, request_log, access.needs_node())?;
-        } else if self.needs_api_key(access) {
-            let number = self
-                .check_api_key(head.api_key(), request_log.client)
-                .map_err(|error| Response::from(&error))?;
-            api_key_number = number;
-            if let Some(number) = number.filter(|_| endpoint.counts_for_limits()) {
-                let checked = self.settings.rates.check_api_key(number);
-                checked.map_err(|wait| Response::from(&RequestError::TooManyRequests { wait }))?;
-            }
-        }
+        let (prober, api_key_index) = self.authorize(head, request_log, access, endpoint)?;
         let user_key = match access.needs_user_key() {
             true => Some(self.user_key(head.user_key())?),
             false => None,
@@ -320,7 +332,7 @@ impl Application for App {
         let query = head.query().map(<[u8]>::to_vec);
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
         let (parameter, user_key) = (parameter.into_owned(), user_key.map(UserKey::from_header));
-        let requester = Requester::new(request_log.client, api_key_number);
+        let requester = Requester::new(request_log.client, api_key_index);
         let request = Request { parameter, user_key, requester, query, content_type, prober };
         let request = Admitted { handler: operation.handler, request };
         Ok(HeadDecision::ReadBody { request, body_bytes_max })

@@ -175,17 +175,8 @@ impl Store {
         let buckets = Arc::new(DigestTable::default());
         let horizon = Arc::default();
         let wall_clock = Arc::clone(&options.versions.wall_clock);
-        let mut versions = open_versions(&mut opened.connection, options.versions, &buckets, &horizon)
+        let versions = open_versions(&mut opened, options.versions, &buckets, &horizon)
             .map_err(|error| OpenError::sqlite(database, error))?;
-        if opened.is_checked
-            && let Some(versions) = &mut versions
-        {
-            // For a large store, the writer does this between transactions.
-            while versions
-                .load_next_bucket(&opened.connection)
-                .map_err(|error| OpenError::sqlite(database, error))?
-            {}
-        }
         if let Some(versions) = &versions {
             // Peers may lack changes that were made before this startup.
             (options.on_outbox)(versions.last_sequence());
@@ -465,13 +456,15 @@ impl Drop for Store {
     }
 }
 
+/// Opens what only a store of a cluster has, with the digests of a small one.
 fn open_versions(
-    connection: &mut rusqlite::Connection,
+    opened: &mut open::Opened,
     options: VersioningOptions,
     buckets: &Arc<DigestTable>,
     horizon: &Arc<Mutex<TombstoneHorizon>>,
 ) -> rusqlite::Result<Option<Versions>> {
     use rusqlite::config::DbConfig;
+    let connection = &mut opened.connection;
     if !options.is_clustered && !versions::are_kept(connection)? {
         return Ok(None);
     }
@@ -479,9 +472,13 @@ fn open_versions(
     getrandom::fill(&mut random).expect("Linux has random bytes once it has booted");
     let random = options.node_bits.unwrap_or(u64::from_ne_bytes(random));
     let (buckets, horizon) = (Arc::clone(buckets), Arc::clone(horizon));
-    let versions = Versions::open(connection, random, options, buckets, horizon)?;
+    let mut versions = Versions::open(connection, random, options, buckets, horizon)?;
     // The triggers record changes by other programs; this connection records its own.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    if opened.is_checked {
+        // For a large store, the writer does this between transactions.
+        while versions.load_next_bucket(connection)? {}
+    }
     Ok(Some(versions))
 }
 

@@ -56,35 +56,7 @@ fn requests(settings: &Settings, exposition: &mut Exposition) {
         let labels = [("method", METHODS[*method]), ("endpoint", endpoints[*endpoint])];
         samples = samples.with_durations(&labels, histogram);
     }
-    let operations = sums(&counts, |request| Some((operation(endpoints, request)?, outcome(request.status))));
-    let mut samples = exposition.counter("osc_config_operations_total", "Operations on entries.");
-    for ((operation, status), &count) in &operations {
-        samples = samples.with_count(&[("operation", operation), ("status", status)], count);
-    }
-    let mut errors =
-        sums(&counts, |request| Some((endpoints[request.endpoint], error_type(request.status)?)));
-    for endpoint in ["unmatched", "/configs", "/configs/{key}"] {
-        for error_type in ERRORS_TO_WATCH {
-            errors.entry((endpoint, error_type)).or_default();
-        }
-    }
-    let mut samples = exposition.counter("osc_api_errors_total", "Error responses.");
-    for ((endpoint, error_type), &count) in &errors {
-        samples = samples.with_count(&[("endpoint", endpoint), ("error_type", error_type)], count);
-    }
-    let encryptions = sums(&counts, |request| {
-        let is_done = (200..300).contains(&request.status);
-        Some(match operation(endpoints, request)? {
-            "create" | "update" if is_done => "encrypt",
-            "read" if is_done => "decrypt",
-            _ => return None,
-        })
-    });
-    let help = "Values encrypted, and values decrypted for reads of single entries.";
-    let mut samples = exposition.counter("osc_encryption_operations_total", help);
-    for (operation, &count) in &encryptions {
-        samples = samples.with_count(&[("operation", operation)], count);
-    }
+    operations(endpoints, &counts, exposition);
     let mut samples = exposition.gauge("osc_connections", "Open connections, by executor.");
     for (index, count) in executors.connections().into_iter().enumerate() {
         samples = samples.with_count(&[("executor", &index.to_string())], count);
@@ -105,6 +77,10 @@ fn requests(settings: &Settings, exposition: &mut Exposition) {
         let help = "Expiry of the server certificate, in seconds since unix epoch.";
         exposition.gauge("osc_tls_certificate_expiry_seconds", help).with_count(&[], expiry);
     }
+    responses(settings, exposition);
+}
+
+fn responses(settings: &Settings, exposition: &mut Exposition) {
     let responses = &settings.answers;
     exposition
         .gauge(
@@ -130,6 +106,38 @@ fn requests(settings: &Settings, exposition: &mut Exposition) {
             "Responses to slow clients dropped to free memory for other connections.",
         )
         .with_count(&[], responses.evicted_count());
+}
+
+/// Requests again, by what they did.
+fn operations(endpoints: &[&str], counts: &BTreeMap<RequestLabels, u64>, exposition: &mut Exposition) {
+    let operations = sums(counts, |request| Some((operation(endpoints, request)?, outcome(request.status))));
+    let mut samples = exposition.counter("osc_config_operations_total", "Operations on entries.");
+    for ((operation, status), &count) in &operations {
+        samples = samples.with_count(&[("operation", operation), ("status", status)], count);
+    }
+    let mut errors = sums(counts, |request| Some((endpoints[request.endpoint], error_type(request.status)?)));
+    for endpoint in ["unmatched", "/configs", "/configs/{key}"] {
+        for error_type in ERRORS_TO_WATCH {
+            errors.entry((endpoint, error_type)).or_default();
+        }
+    }
+    let mut samples = exposition.counter("osc_api_errors_total", "Error responses.");
+    for ((endpoint, error_type), &count) in &errors {
+        samples = samples.with_count(&[("endpoint", endpoint), ("error_type", error_type)], count);
+    }
+    let encryptions = sums(counts, |request| {
+        let is_done = (200..300).contains(&request.status);
+        Some(match operation(endpoints, request)? {
+            "create" | "update" if is_done => "encrypt",
+            "read" if is_done => "decrypt",
+            _ => return None,
+        })
+    });
+    let help = "Values encrypted, and values decrypted for reads of single entries.";
+    let mut samples = exposition.counter("osc_encryption_operations_total", help);
+    for (operation, &count) in &encryptions {
+        samples = samples.with_count(&[("operation", operation)], count);
+    }
 }
 
 fn cluster(settings: &Settings, service: &Service, exposition: &mut Exposition) {
