@@ -11,7 +11,7 @@
 //! L0  config  tls  limits  model  telemetry   vocabulary; TLS over any stream
 //! ```
 //!
-//! `docs/architecture.md` lists the threads and their tasks.
+//! `docs/architecture.md` is the map of the code: entry points, invariants of the modules, threads and request paths.
 
 pub mod cluster;
 pub mod config;

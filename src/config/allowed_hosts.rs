@@ -1,4 +1,4 @@
-//! `OSC_ALLOWED_HOSTS`: the values of `Host` that the server answers to, against DNS rebinding.
+//! `OSC_ALLOWED_HOSTS`: the values of `Host` that the server accepts, as protection against DNS rebinding.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,11 +7,11 @@ use super::Config;
 use super::host::{address, is_name};
 use super::variables::{Variables, integer, shown};
 
-/// The hosts that are allowed.
+/// Allowed hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedHosts {
-    /// Names and addresses of this machine for itself, and names without a dot: no public DNS has those, so no page of
-    /// another site can have been loaded under one.
+    /// Whether loopback names and addresses and names without a dot are allowed. Public DNS does not contain them, so
+    /// no page of another site can be loaded under one.
     local: bool,
     hosts: Vec<AllowedHost>,
 }
@@ -19,21 +19,21 @@ pub struct AllowedHosts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct AllowedHost {
     name: Name,
-    /// Any port if `None`.
+    /// Allowed port; `None` allows any.
     port: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Name {
     Exact(String),
-    /// All names that end in this, which begins with a dot.
+    /// Suffix of the allowed names, with a leading dot.
     Below(String),
     Address(IpAddr),
 }
 
 impl AllowedHosts {
-    /// Whether a request for `host`, the value of its `Host` field, may be answered. Browsers always send one, so a
-    /// request without one is not theirs.
+    /// Returns whether a request with `host` as the value of its `Host` field is accepted. A request without the field
+    /// is accepted, because browsers always send it.
     pub fn allow(&self, host: &[u8]) -> bool {
         if host.is_empty() {
             return true;
@@ -42,7 +42,7 @@ impl AllowedHosts {
         if self.local && is_local(name) {
             return true;
         }
-        let has_port = |own| port.is_some_and(|port| parse_port(port) == Some(own));
+        let has_port = |allowed| port.is_some_and(|port| parse_port(port) == Some(allowed));
         self.hosts.iter().any(|host| host.name.is(name) && host.port.is_none_or(has_port))
     }
 }
@@ -58,14 +58,14 @@ impl Name {
 
     fn is(&self, name: &[u8]) -> bool {
         match self {
-            Self::Exact(own) => name.eq_ignore_ascii_case(own.as_bytes()),
+            Self::Exact(allowed) => name.eq_ignore_ascii_case(allowed.as_bytes()),
             Self::Below(suffix) => ends_with(name, suffix.as_bytes()),
-            Self::Address(own) => parse_address(name) == Some(*own),
+            Self::Address(allowed) => parse_address(name) == Some(*allowed),
         }
     }
 }
 
-/// Name and port of an authority. A dot at the end of a name is no part of it.
+/// Splits an authority into name and port, without a trailing dot of the name.
 fn split(host: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
     let name_end = match host.first() {
         Some(b'[') => memchr::memchr(b']', host)? + 1,
@@ -100,7 +100,7 @@ fn ends_with(name: &[u8], suffix: &[u8]) -> bool {
     name.len() > suffix.len() && name[name.len() - suffix.len()..].eq_ignore_ascii_case(suffix)
 }
 
-/// An address as a URL has it, an IPv6 one in brackets.
+/// Parses an address as in a URL, with an IPv6 address in brackets.
 fn parse_address(name: &[u8]) -> Option<IpAddr> {
     match name {
         [b'0'..=b'9', ..] | [b'[', .., b']'] => {
@@ -110,11 +110,12 @@ fn parse_address(name: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Separated by commas, as in the setting.
+/// Writes the list separated by commas, as in the setting.
 impl fmt::Display for AllowedHosts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let own = self.local.then(|| "(those of this machine)".to_owned());
-        let texts: Vec<String> = own.into_iter().chain(self.hosts.iter().map(ToString::to_string)).collect();
+        let local = self.local.then(|| "(local names)".to_owned());
+        let texts: Vec<String> =
+            local.into_iter().chain(self.hosts.iter().map(ToString::to_string)).collect();
         f.write_str(&texts.join(","))
     }
 }
@@ -131,8 +132,8 @@ impl fmt::Display for AllowedHost {
     }
 }
 
-/// `None` for any host: that is `*`, and the default unless only browsers of this machine could reach the server and
-/// would need no API key. The nodes of the cluster are always among the allowed ones.
+/// Reads the setting; `None` allows any host. The default is a restriction if only browsers on this machine can reach
+/// the server and need no API key, otherwise `*`. Cluster nodes are always allowed.
 pub(super) fn read(variables: &mut Variables<'_>, config: &Config) -> Option<AllowedHosts> {
     let text = variables.text("OSC_ALLOWED_HOSTS").unwrap_or_default();
     let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
@@ -146,7 +147,7 @@ pub(super) fn read(variables: &mut Variables<'_>, config: &Config) -> Option<All
             None => variables.fault(
                 "OSC_ALLOWED_HOSTS",
                 format!(
-                    "{} is no host (allowed: * or a list like conf.example.org,*.example.org,10.0.0.7:9000)",
+                    "{} is not a host (allowed: * or a list like conf.example.org,*.example.org,10.0.0.7:9000)",
                     shown(part)
                 ),
             ),
@@ -167,7 +168,7 @@ pub(super) fn read(variables: &mut Variables<'_>, config: &Config) -> Option<All
 }
 
 fn parse(part: &str) -> Option<AllowedHost> {
-    // Without brackets, as in OSC_HOST.
+    // An IPv6 address may lack brackets, as in OSC_HOST.
     if let Ok(address) = part.parse::<IpAddr>() {
         return Some(AllowedHost { name: Name::Address(address.to_canonical()), port: None });
     }
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_of_this_machine() {
+    fn local_hosts() {
         check(
             &hosts(true, "node.example.org"),
             &[
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_no_host() {
+    fn invalid_hosts() {
         for text in [
             "a b",
             "http://a",

@@ -1,6 +1,6 @@
-//! The API keys: whether one is required, and whether they are such that a client can send them.
+//! API keys: whether one is required, and whether clients can send them.
 //!
-//! No message here says anything about what the variable or the file holds.
+//! No message reveals the content of the variable or the file.
 
 use std::path::Path;
 
@@ -9,18 +9,18 @@ use super::secret_file;
 use super::variables::{Variables, shown};
 use crate::model::ApiKey;
 
-/// What the original uses when the variable is not set: known to everybody, so no key at all.
+/// Default key of the Python server: publicly known, so it is refused.
 const PLACEHOLDER: &str = "your-super-secret-api-key-here";
-/// Shorter keys are refused.
+/// Shortest allowed key.
 const BYTES_MIN: usize = 8;
-/// Shorter keys are warned about: 16 hexadecimal digits are 64 random bits.
+/// Shortest key without a warning: 16 hexadecimal digits are 64 random bits.
 const BYTES_WITHOUT_WARNING: usize = 16;
 
-/// All keys that are taken: that of `OSC_API_KEY` first, then those of `OSC_API_KEY_FILE`. None of them if none is
-/// required.
+/// Reads the accepted keys: that in `OSC_API_KEY` first, then those in `OSC_API_KEY_FILE`. The list is empty if no key
+/// is required.
 pub(super) fn read(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>) -> Vec<ApiKey> {
     let is_required = variables.switch("OSC_API_KEY_REQUIRED");
-    let known_before = variables.faults.len();
+    let errors_before = variables.faults.len();
     let text = variables.secret("OSC_API_KEY");
     let file = variables.text("OSC_API_KEY_FILE");
     if !is_required {
@@ -51,7 +51,7 @@ pub(super) fn read(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>) -
             Err(problem) => variables.fault("OSC_API_KEY_FILE", format!("{} {problem}", shown(path))),
         }
     }
-    if keys.is_empty() && variables.faults.len() == known_before {
+    if keys.is_empty() && variables.faults.len() == errors_before {
         variables.fault("OSC_API_KEY", "is empty, but OSC_API_KEY_REQUIRED is true");
     }
     keys
@@ -59,19 +59,19 @@ pub(super) fn read(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>) -
 
 fn problem(text: &str) -> Option<&'static str> {
     if text.trim() == PLACEHOLDER {
-        Some("is the documented example, which is no secret")
+        Some("is the documented example, which is not a secret")
     } else if text.contains(char::is_control) {
-        Some("holds a control character, which no client can send in a header")
+        Some("contains a control character, which clients cannot send in a header")
     } else if text.trim() != text {
-        Some("has white space at its start or end, which is not part of a header value")
+        Some("has leading or trailing white space, which is not part of a header value")
     } else if !text.is_ascii() {
-        // The original compares with a header read as Latin-1, other servers read UTF-8, and each
-        // client encodes in its own way: such a key works for some and not for others.
-        Some("holds characters beyond ASCII, which clients send in different ways")
+        // The Python server compares with the header as Latin-1, other servers use UTF-8, and clients encode in
+        // different ways: such a key works for some clients only.
+        Some("contains non-ASCII characters, which clients encode in different ways")
     } else if text.len() < BYTES_MIN {
         Some("is shorter than 8 characters, so it can be guessed")
     } else if text.bytes().all(|byte| text.starts_with(char::from(byte))) {
-        Some("is one character over and over, so it can be guessed")
+        Some("is one repeated character, so it can be guessed")
     } else {
         None
     }

@@ -1,4 +1,4 @@
-//! Per-client limits and trusted proxies. All but the limit of failed keys are off by default.
+//! Per-client limits and trusted proxies. All except the limits of failed keys and connections are off by default.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -7,40 +7,41 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::variables::{Variables, shown};
 
+/// Largest value of the rate and connection limits.
 const RATE_MAX: u32 = 1_000_000;
-/// Failed keys per minute without any consequence: more than people and clients with an old key make, and
-/// too few for guessing.
+/// Default of failed keys per minute without a consequence: more than people and clients with an outdated key cause,
+/// and too few for guessing.
 const FAILED_KEYS_DEFAULT: u32 = 30;
-/// One in a millisecond.
+/// Largest limit of failed keys per minute: one per millisecond.
 const FAILED_KEYS_MAX: u32 = 60_000;
 
-/// Bounds for each client, and the proxies that tell who it is.
+/// Limits per client, and the proxies that identify clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientLimits {
-    /// `OSC_RATE_LIMIT_PER_ADDRESS`: requests a second.
+    /// `OSC_RATE_LIMIT_PER_ADDRESS`: requests per second.
     pub rate_per_address: Option<NonZeroU32>,
-    /// `OSC_RATE_LIMIT_PER_API_KEY`: requests a second.
+    /// `OSC_RATE_LIMIT_PER_API_KEY`: requests per second.
     pub rate_per_api_key: Option<NonZeroU32>,
     /// `OSC_FAILED_KEYS_PER_ADDRESS`: failed keys per minute.
     pub failed_keys_per_address: Option<NonZeroU32>,
-    /// `OSC_CONNECTIONS_PER_ADDRESS`: open at a time; `None` is the default, a part of those of the process.
+    /// `OSC_CONNECTIONS_PER_ADDRESS`: concurrent connections; `None` is the default, a fraction of the process limit.
     pub connections_per_address: Option<NonZeroU32>,
-    /// `OSC_TRUSTED_PROXIES`.
+    /// `OSC_TRUSTED_PROXIES` and `OSC_FORWARDED_HEADER`.
     pub proxies: Proxies,
-    /// `OSC_PROXY_PROTOCOL`: each connection begins with a header of the PROXY protocol, version 2. There are proxies
-    /// to believe then.
+    /// `OSC_PROXY_PROTOCOL`: each connection begins with a PROXY protocol header, version 2. The list of trusted
+    /// proxies is not empty then.
     pub has_proxy_protocol: bool,
 }
 
-/// Proxies whose word about the client's address is taken, and the header that has it.
+/// Proxies that are trusted to report the client's address, and the header that contains it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proxies {
     networks: Vec<IpNet>,
     header: ForwardedHeader,
 }
 
-/// The header in which proxies name the client. A proxy writes one of the two and passes the other one on as the client
-/// has sent it, so only one of them can be believed.
+/// Header in which proxies report the client's address. A proxy writes one of the two and forwards the other one as the
+/// client has sent it, so only one can be trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ForwardedHeader {
     /// `X-Forwarded-For`.
@@ -51,18 +52,18 @@ pub enum ForwardedHeader {
 }
 
 impl Proxies {
-    /// Whether there are any.
+    /// Returns whether no proxy is trusted.
     pub fn is_empty(&self) -> bool {
         self.networks.is_empty()
     }
 
-    /// Whether this is one of them. An IPv4 address that is mapped into IPv6 is the IPv4 address.
+    /// Returns whether the address is that of a trusted proxy. An IPv4-mapped IPv6 address equals the IPv4 address.
     pub fn contain(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.networks.iter().any(|network| network.contains(&address))
     }
 
-    /// The header that they write.
+    /// Returns the header that the proxies write.
     pub fn header(&self) -> ForwardedHeader {
         self.header
     }
@@ -89,23 +90,22 @@ impl std::fmt::Display for Proxies {
 
 pub(super) fn read(variables: &mut Variables<'_>) -> ClientLimits {
     let mut number = |variable, what| {
-        let least = NonZeroU32::MIN;
-        let most = NonZeroU32::new(RATE_MAX).expect("more than nothing");
-        variables.number(variable, what, &(least..=most))
+        let max = NonZeroU32::new(RATE_MAX).expect("not zero");
+        variables.number(variable, what, &(NonZeroU32::MIN..=max))
     };
-    let rate_per_address = number("OSC_RATE_LIMIT_PER_ADDRESS", "a number of requests a second");
-    let rate_per_api_key = number("OSC_RATE_LIMIT_PER_API_KEY", "a number of requests a second");
+    let rate_per_address = number("OSC_RATE_LIMIT_PER_ADDRESS", "a number of requests per second");
+    let rate_per_api_key = number("OSC_RATE_LIMIT_PER_API_KEY", "a number of requests per second");
     let connections_per_address = number("OSC_CONNECTIONS_PER_ADDRESS", "a number of connections");
     let failed_keys = "OSC_FAILED_KEYS_PER_ADDRESS";
     let failed_keys =
-        variables.number(failed_keys, "a number of failed keys a minute", &(0..=FAILED_KEYS_MAX));
+        variables.number(failed_keys, "a number of failed keys per minute", &(0..=FAILED_KEYS_MAX));
     let failed_keys_per_address = NonZeroU32::new(failed_keys.unwrap_or(FAILED_KEYS_DEFAULT));
     let proxies = proxies(variables);
     let has_proxy_protocol = variables.switch("OSC_PROXY_PROTOCOL");
     if has_proxy_protocol && proxies.is_empty() {
         variables.fault(
             "OSC_TRUSTED_PROXIES",
-            "is empty, but OSC_PROXY_PROTOCOL is true: name the addresses or networks of the proxies",
+            "is empty, but OSC_PROXY_PROTOCOL is true: list the addresses or networks of the proxies",
         );
     }
     ClientLimits {
@@ -127,7 +127,7 @@ fn proxies(variables: &mut Variables<'_>) -> Proxies {
             Err(_) => variables.fault(
                 "OSC_TRUSTED_PROXIES",
                 format!(
-                    "{} is no address and no network (allowed: a list like 10.0.0.7,192.168.0.0/16)",
+                    "{} is neither an address nor a network (allowed: a list like 10.0.0.7,192.168.0.0/16)",
                     shown(part)
                 ),
             ),
@@ -137,7 +137,7 @@ fn proxies(variables: &mut Variables<'_>) -> Proxies {
     Proxies { networks, header }
 }
 
-/// A network of IPv4 addresses that are mapped into IPv6 is the IPv4 network.
+/// Converts a network of IPv4-mapped IPv6 addresses to the IPv4 network.
 fn canonical(network: IpNet) -> IpNet {
     let mapped = match network {
         IpNet::V6(network) => network.addr().to_ipv4_mapped().zip(network.prefix_len().checked_sub(96)),

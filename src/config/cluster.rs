@@ -1,4 +1,4 @@
-//! `OSC_CLUSTER_*`: whether this node is one of several, and where the others are.
+//! `OSC_CLUSTER_*`: cluster membership and peers.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,52 +7,51 @@ use super::error::Warning;
 use super::host::{Host, Resolve, address, is_name};
 use super::variables::{Variables, shown};
 
-/// Peers in `OSC_CLUSTER_NODES`.
+/// Largest number of peers in `OSC_CLUSTER_NODES`.
 const PEERS_COUNT_MAX: usize = 128;
 const SYNC_INTERVAL_DEFAULT_SECONDS: u64 = 30;
 const FEDERATED_TIMEOUT_DEFAULT_MS: u64 = 2000;
 const PORT_DEFAULT: u16 = 9000;
 
-/// How this node works together with others.
+/// Cluster settings of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterConfig {
-    /// `OSC_CLUSTER_NODES`. May name this node itself, under whatever name.
+    /// `OSC_CLUSTER_NODES`. May include this node itself, under any of its names.
     pub peers: Vec<PeerAddress>,
-    /// `OSC_CLUSTER_LISTEN`: the dedicated listener for peers, port included; without one, peers connect to the
-    /// client port.
+    /// `OSC_CLUSTER_LISTEN`: dedicated listener for peers, including the port; without one, peers connect to the client
+    /// port.
     pub listen: Option<Host>,
     /// `OSC_CLUSTER_SYNC_INTERVAL`.
     pub sync_interval: Duration,
     /// `OSC_CLUSTER_WRITE_ACKS`.
     pub write_acks: WriteAcks,
-    /// What counts when `OSC_CLUSTER_MODE` is `federated`; `None` in replica mode.
+    /// Settings of federated mode (`OSC_CLUSTER_MODE`); `None` in replica mode.
     pub federation: Option<FederationConfig>,
-    /// `OSC_TEST_CLOCK_OFFSET_MS`: how wrong the clock of a node under test is.
+    /// `OSC_TEST_CLOCK_OFFSET_MS`: clock offset of a node under test, in milliseconds.
     pub clock_offset_ms: i64,
 }
 
-/// How a node asks the others for what it does not have itself.
+/// Settings for requests to peers in federated mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FederationConfig {
-    /// `OSC_FEDERATED_TIMEOUT_MS`: how long the others are waited for.
+    /// `OSC_FEDERATED_TIMEOUT_MS`: timeout of peer requests.
     pub timeout: Duration,
-    /// `OSC_FEDERATED_STRICT`: an entry that was found nowhere is not said to be missing as long as a
-    /// node has not answered.
+    /// `OSC_FEDERATED_STRICT`: whether "not found" requires a reply from every peer.
     pub is_strict: bool,
 }
 
-/// When a write is acknowledged.
+/// Condition for acknowledging a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteAcks {
-    /// When it is durable here.
+    /// The write is durable on this node.
     Local,
-    /// When more than half of all nodes have it.
+    /// A majority of all nodes has the write.
     Quorum,
-    /// When all nodes have it.
+    /// All nodes have the write.
     All,
 }
 
-/// Where a peer is: a name or an address, and a port. Names are resolved when they are used.
+/// Address of a peer: a host name or an IP address, and a port. Names are resolved for each connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerAddress {
     host: String,
@@ -61,13 +60,13 @@ pub struct PeerAddress {
 }
 
 impl PeerAddress {
-    /// Reads `host:port`, `[v6]:port`, `host`, each also behind `http://` or `https://`. Without these it is as this
-    /// node is.
-    pub(super) fn parse(text: &str, has_tls_here: bool) -> Option<Self> {
+    /// Parses `host:port`, `[v6]:port` or `host`, each optionally after `http://` or `https://`. Without a scheme, the
+    /// peer uses TLS if this node does.
+    pub(super) fn parse(text: &str, default_has_tls: bool) -> Option<Self> {
         let (has_tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
             (Some(rest), _) => (true, rest),
             (None, Some(rest)) => (false, rest),
-            (None, None) => (has_tls_here, text),
+            (None, None) => (default_has_tls, text),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = match rest.rsplit_once(':') {
@@ -80,17 +79,17 @@ impl PeerAddress {
         is_name(host).then(|| Self { host: host.to_owned(), port, has_tls })
     }
 
-    /// The name or the address, an IPv6 one without brackets.
+    /// Returns the name or address; an IPv6 address has no brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port.
+    /// Returns the port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Whether it is spoken to over TLS, as the node that [`Self::host`] names.
+    /// Returns whether connections to the peer use TLS, for which its certificate must match [`Self::host`].
     pub fn has_tls(&self) -> bool {
         self.has_tls
     }
@@ -100,7 +99,7 @@ fn parse_port(text: &str) -> Option<u16> {
     super::variables::integer(text).filter(|port| *port > 0)
 }
 
-/// `host:port`, an IPv6 address in brackets.
+/// Writes `host:port`, with an IPv6 address in brackets.
 impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
@@ -126,7 +125,7 @@ enum Mode {
     Federated,
 }
 
-/// `None` when this node stands alone; the other variables have no effect then.
+/// Reads the settings; `None` for a standalone node, on which the other variables have no effect.
 pub(super) fn read(
     variables: &mut Variables<'_>,
     warnings: &mut Vec<Warning>,
@@ -181,7 +180,7 @@ fn federation(variables: &mut Variables<'_>) -> FederationConfig {
     }
 }
 
-/// Items are separated by commas; spaces around them and empty ones do not count.
+/// Reads the comma-separated list of peers. White space around items, empty items and duplicates are ignored.
 fn peers(variables: &mut Variables<'_>, has_tls: bool) -> Vec<PeerAddress> {
     let text = variables.text("OSC_CLUSTER_NODES").unwrap_or_default();
     let mut peers: Vec<PeerAddress> = Vec::new();
@@ -196,7 +195,7 @@ fn peers(variables: &mut Variables<'_>, has_tls: bool) -> Vec<PeerAddress> {
         }
     }
     if peers.len() > PEERS_COUNT_MAX {
-        let message = format!("names {} peers (allowed: at most {PEERS_COUNT_MAX})", peers.len());
+        let message = format!("lists {} peers (allowed: at most {PEERS_COUNT_MAX})", peers.len());
         variables.fault("OSC_CLUSTER_NODES", message);
     }
     peers
@@ -207,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers_in_all_their_forms() {
+    fn peer_addresses() {
         for (text, expected) in [
             ("node1:9000", Some("node1:9000")),
             ("127.0.0.1:9001", Some("127.0.0.1:9001")),
@@ -235,12 +234,12 @@ mod tests {
     }
 
     #[test]
-    fn what_says_nothing_of_tls_is_as_this_node() {
-        for (text, elsewhere, here) in
+    fn peers_without_a_scheme_use_tls_like_this_node() {
+        for (text, without, with) in
             [("a:1", false, true), ("http://a:1", false, false), ("https://a:1", true, true)]
         {
-            let has_tls = |here| PeerAddress::parse(text, here).expect(text).has_tls();
-            assert_eq!((has_tls(false), has_tls(true)), (elsewhere, here), "{text}");
+            let has_tls = |default| PeerAddress::parse(text, default).expect(text).has_tls();
+            assert_eq!((has_tls(false), has_tls(true)), (without, with), "{text}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! `OSC_CLUSTER_SECRET`: what nodes authenticate each other by.
+//! `OSC_CLUSTER_SECRET`: secrets with which nodes authenticate each other.
 //!
-//! No message here says anything about what the variable or the file holds.
+//! No message reveals the content of the variable or the file.
 
 use std::path::Path;
 
@@ -9,18 +9,18 @@ use super::secret_file;
 use super::variables::{Variables, shown};
 use crate::model::ClusterSecret;
 
-/// A secret with fewer characters could be guessed from what goes over the wire.
+/// Shortest allowed secret: a shorter one could be guessed from the handshakes on the wire.
 const CHARS_MIN: usize = 32;
 
-/// Reads all secrets that are accepted: that of `OSC_CLUSTER_SECRET` first, then those of `OSC_CLUSTER_SECRET_FILE`.
-/// None on a node that stands alone. Warns about a node of a cluster without any.
+/// Reads the accepted secrets: that in `OSC_CLUSTER_SECRET` first, then those in `OSC_CLUSTER_SECRET_FILE`. The list is
+/// empty on a standalone node. Warns about a cluster node without a secret.
 pub(super) fn read(
     variables: &mut Variables<'_>,
     warnings: &mut Vec<Warning>,
     is_clustered: bool,
     has_api_key: bool,
 ) -> Vec<ClusterSecret> {
-    let known_before = variables.faults.len();
+    let errors_before = variables.faults.len();
     let text = variables.secret("OSC_CLUSTER_SECRET");
     let file = variables.text("OSC_CLUSTER_SECRET_FILE");
     if !is_clustered {
@@ -43,7 +43,7 @@ pub(super) fn read(
             }
         }
     }
-    if secrets.is_empty() && variables.faults.len() == known_before {
+    if secrets.is_empty() && variables.faults.len() == errors_before {
         warnings.push(if has_api_key { Warning::ClusterByApiKey } else { Warning::ClusterOpen });
     }
     secrets
@@ -53,11 +53,11 @@ fn problem(text: &str) -> Option<&'static str> {
     let mut characters = text.chars();
     let first = characters.next();
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        Some("holds a character other than a visible one of ASCII (allowed: letters, digits, punctuation)")
+        Some("contains a character that is not visible ASCII (allowed: letters, digits, punctuation)")
     } else if text.len() < CHARS_MIN {
         Some("is shorter than 32 characters (for example: the output of `openssl rand -hex 32`)")
     } else if characters.all(|character| Some(character) == first) {
-        Some("is one character repeated, which is no secret")
+        Some("is one repeated character, which is not a secret")
     } else {
         None
     }

@@ -1,4 +1,4 @@
-//! Settings that have no effect, or another one than their author meant.
+//! Warnings about settings without effect, or with an effect that was probably not intended.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use super::error::Warning;
 use super::settings::{DATABASE_NAME, KNOWN, SALT_NAME};
 use super::variables::Variables;
 
-/// Values within a pair of quotes.
+/// Returns warnings about values in quotes.
 pub(super) fn quoted<'a>(variables: &'a Variables<'_>) -> impl Iterator<Item = Warning> + 'a {
     variables
         .all()
@@ -20,8 +20,8 @@ pub(super) fn is_quoted(text: &str) -> bool {
     inner('"') || inner('\'')
 }
 
-/// Data files that are about to be made although there are some: a settings file that was
-/// ignored before counts now, or a path has a spelling mistake.
+/// Returns warnings about data files that will be created although the default ones exist: a settings file now applies
+/// that was ignored before, or a path is misspelt.
 pub(super) fn elsewhere<'a>(
     variables: &'a Variables<'_>,
     config: &'a Config,
@@ -30,28 +30,26 @@ pub(super) fn elsewhere<'a>(
         ("OSC_DATABASE_PATH", &config.database_path, DATABASE_NAME),
         ("OSC_SALT_FILE_PATH", &config.salt_file_path, SALT_NAME),
     ];
-    let is_forgotten = |path: &Path, name: &str| Path::new(name).is_file() && !path.exists();
-    files.into_iter().filter(move |(_, path, name)| is_forgotten(path, name)).map(
-        |(setting, path, present)| {
-            let origin = if variables.is_from_file(setting) { " (from the settings file)" } else { "" };
-            Warning::Elsewhere { setting, origin, path: path.display().to_string(), present }
-        },
-    )
+    let is_unused = |path: &Path, name: &str| Path::new(name).is_file() && !path.exists();
+    files.into_iter().filter(move |(_, path, name)| is_unused(path, name)).map(|(setting, path, present)| {
+        let origin = if variables.is_from_file(setting) { " (from the settings file)" } else { "" };
+        Warning::Elsewhere { setting, origin, path: path.display().to_string(), present }
+    })
 }
 
-/// Whether it holds, the settings without effect then with their defaults, and the reason.
+/// Whether a group of settings has no effect, the settings with their defaults, and the reason.
 type Group = (bool, &'static [(&'static str, &'static str)], &'static str);
 
-/// Settings that another one switches off, by the setting that does. Defaults that are spelled out are no reason to
-/// warn: a copy of `.env.example` holds them.
+/// Returns warnings about settings that another one disables. Explicit defaults cause no warning, since a copy of
+/// `.env.example` contains them.
 pub(super) fn unused(variables: &Variables<'_>, config: &Config) -> Vec<Warning> {
-    let is_alone = config.cluster.is_none();
+    let is_standalone = config.cluster.is_none();
     let is_federated = config.cluster.as_ref().is_some_and(|cluster| cluster.federation.is_some());
     let files = config.certificates.files();
     let groups: [Group; 7] = [
-        // OSC_CLUSTER_LISTEN and the secrets have a warning of their own.
+        // OSC_CLUSTER_LISTEN and the secrets have separate warnings.
         (
-            is_alone,
+            is_standalone,
             &[
                 ("OSC_CLUSTER_NODES", ""),
                 ("OSC_CLUSTER_CA_CERTS", ""),
@@ -62,7 +60,7 @@ pub(super) fn unused(variables: &Variables<'_>, config: &Config) -> Vec<Warning>
             "OSC_CLUSTER_ENABLED is not true",
         ),
         (
-            !is_alone && !is_federated,
+            !is_standalone && !is_federated,
             &[("OSC_FEDERATED_TIMEOUT_MS", "2000"), ("OSC_FEDERATED_STRICT", "false")],
             "OSC_CLUSTER_MODE is not federated",
         ),
@@ -85,14 +83,14 @@ pub(super) fn unused(variables: &Variables<'_>, config: &Config) -> Vec<Warning>
         (
             variables.is_in_file("OSC_ENV_FILE"),
             &[("OSC_ENV_FILE", "")],
-            "it counts only in the environment of the process",
+            "it is read only from the process environment",
         ),
     ];
     let mut warnings = Vec::new();
     for (is_off, names, reason) in groups {
-        let is_meant =
+        let is_unused =
             |(name, default): &&(&str, &str)| is_off && variables.is_set_to_other_than(name, default);
-        let set: Vec<&str> = names.iter().filter(is_meant).map(|(name, _)| *name).collect();
+        let set: Vec<&str> = names.iter().filter(is_unused).map(|(name, _)| *name).collect();
         if !set.is_empty() {
             warnings.push(Warning::NoEffect { names: set.join(", "), reason });
         }

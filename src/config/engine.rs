@@ -1,13 +1,13 @@
-//! What executors run on.
+//! `OSC_ENGINE`: I/O engine of the executors.
 
 use std::fmt;
 
-/// The engine that is asked for.
+/// Requested engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineChoice {
-    /// io_uring, and epoll where io_uring is not to be had.
+    /// io_uring, or epoll where io_uring is unavailable.
     Auto,
-    /// io_uring or nothing.
+    /// io_uring; a startup error where it is unavailable.
     Uring,
     /// epoll.
     Epoll,

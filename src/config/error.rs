@@ -1,15 +1,15 @@
-//! What is wrong with the settings (the server does not start) and what is only doubtful (it does).
+//! Errors in the settings, which prevent the start, and warnings, which do not.
 
 use std::fmt;
 
-/// One setting that cannot be used.
+/// Error in one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingError {
-    /// The variable, or `.env` for the file as a whole.
+    /// Name of the variable, or `.env` for the file as a whole.
     pub variable: &'static str,
-    /// What it holds, unless that is secret, and what is allowed.
+    /// The value, unless it is secret, the problem, and the allowed values.
     pub message: String,
-    /// Whether it may be gone at the next start, such as a name server that does not answer at boot.
+    /// Whether the error may be transient, such as a name server that is unreachable at boot.
     pub is_passing: bool,
 }
 
@@ -25,49 +25,49 @@ impl fmt::Display for SettingError {
     }
 }
 
-/// Every setting that cannot be used; at least one. Displayed with one line for each.
+/// All errors in the settings, at least one; displayed one per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingErrors(Vec<SettingError>);
 
 impl SettingErrors {
-    pub(super) fn new(faults: Vec<SettingError>) -> Self {
-        Self(faults)
+    pub(super) fn new(errors: Vec<SettingError>) -> Self {
+        Self(errors)
     }
 
-    /// The same with another name for one source.
+    /// Replaces the name of one variable or file.
     pub(super) fn renamed(mut self, from: &str, to: &'static str) -> Self {
-        for fault in &mut self.0 {
-            if fault.variable == from {
-                fault.variable = to;
+        for error in &mut self.0 {
+            if error.variable == from {
+                error.variable = to;
             }
         }
         self
     }
 
-    /// Whether a supervisor should try again with the same settings.
+    /// Returns whether a supervisor should retry with the same settings.
     pub fn are_passing(&self) -> bool {
-        self.0.iter().all(|fault| fault.is_passing)
+        self.0.iter().all(|error| error.is_passing)
     }
 
-    /// The faults, in the order in which the settings are listed in `.env.example`.
+    /// Returns the errors, in the order in which `.env.example` lists the settings.
     pub fn as_slice(&self) -> &[SettingError] {
         &self.0
     }
 }
 
 impl From<SettingError> for SettingErrors {
-    fn from(fault: SettingError) -> Self {
-        Self(vec![fault])
+    fn from(error: SettingError) -> Self {
+        Self(vec![error])
     }
 }
 
 impl fmt::Display for SettingErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, fault) in self.0.iter().enumerate() {
+        for (index, error) in self.0.iter().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
-            fault.fmt(f)?;
+            error.fmt(f)?;
         }
         Ok(())
     }
@@ -75,70 +75,71 @@ impl fmt::Display for SettingErrors {
 
 impl std::error::Error for SettingErrors {}
 
-/// A setting that is probably not what was meant; to be logged loudly once the log is there.
+/// Warning about a setting that is probably not intended; logged as soon as the log has started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Warning {
-    /// Other machines reach the server and need no API key.
-    #[error("OSC_HOST: listening on {0}, beyond this machine, without a required API key")]
+    /// Other machines can reach the server, which requires no API key.
+    #[error("OSC_HOST: listening on non-loopback address {0} without requiring an API key")]
     OpenToOthers(String),
-    /// A key is there but nobody asks for it.
-    #[error("{0}: is set but not used, because OSC_API_KEY_REQUIRED is not true")]
+    /// An API key or a related setting is set, but no API key is required.
+    #[error("{0}: set but not used, because OSC_API_KEY_REQUIRED is not true")]
     ApiKeyUnused(&'static str),
-    /// Cluster setting of a server that is not part of a cluster.
-    #[error("{0}: is set but not used, because OSC_CLUSTER_ENABLED is not true")]
+    /// A cluster setting on a standalone node.
+    #[error("{0}: set but not used, because OSC_CLUSTER_ENABLED is not true")]
     ClusterUnused(&'static str),
-    /// Nodes authenticate each other by the API key of clients.
+    /// Nodes authenticate each other with the API key of clients.
     #[error(
         "OSC_CLUSTER_SECRET: not set, so every holder of the first API key can read the salt and all ciphertext, \
-         and change or delete every entry, by the endpoints between nodes"
+         and change or delete every entry, through the inter-node endpoints"
     )]
     ClusterByApiKey,
     /// Nodes do not authenticate each other.
     #[error(
-        "OSC_CLUSTER_SECRET: not set, and no API key is required, so everyone who reaches the port can read the salt \
-         and all ciphertext, and change or delete every entry, by the endpoints between nodes"
+        "OSC_CLUSTER_SECRET: not set, and no API key is required, so anyone who can reach the port can read the salt \
+         and all ciphertext, and change or delete every entry, through the inter-node endpoints"
     )]
     ClusterOpen,
-    /// A key that is taken, but easier to guess than it should be.
-    #[error("{0}: holds an API key shorter than 16 characters; `openssl rand -hex 32` makes a good one")]
+    /// An accepted API key is easier to guess than it should be.
+    #[error("{0}: contains an API key shorter than 16 characters; generate one with `openssl rand -hex 32`")]
     ApiKeyShort(&'static str),
-    /// A certificate is there but nobody gets to see it.
-    #[error("OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: are set but not used, because OSC_HTTPS_ENABLED is not true")]
+    /// A certificate is set, but TLS is disabled.
+    #[error("OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: set but not used, because OSC_HTTPS_ENABLED is not true")]
     CertificateUnused,
-    /// Quotes that a shell or `.env` would take away, and a container engine does not.
+    /// A value has quotes, which a shell or `.env` would remove, but a container runtime keeps.
     #[error(
-        "{0}: the value begins and ends with a quote, which is part of the value (env files of container engines keep quotes)"
+        "{0}: the value begins and ends with a quote, which is part of the value (container runtimes keep quotes in \
+         env files)"
     )]
     Quoted(String),
-    /// Settings that another one switches off.
+    /// Another setting disables these settings.
     #[error("{names}: set but not used, because {reason}")]
     NoEffect {
-        /// The settings.
+        /// Names of the settings.
         names: String,
-        /// The setting that decides.
+        /// State of the setting that disables them.
         reason: &'static str,
     },
-    /// A file that would have been used without this setting, which names one that does not exist.
+    /// A setting names a file that does not exist, while the default file does.
     #[error(
-        "{setting}{origin}: a new file will be made at {path}, while {present} in the working directory is not used"
+        "{setting}{origin}: a new file will be created at {path}; {present} in the working directory is not used"
     )]
     Elsewhere {
-        /// The setting.
+        /// Name of the setting.
         setting: &'static str,
-        /// Where its value is from, if that is not the environment.
+        /// Source of its value, if it is not the environment.
         origin: &'static str,
-        /// Its value.
+        /// Value of the setting.
         path: String,
-        /// The file that is there.
+        /// Existing file that is not used.
         present: &'static str,
     },
     /// `.env` is a directory.
     #[error(".env: is a directory, so no settings are read from it")]
     EnvDirectory,
-    /// A clock that is behind, for example at boot.
-    #[error("certificates are not valid yet by the clock of this machine: {0}")]
+    /// Certificates are not valid yet; the clock may be behind, for example at boot.
+    #[error("certificates are not valid yet according to the clock of this machine: {0}")]
     NotYetValid(String),
-    /// A variable that looks like one of ours, such as one with a spelling mistake.
-    #[error("{0}: this version knows no such variable, so it has no effect")]
+    /// An unknown variable has the prefix of the settings; it may be misspelt.
+    #[error("{0}: unknown variable, ignored")]
     Unknown(String),
 }

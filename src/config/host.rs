@@ -1,4 +1,4 @@
-//! `OSC_HOST`: an address or a name, and the addresses to listen on.
+//! `OSC_HOST`: address or host name, and the addresses to listen on.
 
 use std::fmt;
 use std::io;
@@ -6,19 +6,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use super::variables::integer;
 
+/// Longest host name.
 const NAME_BYTES_MAX: usize = 253;
 
-/// Finds the addresses of a name; an argument, so that tests need no name server.
+/// Resolver of host names; an argument, so that tests need no name server.
 pub(super) type Resolve<'a> = &'a dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
 
-/// What the server listens on: at least one address.
+/// Host to listen on, with at least one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     text: String,
     addresses: Vec<SocketAddr>,
 }
 
-/// Why a text is no host. Follows the text in a sentence.
+/// Invalid host. The message follows the quoted value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum HostError {
     #[error("is neither an address nor a name (allowed: an IPv4 or IPv6 address, or a host name)")]
@@ -41,10 +42,10 @@ impl Host {
         Ok(Self { text: text.to_owned(), addresses })
     }
 
-    /// Reads `host:port` or `[v6]:port`.
+    /// Parses `host:port` or `[v6]:port`.
     pub(super) fn parse_with_port(text: &str, resolve: Resolve<'_>) -> Result<Self, HostError> {
         let (host, port) = match text.rsplit_once(':') {
-            // Without brackets the last part of an IPv6 address would be taken for the port.
+            // Without brackets, the last group of an IPv6 address would be mistaken for the port.
             Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port),
             _ => return Err(HostError::NoPort),
         };
@@ -57,12 +58,12 @@ impl Host {
         Self { text: address.to_string(), addresses: vec![SocketAddr::new(address, port)] }
     }
 
-    /// Where to listen, port included. `[::]` is meant for both families.
+    /// Returns the addresses to listen on, including the port. `[::]` stands for both families.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Whether both would listen on the same address and port. A port of zero is never the same.
+    /// Returns whether both would listen on the same address and port. Port 0 never overlaps.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let covers = |one: &SocketAddr, other: &SocketAddr| {
             let is_dual_stack = one.is_ipv6() && one.ip().is_unspecified();
@@ -77,20 +78,20 @@ impl Host {
         })
     }
 
-    /// Whether only this machine can reach the server.
+    /// Returns whether all addresses are loopback addresses, so that only this machine can reach the server.
     pub fn is_loopback(&self) -> bool {
         self.addresses.iter().all(|address| address.ip().to_canonical().is_loopback())
     }
 }
 
-/// The text as it was configured.
+/// Writes the host as it was configured.
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-/// The system's resolver.
+/// Resolves a name with the system's resolver.
 pub(super) fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     (name, port).to_socket_addrs().map(Iterator::collect)
 }
@@ -102,7 +103,8 @@ pub(super) fn address(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Always the IPv4 loopback, because clients take `localhost` for that whatever the hosts file says.
+/// Returns the addresses of `localhost`: always the IPv4 loopback address, because clients assume it independently of
+/// the hosts file, and the IPv6 one if the resolver returns it.
 fn localhost(port: u16, resolve: Resolve<'_>) -> Vec<SocketAddr> {
     let mut addresses = vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)];
     let six = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
@@ -116,7 +118,7 @@ fn named(text: &str, port: u16, resolve: Resolve<'_>) -> Result<Vec<SocketAddr>,
     if text.parse::<SocketAddr>().is_ok() || is_name_with_port(text) {
         return Err(HostError::Port);
     }
-    // An IPv6 address with a zone (`fe80::1%eth0`) is the resolver's business too.
+    // The resolver also parses IPv6 addresses with a zone (`fe80::1%eth0`).
     let is_zoned = text.split_once('%').is_some_and(|(address, _)| address.parse::<Ipv6Addr>().is_ok());
     if !is_zoned && !is_name(text) {
         return Err(HostError::Syntax);
@@ -138,8 +140,8 @@ fn is_name_with_port(text: &str) -> bool {
     text.split_once(':').is_some_and(|(name, port)| is_name(name) && port.parse::<u16>().is_ok())
 }
 
-/// Names whose last label starts with a digit are none: the resolver would take `0`, `127.1` or
-/// `0x7f.1` for IPv4 addresses in forms of long ago, and a mistake such as `9000` for `0.0.35.40`.
+/// Returns whether a text is a host name. Names whose last label starts with a digit are not: the resolver would parse
+/// `0`, `127.1` or `0x7f.1` as IPv4 addresses in obsolete notations, and a mistake such as `9000` as `0.0.35.40`.
 pub(super) fn is_name(text: &str) -> bool {
     let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let last = text.strip_suffix('.').unwrap_or(text).rsplit('.').next().unwrap_or_default();
@@ -152,7 +154,7 @@ pub(super) fn is_name(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Knows one name, which has three addresses, one of them twice.
+    /// Resolves one name, to three addresses, one of them twice, and another one to none.
     fn resolve_example(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         match name {
             "conf.example.org" => Ok(["192.0.2.1", "2001:db8::1", "192.0.2.1", "127.0.0.1"]
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_with_its_port() {
+    fn hosts_with_a_port() {
         for (text, expected) in [
             ("127.0.0.1:9001", Ok("127.0.0.1:9001")),
             ("0.0.0.0:0", Ok("0.0.0.0:0")),
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_overlap() {
+    fn overlapping_addresses() {
         for (one, other, expected) in [
             ("127.0.0.1:1", "127.0.0.1:1", true),
             ("127.0.0.1:1", "127.0.0.1:2", false),
@@ -230,8 +232,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_host() {
-        let unresolved = |why: &str| HostError::Unresolved(why.to_owned());
+    fn invalid_hosts() {
+        let unresolved = |reason: &str| HostError::Unresolved(reason.to_owned());
         for (text, expected) in [
             ("127.0.0.1:9000", HostError::Port),
             ("[::1]:9000", HostError::Port),
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn localhost_is_at_least_the_ipv4_loopback() {
+    fn localhost_includes_the_ipv4_loopback() {
         let host = Host::parse("localhost", 1, &resolve).expect("localhost");
         assert_eq!(host.addresses()[0], SocketAddr::from(([127, 0, 0, 1], 1)));
         assert!(host.is_loopback());

@@ -1,12 +1,12 @@
-//! Variables that Kubernetes adds on its own to the pods beside a Service.
+//! Service links: variables that Kubernetes adds to the pods in the namespace of a Service.
 //!
-//! A Service named `osc` brings `OSC_SERVICE_HOST`, `OSC_SERVICE_PORT_HTTP`, `OSC_PORT` and
-//! `OSC_PORT_9000_TCP_ADDR`; one named `osc-host` brings a wrong `OSC_HOST_PORT`. Nobody wrote them,
-//! so a warning about each would only train people to overlook warnings.
+//! A Service named `osc` adds `OSC_SERVICE_HOST`, `OSC_SERVICE_PORT_HTTP`, `OSC_PORT` and `OSC_PORT_9000_TCP_ADDR`; one
+//! named `osc-host` adds an invalid `OSC_HOST_PORT`. The operator has not set them, so warnings about them would only
+//! train operators to ignore warnings.
 
 use std::ffi::OsStr;
 
-/// Whether Kubernetes made this variable, as far as can be told.
+/// Returns whether Kubernetes has probably set this variable.
 pub(super) fn is_service_link(name: &str, value: &OsStr) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")
@@ -15,12 +15,12 @@ pub(super) fn is_service_link(name: &str, value: &OsStr) -> bool {
         || name.match_indices("_PORT_").any(|(at, part)| is_port_link(&name[at + part.len()..]))
 }
 
-/// Whether there is an address in the style of Docker links: `tcp://10.0.0.7:9000`.
+/// Returns whether a value contains an address in the style of Docker links: `tcp://10.0.0.7:9000`.
 pub(super) fn is_address(text: &str) -> bool {
     ["tcp://", "udp://", "sctp://"].iter().any(|scheme| text.contains(scheme))
 }
 
-/// `9000_TCP`, with or without `_PROTO`, `_PORT` or `_ADDR`.
+/// Returns whether a text is `9000_TCP`, with an optional `_PROTO`, `_PORT` or `_ADDR`.
 fn is_port_link(rest: &str) -> bool {
     let mut parts = rest.split('_');
     let number = parts.next().unwrap_or_default();
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_links_from_mistakes() {
+    fn service_links_and_misspelt_settings() {
         for (name, value) in [
             ("OSC_SERVICE_HOST", "10.0.0.7"),
             ("OSC_HOST_SERVICE_HOST", "10.0.0.7"),

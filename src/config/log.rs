@@ -1,24 +1,24 @@
-//! What is logged, and in which form.
+//! Log level and format.
 
 use std::fmt;
 
-/// The least severe events that are logged; the names are Python's.
+/// Lowest level that is logged; the names are Python's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
-    /// Everything.
+    /// All events.
     Debug,
-    /// What happens once in a while.
+    /// Routine events, such as requests and startup.
     Info,
-    /// What may need attention.
+    /// Events that may need attention.
     Warning,
-    /// What needs attention.
+    /// Events that need attention.
     Error,
-    /// Only what ends the process.
+    /// Only fatal errors.
     Critical,
 }
 
 impl LogLevel {
-    /// The first name of a level is the one that is shown.
+    /// Names of the levels; the first one of a level is displayed.
     pub(super) const NAMES: [(&'static str, Self); 6] = [
         ("DEBUG", Self::Debug),
         ("INFO", Self::Info),
@@ -35,18 +35,18 @@ impl fmt::Display for LogLevel {
     }
 }
 
-/// Whether a terminal may get colours: not with `NO_COLOR`, and not with `TERM=dumb`.
+/// Returns whether colours are allowed on a terminal: neither with `NO_COLOR` nor with `TERM=dumb`.
 pub fn allows_color() -> bool {
     let is_set = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     !is_set && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// How an event is written.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object on each line, for machines.
+    /// One JSON object per line.
     Json,
-    /// Plain lines, for people.
+    /// Plain text lines.
     Console,
 }
 

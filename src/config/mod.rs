@@ -1,7 +1,7 @@
-//! The settings: `OSC_*` variables and a `.env` file, read once at the start and valid ever after.
+//! Settings: `OSC_*` variables and a `.env` file, validated as a whole.
 //!
-//! All faults are found before any is reported, and nothing secret is in a fault, a warning or a
-//! summary. This is the only module that looks at the environment of the process.
+//! All errors are reported together. Errors, warnings and summaries contain no secrets. This is the only module
+//! that reads the process environment.
 
 mod allowed_hosts;
 mod api_key;
@@ -46,69 +46,70 @@ use crate::tls::Certificates;
 
 const ENV_FILE: &str = "OSC_ENV_FILE";
 
-/// What the server is told to do. See `.env.example` for the variables and their defaults.
+/// Validated settings. See `.env.example` for the variables and their defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `OSC_HOST`: what to listen on.
+    /// `OSC_HOST`: host to listen on.
     pub host: Host,
-    /// `OSC_HOST_PORT`; 0 takes any free port.
+    /// `OSC_HOST_PORT`; 0 selects any free port.
     pub port: u16,
-    /// `OSC_ADMIN_LISTEN`: the listener for probes and metrics, port included; always plain HTTP.
+    /// `OSC_ADMIN_LISTEN`: listener for probes and metrics, including the port; always plain HTTP.
     pub admin: Option<Host>,
-    /// `OSC_WORKERS`: executors; `None` means one for each usable core.
+    /// `OSC_WORKERS`: number of executors; `None` means one per usable core.
     pub workers: Option<NonZeroUsize>,
-    /// `OSC_ENGINE`: what executors run on.
+    /// `OSC_ENGINE`: I/O engine of the executors.
     pub engine: EngineChoice,
     /// `OSC_DATABASE_PATH`.
     pub database_path: PathBuf,
     /// `OSC_SALT_FILE_PATH`; never the same file as the database.
     pub salt_file_path: PathBuf,
-    /// `OSC_ACCEPT_SALT`: the SHA-256 of a salt file that is used although it would be refused.
+    /// `OSC_ACCEPT_SALT`: SHA-256 of a salt file that is accepted although it would be refused otherwise.
     pub accepted_salt: Option<[u8; 32]>,
-    /// `OSC_MIN_USER_KEY_LENGTH`, which the original counts in bytes of the header.
+    /// `OSC_MIN_USER_KEY_LENGTH`: like the Python server, in bytes of the header value.
     pub user_key_bytes_min: usize,
-    /// `OSC_API_KEY` and those in `OSC_API_KEY_FILE`: there are some exactly when `OSC_API_KEY_REQUIRED` is true.
+    /// `OSC_API_KEY` and the keys in `OSC_API_KEY_FILE`; not empty exactly if `OSC_API_KEY_REQUIRED` is true.
     pub api_keys: Vec<ApiKey>,
     /// `OSC_CLUSTER_NODE_ID`.
     pub node_id: String,
-    /// `OSC_CLUSTER_ENABLED` and the settings that count then; `None` for a node that stands alone.
+    /// `OSC_CLUSTER_ENABLED` and the settings that depend on it; `None` for a standalone node.
     pub cluster: Option<ClusterConfig>,
-    /// `OSC_CLUSTER_SECRET` and those in `OSC_CLUSTER_SECRET_FILE`; none on a node that stands alone.
+    /// `OSC_CLUSTER_SECRET` and the secrets in `OSC_CLUSTER_SECRET_FILE`; empty on a standalone node.
     pub cluster_secrets: Vec<ClusterSecret>,
-    /// `OSC_ALLOWED_HOSTS`: the values of `Host` that are answered; any if `None`.
+    /// `OSC_ALLOWED_HOSTS`: accepted values of `Host`; `None` accepts any.
     pub allowed_hosts: Option<AllowedHosts>,
-    /// `CORS_ORIGINS`: sites whose pages may use the server; none by default.
+    /// `CORS_ORIGINS`: sites whose pages may use the server; `None` by default.
     pub origins: Option<Origins>,
     /// `OSC_PUBLIC_ROOT`: whether `GET /` needs no API key.
     pub has_public_root: bool,
-    /// `OSC_METRICS_AUTH`: whether `GET /metrics` needs the API key.
+    /// `OSC_METRICS_AUTH`: whether `GET /metrics` requires an API key.
     pub has_private_metrics: bool,
-    /// What one client may take, and whom to believe about who it is.
+    /// Per-client limits and trusted proxies.
     pub clients: ClientLimits,
-    /// `OSC_HTTPS_ENABLED`, and whether a peer has TLS: the certificates, read and found good; none without any TLS.
+    /// Loaded certificates, if `OSC_HTTPS_ENABLED` is true or a peer uses TLS; otherwise none.
     pub certificates: Certificates,
-    /// Whether sockets may have a ring of their own: `OSC_TEST_SOCKETS`, by which tests go the other way.
+    /// Whether sockets may use a dedicated ring; false only in tests, with `OSC_TEST_SOCKETS`.
     pub uses_ring: bool,
     /// `OSC_LOG_LEVEL`.
     pub log_level: LogLevel,
     /// `OSC_LOG_FORMAT`.
     pub log_format: LogFormat,
-    /// `OSC_LOG_FILE`; standard error if there is none.
+    /// `OSC_LOG_FILE`; `None` for standard error.
     pub log_file: Option<PathBuf>,
-    /// `OSC_ENV_FILE`: the settings file in place of `.env`.
+    /// `OSC_ENV_FILE`: settings file instead of `.env`.
     pub env_file: Option<PathBuf>,
 }
 
-/// Reads the environment of the process, and the settings file: `OSC_ENV_FILE`, or `.env` in the working directory.
+/// Reads the settings from the process environment and the settings file: `OSC_ENV_FILE`, or `.env` in the working
+/// directory.
 ///
 /// # Errors
-/// When any setting cannot be used, or the settings file cannot be read. All of them are listed.
+/// Fails with all errors if a setting is invalid, or the settings file cannot be read.
 pub fn load() -> Result<(Config, Vec<Warning>), SettingErrors> {
     let environment = environment();
     let file = settings_file(&environment)?;
     let loaded = from_sources(&environment, file.as_deref());
     let (config, mut warnings) = match config_file(&environment) {
-        Some(_) => loaded.map_err(|faults| faults.renamed(".env", ENV_FILE))?,
+        Some(_) => loaded.map_err(|errors| errors.renamed(".env", ENV_FILE))?,
         None => loaded?,
     };
     if config.env_file.is_none() && Path::new(".env").is_dir() {
@@ -117,16 +118,16 @@ pub fn load() -> Result<(Config, Vec<Warning>), SettingErrors> {
     Ok((config, warnings))
 }
 
-/// Reads the address of the admin listener: a probe must not depend on any other setting or file.
+/// Reads the address of the admin listener only: a probe must not depend on other settings or files.
 ///
 /// # Errors
-/// When `.env` or the setting cannot be used.
+/// Fails if the settings file or the setting is invalid.
 pub fn load_admin() -> Result<Option<Host>, SettingErrors> {
     let environment = environment();
     settings::read_admin(&environment, settings_file(&environment)?.as_deref())
 }
 
-/// `OSC_ENV_FILE` of the real environment.
+/// Returns `OSC_ENV_FILE`, which is read only from the process environment.
 fn config_file(environment: &BTreeMap<String, OsString>) -> Option<&Path> {
     environment.get(ENV_FILE).filter(|path| !path.is_empty()).map(Path::new)
 }
@@ -142,18 +143,18 @@ fn settings_file(environment: &BTreeMap<String, OsString>) -> Result<Option<Vec<
 }
 
 fn environment() -> BTreeMap<String, OsString> {
-    // A name that is not UTF-8 is none of ours.
+    // No setting has a name that is not UTF-8.
     std::env::vars_os()
         .filter_map(|(name, value)| name.into_string().ok().map(|name| (name, value)))
         .collect()
 }
 
-/// Makes the settings from the environment and the bytes of a `.env` file. Apart from resolving the
-/// name in `OSC_HOST`, looking whether two paths lead to one file, and reading the files of keys and certificates that
-/// are named, the result depends on nothing else.
+/// Builds the settings from the environment and the bytes of a `.env` file. Also resolves host names to listen on,
+/// checks whether two paths lead to the same file, and reads the listed key and certificate files; the result depends
+/// on nothing else.
 ///
 /// # Errors
-/// When any setting cannot be used. All of them are listed.
+/// Fails with all errors if a setting is invalid.
 pub fn from_sources(
     environment: &BTreeMap<String, OsString>,
     dotenv: Option<&[u8]>,

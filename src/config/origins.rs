@@ -1,24 +1,24 @@
-//! `CORS_ORIGINS`: which sites' pages may use the server from a browser.
+//! `CORS_ORIGINS`: sites whose pages may use the server from a browser.
 
 use std::fmt;
 
 use super::variables::{Variables, shown};
 
-/// The origins that are allowed.
+/// Allowed origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origins {
-    /// `*`: every one.
+    /// Every origin (`*`).
     All,
-    /// These.
+    /// Listed origins, in lower case.
     Some(Vec<String>),
 }
 
 impl Origins {
-    /// What to allow for a request from this origin.
+    /// Returns the value of `Access-Control-Allow-Origin` for an origin; `None` if it is not allowed.
     pub fn allows<'a>(&'a self, origin: &'a str) -> Option<&'a str> {
         match self {
             Self::All => Some("*"),
-            Self::Some(origins) => origins.iter().any(|known| known == origin).then_some(origin),
+            Self::Some(origins) => origins.iter().any(|allowed| allowed == origin).then_some(origin),
         }
     }
 }
@@ -32,7 +32,7 @@ impl fmt::Display for Origins {
     }
 }
 
-/// `None` if it is not set: no page of another site may.
+/// Reads the setting; `None` if it is unset, which allows no other site.
 pub(super) fn read(variables: &mut Variables<'_>) -> Option<Origins> {
     let text = variables.text("CORS_ORIGINS")?;
     let origins: Vec<&str> = text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
@@ -44,18 +44,18 @@ pub(super) fn read(variables: &mut Variables<'_>) -> Option<Origins> {
             variables.fault(
                 "CORS_ORIGINS",
                 format!(
-                    "{} is no origin (allowed: * or a list like https://admin.example.org)",
+                    "{} is not an origin (allowed: * or a list like https://admin.example.org)",
                     shown(origin)
                 ),
             );
         }
     }
-    // Browsers send both in lower case.
+    // Browsers send scheme and host in lower case.
     (!origins.is_empty())
         .then(|| Origins::Some(origins.iter().map(|origin| origin.to_ascii_lowercase()).collect()))
 }
 
-/// Scheme, host and perhaps a port, as a browser writes it: nothing behind it, not even a slash.
+/// Returns whether a text is an origin as browsers send it: scheme, host and an optional port, without a final slash.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
     let is_scheme = !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());

@@ -1,4 +1,4 @@
-//! Files of secrets, one per line, so that several can be valid while nodes or clients move to a new one.
+//! Files of secrets, one per line. Several can be valid while nodes or clients change to a new one.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use zeroize::Zeroizing;
 use super::text_file;
 use crate::limits::{API_KEY_FILE_BYTES_MAX, API_KEYS_COUNT_MAX};
 
-/// Reads the secrets of a file. Skips empty lines and comments, which begin with `#`. `problem` says why a line is
-/// not a `noun`.
+/// Reads the secrets in a file. Skips empty lines and comments, which start with `#`. `problem` returns why a line is
+/// not a valid `noun`, or `None`.
 ///
 /// # Errors
-/// With the rest of a sentence that begins with the name of the file, and that quotes nothing of it.
+/// Fails with a message that follows the name of the file, and that quotes nothing of its content.
 pub(super) fn read(
     path: &Path,
     noun: &str,
@@ -24,13 +24,13 @@ pub(super) fn read(
             continue;
         }
         if let Some(problem) = problem(line) {
-            return Err(format!("has a line, {}, that {problem}", index + 1));
+            return Err(format!("line {} {problem}", index + 1));
         }
         secrets.push(Zeroizing::new(line.to_owned()));
     }
     match secrets.len() {
-        0 => Err(format!("holds no {noun}")),
+        0 => Err(format!("contains no {noun}")),
         1..=API_KEYS_COUNT_MAX => Ok(secrets),
-        _ => Err(format!("holds more than {API_KEYS_COUNT_MAX} {noun}s")),
+        _ => Err(format!("contains more than {API_KEYS_COUNT_MAX} {noun}s")),
     }
 }

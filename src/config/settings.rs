@@ -1,4 +1,4 @@
-//! From variables to [`Config`]: which there are, what they may hold, what they default to.
+//! Conversion of variables to [`Config`]: known names, allowed values and defaults.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,12 +16,12 @@ use super::{
     tls,
 };
 
-/// The database in the working directory.
+/// Default database, in the working directory.
 pub(super) const DATABASE_NAME: &str = "configurations.db";
-/// The salt file in the working directory.
+/// Default salt file, in the working directory.
 pub(super) const SALT_NAME: &str = "encryption.salt";
 
-/// Every variable with a meaning, here or in the original.
+/// All known variables, including those that only the Python server uses.
 pub(super) const KNOWN: &[&str] = &[
     "OSC_HOST",
     "OSC_HOST_PORT",
@@ -72,7 +72,7 @@ pub(super) const KNOWN: &[&str] = &[
 const WORKERS_COUNT_MAX: usize = 1024;
 const PORT_DEFAULT: u16 = 9000;
 const USER_KEY_BYTES_MIN_DEFAULT: usize = 8;
-/// A longer key would not fit into a request head.
+/// Largest allowed minimum: a longer key would not fit into a request head.
 const USER_KEY_BYTES_MIN_MAX: usize = 8192;
 const NODE_ID_CHARS_MAX: usize = 255;
 
@@ -85,11 +85,11 @@ pub(super) fn read(
     let file = match dotenv.map(|bytes| dotenv::parse(bytes, environment)) {
         None => dotenv::File::default(),
         Some(Ok(file)) => file,
-        Some(Err(fault)) => return Err(SettingErrors::from(fault)),
+        Some(Err(error)) => return Err(SettingErrors::from(error)),
     };
     let mut variables = Variables::new(environment, file.values);
     for line in file.unread_lines {
-        variables.fault(".env", format!("the statement that starts in line {line} cannot be read"));
+        variables.fault(".env", format!("the statement that starts in line {line} cannot be parsed"));
     }
 
     let port = port(&mut variables);
@@ -152,7 +152,7 @@ fn host(variables: &mut Variables<'_>, port: u16, resolve: Resolve<'_>) -> Host 
 
 fn port(variables: &mut Variables<'_>) -> u16 {
     let Some(word) = variables.word("OSC_HOST_PORT") else { return PORT_DEFAULT };
-    // Zero is allowed, though not advertised: tests let the system choose.
+    // 0 is accepted, but not documented: tests let the operating system choose the port.
     if let Some(port) = integer(&word) {
         return port;
     }
@@ -201,8 +201,7 @@ fn accepted_salt(variables: &mut Variables<'_>) -> Option<[u8; 32]> {
     let word = variables.word("OSC_ACCEPT_SALT")?;
     let digest = sha256_of(&word);
     if digest.is_none() {
-        let message =
-            "is not the SHA-256 of a file (allowed: 64 hexadecimal digits, as sha256sum prints them)";
+        let message = "is not a SHA-256 digest (allowed: 64 hexadecimal digits, as sha256sum prints them)";
         variables.fault("OSC_ACCEPT_SALT", message);
     }
     digest
@@ -232,19 +231,21 @@ fn node_id(variables: &mut Variables<'_>, port: u16) -> String {
 
 fn path(variables: &mut Variables<'_>, variable: &'static str, default: &str) -> PathBuf {
     let text = variables.text(variable).unwrap_or_else(|| default.to_owned());
-    // SQLite would take these for a database in memory and for a URI with options of its own.
+    // SQLite would interpret these as an in-memory database and as a URI with options.
     let is_special = text.starts_with(':') || text.starts_with("file:");
     let path = PathBuf::from(&text);
     if is_special || path.file_name().is_none() || text.ends_with('/') || text.trim().is_empty() {
-        variables.fault(variable, format!("{} is not the path of a file", shown(&text)));
+        variables.fault(variable, format!("{} is not a file path", shown(&text)));
     }
     path
 }
 
 fn check_paths_differ(variables: &mut Variables<'_>, config: &Config) {
     if is_same_file(&config.database_path, &config.salt_file_path) {
-        let message =
-            format!("{} is also OSC_DATABASE_PATH", shown(&config.salt_file_path.to_string_lossy()));
+        let message = format!(
+            "{} is the same file as OSC_DATABASE_PATH",
+            shown(&config.salt_file_path.to_string_lossy())
+        );
         variables.fault("OSC_SALT_FILE_PATH", message);
     }
 }
@@ -256,42 +257,42 @@ fn check_listeners_differ(variables: &mut Variables<'_>, config: &Config) {
             [(Some(&config.host), "OSC_HOST and OSC_HOST_PORT"), (listen, "OSC_CLUSTER_LISTEN")]
         {
             if other.is_some_and(|other| admin.overlaps(other)) {
-                let message = format!("{} is also {settings}", shown(&admin.to_string()));
+                let message = format!("{} overlaps with {settings}", shown(&admin.to_string()));
                 variables.fault("OSC_ADMIN_LISTEN", message);
             }
         }
     }
     if let Some(listen) = listen.filter(|listen| listen.overlaps(&config.host)) {
-        let message = format!("{} is also OSC_HOST and OSC_HOST_PORT", shown(&listen.to_string()));
+        let message = format!("{} overlaps with OSC_HOST and OSC_HOST_PORT", shown(&listen.to_string()));
         variables.fault("OSC_CLUSTER_LISTEN", message);
     }
 }
 
 fn is_same_file(one: &Path, other: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let spelled_the_same = match (std::path::absolute(one), std::path::absolute(other)) {
+    let is_same_path = match (std::path::absolute(one), std::path::absolute(other)) {
         (Ok(one), Ok(other)) => one == other,
         _ => one == other,
     };
     let identity = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
-    spelled_the_same || identity(one).is_some_and(|found| Some(found) == identity(other))
+    is_same_path || identity(one).is_some_and(|found| Some(found) == identity(other))
 }
 
-/// Others are never fatal: the environment is not ours alone.
+/// Returns warnings about unknown variables. They are not errors, since other programs share the environment.
 fn unknown(variables: &Variables<'_>) -> Vec<Warning> {
     variables
         .all()
         .filter(|(name, _)| name.starts_with("OSC_") && !KNOWN.contains(name))
         .filter(|(name, _)| !user_key::NAMES.contains(name))
-        // Hooks for tests: no setting of an operator's.
+        // Hooks for tests, not settings for operators.
         .filter(|(name, _)| !name.starts_with("OSC_TEST_"))
         .filter(|(name, value)| !kubernetes::is_service_link(name, value))
         .map(|(name, _)| Warning::Unknown(name.to_owned()))
         .collect()
 }
 
-/// The order of the list of variables, which is also that of `.env.example`.
-fn in_order(mut faults: Vec<SettingError>) -> SettingErrors {
-    faults.sort_by_key(|fault| KNOWN.iter().position(|name| *name == fault.variable));
-    SettingErrors::new(faults)
+/// Sorts the errors in the order of [`KNOWN`], which is that of `.env.example`.
+fn in_order(mut errors: Vec<SettingError>) -> SettingErrors {
+    errors.sort_by_key(|error| KNOWN.iter().position(|name| *name == error.variable));
+    SettingErrors::new(errors)
 }

@@ -1,16 +1,16 @@
-//! The settings in effect, for people: what `check-config` prints.
+//! Summary of the effective settings, printed by `check-config`.
 
 use super::{Config, PeerAddress};
 use crate::tls::{Files, Roots};
 
 impl Config {
-    /// The settings in effect, as `NAME=value` lines without secrets.
+    /// Returns the effective settings as `NAME=value` lines without secrets.
     pub fn summary(&self) -> String {
         let workers = self.workers.map_or("(one per usable core)".to_owned(), |count| count.to_string());
         let secrets = |count: usize, none: &str| match count {
             0 => none.to_owned(),
             1 => "(set)".to_owned(),
-            count => format!("({count} are set)"),
+            count => format!("({count} set)"),
         };
         let api_key = secrets(self.api_keys.len(), "(not required)");
         let connections_per_address = self.clients.connections_per_address;
@@ -103,7 +103,7 @@ fn tls(files: &Files) -> String {
 fn roots(files: &Files) -> String {
     match (&files.nodes, &files.peers) {
         (None, None) => String::new(),
-        (None, Some(Roots::System)) => "OSC_CLUSTER_CA_CERTS=(those of the system)\n".to_owned(),
+        (None, Some(Roots::System)) => "OSC_CLUSTER_CA_CERTS=(system CA certificates)\n".to_owned(),
         (Some(path), _) | (None, Some(Roots::File(path))) => {
             format!("OSC_CLUSTER_CA_CERTS={}\n", path.display())
         }

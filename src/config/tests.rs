@@ -1,4 +1,4 @@
-//! The contract of the whole module: defaults, faults, warnings, and what must never be shown.
+//! Contract of the whole module: defaults, errors, warnings, and secrets that must never be shown.
 
 use std::os::unix::ffi::OsStringExt;
 
@@ -14,23 +14,23 @@ fn read(environment: &[(&str, &str)], dotenv: &str) -> Outcome {
     let outcome = from_sources(&environment, Some(dotenv.as_bytes()));
     let shown = match &outcome {
         Ok((config, warnings)) => format!("{config:?} {warnings:?} {}", config.summary()),
-        Err(faults) => format!("{faults:?} {faults}"),
+        Err(errors) => format!("{errors:?} {errors}"),
     };
     assert!(!shown.contains(CANARY), "{shown}");
     outcome
 }
 
 fn config(environment: &[(&str, &str)]) -> Config {
-    read(environment, "").unwrap_or_else(|faults| panic!("{environment:?}: {faults}")).0
+    read(environment, "").unwrap_or_else(|errors| panic!("{environment:?}: {errors}")).0
 }
 
-fn faults(environment: &[(&str, &str)]) -> String {
-    read(environment, "").err().unwrap_or_else(|| panic!("{environment:?} has no fault")).to_string()
+fn errors(environment: &[(&str, &str)]) -> String {
+    read(environment, "").err().unwrap_or_else(|| panic!("{environment:?} is valid")).to_string()
 }
 
 fn warnings(environment: &[(&str, &str)], dotenv: &str) -> Vec<String> {
     let (_, warnings) =
-        read(environment, dotenv).unwrap_or_else(|faults| panic!("{environment:?}: {faults}"));
+        read(environment, dotenv).unwrap_or_else(|errors| panic!("{environment:?}: {errors}"));
     warnings.iter().map(Warning::to_string).collect()
 }
 
@@ -60,7 +60,7 @@ OSC_CONNECTIONS_PER_ADDRESS=(three quarters of all)
 OSC_TRUSTED_PROXIES=(none)
 OSC_FORWARDED_HEADER=x-forwarded-for
 OSC_PROXY_PROTOCOL=false
-OSC_ALLOWED_HOSTS=(those of this machine)
+OSC_ALLOWED_HOSTS=(local names)
 CORS_ORIGINS=(none)
 OSC_HTTPS_ENABLED=false
 ";
@@ -68,17 +68,17 @@ OSC_HTTPS_ENABLED=false
 #[test]
 fn defaults() {
     assert_eq!(config(&[]).summary(), DEFAULTS);
-    let (config, warnings) = from_sources(&BTreeMap::new(), None).expect("no fault");
+    let (config, warnings) = from_sources(&BTreeMap::new(), None).expect("no error");
     assert_eq!(config.summary(), DEFAULTS);
     assert_eq!(config.host.addresses(), [std::net::SocketAddr::from(([127, 0, 0, 1], 9000))]);
     assert_eq!(warnings, []);
 }
 
-/// The file in the repository lists every variable, and changes nothing when it is used as it is.
+/// `.env.example` lists every variable, and changes nothing if it is used unmodified.
 #[test]
-fn the_example_holds_the_defaults() {
+fn the_example_contains_the_defaults() {
     let example = include_str!("../../.env.example");
-    assert_eq!(read(&[], example).expect("no fault").0.summary(), DEFAULTS);
+    assert_eq!(read(&[], example).expect("no error").0.summary(), DEFAULTS);
     assert_eq!(warnings(&[], example), [""; 0]);
     let uncommented: String = example
         .lines()
@@ -87,7 +87,7 @@ fn the_example_holds_the_defaults() {
         })
         .map(|line| format!("{line}\n"))
         .collect();
-    let (config, warnings) = read(&[], &uncommented).expect("no fault");
+    let (config, warnings) = read(&[], &uncommented).expect("no error");
     assert_eq!(config.summary(), DEFAULTS.replace("(one per usable core)", "4"));
     assert_eq!(warnings, []);
     for name in settings::KNOWN {
@@ -125,7 +125,7 @@ fn every_setting() {
              CORS_ORIGINS=\"https://a.example.org, HTTP://B:81\"\n"
         ),
     )
-    .expect("no fault");
+    .expect("no error");
     assert!(matches!(&*config.api_keys, [key] if key.matches(CANARY.as_bytes())));
     assert_eq!(config.host.addresses(), [std::net::SocketAddr::from(([0_u16; 8], 9321))]);
     assert_eq!(
@@ -147,7 +147,7 @@ fn every_setting() {
 
 #[test]
 fn origins() {
-    for (text, asked, allowed) in [
+    for (text, origin, allowed) in [
         ("*", "https://x", Some("*")),
         ("https://a, http://b:81", "http://b:81", Some("http://b:81")),
         ("https://a", "https://a:444", None),
@@ -155,15 +155,15 @@ fn origins() {
         ("http://[::1]:3000", "http://[::1]:3000", Some("http://[::1]:3000")),
     ] {
         let origins = config(&[("CORS_ORIGINS", text)]).origins.expect(text);
-        assert_eq!(origins.allows(asked), allowed, "{text} {asked}");
+        assert_eq!(origins.allows(origin), allowed, "{text} {origin}");
     }
     for text in ["https://a/", "a.example.org", "https://", "https://a b", "https://*.a", "*,https://a"] {
-        assert!(faults(&[("CORS_ORIGINS", text)]).contains("is no origin"), "{text}");
+        assert!(errors(&[("CORS_ORIGINS", text)]).contains("is not an origin"), "{text}");
     }
 }
 
-/// Only browsers of this machine can be led to a server that is bound to loopback, and only without an API key can they
-/// use it.
+/// A rebound name can only direct browsers on this machine to a loopback server, and they can only use it without an
+/// API key.
 #[test]
 fn hosts_are_restricted_where_a_rebound_name_could_be_used() {
     let allowed = |environment: &[(&str, &str)]| {
@@ -171,10 +171,10 @@ fn hosts_are_restricted_where_a_rebound_name_could_be_used() {
     };
     let keyed = [("OSC_API_KEY_REQUIRED", "true"), ("OSC_API_KEY", CANARY)];
     let clustered = [("OSC_CLUSTER_ENABLED", "true"), ("OSC_CLUSTER_NODES", "node2.example,[::1]:9001")];
-    let own = "(those of this machine)";
-    assert_eq!(allowed(&[]), own);
-    assert_eq!(allowed(&[("OSC_HOST", "LOCALHOST")]), own);
-    assert_eq!(allowed(&clustered), format!("{own},node2.example,[::1]"));
+    let local = "(local names)";
+    assert_eq!(allowed(&[]), local);
+    assert_eq!(allowed(&[("OSC_HOST", "LOCALHOST")]), local);
+    assert_eq!(allowed(&clustered), format!("{local},node2.example,[::1]"));
     for open in [&[("OSC_HOST", "0.0.0.0")][..], &keyed, &[("OSC_ALLOWED_HOSTS", " * ")]] {
         assert_eq!(allowed(open), "*", "{open:?}");
     }
@@ -183,14 +183,14 @@ fn hosts_are_restricted_where_a_rebound_name_could_be_used() {
     let named = [&keyed[..], &clustered, &[("OSC_ALLOWED_HOSTS", "conf.example")]].concat();
     assert_eq!(allowed(&named), "conf.example,node2.example,[::1]");
     for text in ["*,a", "http://a", "a b", "a:port"] {
-        assert!(faults(&[("OSC_ALLOWED_HOSTS", text)]).contains("is no host (allowed: *"), "{text}");
+        assert!(errors(&[("OSC_ALLOWED_HOSTS", text)]).contains("is not a host (allowed: *"), "{text}");
     }
 }
 
 #[test]
 fn proxies() {
     let proxies = |list: &str| config(&[("OSC_TRUSTED_PROXIES", list)]).clients.proxies;
-    for (list, trusted, others) in [
+    for (list, trusted, untrusted) in [
         ("::ffff:127.0.0.1", &["127.0.0.1", "::ffff:127.0.0.1"][..], &["127.0.0.2", "::1"][..]),
         ("::ffff:10.0.0.0/104", &["10.255.0.1", "::ffff:10.0.0.1"], &["11.0.0.1"]),
         ("::ffff:0.0.0.0/96", &["192.0.2.1"], &["::1"]),
@@ -201,7 +201,7 @@ fn proxies() {
         ),
     ] {
         let proxies = proxies(list);
-        for (addresses, expected) in [(trusted, true), (others, false)] {
+        for (addresses, expected) in [(trusted, true), (untrusted, false)] {
             for address in addresses {
                 assert_eq!(
                     proxies.contain(address.parse().expect("an address")),
@@ -212,28 +212,29 @@ fn proxies() {
         }
     }
     assert_eq!(
-        faults(&[("OSC_PROXY_PROTOCOL", "true")]),
-        "OSC_TRUSTED_PROXIES: is empty, but OSC_PROXY_PROTOCOL is true: name the addresses or networks of the proxies"
+        errors(&[("OSC_PROXY_PROTOCOL", "true")]),
+        "OSC_TRUSTED_PROXIES: is empty, but OSC_PROXY_PROTOCOL is true: list the addresses or networks of the proxies"
     );
-    assert!(faults(&[("OSC_FORWARDED_HEADER", "via")]).contains("allowed: x-forwarded-for, forwarded"));
+    assert!(errors(&[("OSC_FORWARDED_HEADER", "via")]).contains("allowed: x-forwarded-for, forwarded"));
 }
 
 #[test]
-fn the_environment_wins_even_with_nothing() {
+fn the_environment_takes_precedence_even_if_empty() {
     let (config, _) = read(
         &[("OSC_HOST_PORT", "1"), ("OSC_WORKERS", "")],
         "OSC_HOST_PORT=2\nOSC_WORKERS=2\nOSC_MIN_USER_KEY_LENGTH=9",
     )
-    .expect("no fault");
+    .expect("no error");
     assert_eq!((config.port, config.workers, config.user_key_bytes_min), (1, None, 9));
 }
 
 #[test]
-fn limits_are_allowed() {
-    let least = [("OSC_HOST_PORT", "0"), ("OSC_WORKERS", "1"), ("OSC_MIN_USER_KEY_LENGTH", "1")];
-    assert_eq!(config(&least).port, 0);
-    let most = [("OSC_HOST_PORT", " 65535 "), ("OSC_WORKERS", "1024"), ("OSC_MIN_USER_KEY_LENGTH", "8192")];
-    assert_eq!(config(&most).node_id, "node-65535");
+fn bounds_are_allowed() {
+    let smallest = [("OSC_HOST_PORT", "0"), ("OSC_WORKERS", "1"), ("OSC_MIN_USER_KEY_LENGTH", "1")];
+    assert_eq!(config(&smallest).port, 0);
+    let largest =
+        [("OSC_HOST_PORT", " 65535 "), ("OSC_WORKERS", "1024"), ("OSC_MIN_USER_KEY_LENGTH", "8192")];
+    assert_eq!(config(&largest).node_id, "node-65535");
     for level in ["DEBUG", "Info", "warning", "WARN", "error", "CRITICAL"] {
         config(&[("OSC_LOG_LEVEL", level)]);
     }
@@ -258,7 +259,7 @@ fn switches() {
 }
 
 #[test]
-fn every_fault() {
+fn every_error() {
     let long = "n".repeat(256);
     let long_shown =
         format!("OSC_CLUSTER_NODE_ID: \"{}\"… is too long (allowed: 255 characters)", "n".repeat(80));
@@ -297,36 +298,32 @@ fn every_fault() {
             "8193",
             "OSC_MIN_USER_KEY_LENGTH: \"8193\" is not a length (allowed: 1 to 8192)",
         ),
-        ("OSC_DATABASE_PATH", "/data/", "OSC_DATABASE_PATH: \"/data/\" is not the path of a file"),
-        ("OSC_DATABASE_PATH", "..", "OSC_DATABASE_PATH: \"..\" is not the path of a file"),
-        ("OSC_DATABASE_PATH", " ", "OSC_DATABASE_PATH: \" \" is not the path of a file"),
-        ("OSC_DATABASE_PATH", ":memory:", "OSC_DATABASE_PATH: \":memory:\" is not the path of a file"),
-        (
-            "OSC_DATABASE_PATH",
-            "file:x?mode=ro",
-            "OSC_DATABASE_PATH: \"file:x?mode=ro\" is not the path of a file",
-        ),
-        ("OSC_DATABASE_PATH", "a\0b", "OSC_DATABASE_PATH: \"a\"… holds a control character"),
+        ("OSC_DATABASE_PATH", "/data/", "OSC_DATABASE_PATH: \"/data/\" is not a file path"),
+        ("OSC_DATABASE_PATH", "..", "OSC_DATABASE_PATH: \"..\" is not a file path"),
+        ("OSC_DATABASE_PATH", " ", "OSC_DATABASE_PATH: \" \" is not a file path"),
+        ("OSC_DATABASE_PATH", ":memory:", "OSC_DATABASE_PATH: \":memory:\" is not a file path"),
+        ("OSC_DATABASE_PATH", "file:x?mode=ro", "OSC_DATABASE_PATH: \"file:x?mode=ro\" is not a file path"),
+        ("OSC_DATABASE_PATH", "a\0b", "OSC_DATABASE_PATH: \"a\"… contains a control character"),
         (
             "OSC_SALT_FILE_PATH",
             "./configurations.db",
-            "OSC_SALT_FILE_PATH: \"./configurations.db\" is also OSC_DATABASE_PATH",
+            "OSC_SALT_FILE_PATH: \"./configurations.db\" is the same file as OSC_DATABASE_PATH",
         ),
         (
             "OSC_ACCEPT_SALT",
             &"0".repeat(63),
-            "OSC_ACCEPT_SALT: is not the SHA-256 of a file (allowed: 64 hexadecimal digits, as sha256sum prints them)",
+            "OSC_ACCEPT_SALT: is not a SHA-256 digest (allowed: 64 hexadecimal digits, as sha256sum prints them)",
         ),
         (
             "OSC_API_KEY_REQUIRED",
             "Yes",
-            "OSC_API_KEY_REQUIRED: \"Yes\" is not clear: the original took it as false \
-             (allowed: true, or false, 0, no, off)",
+            "OSC_API_KEY_REQUIRED: \"Yes\" is ambiguous: the Python server reads it as false \
+             (allowed: true, false, 0, no, off)",
         ),
         (
             "OSC_API_KEY_REQUIRED",
             "\"true\"",
-            "OSC_API_KEY_REQUIRED: \"\"true\"\" is not a truth value (allowed: true, or false, 0, no, off)",
+            "OSC_API_KEY_REQUIRED: \"\"true\"\" is not a boolean (allowed: true, false, 0, no, off)",
         ),
         ("OSC_API_KEY_REQUIRED", "true", "OSC_API_KEY: is empty, but OSC_API_KEY_REQUIRED is true"),
         (
@@ -345,27 +342,27 @@ fn every_fault() {
         ("OSC_ENGINE", "iocp", "OSC_ENGINE: \"iocp\" is unknown (allowed: auto, uring, epoll)"),
         ("OSC_LOG_FORMAT", "text", "OSC_LOG_FORMAT: \"text\" is unknown (allowed: json, console)"),
     ] {
-        assert_eq!(faults(&[(variable, value)]), expected);
+        assert_eq!(errors(&[(variable, value)]), expected);
     }
 }
 
 #[test]
-fn every_fault_of_the_api_key() {
+fn every_error_of_the_api_key() {
     let with_space = format!(" {CANARY}");
     let with_line = format!("{CANARY}\n");
     let with_letter = format!("{CANARY}é");
     for (value, expected) in [
         ("", "is empty, but OSC_API_KEY_REQUIRED is true"),
-        ("your-super-secret-api-key-here", "is the documented example, which is no secret"),
-        (&with_space, "has white space at its start or end, which is not part of a header value"),
-        (&with_line, "holds a control character, which no client can send in a header"),
+        ("your-super-secret-api-key-here", "is the documented example, which is not a secret"),
+        (&with_space, "has leading or trailing white space, which is not part of a header value"),
+        (&with_line, "contains a control character, which clients cannot send in a header"),
         ("a", "is shorter than 8 characters, so it can be guessed"),
         ("1234567", "is shorter than 8 characters, so it can be guessed"),
-        ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "is one character over and over, so it can be guessed"),
-        (&with_letter, "holds characters beyond ASCII, which clients send in different ways"),
+        ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "is one repeated character, so it can be guessed"),
+        (&with_letter, "contains non-ASCII characters, which clients encode in different ways"),
     ] {
         let environment = [("OSC_API_KEY_REQUIRED", "true"), ("OSC_API_KEY", value)];
-        assert_eq!(faults(&environment), format!("OSC_API_KEY: {expected}"));
+        assert_eq!(errors(&environment), format!("OSC_API_KEY: {expected}"));
         assert_eq!(warnings(&environment[1..], "").len(), usize::from(!value.is_empty()));
     }
 }
@@ -379,24 +376,21 @@ fn api_keys_in_a_file() {
     for (text, expected) in [
         ("# old\n the-first \n\nthe-second\n", Ok(2)),
         ("only-one", Ok(1)),
-        ("", Err("holds no key")),
-        ("# nothing\n", Err("holds no key")),
+        ("", Err("contains no key")),
+        ("# nothing\n", Err("contains no key")),
         (
             "long-enough\nb\u{e4}d",
-            Err("has a line, 2, that holds characters beyond ASCII, which clients send in different ways"),
+            Err("line 2 contains non-ASCII characters, which clients encode in different ways"),
         ),
-        (
-            "your-super-secret-api-key-here",
-            Err("has a line, 1, that is the documented example, which is no secret"),
-        ),
-        ("long-enough\nshort", Err("has a line, 2, that is shorter than 8 characters, so it can be guessed")),
-        (&"long-enough\n".repeat(65), Err("holds more than 64 keys")),
+        ("your-super-secret-api-key-here", Err("line 1 is the documented example, which is not a secret")),
+        ("long-enough\nshort", Err("line 2 is shorter than 8 characters, so it can be guessed")),
+        (&"long-enough\n".repeat(65), Err("contains more than 64 keys")),
     ] {
         std::fs::write(&path, text).expect("written");
         match expected {
             Ok(count) => assert_eq!(config(&environment).api_keys.len(), count, "{text}"),
             Err(problem) => {
-                assert_eq!(faults(&environment), format!("OSC_API_KEY_FILE: \"{path_text}\" {problem}"));
+                assert_eq!(errors(&environment), format!("OSC_API_KEY_FILE: \"{path_text}\" {problem}"));
             }
         }
     }
@@ -405,23 +399,23 @@ fn api_keys_in_a_file() {
     assert!(both.len() == 2 && both[0].matches(b"the-first") && both[1].matches(b"one-more"));
     let short = |name: &str| {
         format!(
-            "{name}: holds an API key shorter than 16 characters; `openssl rand -hex 32` makes a good one"
+            "{name}: contains an API key shorter than 16 characters; generate one with `openssl rand -hex 32`"
         )
     };
     std::fs::write(&path, "# long enough\n0123456789abcdef\n123456789abcdef\n").expect("written");
     let found = warnings(&[environment[0], environment[1], ("OSC_API_KEY", "the-first")], "");
     assert_eq!(found, [short("OSC_API_KEY"), short("OSC_API_KEY_FILE")]);
     std::fs::remove_file(&path).expect("removed");
-    assert!(faults(&environment).contains("cannot be read: No such file"), "{}", faults(&environment));
+    assert!(errors(&environment).contains("cannot be read: No such file"), "{}", errors(&environment));
 }
 
 #[test]
-fn values_that_are_no_text_are_faults() {
+fn values_that_are_not_utf8_are_errors() {
     let bytes = [CANARY.as_bytes(), b"\xff"].concat();
     let mut environment: BTreeMap<String, OsString> = settings::KNOWN
         .iter()
         .filter(|name| {
-            // These count only in a cluster.
+            // These are read only on a cluster node.
             !matches!(
                 **name,
                 "OSC_CLUSTER_MODE"
@@ -436,13 +430,13 @@ fn values_that_are_no_text_are_faults() {
         .collect();
     let count = environment.len();
     environment.insert("OTHER".to_owned(), OsString::from_vec(bytes));
-    let faults = from_sources(&environment, None).expect_err("faults");
-    assert_eq!(faults.as_slice().len(), count, "{faults}");
-    assert!(faults.as_slice().iter().all(|fault| fault.message == "is not UTF-8"), "{faults}");
-    // Neither does a detour through the file turn it into text.
+    let errors = from_sources(&environment, None).expect_err("errors");
+    assert_eq!(errors.as_slice().len(), count, "{errors}");
+    assert!(errors.as_slice().iter().all(|error| error.message == "is not UTF-8"), "{errors}");
+    // Expansion in the settings file does not turn it into text either.
     environment.retain(|name, _| name == "OTHER");
-    let faults = from_sources(&environment, Some(b"OSC_HOST=${OTHER}")).expect_err("a fault");
-    assert_eq!(faults.to_string(), "OSC_HOST: is not UTF-8");
+    let errors = from_sources(&environment, Some(b"OSC_HOST=${OTHER}")).expect_err("an error");
+    assert_eq!(errors.to_string(), "OSC_HOST: is not UTF-8");
 }
 
 #[test]
@@ -451,21 +445,21 @@ fn the_listener_for_peers() {
         |listen| [("OSC_CLUSTER_ENABLED", "true"), ("OSC_HOST", "::"), ("OSC_CLUSTER_LISTEN", listen)];
     let summary = config(&clustered("127.0.0.1:9001")).summary();
     assert!(summary.contains("OSC_CLUSTER_LISTEN=127.0.0.1:9001\n"), "{summary}");
-    for (listen, fault) in [
+    for (listen, error) in [
         ("127.0.0.1", "\"127.0.0.1\" has no port (allowed: host:port, [v6]:port)"),
-        ("127.0.0.1:9000", "\"127.0.0.1:9000\" is also OSC_HOST and OSC_HOST_PORT"),
+        ("127.0.0.1:9000", "\"127.0.0.1:9000\" overlaps with OSC_HOST and OSC_HOST_PORT"),
     ] {
-        assert_eq!(faults(&clustered(listen)), format!("OSC_CLUSTER_LISTEN: {fault}"));
+        assert_eq!(errors(&clustered(listen)), format!("OSC_CLUSTER_LISTEN: {error}"));
     }
     assert_eq!(
         warnings(&[("OSC_CLUSTER_LISTEN", "127.0.0.1:9001")], ""),
-        ["OSC_CLUSTER_LISTEN: is set but not used, because OSC_CLUSTER_ENABLED is not true"]
+        ["OSC_CLUSTER_LISTEN: set but not used, because OSC_CLUSTER_ENABLED is not true"]
     );
 }
 
 #[test]
-fn all_faults_at_once_in_the_order_of_the_list() {
-    let faults = read(
+fn all_errors_are_reported_in_the_order_of_the_settings() {
+    let errors = read(
         &[
             ("OSC_LOG_FORMAT", "xml"),
             ("OSC_HOST_PORT", "tcp"),
@@ -476,8 +470,8 @@ fn all_faults_at_once_in_the_order_of_the_list() {
          OSC_CLUSTER_NODES=a:1,b:0,c d\nOSC_CLUSTER_SYNC_INTERVAL=0\nOSC_CLUSTER_WRITE_ACKS=most\n\
          OSC_LOG_LEVEL=loud\nOSC_MIN_USER_KEY_LENGTH=x\nOSC_DATABASE_PATH=/\nOSC_SALT_FILE_PATH=/\n",
     )
-    .expect_err("faults");
-    let variables: Vec<&str> = faults.as_slice().iter().map(|fault| fault.variable).collect();
+    .expect_err("errors");
+    let variables: Vec<&str> = errors.as_slice().iter().map(|error| error.variable).collect();
     assert_eq!(
         variables,
         [
@@ -498,31 +492,31 @@ fn all_faults_at_once_in_the_order_of_the_list() {
             "OSC_LOG_FORMAT",
         ]
     );
-    assert_eq!(faults.to_string().lines().count(), variables.len());
+    assert_eq!(errors.to_string().lines().count(), variables.len());
 }
 
-/// A quote that is not closed takes in the lines up to the next one.
+/// An unclosed quote includes the lines up to the next quote.
 #[test]
-fn a_secret_that_slips_into_another_value_is_not_shown() {
+fn a_secret_within_another_value_is_not_shown() {
     let file = format!("OSC_HOST='0.0.0.0\nOSC_API_KEY={CANARY}\nOSC_LOG_LEVEL='\n");
-    let faults = read(&[], &file).expect_err("a fault");
-    assert_eq!(faults.to_string(), "OSC_HOST: \"0.0.0.0\"… holds a control character");
+    let errors = read(&[], &file).expect_err("an error");
+    assert_eq!(errors.to_string(), "OSC_HOST: \"0.0.0.0\"… contains a control character");
 }
 
 #[test]
-fn one_file_for_both_is_found_behind_links() {
+fn links_to_the_same_file_are_an_error() {
     let directory = tempfile::tempdir().expect("a directory");
     let (database, salt) = (directory.path().join("a.db"), directory.path().join("a.salt"));
     std::fs::write(&database, "").expect("written");
     std::os::unix::fs::symlink(&database, &salt).expect("linked");
     let [database, salt] = [&database, &salt].map(|path| path.to_str().expect("UTF-8"));
-    let found = faults(&[("OSC_DATABASE_PATH", database), ("OSC_SALT_FILE_PATH", salt)]);
-    assert!(found.ends_with("is also OSC_DATABASE_PATH"), "{found}");
+    let found = errors(&[("OSC_DATABASE_PATH", database), ("OSC_SALT_FILE_PATH", salt)]);
+    assert!(found.ends_with("is the same file as OSC_DATABASE_PATH"), "{found}");
 }
 
 #[test]
 fn every_warning() {
-    let open = "OSC_HOST: listening on 0.0.0.0, beyond this machine, without a required API key";
+    let open = "OSC_HOST: listening on non-loopback address 0.0.0.0 without requiring an API key";
     assert_eq!(warnings(&[("OSC_HOST", "0.0.0.0")], ""), [open]);
     let protected = [("OSC_HOST", "0.0.0.0"), ("OSC_API_KEY_REQUIRED", "true"), ("OSC_API_KEY", CANARY)];
     assert_eq!(warnings(&protected, ""), [""; 0]);
@@ -537,42 +531,41 @@ fn every_warning() {
             "\nOSC_PROT=1\nOTHER=1\n"
         ),
         [
-            "OSC_API_KEY: is set but not used, because OSC_API_KEY_REQUIRED is not true",
-            "OSC_PROT: this version knows no such variable, so it has no effect",
+            "OSC_API_KEY: set but not used, because OSC_API_KEY_REQUIRED is not true",
+            "OSC_PROT: unknown variable, ignored",
         ]
     );
     assert_eq!(
         warnings(&[("OSC_API_KEY_FILE", "keys"), ("OSC_METRICS_AUTH", "true")], ""),
         ["OSC_API_KEY_FILE", "OSC_METRICS_AUTH"]
-            .map(|name| format!("{name}: is set but not used, because OSC_API_KEY_REQUIRED is not true"))
+            .map(|name| format!("{name}: set but not used, because OSC_API_KEY_REQUIRED is not true"))
     );
-    let unused =
-        "OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: are set but not used, because OSC_HTTPS_ENABLED is not true";
+    let unused = "OSC_SSL_CERTFILE, OSC_SSL_KEYFILE: set but not used, because OSC_HTTPS_ENABLED is not true";
     assert_eq!(
         warnings(&[("OSC_SSL_KEYFILE", "key.pem"), ("OSC_SSL_KEYFILE_PASSWORD", CANARY)], ""),
         [unused, "OSC_SSL_KEYFILE_PASSWORD: set but not used, because OSC_HTTPS_ENABLED is not true"]
     );
     let public = "OSC_PUBLIC_ROOT: set but not used, because OSC_API_KEY_REQUIRED is not true";
     assert_eq!(warnings(&[("OSC_PUBLIC_ROOT", "true")], ""), [public]);
-    let file = "OSC_ENV_FILE: set but not used, because it counts only in the environment of the process";
+    let file = "OSC_ENV_FILE: set but not used, because it is read only from the process environment";
     assert_eq!(warnings(&[], "OSC_ENV_FILE=other\n"), [file]);
     assert_eq!(
         warnings(&[("OSC_CLUSTER_NODE_ID", "'n1'")], ""),
         [
-            "OSC_CLUSTER_NODE_ID: the value begins and ends with a quote, which is part of the value (env files of \
-          container engines keep quotes)"
+            "OSC_CLUSTER_NODE_ID: the value begins and ends with a quote, which is part of the value (container \
+             runtimes keep quotes in env files)"
         ]
     );
 }
 
-/// A statement that is passed over may be the one that demands an API key.
+/// A skipped statement might be the one that requires an API key.
 #[test]
-fn what_cannot_be_read_in_the_file_is_a_fault() {
+fn a_statement_that_cannot_be_parsed_is_an_error() {
     let file = format!("\nOSC_HOTS='1' {CANARY}\nOSC_HOST_PORT=x\nOSC_API_KEY_REQUIRED=\"true\n");
     assert_eq!(
-        read(&[], &file).expect_err("it has faults").to_string(),
-        ".env: the statement that starts in line 2 cannot be read\n\
-         .env: the statement that starts in line 4 cannot be read\n\
+        read(&[], &file).expect_err("it has errors").to_string(),
+        ".env: the statement that starts in line 2 cannot be parsed\n\
+         .env: the statement that starts in line 4 cannot be parsed\n\
          OSC_HOST_PORT: \"x\" is not a port (allowed: 1 to 65535)"
     );
 }

@@ -1,4 +1,4 @@
-//! Text files that settings come from: only regular files of UTF-8, read whole or refused.
+//! Text files with settings: regular UTF-8 files, read completely or refused.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -6,11 +6,11 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-/// Reads a file that may hold secrets; without the byte order mark.
+/// Reads a file that may contain secrets, without its byte order mark.
 ///
 /// # Errors
-/// With the rest of a sentence that begins with the name of the file, and that quotes nothing of it. A directory, a
-/// FIFO or a device is refused before it is opened: opening a FIFO would wait for a writer.
+/// Fails with a message that follows the name of the file, and that quotes nothing of its content. A directory, a FIFO
+/// or a device is refused before it is opened: opening a FIFO would wait for a writer.
 pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, String> {
     let found = fs::metadata(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound if path.is_symlink() => {
@@ -22,7 +22,7 @@ pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, Str
         return Err("is a directory, not a file".to_owned());
     }
     if !found.is_file() {
-        return Err("is not a regular file, so it could not be read again".to_owned());
+        return Err("is not a regular file, so it cannot be reloaded".to_owned());
     }
     let file = File::open(path).map_err(|error| format!("cannot be opened: {error}"))?;
     let mut bytes = Zeroizing::new(Vec::new());
@@ -35,13 +35,13 @@ pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, Str
     Ok(Zeroizing::new(text.strip_prefix('\u{feff}').unwrap_or(text).to_owned()))
 }
 
-/// Refuses what an editor stored in another encoding.
+/// Refuses text in another encoding, as some editors store it.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err("is UTF-16 (allowed: UTF-8)".to_owned());
     }
     if let Some(at) = memchr::memchr(0, bytes) {
-        return Err(format!("holds a NUL character at byte {} (allowed: UTF-8 text)", at + 1));
+        return Err(format!("contains a NUL character at byte {} (allowed: UTF-8 text)", at + 1));
     }
     match std::str::from_utf8(bytes) {
         Ok(_) => Ok(()),

@@ -1,6 +1,6 @@
-//! `OSC_HTTPS_ENABLED`, `OSC_SSL_*` and `OSC_CLUSTER_CA_CERTS`: the files that TLS is made of, which are read here.
+//! `OSC_HTTPS_ENABLED`, `OSC_SSL_*` and `OSC_CLUSTER_CA_CERTS`: certificate and key files, which are loaded as well.
 //!
-//! No message here says anything about what a key or a password is.
+//! No message reveals anything about a key or a password.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ const CERTIFICATE: &str = "OSC_SSL_CERTFILE";
 const KEY: &str = "OSC_SSL_KEYFILE";
 const PASSWORD: &str = "OSC_SSL_KEYFILE_PASSWORD";
 
-/// Those of no file when neither this node nor one of its peers has TLS.
+/// Loads the certificates; none if neither this node nor a peer uses TLS.
 pub(super) fn read(
     variables: &mut Variables<'_>,
     warnings: &mut Vec<Warning>,
@@ -34,18 +34,18 @@ pub(super) fn read(
         has_cluster_port: cluster.is_some_and(|cluster| cluster.listen.is_some()),
     };
     let loaded = Certificates::load(files).inspect(|certificates| {
-        warnings.extend(certificates.not_yet_valid().map(|faults| Warning::NotYetValid(faults.to_string())));
+        warnings.extend(certificates.not_yet_valid().map(|errors| Warning::NotYetValid(errors.to_string())));
     });
-    loaded.unwrap_or_else(|faults| {
-        for fault in faults.0 {
-            variables.fault(fault.role.variable(), fault.to_string());
+    loaded.unwrap_or_else(|errors| {
+        for error in errors.0 {
+            variables.fault(error.role.variable(), error.to_string());
         }
         Certificates::none()
     })
 }
 
 fn own(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>, is_enabled: bool) -> Option<Own> {
-    let known_before = variables.faults.len();
+    let errors_before = variables.faults.len();
     let [certificate, key] = [CERTIFICATE, KEY].map(|variable| variables.text(variable).map(PathBuf::from));
     let password = variables.secret(PASSWORD).map(Password::new);
     if !is_enabled {
@@ -54,7 +54,7 @@ fn own(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>, is_enabled: b
         }
         return None;
     }
-    if variables.faults.len() == known_before {
+    if variables.faults.len() == errors_before {
         for (variable, path) in [(CERTIFICATE, &certificate), (KEY, &key)] {
             if path.is_none() {
                 variables.fault(variable, "is empty, but OSC_HTTPS_ENABLED is true");

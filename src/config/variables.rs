@@ -1,4 +1,4 @@
-//! The raw settings by name, and the readers for the kinds of value they hold.
+//! Raw settings by name, and readers for each kind of value.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -8,10 +8,10 @@ use std::str::FromStr;
 use super::error::SettingError;
 use super::host::HostError;
 
-/// Longest part of a value that a fault shows.
+/// Longest part of a value that an error shows.
 const SHOWN_CHARS_MAX: usize = 80;
 
-/// The values of all sources, and the faults found in them so far.
+/// Values from all sources, and the errors found so far.
 pub(super) struct Variables<'a> {
     environment: &'a BTreeMap<String, OsString>,
     dotenv: BTreeMap<String, OsString>,
@@ -34,18 +34,18 @@ impl<'a> Variables<'a> {
             .map(|(name, value)| (name.as_str(), value.as_os_str()))
     }
 
-    /// Whether the value in effect is neither absent nor empty, nor this default.
+    /// Returns whether the effective value is present, not empty, and not this default.
     pub(super) fn is_set_to_other_than(&self, variable: &str, default: &str) -> bool {
         let value = self.environment.get(variable).or_else(|| self.dotenv.get(variable));
         value.is_some_and(|value| !value.is_empty() && !value.eq_ignore_ascii_case(default))
     }
 
-    /// Whether the settings file sets it.
+    /// Returns whether the settings file sets the variable.
     pub(super) fn is_in_file(&self, variable: &str) -> bool {
         self.dotenv.contains_key(variable)
     }
 
-    /// Whether the settings file decides it.
+    /// Returns whether the effective value comes from the settings file.
     pub(super) fn is_from_file(&self, variable: &str) -> bool {
         self.is_in_file(variable) && !self.environment.contains_key(variable)
     }
@@ -62,8 +62,8 @@ impl<'a> Variables<'a> {
         });
     }
 
-    /// The value as it is; `None` when it is unset, empty, or no text at all, which is a fault.
-    /// A variable that is set to nothing in the environment hides the one in `.env`.
+    /// Returns the unmodified value; `None` if it is unset, empty, or not UTF-8, which is an error. An empty variable
+    /// in the environment hides the one in `.env`.
     pub(super) fn secret(&mut self, variable: &'static str) -> Option<String> {
         let value = self.environment.get(variable).or_else(|| self.dotenv.get(variable))?;
         match value.to_str() {
@@ -76,24 +76,24 @@ impl<'a> Variables<'a> {
         }
     }
 
-    /// Like [`Self::secret`], for values that may be shown and that fit on one line.
+    /// Returns a value like [`Self::secret`], for values on one line that may be shown.
     pub(super) fn text(&mut self, variable: &'static str) -> Option<String> {
         let text = self.secret(variable)?;
         if text.contains(char::is_control) {
-            self.fault(variable, format!("{} holds a control character", shown(&text)));
+            self.fault(variable, format!("{} contains a control character", shown(&text)));
             return None;
         }
         Some(text)
     }
 
-    /// Like [`Self::text`], for values that white space around them is never part of.
+    /// Returns a value like [`Self::text`], without leading and trailing white space.
     pub(super) fn word(&mut self, variable: &'static str) -> Option<String> {
         let text = self.text(variable)?;
         let word = text.trim();
         (!word.is_empty()).then(|| word.to_owned())
     }
 
-    /// An integer of `range`. `what` names it in a fault.
+    /// Returns an integer in `range`. `what` describes it in an error.
     pub(super) fn number<T>(
         &mut self,
         variable: &'static str,
@@ -106,13 +106,13 @@ impl<'a> Variables<'a> {
         let word = self.word(variable)?;
         let number = integer(&word).filter(|number| range.contains(number));
         if number.is_none() {
-            let (least, most) = (range.start(), range.end());
-            self.fault(variable, format!("{} is not {what} (allowed: {least} to {most})", shown(&word)));
+            let (min, max) = (range.start(), range.end());
+            self.fault(variable, format!("{} is not {what} (allowed: {min} to {max})", shown(&word)));
         }
         number
     }
 
-    /// One of a few words in any case.
+    /// Returns one of several choices; the case of the value is ignored.
     pub(super) fn choice<T: Copy>(&mut self, variable: &'static str, choices: &[(&str, T)]) -> Option<T> {
         let word = self.word(variable)?;
         let chosen = choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(&word));
@@ -123,37 +123,37 @@ impl<'a> Variables<'a> {
         chosen.map(|(_, choice)| *choice)
     }
 
-    /// A switch that is off by default.
+    /// Returns a boolean that is false by default.
     pub(super) fn switch(&mut self, variable: &'static str) -> bool {
         let Some(word) = self.word(variable) else { return false };
         match word.to_ascii_lowercase().as_str() {
             "true" => return true,
             "false" | "0" | "no" | "off" => {}
-            // A guess in either direction is wrong for somebody: who moves here from the original has
-            // run without the switch, and who wrote the line wanted it.
+            // Refused, because either interpretation may be wrong: the Python server reads them as false, but the
+            // operator probably meant true.
             "1" | "yes" | "on" => self.fault(
                 variable,
                 format!(
-                    "{} is not clear: the original took it as false (allowed: true, or false, 0, no, off)",
+                    "{} is ambiguous: the Python server reads it as false (allowed: true, false, 0, no, off)",
                     shown(&word)
                 ),
             ),
             _ => self.fault(
                 variable,
-                format!("{} is not a truth value (allowed: true, or false, 0, no, off)", shown(&word)),
+                format!("{} is not a boolean (allowed: true, false, 0, no, off)", shown(&word)),
             ),
         }
         false
     }
 }
 
-/// `FromStr` alone would also take a plus sign.
+/// Parses an integer without a plus sign, which `FromStr` alone would accept.
 pub(super) fn integer<T: FromStr>(word: &str) -> Option<T> {
     word.parse().ok().filter(|_| !word.starts_with('+'))
 }
 
-/// A value for a fault. Only its first line: a quote that is not closed in `.env` takes in the lines
-/// after it, and one of those may hold a secret.
+/// Quotes a value for an error. Shows only its first line: an unclosed quote in `.env` includes the lines after it,
+/// one of which may contain a secret.
 pub(super) fn shown(value: &str) -> String {
     let line: String =
         value.chars().take_while(|character| !character.is_control()).take(SHOWN_CHARS_MAX).collect();

@@ -87,7 +87,9 @@ mod tests {
     #[test]
     fn budgets_are_a_clamped_fraction_of_the_memory() {
         let mib = 1024 * 1024;
-        for (memory, entries, responses) in [(64, 16, 32), (128, 16, 32), (2048, 256, 128), (1 << 20, 1024, 256)] {
+        for (memory, entries, responses) in
+            [(64, 16, 32), (128, 16, 32), (2048, 256, 128), (1 << 20, 1024, 256)]
+        {
             assert_eq!(entry_cache_bytes_of(memory * mib), entries * 1024 * 1024);
             assert_eq!(responses_bytes_of(memory * mib), responses * 1024 * 1024);
         }

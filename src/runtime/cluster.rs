@@ -54,13 +54,8 @@ impl ClusterThread {
         let thread = engine::start(engine, "osc-cluster".to_owned(), None, move || async move {
             let network_service = Arc::clone(&service);
             let started = Instant::now();
-            let network = EngineNetwork {
-                engine,
-                service: network_service,
-                certificates,
-                has_proxy_protocol,
-                started,
-            };
+            let network =
+                EngineNetwork { engine, service: network_service, certificates, has_proxy_protocol, started };
             let stopped = async {
                 while !thread_stop.is_requested() {
                     engine.sleep(DEADLINE_TICK).await;

@@ -48,8 +48,9 @@ impl Descriptors {
         if connections < CONNECTIONS_COUNT_MAX {
             tracing::warn!(
                 connections,
+                maximum = CONNECTIONS_COUNT_MAX,
                 descriptors = self.available,
-                "the open file limit (ulimit -n, LimitNOFILE=) allows fewer connections than {CONNECTIONS_COUNT_MAX}"
+                "the limit on open files (ulimit -n, LimitNOFILE=) allows fewer connections than the maximum"
             );
         }
         connections

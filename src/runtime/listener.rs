@@ -71,12 +71,12 @@ pub(super) fn bind(addresses: &[SocketAddr], executors: usize) -> Result<Vec<Vec
 /// Retries for a while: the kernel closes the listeners of a process that used io_uring some milliseconds after its
 /// exit, so a server that is restarted immediately would find its own address in use.
 fn probe(address: SocketAddr) -> io::Result<SocketAddr> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         let probe = socket(address)?;
         match probe.bind(&address.into()) {
             Ok(()) => return Ok(probe.local_addr()?.as_socket().unwrap_or(address)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < ADDRESS_TIMEOUT => {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < ADDRESS_TIMEOUT => {
                 thread::sleep(ADDRESS_INTERVAL);
             }
             Err(error) => return Err(error),

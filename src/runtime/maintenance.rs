@@ -1,4 +1,4 @@
-//! Reports of the maintenance commands (`backup`, `restore`, `verify`, `migrate`), for people or as JSON.
+//! Reports of the maintenance commands (`backup`, `restore`, `verify`, `migrate`), as text or JSON.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -12,14 +12,14 @@ use crate::store::maintenance::{
     self, DataFiles, Examined, MaintenanceError, MaintenanceErrorKind, Migration, Verified,
 };
 
-/// Outcome of a command: what it writes, and its exit code.
+/// Outcome of a command: its output and exit code.
 #[derive(Debug)]
 pub struct Outcome {
-    /// For standard output.
+    /// Text for standard output.
     pub output: String,
     /// Lines for standard error.
     pub notes: Vec<String>,
-    /// The exit code.
+    /// Exit code.
     pub code: u8,
 }
 
@@ -30,7 +30,7 @@ const DENIED: u8 = 4;
 const CONFLICT: u8 = 5;
 const INVALID: u8 = 7;
 
-/// Report in both forms.
+/// Text form of a report.
 #[derive(Default)]
 struct Report {
     text: String,
@@ -40,11 +40,11 @@ struct Report {
 
 impl Report {
     fn line(&mut self, line: impl std::fmt::Display) {
-        writeln!(self.text, "{line}").expect("a String takes all");
+        writeln!(self.text, "{line}").expect("writing to a String never fails");
     }
 
     fn into_outcome(self, json: Value, is_json: bool) -> Outcome {
-        // The JSON has all that the notes say.
+        // The JSON contains everything that the notes say.
         match is_json {
             true => Outcome { output: format!("{json}\n"), notes: Vec::new(), code: self.code },
             false => Outcome { output: self.text, notes: self.notes, code: self.code },
@@ -52,10 +52,10 @@ impl Report {
     }
 }
 
-/// Makes a backup of the data files in a directory.
+/// Backs up the data files into a directory.
 pub fn back_up(config: &Config, directory: &Path, is_json: bool) -> Outcome {
-    let made = maintenance::back_up(&files(config), directory, env!("CARGO_PKG_VERSION"));
-    let backup = match made {
+    let result = maintenance::back_up(&files(config), directory, env!("CARGO_PKG_VERSION"));
+    let backup = match result {
         Ok(backup) => backup,
         Err(error) => return failure(&error, is_json),
     };
@@ -79,7 +79,7 @@ pub fn back_up(config: &Config, directory: &Path, is_json: bool) -> Outcome {
     report.into_outcome(json, is_json)
 }
 
-/// Restores a backup, or with `is_trial` checks whether that is possible.
+/// Restores a backup; with `is_trial`, only checks whether it can be restored.
 pub fn restore(config: &Config, directory: &Path, is_trial: bool, is_json: bool) -> Outcome {
     let restored = match maintenance::restore(&files(config), directory, is_trial) {
         Ok(restored) => restored,
@@ -102,7 +102,8 @@ pub fn restore(config: &Config, directory: &Path, is_trial: bool, is_json: bool)
     }
     if restored.manifest.node.is_some() {
         report.notes.push(
-            "the node is one of a cluster: later versions of its peers replace the restored ones".to_owned(),
+            "the node is part of a cluster: newer versions on its peers will replace the restored ones"
+                .to_owned(),
         );
     }
     note_malformed(&mut report, &restored.examined);
@@ -116,16 +117,16 @@ pub fn restore(config: &Config, directory: &Path, is_trial: bool, is_json: bool)
     report.into_outcome(json, is_json)
 }
 
-/// Verifies a backup, a database file, or without a path the data files of the settings.
+/// Verifies a backup or a database file; without a path, the data files in the settings.
 pub fn verify(config: &Config, path: Option<&Path>, user_key: Option<&UserKey>, is_json: bool) -> Outcome {
-    let own = files(config);
+    let configured = files(config);
     let target = match path {
-        None => VerifyTarget::Files(own),
+        None => VerifyTarget::Files(configured),
         Some(path) if path.is_dir() => VerifyTarget::Backup(path, config.accepted_salt),
-        Some(path) => VerifyTarget::Files(DataFiles { database: path, ..own }),
+        Some(path) => VerifyTarget::Files(DataFiles { database: path, ..configured }),
     };
     let (verified, opened) = match crate::service::verify(&target, user_key) {
-        Ok(found) => found,
+        Ok(verified) => verified,
         Err(error) => return failure(&error, is_json),
     };
     let mut report = Report { notes: verified.problems.clone(), ..Report::default() };
@@ -140,13 +141,13 @@ pub fn verify(config: &Config, path: Option<&Path>, user_key: Option<&UserKey>, 
         && examined.entries_count > 0
     {
         report.code = DENIED;
-        report.notes.push("the user key opens no entry".to_owned());
+        report.notes.push("the user key decrypts no entry".to_owned());
     }
     let json = verification_json(&verified, opened.as_ref(), report.code == 0);
     report.into_outcome(json, is_json)
 }
 
-/// Migrates the database to the current schema, or with `is_trial` tries it on a copy.
+/// Migrates the database to the current schema; with `is_trial`, only migrates a temporary copy.
 pub fn migrate(config: &Config, is_trial: bool, is_json: bool) -> Outcome {
     let migration = match maintenance::migrate(&files(config), is_trial) {
         Ok(migration) => migration,
@@ -158,8 +159,8 @@ pub fn migrate(config: &Config, is_trial: bool, is_json: bool) -> Outcome {
     report.line(match (is_due, is_trial) {
         (false, _) => format!("{database} has the current schema; nothing to migrate"),
         (true, true) => format!(
-            "{database} can be migrated from {from}: a copy has the same {entries_count} entries after it; the \
-             migration needs {bytes} bytes for the copy from before; nothing was changed"
+            "{database} can be migrated from {from}: a migrated copy has the same {entries_count} entries; the \
+             migration needs {bytes} bytes for a copy of the current file; nothing was changed"
         ),
         (true, false) => format!("migrated {database} from {from}: {entries_count} entries"),
     });
@@ -178,7 +179,7 @@ pub fn migrate(config: &Config, is_trial: bool, is_json: bool) -> Outcome {
     report.into_outcome(json, is_json)
 }
 
-/// Outcome of a command that failed for another reason than the data files.
+/// Returns the outcome of a command that failed with the given error name and exit code.
 pub fn refuse(name: &str, code: u8, message: &str, is_json: bool) -> Outcome {
     let note = match is_json {
         true => json!({"error": name, "code": code, "message": message}).to_string(),
@@ -206,11 +207,11 @@ fn files(config: &Config) -> DataFiles<'_> {
 }
 
 fn describe(report: &mut Report, verified: &Verified) {
-    let is_whole = verified.examined.is_some();
+    let is_intact = verified.examined.is_some();
     report.line(format_args!(
         "database   {}: {}, schema {}{}",
         verified.database.display(),
-        if is_whole { "whole" } else { "damaged" },
+        if is_intact { "intact" } else { "damaged" },
         verified.generation,
         if verified.is_online { ", in use by a server" } else { "" }
     ));
@@ -234,7 +235,7 @@ fn describe_entries(report: &mut Report, examined: &Examined, opened: Option<&Op
     ));
     if let Some(OpenedCounts { opened, unreadable, other_key }) = opened {
         report.line(format_args!(
-            "user key   opens {opened}; {other_key} have another key, {unreadable} are not JSON"
+            "user key   decrypts {opened}; {other_key} have another key, {unreadable} are not JSON"
         ));
     }
     note_malformed(report, examined);
@@ -245,9 +246,9 @@ fn note_malformed(report: &mut Report, examined: &Examined) {
         let environment = id.environment.as_deref().map_or(String::new(), |name| format!(" of {name:?}"));
         report.notes.push(format!("the value of {:?}{environment} is not a Fernet token", id.key));
     }
-    let others_count = examined.malformed_count - examined.malformed.len() as u64;
-    if others_count > 0 {
-        report.notes.push(format!("{others_count} more values are not Fernet tokens"));
+    let unlisted_count = examined.malformed_count - examined.malformed.len() as u64;
+    if unlisted_count > 0 {
+        report.notes.push(format!("{unlisted_count} more values are not Fernet tokens"));
     }
     if examined.unnamed_count > 0 {
         report.notes.push(format!("{} entries have a key that is not text", examined.unnamed_count));

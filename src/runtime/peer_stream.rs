@@ -1,4 +1,4 @@
-//! A connection to a peer, with or without TLS.
+//! Connection to a peer, with or without TLS.
 
 use std::io;
 use std::pin::Pin;
@@ -9,10 +9,11 @@ use futures_lite::{AsyncRead, AsyncWrite};
 
 use crate::tls::{self, ClientConfig};
 
-/// The connection.
+/// Connection to a peer.
 pub(super) enum PeerStream<S> {
+    /// Connection without TLS.
     Plain(S),
-    /// With what it was made.
+    /// Connection over TLS, and the configuration with which it was opened.
     Tls(Box<tls::Stream<S>>, Arc<ClientConfig>),
 }
 

@@ -1,32 +1,32 @@
-//! Which thread runs where.
+//! Thread counts and CPU placement.
 
 use std::num::NonZeroUsize;
 use std::thread;
 
-/// How many executors there are, where they run, and how large the pool is.
+/// Executors with their cores, and the sizes of the pool.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// One for each executor: the core that it is pinned to, if it is.
+    /// Core of each executor; `None` if it is not pinned.
     pub(super) cores: Vec<Option<usize>>,
-    /// Threads of the pool that derive keys.
+    /// Number of pool threads that derive keys.
     pub(super) derive_threads: usize,
-    /// Threads of the pool that read the database.
+    /// Number of pool threads that read the database.
     pub(super) read_threads: usize,
 }
 
 impl Plan {
-    /// From what this process may use, which in a container is less than what the machine has.
+    /// Plans for the cores that this process may use; in a container, these are fewer than the machine has.
     pub(super) fn new(workers: Option<NonZeroUsize>) -> Self {
-        // The affinity mask of this process (glommio's own presets take the topology of the host).
+        // The affinity mask of this process. glommio's own presets use the topology of the host.
         let allowed: Vec<usize> =
             core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
-        // This also honours the quota of the control group.
+        // Also respects the CPU quota of the control group.
         let usable = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self::from_facts(workers, &allowed, usable)
     }
 
-    /// Threads of the whole process, the main one not counted; each executor of io_uring has another one for calls
-    /// that block.
+    /// Returns the number of threads of the process without the main thread. An executor on io_uring has a second
+    /// thread for blocking calls.
     pub(super) fn threads_count(&self, is_clustered: bool) -> usize {
         let (log, signals, writer) = (1, 1, 1);
         let executors = self.cores.len() + usize::from(is_clustered);
@@ -35,8 +35,8 @@ impl Plan {
 
     fn from_facts(workers: Option<NonZeroUsize>, allowed: &[usize], usable: usize) -> Self {
         let executors = workers.map_or(usable, NonZeroUsize::get);
-        // With a quota below the number of cores, or more executors than cores, the scheduler
-        // balances better than a fixed place does.
+        // With a quota below the number of cores, or more executors than cores, the scheduler balances better than
+        // pinning.
         let pinned = usable >= allowed.len() && executors <= allowed.len();
         let cores = (0..executors).map(|index| pinned.then(|| allowed[index])).collect();
         Self { cores, derive_threads: usable.max(1), read_threads: usable.clamp(1, 8) }

@@ -1,4 +1,4 @@
-//! Limits of the process: raised as far as they go, and a refusal to start that names each one that is too low.
+//! Process limits: raised as far as possible, and a startup error that names each one that is too low.
 
 use std::io;
 use std::sync::Arc;
@@ -15,50 +15,52 @@ use super::cache_size;
 use super::fd_budget::Descriptors;
 use crate::limits::{ADDRESS_SPACE_BYTES_MIN, MEMORY_BYTES_MIN};
 
-/// Threads beyond those of the plan: the check of a large file, and what libraries start for a moment.
+/// Threads in addition to the plan: the check of a large database, and short-lived threads of libraries.
 const SPARE_THREADS: usize = 2;
-/// The least that Linux allows, about.
+/// Stack size of a probe thread, about the minimum on Linux.
 const PROBE_STACK_BYTES: usize = 16 * 1024;
 
-/// Limits within which the server cannot run, one text for each.
+/// Process limits that are too low, one message each.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct LimitError(Vec<String>);
 
-/// A write beyond the limit of file sizes fails with `EFBIG` from now on, instead of ending the process.
+/// Installs a handler of SIGXFSZ: a write beyond the file size limit then fails with `EFBIG` instead of killing the
+/// process.
 ///
 /// # Errors
-/// When the handler cannot be installed.
+/// Fails if the handler cannot be installed.
 pub fn survive_file_size_limit() -> io::Result<()> {
     flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false))).map(|_| ())
 }
 
-/// New files are for the user and its group at most from now on, whatever the umask was.
+/// Restricts the umask, so that new files are accessible at most to their user and group.
 pub fn deny_others() {
-    let given = umask(Mode::empty());
-    umask(given | Mode::from_raw_mode(0o027));
+    let inherited = umask(Mode::empty());
+    umask(inherited | Mode::from_raw_mode(0o027));
 }
 
-/// Many connections need many descriptors, and rings need locked memory: the soft limits go up to the hard ones.
+/// Raises the soft limits of file descriptors, for many connections, and of locked memory, for rings, to the hard
+/// limits.
 pub(super) fn raise() {
     for resource in [Resource::Nofile, Resource::Memlock] {
         let mut limit = getrlimit(resource);
         limit.current = limit.maximum;
         if let Err(error) = setrlimit(resource, limit) {
-            tracing::debug!(%error, ?resource, "a limit stays as it is");
+            tracing::debug!(%error, ?resource, "cannot raise the soft limit");
         }
     }
 }
 
-/// Whether the server can run within the limits of descriptors, memory and threads.
+/// Checks that the server can run within the limits of file descriptors, memory and threads.
 ///
 /// # Errors
-/// [`LimitError`] with each limit that is too low.
+/// Fails with every limit that is too low.
 pub(super) fn check(descriptors: Descriptors, threads: usize) -> Result<(), LimitError> {
     let (needed, available) = (descriptors.needed(), descriptors.available);
     let descriptors = (available < needed).then(|| {
         format!(
-            "the limit of open files is {available}, and the server needs {needed}: raise it by `ulimit -n`, \
+            "the limit on open files is {available}, but the server needs {needed}: raise it with `ulimit -n`, \
              `--ulimit nofile=` or systemd's LimitNOFILE="
         )
     });
@@ -76,26 +78,26 @@ pub(super) fn check(descriptors: Descriptors, threads: usize) -> Result<(), Limi
         memory.into_iter().filter(|(bytes, least, ..)| bytes < least).map(|(bytes, least, what, names)| {
             let mib = |bytes: u64| bytes / (1024 * 1024);
             format!(
-                "the memory limit of {what} is {} MiB, and the server needs {} MiB: raise it ({names})",
+                "the memory limit of {what} is {} MiB, but the server needs {} MiB: raise it ({names})",
                 mib(bytes),
                 mib(least)
             )
         });
-    let mut faults: Vec<String> = descriptors.into_iter().chain(memory).collect();
-    if faults.is_empty() {
-        // With too little memory there are too few threads as well, and it is not their limit.
-        faults.extend(probe_threads(threads + SPARE_THREADS).err());
+    let mut errors: Vec<String> = descriptors.into_iter().chain(memory).collect();
+    if errors.is_empty() {
+        // Only then: with too little memory, threads cannot be started either, and their limit is not the cause.
+        errors.extend(probe_threads(threads + SPARE_THREADS).err());
     }
-    if faults.is_empty() { Ok(()) } else { Err(LimitError(faults)) }
+    if errors.is_empty() { Ok(()) } else { Err(LimitError(errors)) }
 }
 
-/// The soft limit in its unit; the greatest number without one.
+/// Returns the soft limit in its unit; `u64::MAX` without one.
 fn limit(resource: Resource) -> u64 {
     getrlimit(resource).current.unwrap_or(u64::MAX)
 }
 
-/// Starts as many threads as will be needed, and ends them: libraries panic, or say nothing of the cause, when one of
-/// theirs cannot be started.
+/// Starts as many threads as the server needs, and ends them. Otherwise a library that cannot start a thread would
+/// panic, or hide the cause.
 fn probe_threads(count: usize) -> Result<(), String> {
     let (release, released) = mpsc::channel::<()>();
     let released = Arc::new(std::sync::Mutex::new(released));
@@ -113,7 +115,7 @@ fn probe_threads(count: usize) -> Result<(), String> {
     }
     outcome.map_err(|error| {
         format!(
-            "only {started} of {count} threads can be started ({error}): raise the limit of processes (`ulimit -u`, \
+            "only {started} of {count} threads can be started ({error}): raise the process limit (`ulimit -u`, \
              `--pids-limit`, systemd's TasksMax= or LimitNPROC=), or lower OSC_WORKERS"
         )
     })
@@ -129,13 +131,13 @@ mod tests {
         let error = check(few, 1).expect_err("too few").to_string();
         assert!(error.contains("open files is 10") && error.contains("LimitNOFILE="), "{error}");
         let many = Descriptors { available: usize::MAX, ..few };
-        check(many, 1).expect("the tests run within the limits of a server");
+        check(many, 1).expect("the limits of the tests suffice for a server");
     }
 
     #[test]
-    fn threads_of_a_probe_end() {
+    fn probe_threads_end() {
         for _ in 0..50 {
-            probe_threads(8).expect("there are some");
+            probe_threads(8).expect("threads can be started");
         }
     }
 }

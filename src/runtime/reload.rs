@@ -62,7 +62,9 @@ pub(super) fn apply(
         api_keys.replace(after.api_keys.clone());
     }
     if after.cluster_secrets.is_empty() && node_auth.shared() == SharedKey::Secret {
-        tracing::warn!("cannot stop requiring a cluster secret without a restart; keeping the previous secrets");
+        tracing::warn!(
+            "cannot stop requiring a cluster secret without a restart; keeping the previous secrets"
+        );
     } else {
         node_auth.replace(&after.cluster_secrets, api_keys);
     }

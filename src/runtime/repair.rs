@@ -1,4 +1,4 @@
-//! `opensecureconf repair`: what is put right while no server runs.
+//! `opensecureconf repair`: offline repair of the versions of a node.
 
 use std::fmt::Write;
 
@@ -6,10 +6,10 @@ use crate::config::Config;
 use crate::limits::CLOCK_AHEAD_MAX;
 use crate::store::{OpenError, Repaired, repair_versions};
 
-/// Repairs versions that are ahead of the clock, or only says what would be changed.
+/// Repairs versions that are ahead of the clock, and returns the report; with `is_trial`, changes nothing.
 ///
 /// # Errors
-/// When a server runs, or the files cannot be used.
+/// Fails if a server is running, or the data files cannot be used.
 pub fn versions(config: &Config, is_trial: bool) -> Result<String, OpenError> {
     let now_ms = (super::versions(config).wall_clock)();
     let (database, salt) = (&config.database_path, &config.salt_file_path);
@@ -27,22 +27,24 @@ fn report(repaired: &Repaired, is_trial: bool) -> String {
     let Repaired { entries_count, deletions_count, ahead_ms, has_clock, has_horizon } = repaired;
     let mut text = format!(
         "versions more than {bound_min} min ahead of this machine's clock: {entries_count} of entries, \
-         {deletions_count} of deletions; the furthest by {} min\n",
+         {deletions_count} of tombstones; at most {} min ahead\n",
         ahead_ms / 60_000
     );
-    let mut line = |what: &str| writeln!(text, "{what}").expect("a String takes all");
+    let mut line = |what: &str| writeln!(text, "{what}").expect("writing to a String never fails");
     if *has_clock {
-        line("the clock of this node was kept ahead, too");
+        line("the stored clock of this node was ahead, too");
     }
     if *has_horizon {
-        line("times of comparisons with other nodes were kept ahead, too");
+        line("stored times of the last sync or tombstone collection were ahead, too");
     }
     line(match is_trial {
-        true => "nothing was changed; without --dry-run they get versions of now, in the same order",
-        false => "they have versions of now, in the same order",
+        true => {
+            "nothing was changed; without --dry-run they are replaced by current versions, in the same order"
+        }
+        false => "they were replaced by current versions, in the same order",
     });
     line(
-        "every node that has such versions needs this before it is started again: `--dry-run` tells which do",
+        "repair every node that has such versions before restarting it; `--dry-run` shows whether a node has any",
     );
     text
 }

@@ -7,37 +7,37 @@ use zeroize::Zeroizing;
 
 use crate::model::UserKey;
 
-/// Longest line that is read; a request head is no longer.
+/// Longest line that is read, in bytes; a longer user key would not fit into a request head.
 const LINE_BYTES_MAX: u64 = crate::limits::HEAD_BYTES_MAX as u64;
 
-/// No user key was entered.
+/// Failure to read a user key.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// Standard input or standard error is not a terminal.
-    #[error("there is no terminal to prompt on: set OSC_USER_KEY or OSC_USER_KEY_FILE")]
+    #[error("no terminal to prompt on: set OSC_USER_KEY or OSC_USER_KEY_FILE")]
     NoTerminal,
-    /// The line was empty.
+    /// The entered line was empty.
     #[error("no user key was entered")]
     Empty,
-    /// The terminal failed.
+    /// An I/O error of the terminal.
     #[error("cannot read from the terminal: {0}")]
     Io(#[from] io::Error),
 }
 
-/// Restores the modes of the terminal when it is dropped.
-struct Hidden(Termios);
+/// Guard that disables the echo, and restores the terminal modes when it is dropped.
+struct EchoGuard(Termios);
 
-impl Hidden {
+impl EchoGuard {
     fn new() -> io::Result<Self> {
         let before = tcgetattr(io::stdin())?;
-        let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(io::stdin(), OptionalActions::Flush, &silent)?;
+        let mut without_echo = before.clone();
+        without_echo.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &without_echo)?;
         Ok(Self(before))
     }
 }
 
-impl Drop for Hidden {
+impl Drop for EchoGuard {
     fn drop(&mut self) {
         tcsetattr(io::stdin(), OptionalActions::Now, &self.0).ok();
     }
@@ -46,20 +46,20 @@ impl Drop for Hidden {
 /// Prompts for a user key.
 ///
 /// # Errors
-/// Without a terminal, or when nothing was entered.
+/// Fails without a terminal, or if nothing is entered.
 pub fn prompt_user_key() -> Result<UserKey, PromptError> {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         return Err(PromptError::NoTerminal);
     }
-    let hidden = Hidden::new()?;
+    let echo_guard = EchoGuard::new()?;
     write!(io::stderr(), "User key: ")?;
     let mut line = Zeroizing::new(Vec::with_capacity(crate::limits::HEAD_BYTES_MAX));
     io::Read::take(io::stdin().lock(), LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
-    drop(hidden);
+    drop(echo_guard);
     writeln!(io::stderr())?;
-    let key = line.strip_suffix(b"\n").unwrap_or(&line);
-    match key.is_empty() {
+    let user_key = line.strip_suffix(b"\n").unwrap_or(&line);
+    match user_key.is_empty() {
         true => Err(PromptError::Empty),
-        false => Ok(UserKey::from_header(key)),
+        false => Ok(UserKey::from_header(user_key)),
     }
 }

@@ -1,7 +1,7 @@
-//! The allocator of the server: wipes memory when it is given back, so that nothing of a request stays in it.
+//! Global allocator that wipes memory when it is freed, so that no data of a request remains in it.
 //!
-//! Buffers of our own are wiped by their owners, most of them long before they are freed. This is for copies that
-//! have no owner: vectors that grow, and the buffers within rustls, glommio and tokio.
+//! The server's own buffers are wiped by their owners, mostly long before they are freed. The allocator covers copies
+//! without such an owner: vectors that grow, and the buffers within rustls, glommio and tokio.
 //! See docs/decisions/0022-secrets-in-memory.md.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,42 +11,42 @@ use std::slice;
 
 use zeroize::Zeroize;
 
-/// The system's allocator, with wiping.
+/// System allocator that wipes freed memory.
 #[derive(Clone, Copy, Debug)]
 pub struct WipingAllocator;
 
-#[expect(unsafe_code, reason = "an allocator hands out memory without an owner")]
-// SAFETY: every block comes from the system's allocator and goes back to it with the same layout. Between, only bytes
-// of a block that its owner gives up are written.
+#[expect(unsafe_code, reason = "an allocator manages raw memory")]
+// SAFETY: every block comes from the system allocator and is returned to it with the same layout. In between, only
+// blocks that their owner has released are written.
 unsafe impl GlobalAlloc for WipingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller gives up a block of this layout, whose bytes may be uninitialised.
+        // SAFETY: the caller releases a block of this layout, whose bytes may be uninitialised.
         let bytes = unsafe { slice::from_raw_parts_mut(block.cast::<MaybeUninit<u8>>(), layout.size()) };
         bytes.zeroize();
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`.
         unsafe { System.dealloc(block, layout) }
     }
 
-    /// Always moves: the system's way of growing would free the old block with all that is in it.
+    /// Always moves the block: the system's `realloc` may free the old block without wiping it.
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller promises that the new size is not zero and makes a layout of this alignment.
+        // SAFETY: the caller guarantees that the new size is not zero and forms a valid layout with this alignment.
         let larger = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         // SAFETY: as above.
         let moved = unsafe { System.alloc(larger) };
         if !moved.is_null() {
-            // SAFETY: both blocks have so many bytes, and they are different blocks.
+            // SAFETY: both blocks have at least this many bytes, and they do not overlap.
             unsafe { ptr::copy_nonoverlapping(block, moved, layout.size().min(size)) };
-            // SAFETY: the caller gives up the old block.
+            // SAFETY: the caller releases the old block.
             unsafe { self.dealloc(block, layout) };
         }
         moved
@@ -59,9 +59,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_grow_and_shrink_with_their_bytes() {
+    fn reallocation_keeps_the_bytes() {
         let layout = Layout::array::<u8>(100).expect("small");
-        // SAFETY: the layout is not empty, and each block is used within its size and given back once.
+        // SAFETY: the layout is not empty, and each block is used within its size and freed once.
         unsafe {
             let first = WipingAllocator.alloc(layout);
             first.write_bytes(7, 100);

@@ -1,64 +1,63 @@
-//! Numbers that one thread adds to and any thread reads: no locked instruction, and no cache line that two cores
-//! write.
+//! Single-writer metrics that any thread can read: no locked instruction, and no cache line that two cores write.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Only ever grows.
+/// Monotonic counter.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// To be called by one thread only: additions of others could be lost.
+    /// Adds to the counter. Must be called by one thread only; concurrent additions could be lost.
     pub fn add(&self, count: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
     }
 
-    /// The sum so far.
+    /// Returns the current count.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
 
-/// A number that is set.
+/// Gauge.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
 impl Gauge {
-    /// Sets it.
+    /// Sets the value.
     pub fn set(&self, value: u64) {
         self.0.store(value, Relaxed);
     }
 
-    /// What it was set to last.
+    /// Returns the current value.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
 
-/// Upper bounds of the buckets, in seconds.
+/// Upper bounds of the histogram buckets, in seconds.
 pub(super) const BUCKETS_SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// How many durations fell into each bucket.
+/// Single-writer histogram of durations.
 #[derive(Debug, Default)]
 pub struct Durations {
-    /// One for each bound, and one for what is longer than all of them.
+    /// Durations per bucket; the last one is for those above all bounds.
     counts: [Counter; BUCKETS_SECONDS.len() + 1],
     nanoseconds: Counter,
 }
 
-/// A sum of [`Durations`].
+/// Sum of one or more [`Durations`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
-    /// As the buckets, each by itself.
+    /// Durations per bucket, not cumulative.
     pub counts: [u64; BUCKETS_SECONDS.len() + 1],
-    /// Of all durations.
+    /// Sum of all durations, in seconds.
     pub seconds: f64,
 }
 
 impl Durations {
-    /// To be called by one thread only.
+    /// Adds a duration. Must be called by one thread only.
     pub fn add(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         let bucket = BUCKETS_SECONDS.iter().position(|&bound| seconds <= bound);
@@ -66,7 +65,7 @@ impl Durations {
         self.nanoseconds.add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// What was counted so far.
+    /// Returns a snapshot.
     pub fn sum(&self) -> Histogram {
         let mut histogram = Histogram::default();
         histogram.include(self);
@@ -75,7 +74,7 @@ impl Durations {
 }
 
 impl Histogram {
-    /// Adds what was counted so far.
+    /// Adds the current counts of `durations`.
     #[expect(clippy::cast_precision_loss, reason = "nanoseconds of centuries")]
     pub fn include(&mut self, durations: &Durations) {
         for (sum, count) in self.counts.iter_mut().zip(&durations.counts) {
@@ -84,7 +83,7 @@ impl Histogram {
         self.seconds += durations.nanoseconds.get() as f64 / 1e9;
     }
 
-    /// How many durations there are.
+    /// Returns the number of durations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_fall_into_the_first_bucket_that_holds_them() {
+    fn durations_are_counted_in_the_first_matching_bucket() {
         let durations = Durations::default();
         for micros in [0, 500, 501, 20_000_000] {
             durations.add(Duration::from_micros(micros));

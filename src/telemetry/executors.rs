@@ -1,4 +1,4 @@
-//! What each executor counts, and the sums over all of them.
+//! Metrics of each executor, and their sums.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,44 +6,44 @@ use std::time::{Duration, Instant};
 
 use super::counters::{Counter, Durations, Gauge, Histogram};
 
-/// Methods by the labels that they get; the last one stands for all others.
+/// Labels of the request methods; the last one stands for all other methods.
 pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "OTHER"];
-/// Status codes that are counted each by itself, the usual ones first; the last one stands for all others. 499 is
-/// a client that left before its answer.
+/// Status codes that are counted individually, common ones first; the last one stands for all other codes. 499 means
+/// that the client disconnected before its response.
 const STATUSES: [u16; 28] = [
     200, 201, 404, 401, 403, 400, 422, 204, 304, 307, 405, 408, 409, 412, 413, 414, 415, 417, 421, 429, 431,
     499, 500, 501, 503, 505, 507, 0,
 ];
 
-/// The counts of one executor: only its own thread adds.
+/// Metrics of one executor, written only by its thread.
 #[derive(Debug)]
 pub struct ExecutorCounts {
     endpoints_count: usize,
-    /// By endpoint, method and status.
+    /// Requests by endpoint, method and status.
     requests: Box<[Counter]>,
-    /// By endpoint and method.
+    /// Request durations by endpoint and method.
     durations: Box<[Durations]>,
-    /// Connections that are open.
+    /// Open connections.
     pub connections: Gauge,
-    /// Connections refused because there were too many.
+    /// Connections refused because of the limit of the server.
     pub refused: Counter,
-    /// Connections refused because their address had too many.
+    /// Connections refused because of the limit of their address.
     pub refused_of_address: Counter,
-    /// TLS handshakes that failed.
+    /// Failed TLS handshakes.
     pub failed_handshakes: Counter,
-    /// When the executor was last seen to run, in milliseconds after the process began to count.
+    /// Time of the last heartbeat, in milliseconds since `began`.
     beat_ms: Gauge,
     began: Instant,
 }
 
-/// Which requests a sum is of.
+/// Labels of a request count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestLabels {
-    /// The place of the endpoint in the list that the counts were made for.
+    /// Index of the endpoint in [`Executors::endpoints`].
     pub endpoint: usize,
-    /// The place in [`METHODS`].
+    /// Index of the method in [`METHODS`].
     pub method: usize,
-    /// The status; 0 stands for those that are not counted each by itself.
+    /// Status code; 0 stands for those that are not counted individually.
     pub status: u16,
 }
 
@@ -63,22 +63,22 @@ impl ExecutorCounts {
         }
     }
 
-    /// Notes a request that was answered, and how long that took.
+    /// Records a completed request and its duration.
     pub fn note(&self, endpoint: usize, method: usize, status: u16, duration: Duration) {
         debug_assert!(endpoint < self.endpoints_count && method < METHODS.len());
         let pair = endpoint * METHODS.len() + method;
-        let place = STATUSES.iter().position(|&known| known == status).unwrap_or(STATUSES.len() - 1);
-        self.requests[pair * STATUSES.len() + place].add(1);
+        let index = STATUSES.iter().position(|&code| code == status).unwrap_or(STATUSES.len() - 1);
+        self.requests[pair * STATUSES.len() + index].add(1);
         self.durations[pair].add(duration);
     }
 
-    /// Says that the executor runs.
+    /// Records a heartbeat of the executor.
     pub fn beat(&self) {
         self.beat_ms.set(milliseconds_since(self.began));
     }
 }
 
-/// The counts of all executors of the process.
+/// Metrics of all executors of the process.
 #[derive(Debug)]
 pub struct Executors {
     endpoints: &'static [&'static str],
@@ -87,12 +87,12 @@ pub struct Executors {
 }
 
 impl Executors {
-    /// For requests to these endpoints.
+    /// Creates the metrics for these endpoint labels.
     pub fn new(endpoints: &'static [&'static str]) -> Self {
         Self { endpoints, began: Instant::now(), counts: Mutex::default() }
     }
 
-    /// The counts for one more executor.
+    /// Adds an executor and returns its metrics.
     pub fn add(&self) -> Arc<ExecutorCounts> {
         let counts = Arc::new(ExecutorCounts::new(self.endpoints.len(), self.began));
         counts.beat();
@@ -100,57 +100,57 @@ impl Executors {
         counts
     }
 
-    /// The labels of the endpoints.
+    /// Returns the labels of the endpoints.
     pub fn endpoints(&self) -> &'static [&'static str] {
         self.endpoints
     }
 
-    /// How many there are.
+    /// Returns the number of executors.
     pub fn count(&self) -> usize {
         self.all().len()
     }
 
-    /// Those that have not run for so long, by number.
-    pub fn stalled(&self, patience: Duration) -> Vec<usize> {
+    /// Returns the indices of the executors without a heartbeat within `timeout`.
+    pub fn stalled(&self, timeout: Duration) -> Vec<usize> {
         let now_ms = milliseconds_since(self.began);
-        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let all = self.all();
-        let is_stalled = |counts: &ExecutorCounts| now_ms.saturating_sub(counts.beat_ms.get()) > patience_ms;
+        let is_stalled = |counts: &ExecutorCounts| now_ms.saturating_sub(counts.beat_ms.get()) > timeout_ms;
         all.iter().enumerate().filter(|(_, counts)| is_stalled(counts)).map(|(index, _)| index).collect()
     }
 
-    /// Connections that are open on each executor.
+    /// Returns the number of open connections of each executor.
     pub fn connections(&self) -> Vec<u64> {
         self.all().iter().map(|counts| counts.connections.get()).collect()
     }
 
-    /// Connections refused for the limit of all, and for that of their address.
+    /// Returns the numbers of connections refused because of the limit of the server, and of that of their address.
     pub fn refused_connections(&self) -> (u64, u64) {
         let all = self.all();
         let sum = |count: fn(&ExecutorCounts) -> &Counter| all.iter().map(|counts| count(counts).get()).sum();
         (sum(|counts| &counts.refused), sum(|counts| &counts.refused_of_address))
     }
 
-    /// TLS handshakes that failed.
+    /// Returns the number of failed TLS handshakes.
     pub fn failed_handshakes(&self) -> u64 {
         self.all().iter().map(|counts| counts.failed_handshakes.get()).sum()
     }
 
-    /// Requests of each kind, where there were any.
+    /// Returns the nonzero request counts by label.
     pub fn requests(&self) -> BTreeMap<RequestLabels, u64> {
         let mut sums = BTreeMap::new();
         for counts in &*self.all() {
             for (index, count) in counts.requests.iter().enumerate().filter(|(_, count)| count.get() > 0) {
-                let (pair, place) = (index / STATUSES.len(), index % STATUSES.len());
+                let (pair, status) = (index / STATUSES.len(), STATUSES[index % STATUSES.len()]);
                 let (endpoint, method) = (pair / METHODS.len(), pair % METHODS.len());
-                let requests = RequestLabels { endpoint, method, status: STATUSES[place] };
-                *sums.entry(requests).or_default() += count.get();
+                let labels = RequestLabels { endpoint, method, status };
+                *sums.entry(labels).or_default() += count.get();
             }
         }
         sums
     }
 
-    /// How long requests took, by endpoint and method, where there were any.
+    /// Returns the non-empty histograms of request durations by endpoint and method.
     pub fn durations(&self) -> BTreeMap<(usize, usize), Histogram> {
         let mut sums: BTreeMap<_, Histogram> = BTreeMap::new();
         for counts in &*self.all() {
@@ -176,15 +176,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_are_over_all_executors() {
+    fn sums_cover_all_executors() {
         let executors = Executors::new(&["unmatched", "/a"]);
         let (one, other) = (executors.add(), executors.add());
         one.note(1, 0, 200, Duration::ZERO);
         other.note(1, 0, 200, Duration::from_secs(1));
         other.note(0, 6, 599, Duration::ZERO);
         let requests: Vec<_> = executors.requests().into_iter().collect();
-        let of = |endpoint, method, status| RequestLabels { endpoint, method, status };
-        assert_eq!(requests, [(of(0, 6, 0), 1), (of(1, 0, 200), 2)]);
+        let labels = |endpoint, method, status| RequestLabels { endpoint, method, status };
+        assert_eq!(requests, [(labels(0, 6, 0), 1), (labels(1, 0, 200), 2)]);
         assert_eq!(executors.durations()[&(1, 0)].count(), 2);
         assert!(executors.stalled(Duration::from_secs(60)).is_empty());
         assert_eq!(executors.connections(), [0, 0]);

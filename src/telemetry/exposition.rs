@@ -1,42 +1,41 @@
-//! The text format of Prometheus, version 0.0.4, encoded by the `prometheus` crate from numbers that are kept
-//! elsewhere.
+//! Prometheus text format, version 0.0.4, encoded by the `prometheus` crate from values that are kept elsewhere.
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
 use super::counters::{self, BUCKETS_SECONDS};
 
-/// The media type of the text.
+/// Media type of the exposition.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// Gathers what is to be told.
+/// Collector of the exposed metrics.
 #[derive(Debug, Default)]
 pub struct Exposition(Vec<MetricFamily>);
 
-/// A name and its value.
+/// Label name and value.
 pub type Label<'a> = (&'a str, &'a str);
 
 impl Exposition {
-    /// Something that only grows; the name ends in `_total`.
+    /// Adds a counter; the name ends in `_total`.
     pub fn counter(&mut self, name: &str, help: &str) -> Samples<'_> {
         self.family(name, help, MetricType::COUNTER)
     }
 
-    /// Something that goes up and down.
+    /// Adds a gauge.
     pub fn gauge(&mut self, name: &str, help: &str) -> Samples<'_> {
         self.family(name, help, MetricType::GAUGE)
     }
 
-    /// How long something takes; the name ends in `_seconds`.
+    /// Adds a histogram of durations; the name ends in `_seconds`.
     pub fn histogram(&mut self, name: &str, help: &str) -> Samples<'_> {
         self.family(name, help, MetricType::HISTOGRAM)
     }
 
-    /// The text. Families without samples are left out.
+    /// Encodes the text. Families without samples are omitted.
     pub fn encode(mut self) -> Vec<u8> {
         self.0.retain(|family| !family.get_metric().is_empty());
         let mut text = Vec::new();
-        // It fails when a family has no name or no samples.
+        // Fails only if a family has no name or no samples.
         TextEncoder::new().encode(&self.0, &mut text).expect("all families have names and samples");
         text
     }
@@ -47,18 +46,18 @@ impl Exposition {
         family.set_help(help.to_owned());
         family.set_field_type(kind);
         self.0.push(family);
-        Samples { family: self.0.last_mut().expect("it was just pushed"), kind }
+        Samples { family: self.0.last_mut().expect("just pushed"), kind }
     }
 }
 
-/// The samples of one family.
+/// Samples of one metric family.
 pub struct Samples<'a> {
     family: &'a mut MetricFamily,
     kind: MetricType,
 }
 
 impl Samples<'_> {
-    /// Adds a number.
+    /// Adds a sample with a value.
     pub fn with(self, labels: &[Label<'_>], value: f64) -> Self {
         let mut metric = Metric::from_label(pairs(labels));
         if self.kind == MetricType::COUNTER {
@@ -73,20 +72,20 @@ impl Samples<'_> {
         self.push(metric)
     }
 
-    /// Adds a count.
+    /// Adds a sample with a count.
     #[expect(clippy::cast_precision_loss, reason = "the format has floating point numbers only")]
     pub fn with_count(self, labels: &[Label<'_>], count: u64) -> Self {
         self.with(labels, count as f64)
     }
 
-    /// Adds durations.
+    /// Adds a sample with a histogram.
     pub fn with_durations(self, labels: &[Label<'_>], durations: &counters::Histogram) -> Self {
-        let mut below = 0;
+        let mut cumulative = 0;
         let buckets = BUCKETS_SECONDS.iter().zip(&durations.counts).map(|(&bound, count)| {
-            below += count;
+            cumulative += count;
             let mut bucket = Bucket::default();
             bucket.set_upper_bound(bound);
-            bucket.set_cumulative_count(below);
+            bucket.set_cumulative_count(cumulative);
             bucket
         });
         let mut histogram = Histogram::default();
@@ -122,10 +121,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text() {
+    fn text_format() {
         let mut exposition = Exposition::default();
         exposition.counter("a_total", "All a's.").with_count(&[("kind", "x\"\n")], 3).with(&[], 0.5);
-        exposition.gauge("nothing", "Not told.");
+        exposition.gauge("nothing", "Omitted.");
         let (durations, mut histogram) = (Durations::default(), Histogram::default());
         durations.add(Duration::from_millis(700));
         histogram.include(&durations);

@@ -1,5 +1,5 @@
-//! The log: lines on standard error or in a file, for people or for machines. A thread of its own writes them, so
-//! that a slow terminal or disk holds up nobody; what it cannot keep up with is dropped and counted.
+//! Log to standard error or a file, as text or JSON. A dedicated thread writes it, so that a slow terminal or disk does
+//! not delay requests; lines beyond a full queue are dropped and counted.
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -15,44 +15,44 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 use super::log_file::{LogFile, OpenError, lost_lines_count};
 use crate::config::{LogFormat, LogLevel, allows_color};
 
-/// Lines that may wait to be written.
+/// Largest number of queued lines.
 const LINES_WAITING_MAX: usize = 16 * 1024;
 
-/// What counts the lines that were dropped: like the log, one for the process.
+/// Counter of dropped lines; one per process, like the log.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// The log of the process; what was logged is written when it is dropped.
+/// Log of the process; queued lines are written when it is dropped.
 pub struct Log {
     _writer: WorkerGuard,
     filter: reload::Handle<LevelFilter, Registry>,
 }
 
-/// Why there is no log.
+/// Failure to start the log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// Its file cannot be used.
+    /// The log file cannot be opened.
     #[error("cannot log to {path}: {reason} (see OSC_LOG_FILE)", path = path.display())]
     File {
-        /// The file.
+        /// Path of the log file.
         path: PathBuf,
-        /// Why not.
+        /// Reason of the failure.
         reason: String,
-        /// Whether another setting is needed. Otherwise it may be possible later.
+        /// Whether the setting must be changed; otherwise the error may be transient.
         is_lasting: bool,
     },
-    /// Its thread cannot be started.
+    /// The log thread cannot be started.
     #[error(
-        "cannot start the thread of the log ({0}): raise the limit of processes (`ulimit -u`, `--pids-limit`, \
-         systemd's TasksMax= or LimitNPROC=)"
+        "cannot start the log thread ({0}): raise the process limit (`ulimit -u`, `--pids-limit`, systemd's \
+         TasksMax= or LimitNPROC=)"
     )]
     Thread(#[source] io::Error),
 }
 
 impl Log {
-    /// Starts it. A second one in the same process gets nothing to write.
+    /// Starts the log. A second log in the same process receives no lines.
     ///
     /// # Errors
-    /// When the file cannot be made, or the thread not started.
+    /// Fails if the file cannot be opened, or the thread cannot be started.
     pub fn start(level: LogLevel, format: LogFormat, file: Option<&Path>) -> Result<Self, LogError> {
         can_start_thread()?;
         let (writer, guard) = match file {
@@ -82,19 +82,19 @@ impl Log {
         if let Some(path) = file
             && path.symlink_metadata().is_ok_and(|found| found.is_file())
         {
-            tracing::warn!("{} is left as it is, and is no link to the log of today", path.display());
+            tracing::warn!(path = %path.display(), "existing file kept instead of a link to the current log file");
         }
         Ok(Self { _writer: guard, filter: handle })
     }
 
-    /// Changes what is logged from now on.
+    /// Changes the log level.
     pub fn set_level(&self, level: LogLevel) {
-        // It fails when there is no log, and then there is nothing to change.
+        // Fails only if the log is not installed, and then there is no level to change.
         self.filter.reload(filter(level)).ok();
     }
 }
 
-/// Lines that could not be written as fast as they came, or not at all, so far.
+/// Returns the number of lines lost so far because the queue was full or the file could not be written.
 pub fn dropped_lines_count() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64) + lost_lines_count()
 }
@@ -105,12 +105,12 @@ fn filter(level: LogLevel) -> LevelFilter {
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Warning => LevelFilter::WARN,
         LogLevel::Error => LevelFilter::ERROR,
-        // Nothing here is more severe than an error, except the message with which the process ends.
+        // No event is more severe than an error, except the fatal error, which is not logged but printed.
         LogLevel::Critical => LevelFilter::OFF,
     }
 }
 
-/// tracing-appender panics when it cannot start its own.
+/// Checks that a thread can be started; tracing-appender panics if it cannot start its own.
 fn can_start_thread() -> Result<(), LogError> {
     let thread = thread::Builder::new().spawn(|| ()).map_err(LogError::Thread)?;
     thread.join().ok();

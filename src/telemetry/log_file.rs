@@ -1,4 +1,4 @@
-//! The file of the log: one for each day, of which some are kept. What is there already is never replaced.
+//! Log files, one per day, of which the most recent ones are kept. Other existing files are never replaced.
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -12,78 +12,82 @@ use jiff::civil::Date;
 use jiff::{Timestamp, tz::Offset};
 use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
 
-/// Days of which there is a file; older ones are deleted.
+/// Largest number of daily files; older ones are deleted.
 const FILES_COUNT_MAX: usize = 14;
 
-/// Lines that could not be written, on a full disk say.
+/// Lines that could not be written, for example because the disk was full.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// A log file that cannot be opened, on a full disk say, is tried again so often.
+/// Interval between attempts to open a log file that cannot be opened, for example because the disk is full.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why there is no log file.
+/// Failure to open the log file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
-    /// The path does not name a file.
-    #[error("it is a directory")]
+    /// The path is a directory.
+    #[error("is a directory")]
     Directory,
-    /// The path has no last part in UTF-8.
-    #[error("it is no file name")]
+    /// The path has no file name in UTF-8.
+    #[error("has no file name in UTF-8")]
     NoName,
-    /// The system refuses.
+    /// The operating system returned an error.
     #[error(transparent)]
     Io(io::Error),
 }
 
 impl OpenError {
-    fn is_about_room(&self) -> bool {
+    /// Returns whether the error is a lack of disk space.
+    fn is_out_of_space(&self) -> bool {
         let Self::Io(error) = self else { return false };
         matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 }
 
-/// The file of `OSC_LOG_FILE`. While it has no room to be opened, lines go to standard error.
+/// Log file of `OSC_LOG_FILE`. As long as it cannot be opened for lack of space, lines go to standard error.
 pub(super) struct LogFile {
     path: PathBuf,
     sink: Option<Sink>,
-    opened: Instant,
+    /// Time of the last attempt to open the sink.
+    attempted: Instant,
     is_failing: bool,
 }
 
-/// Where lines go.
+/// Destination of log lines.
 enum Sink {
-    /// A file for each day.
+    /// One file per day.
     Daily(Box<DailyFiles>),
-    /// What is there already: a device, a pipe, or the target of a foreign symbolic link.
+    /// An existing device or pipe, or the target of a symbolic link that the log has not created.
     Existing(Box<dyn Write + Send>),
 }
 
 impl LogFile {
+    /// Opens the log file.
+    ///
     /// # Errors
-    /// When there can be no such file, unless there is only no room for it.
+    /// Fails if the file cannot be opened for another reason than a lack of space.
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         let sink = match Sink::open(path) {
             Ok(sink) => Some(sink),
-            Err(error) if error.is_about_room() => None,
+            Err(error) if error.is_out_of_space() => None,
             Err(error) => return Err(error),
         };
-        let mut file = Self { path: path.to_owned(), opened: Instant::now(), is_failing: false, sink };
+        let mut file = Self { path: path.to_owned(), attempted: Instant::now(), is_failing: false, sink };
         if file.sink.is_none() {
-            file.report_error("there is no room, so the log goes to standard error");
+            file.report_error("no space left, logging to standard error");
         }
         Ok(file)
     }
 
-    /// The sink, if it can be opened by now.
+    /// Returns the sink; tries to open it again if that has failed.
     fn sink(&mut self) -> Option<&mut Sink> {
-        if self.sink.is_none() && self.opened.elapsed() >= RETRY_INTERVAL {
-            self.opened = Instant::now();
+        if self.sink.is_none() && self.attempted.elapsed() >= RETRY_INTERVAL {
+            self.attempted = Instant::now();
             self.sink = Sink::open(&self.path).ok();
         }
         self.sink.as_mut()
     }
 
-    /// Says on standard error what the log cannot, when it begins.
+    /// Reports the first of consecutive errors on standard error, since the log cannot.
     fn report_error(&mut self, reason: &str) {
         if !std::mem::replace(&mut self.is_failing, true) {
             let path = self.path.display();
@@ -124,7 +128,7 @@ impl Write for LogFile {
 
 impl Sink {
     fn open(path: &Path) -> Result<Self, OpenError> {
-        // By their names: the system opens no socket again, which these are under systemd.
+        // Matched by name: under systemd these are sockets, which cannot be opened by path.
         match path.to_str() {
             Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => {
                 return Ok(Self::Existing(Box::new(io::stdout())));
@@ -140,7 +144,7 @@ impl Sink {
         match path.symlink_metadata() {
             Ok(found) if !found.is_file() && !owns_link(path) => {
                 let is_pipe = path.metadata().is_ok_and(|target| target.file_type().is_fifo());
-                // Opened for writing only, a pipe makes this thread wait for a reader.
+                // Opening a pipe for writing only would wait for a reader.
                 let mut options = OpenOptions::new();
                 options.read(is_pipe).append(true).create(true);
                 Ok(Self::Existing(Box::new(options.open(path).map_err(OpenError::Io)?)))
@@ -150,12 +154,13 @@ impl Sink {
     }
 }
 
-/// `PATH.YYYY-MM-DD`, by the days of UTC; `PATH` itself is a link to the one of today, unless something else is there.
+/// Daily files `PATH.YYYY-MM-DD`, by UTC days; `PATH` itself is a link to the current one, unless another file has that
+/// name.
 struct DailyFiles {
     appender: RollingFileAppender,
     directory: PathBuf,
     name: String,
-    /// The day for which old files were deleted and the link was made.
+    /// Day on which old files were last deleted and the link was updated.
     tidied: Option<Date>,
 }
 
@@ -175,15 +180,15 @@ impl DailyFiles {
         self.appender.write_all(line)
     }
 
-    /// Deletes the oldest files and moves the link on, once a day. Nothing but what this log has made is deleted: other
-    /// names may begin as it does.
+    /// Deletes the oldest files and updates the link, once per day. Deletes only files with the exact name pattern of
+    /// this log: other names may have the same prefix.
     fn tidy(&mut self) {
         let today = Offset::UTC.to_datetime(Timestamp::now()).date();
         if self.tidied == Some(today) {
             return;
         }
         self.tidied = Some(today);
-        // Without it the log is as good.
+        // The link is not essential.
         self.link(today).ok();
         let Ok(entries) = fs::read_dir(&self.directory) else { return };
         let mut days: Vec<(Date, PathBuf)> = entries
@@ -192,27 +197,27 @@ impl DailyFiles {
             .filter_map(|entry| Some((day_of(&self.name, entry.file_name().to_str()?)?, entry.path())))
             .collect();
         days.sort();
-        let spare = days.len().saturating_sub(FILES_COUNT_MAX);
-        for (_, path) in &days[..spare] {
-            // It is tried again tomorrow.
+        let excess = days.len().saturating_sub(FILES_COUNT_MAX);
+        for (_, path) in &days[..excess] {
+            // A failure is retried the next day.
             fs::remove_file(path).ok();
         }
     }
 
-    /// Leads `PATH` to the file of this day. Replaces only a link of this log.
+    /// Points `PATH` to the file of this day. Replaces only a link of this log.
     fn link(&self, day: Date) -> io::Result<()> {
         let (link, target) = (self.directory.join(&self.name), format!("{}.{day}", self.name));
         match symlink(&target, &link) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && owns_link(&link) => {
                 let new = self.directory.join(format!(".{target}.link"));
-                // One that was left behind leads to the same file.
+                // A leftover link points to the same file.
                 match symlink(&target, &new) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                     _ => {}
                 }
                 fs::rename(&new, &link)
             }
-            made => made,
+            result => result,
         }
     }
 }
@@ -226,24 +231,24 @@ fn directory_and_name(path: &Path) -> Result<(&Path, &str), OpenError> {
     Ok((directory, name))
 }
 
-/// Whether this log has made the link: it leads to the file of a day beside it.
+/// Returns whether this log has created the link: it points to a daily file in the same directory.
 fn owns_link(link: &Path) -> bool {
     let Ok((directory, name)) = directory_and_name(link) else { return false };
     let Ok(target) = fs::read_link(link) else { return false };
-    let is_of_a_day =
+    let is_daily_file =
         target.file_name().and_then(OsStr::to_str).is_some_and(|target| day_of(name, target).is_some());
-    // Earlier versions named the directory, too.
-    let is_beside = match target.parent() {
+    // Earlier releases included the directory in the target.
+    let is_same_directory = match target.parent() {
         None => false,
         Some(parent) if parent.as_os_str().is_empty() => true,
         Some(parent) => {
             parent == directory || fs::canonicalize(parent).ok() == fs::canonicalize(directory).ok()
         }
     };
-    is_of_a_day && is_beside
+    is_daily_file && is_same_directory
 }
 
-/// What the library was told by the system.
+/// Returns the underlying error of the operating system.
 fn io_error(error: &InitError) -> io::Error {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     match source.and_then(io::Error::raw_os_error) {
@@ -252,15 +257,15 @@ fn io_error(error: &InitError) -> io::Error {
     }
 }
 
-/// Lines that could not be written, so far.
+/// Returns the number of lines that could not be written so far.
 pub(super) fn lost_lines_count() -> u64 {
     LOST.load(Relaxed)
 }
 
-/// The day in the name of a file of this log.
+/// Returns the day in the name of a daily file; `None` for other names.
 fn day_of(name: &str, file_name: &str) -> Option<Date> {
     let day = file_name.strip_prefix(name)?.strip_prefix('.')?;
-    // Dates have more than one spelling; the files have this one.
+    // Dates have several notations; the files use only this one.
     day.parse::<Date>().ok().filter(|date| date.to_string() == day)
 }
 
@@ -269,13 +274,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_old_files_of_the_log_go() {
+    fn only_old_files_of_the_log_are_deleted() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let days = (1..=20).map(|day| format!("osc.2020-10-{day:02}"));
-        let others =
+        let unrelated =
             ["osc.db", "osc.salt", "osc.key", "osc2020-10-01", "osc.2020-10-01.gz", "osc.1", "osc.20201001"];
-        let others = others.map(str::to_owned);
-        for name in days.chain(others.clone()) {
+        let unrelated = unrelated.map(str::to_owned);
+        for name in days.chain(unrelated.clone()) {
             fs::write(directory.path().join(name), "x").expect("writable");
         }
         let names = || {
@@ -287,12 +292,12 @@ mod tests {
             names
         };
         let before = names().len();
-        let mut file = LogFile::open(&directory.path().join("osc")).expect("it opens");
+        let mut file = LogFile::open(&directory.path().join("osc")).expect("opened");
         file.write_all(b"a line\n").expect("written");
         let after = names();
-        // With today's there are 21, and a link to it.
+        // Today's file is the 21st, and there is a link to it.
         assert_eq!(after.len(), before + 2 - 7, "{after:?}");
-        assert!(others.iter().all(|name| after.contains(name)), "{after:?}");
+        assert!(unrelated.iter().all(|name| after.contains(name)), "{after:?}");
         assert!(
             !after.contains(&"osc.2020-10-07".to_owned()) && after.contains(&"osc.2020-10-08".to_owned())
         );

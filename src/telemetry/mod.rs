@@ -1,6 +1,6 @@
-//! What the server says of itself: its log, and its numbers.
+//! Telemetry: the log and the metrics.
 //!
-//! Nothing secret can be logged: secrets are types without `Display` and with a redacted `Debug`.
+//! Secrets cannot be logged: their types have no `Display`, and their `Debug` is redacted.
 
 mod counters;
 mod executors;

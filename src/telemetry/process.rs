@@ -1,44 +1,44 @@
-//! What the operating system counts of this process, for the metrics that all Prometheus clients name alike.
+//! Process statistics of the operating system, for the standard metrics of Prometheus clients.
 
 use std::fs;
 
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 
-/// Figures of one moment.
+/// Snapshot of the process statistics.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ProcessNumbers {
-    /// Time that all threads have computed, those of the kernel on their behalf included.
+    /// CPU time of all threads, user and system, in seconds.
     pub cpu_seconds: f64,
-    /// Memory in use, without what is swapped out.
+    /// Resident memory.
     pub resident_bytes: u64,
-    /// Address space.
+    /// Size of the address space.
     pub virtual_bytes: u64,
-    /// When it began, in seconds since 1970.
+    /// Start time, in seconds since 1970.
     pub start_seconds: f64,
-    /// Open file descriptors.
+    /// Number of open file descriptors.
     pub open_fds: u64,
-    /// How many it may have; `None` if that is not limited.
+    /// Limit of open file descriptors; `None` without one.
     pub fds_max: Option<u64>,
 }
 
 impl ProcessNumbers {
-    /// Reads them from `/proc`, `None` where there is none. With many descriptors it takes some milliseconds.
+    /// Reads the statistics from `/proc`; `None` if it is unavailable. Takes milliseconds with many file descriptors.
     pub fn read() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
         let booted = fs::read_to_string("/proc/stat").ok()?;
         let booted_seconds =
             booted.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())?;
-        // The directory that is being read is open, too.
+        // Not counting the directory that is being read.
         let open_fds = fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as u64;
         let fds_max = getrlimit(Resource::Nofile).current;
         Self::parse(&stat, booted_seconds, open_fds, fds_max)
     }
 
-    /// From the line that proc_pid_stat(5) describes.
+    /// Parses the line of proc_pid_stat(5).
     #[expect(clippy::cast_precision_loss, reason = "ticks of thousands of years")]
     fn parse(stat: &str, booted_seconds: f64, open_fds: u64, fds_max: Option<u64>) -> Option<Self> {
-        // The second field is a name in parentheses, which may hold anything.
+        // The second field is a name in parentheses, which may contain any characters.
         let (_, rest) = stat.rsplit_once(") ")?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         let number = |number: usize| -> Option<u64> { fields.get(number.checked_sub(3)?)?.parse().ok() };
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_counted_from_the_end_of_the_name() {
+    fn fields_are_counted_after_the_name() {
         let ticks = clock_ticks_per_second();
         let stat = format!(
             "7 (a) b (c) S 1 7 7 0 -1 0 0 0 0 0 {} {} 0 0 20 0 9 0 {} 4096 3 18446744073709551615 1 1 0\n",
@@ -67,7 +67,7 @@ mod tests {
             3 * ticks,
             10 * ticks
         );
-        let numbers = ProcessNumbers::parse(&stat, 1000.0, 5, None).expect("all fields are there");
+        let numbers = ProcessNumbers::parse(&stat, 1000.0, 5, None).expect("all fields are present");
         let expected = ProcessNumbers {
             cpu_seconds: 5.0,
             resident_bytes: 3 * page_size() as u64,

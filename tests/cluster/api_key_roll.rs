@@ -84,11 +84,11 @@ fn with_two_keys_in_a_file_no_client_is_refused() {
         for (step, keys) in [[API_KEY, NEW_KEY], [NEW_KEY, API_KEY], [NEW_KEY, NEW_KEY]].iter().enumerate() {
             for index in 0..cluster.nodes.len() {
                 let node = &mut cluster.nodes[index];
-                let before = node.log().matches("the settings were read again").count();
+                let before = node.log().matches("configuration reloaded").count();
                 fs::write(node.path("keys"), keys.join("\n")).expect("written");
                 node.signal("HUP");
                 within(CONVERGENCE, "it is read", || {
-                    node.log().matches("the settings were read again").count() > before
+                    node.log().matches("configuration reloaded").count() > before
                 });
                 node.api_key = keys[1].to_owned();
                 serve(&cluster.nodes, usize::MAX, &format!("step-{step}-{index}"));

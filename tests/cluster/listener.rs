@@ -149,7 +149,7 @@ fn every_address_that_is_taken_is_named_at_the_start() {
         .set("OSC_CLUSTER_LISTEN", &address(&other).to_string());
     let refused = launch.try_start().err().expect("both are taken");
     assert_eq!(refused.status.code(), Some(1));
-    let listen = format!("cannot listen on {}: another process listens", address(&other));
+    let listen = format!("cannot listen on {}: another process is listening", address(&other));
     for part in [listen.as_str(), "(see OSC_CLUSTER_LISTEN)", "(see OSC_HOST and OSC_HOST_PORT)"] {
         assert!(refused.log.contains(part), "{part}: {}", refused.log);
     }

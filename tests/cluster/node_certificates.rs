@@ -174,7 +174,7 @@ fn a_node_with_the_certificate_of_a_client_is_refused_and_both_say_so() {
         within(CONVERGENCE, "it is refused, and says so", || {
             cluster.nodes[2].states() == [refused.clone(), refused.clone()]
         });
-        let warning = "OSC_SSL_CERTFILE is not a certificate of a node by OSC_CLUSTER_CA_CERTS";
+        let warning = "OSC_SSL_CERTFILE is not a valid node certificate under OSC_CLUSTER_CA_CERTS";
         assert!(cluster.nodes[2].log().contains(warning), "{}", cluster.nodes[2].log());
         let said = match listen {
             None => "node credentials refused",

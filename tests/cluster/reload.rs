@@ -29,10 +29,10 @@ fn introduce(node: &Node, peers: &[&Node]) {
 /// Another list of peers.
 fn list(node: &Node, peers: &str) {
     fs::write(node.path(".env"), format!("OSC_CLUSTER_NODES={peers}\n")).expect("written");
-    let before = node.log().matches("the settings were read again").count();
+    let before = node.log().matches("configuration reloaded").count();
     node.signal("HUP");
     within(CONVERGENCE, "the settings were read", || {
-        node.log().matches("the settings were read again").count() > before
+        node.log().matches("configuration reloaded").count() > before
     });
 }
 

@@ -93,8 +93,8 @@ fn addresses_that_cannot_be_used_are_refused() {
     let port = other.local_addr().expect("bound").port().to_string();
     let same = Launch::new().set("OSC_HOST_PORT", &port).set("OSC_ADMIN_LISTEN", &port);
     let refused = same.try_start().err().expect("refused");
-    assert!(refused.log.contains("is also OSC_HOST and OSC_HOST_PORT"), "{}", refused.log);
+    assert!(refused.log.contains("overlaps with OSC_HOST and OSC_HOST_PORT"), "{}", refused.log);
     let taken = Launch::new().set("OSC_ADMIN_LISTEN", &port).try_start().err().expect("refused");
-    let message = format!("cannot listen on 127.0.0.1:{port}: another process listens on this port");
+    let message = format!("cannot listen on 127.0.0.1:{port}: another process is listening on this port");
     assert!(taken.log.contains(&message), "{}", taken.log);
 }

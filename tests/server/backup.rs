@@ -414,13 +414,15 @@ fn verification_counts_what_a_user_key_opens() {
         run(command.envs(variables.iter().copied()).arg("verify"), arguments)
     };
     for path in [&[][..], &["b"]] {
-        verify(&[("OSC_USER_KEY", USER_KEY)], path).expect(0).says(&["opens 2; 1 have another key"]);
-        verify(&[("OSC_USER_KEY_FILE", "user-key")], path).expect(0).says(&["opens 1; 2 have another key"]);
-        verify(&[("OSC_USER_KEY", "no-such-user-key")], path).expect(4).says(&["opens no entry"]);
+        verify(&[("OSC_USER_KEY", USER_KEY)], path).expect(0).says(&["decrypts 2; 1 have another key"]);
+        verify(&[("OSC_USER_KEY_FILE", "user-key")], path)
+            .expect(0)
+            .says(&["decrypts 1; 2 have another key"]);
+        verify(&[("OSC_USER_KEY", "no-such-user-key")], path).expect(4).says(&["decrypts no entry"]);
         verify(&[], path).expect(0);
     }
     let both = [("OSC_USER_KEY", USER_KEY), ("OSC_USER_KEY_FILE", "user-key")];
-    verify(&both, &[]).expect(2).says(&["both set"]);
+    verify(&both, &[]).expect(2).says(&["cannot be combined"]);
     verify(&[("OSC_USER_KEY_FILE", "no-such-file")], &[]).expect(2).says(&["cannot be read"]);
     verify(&[], &["--ask-user-key"]).expect(9).says(&["no terminal", "OSC_USER_KEY_FILE"]);
     let unknown = verify(&[], &["--json", "no-such-path"]).expect(3);
@@ -477,5 +479,5 @@ fn the_user_key_is_prompted_for_without_echo() {
     output.read_to_end(&mut shown).expect("readable");
     assert!(child.wait().expect("it ends").success());
     let shown = String::from_utf8_lossy(&shown).into_owned();
-    assert!(shown.contains("opens 1") && !shown.contains(USER_KEY), "{shown}");
+    assert!(shown.contains("decrypts 1") && !shown.contains(USER_KEY), "{shown}");
 }

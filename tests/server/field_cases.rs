@@ -739,7 +739,7 @@ fn addresses_of_both_families() {
             assert!(status.text().starts_with(r#"{"enabled":false,"#), "{status:?}");
         }
         let beyond = host.contains("::") && !host.contains('1');
-        assert_eq!(server.log().contains("beyond this machine"), beyond, "{host}: {}", server.log());
+        assert_eq!(server.log().contains("non-loopback address"), beyond, "{host}: {}", server.log());
     }
 }
 

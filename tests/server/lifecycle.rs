@@ -131,7 +131,7 @@ fn listening_beyond_this_machine_without_a_key_warns() {
     // Checked without listening there: tests stay on the loopback interface.
     let (_, text) = run(&Launch::new().set("OSC_HOST", "0.0.0.0"), &["check-config"]);
     assert!(
-        text.contains("WARN") && text.contains("OSC_HOST") && text.contains("without a required API key"),
+        text.contains("WARN") && text.contains("OSC_HOST") && text.contains("without requiring an API key"),
         "{text}"
     );
     let with_key = Launch::new()

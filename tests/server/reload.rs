@@ -12,9 +12,7 @@ fn write(directory: &Path, name: &str, text: &str) {
 /// Reads the settings again, and waits until that has been said so often.
 fn reload(server: &Server, count: usize) {
     server.signal("HUP");
-    eventually("the settings were read", || {
-        server.log().matches("the settings were read again").count() == count
-    });
+    eventually("the settings were read", || server.log().matches("configuration reloaded").count() == count);
 }
 
 fn status(server: &Server, api_key: &str) -> u16 {
@@ -53,11 +51,11 @@ fn settings_that_cannot_be_used_change_nothing() {
     ] {
         write(server.directory.path(), "keys", keys);
         write(server.directory.path(), ".env", dotenv);
-        let before = server.log().matches("the settings stay as they were").count();
+        let before = server.log().matches("keeping the previous settings").count();
         server.signal("HUP");
         eventually("all faults are told", || {
             let log = server.log();
-            log.matches("the settings stay as they were").count() >= before + faults.len()
+            log.matches("keeping the previous settings").count() >= before + faults.len()
                 && faults.iter().all(|fault| log.contains(fault))
         });
         assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "canary")), (200, 403));
@@ -76,7 +74,7 @@ fn the_log_level_changes_and_others_wait_for_the_next_start() {
     eventually("INFO is logged", || has_told("path=\"/first\""));
     write(server.directory.path(), ".env", "OSC_LOG_LEVEL=DEBUG\nOSC_MIN_USER_KEY_LENGTH=12\n");
     reload(&server, 1);
-    assert!(has_told("these settings take effect at the next start"), "{}", server.log());
+    assert!(has_told("these settings require a restart"), "{}", server.log());
     assert!(has_told("OSC_MIN_USER_KEY_LENGTH"), "{}", server.log());
     assert_eq!(server.get("/configs").status, 200, "shorter keys are still taken");
     write(server.directory.path(), ".env", "OSC_LOG_LEVEL=ERROR\n");
@@ -103,13 +101,13 @@ fn an_api_key_stays_required() {
     write(server.directory.path(), ".env", &whole.replace("=true", "=\"true"));
     server.signal("HUP");
     eventually("it is a fault", || {
-        server.log().contains("the statement that starts in line 1 cannot be read")
+        server.log().contains("the statement that starts in line 1 cannot be parsed")
     });
     assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (200, 403));
     fs::remove_file(server.directory.path().join(".env")).expect("removed");
     for round in 1..=2 {
         reload(&server, round);
-        assert!(server.log().contains("an API key stays required"));
+        assert!(server.log().contains("cannot stop requiring an API key"));
         assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (200, 403));
     }
     write(server.directory.path(), ".env", &whole.replace("a-key-of-a-test", "b-key-of-a-test"));

@@ -116,7 +116,7 @@ fn half_a_configuration_is_refused() {
         (&|path| fifo(path), "is not a regular file"),
         (&|path| std::os::unix::fs::symlink("nowhere", path).expect("linked"), "a file that does not exist"),
         (&|path| fs::write(path, b"\xff\xfeO\0S\0C\0").expect("written"), "is UTF-16"),
-        (&|path| fs::write(path, b"OSC_HOST=127.0.0.1\0\n").expect("written"), "holds a NUL character"),
+        (&|path| fs::write(path, b"OSC_HOST=127.0.0.1\0\n").expect("written"), "contains a NUL character"),
     ];
     for (make, part) in kinds {
         let launch = Launch::new();
@@ -206,7 +206,7 @@ fn new_files_beside_those_that_are_there_are_warned_about() {
         [("OSC_DATABASE_PATH", "configurations.db"), ("OSC_SALT_FILE_PATH", "encryption.salt")]
     {
         let text = format!(
-            "{name} (from the settings file): a new file will be made at data/{file}, while {file} in the working \
+            "{name} (from the settings file): a new file will be created at data/{file}; {file} in the working \
              directory is not used"
         );
         assert!(log.contains(&text), "{log}");

@@ -1,18 +1,18 @@
-//! `${NAME}` and `${NAME:-default}` in a value, as python-dotenv's `load_dotenv` expands them.
+//! Expansion of `${NAME}` and `${NAME:-default}` in values, as in python-dotenv's `load_dotenv`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-/// Replaces references by the values of their variables: the environment's, else the one that the lines before gave
-/// it, else the default, else nothing. A variable that is there but empty, or has no value, stays empty.
-/// `None` when the result is larger than `bytes_max`.
+/// Replaces references by the values of their variables: from the environment, otherwise from the preceding lines,
+/// otherwise the default, otherwise nothing. A variable that is set but empty, or has no value, expands to nothing.
+/// Returns `None` if the result is larger than `bytes_max`.
 pub(super) fn expand(
     value: &str,
     environment: &BTreeMap<String, OsString>,
     before: &BTreeMap<String, Option<OsString>>,
     bytes_max: usize,
 ) -> Option<OsString> {
-    // Not a `String`: a value that is not UTF-8 is the reader's fault to report.
+    // Not a `String`: the reader of the variable reports a value that is not UTF-8.
     let mut expanded = OsString::with_capacity(value.len());
     let mut rest = value;
     while let Some(dollar) = rest.find("${") {
@@ -40,22 +40,22 @@ pub(super) fn expand(
     (expanded.len() <= bytes_max).then_some(expanded)
 }
 
-/// The front of a text that starts with `${`.
+/// Parsed start of a text that starts with `${`.
 enum Parsed<'a> {
     Reference {
         name: &'a str,
         default: &'a str,
         after: &'a str,
     },
-    /// Text in which no reference starts.
+    /// Text that contains no reference.
     Literal {
         text: &'a str,
         after: &'a str,
     },
 }
 
-/// Looks at each byte once: where no reference starts at the first `${`, none starts before the character that it
-/// lacked, so that the search goes on there.
+/// Parses the start of a text, in linear time overall: if no reference starts at the first `${`, none starts before the
+/// character that ruled it out, so the search continues there.
 fn parse(text: &str) -> Parsed<'_> {
     let Some(end) = text.find(['}', ':']) else { return Parsed::Literal { text, after: "" } };
     let name = &text[2..end];

@@ -1,7 +1,7 @@
-//! The `.env` file, read as python-dotenv 1.0.0 reads it, because the original does.
+//! `.env` files, parsed like python-dotenv 1.0.0, which the Python server uses.
 //!
-//! A file that switches authentication on there must not mean something else here. One thing is
-//! different: a byte order mark is skipped, where python-dotenv 1.0 silently loses the first line.
+//! A file that enables authentication there must have the same meaning in this server. There is one difference: a byte
+//! order mark is skipped, whereas python-dotenv 1.0 silently loses the first line.
 
 mod expand;
 mod statement;
@@ -15,12 +15,13 @@ use self::statement::Statements;
 use super::error::SettingError;
 use super::text_file;
 
+/// Largest file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Largest sum of all values: each statement may repeat the ones before, so that a file of a hundred lines could
-/// fill the memory.
+/// Largest total size of all values: each statement may repeat the preceding ones, so that a file of a hundred lines
+/// could exhaust the memory.
 pub const EXPANDED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Statements of a `.env` file.
+/// Parsed `.env` file.
 #[derive(Debug, Default)]
 pub struct File {
     /// Expanded values by name.
@@ -29,33 +30,33 @@ pub struct File {
     pub unread_lines: Vec<usize>,
 }
 
-/// The text of the file, if there is one.
+/// Reads the file; returns `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, SettingError> {
     let is_absent = path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-    // Some keep a directory of that name, with a Python environment in it.
+    // Some users have a directory of that name with a Python virtual environment.
     if is_absent || path.is_dir() {
         return Ok(None);
     }
     read_named(path).map(Some).map_err(|message| SettingError::new(".env", message))
 }
 
-/// The text of a file that must be there.
+/// Reads a file that must exist.
 pub(super) fn read_named(path: &Path) -> Result<Vec<u8>, String> {
     text_file::read(path, FILE_BYTES_MAX).map(|text| text.as_bytes().to_vec())
 }
 
-/// Parses the bytes of a file; `${NAME}` is looked up in `environment` first, then in the lines before.
+/// Parses the bytes of a file; `${NAME}` is looked up in `environment` first, then in the preceding lines.
 ///
 /// # Errors
-/// When the bytes are not UTF-8, or the values are larger than [`EXPANDED_BYTES_MAX`] together.
+/// Fails if the bytes are not UTF-8, or the values are larger than [`EXPANDED_BYTES_MAX`] in total.
 pub fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<File, SettingError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         SettingError::new(".env", format!("is not UTF-8 (from byte {} on)", error.valid_up_to() + 1))
     })?;
-    // Python opens text files so, and a quoted value may go over several lines.
+    // Normalises line ends, as Python does for text files; a quoted value may span several lines.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n").replace('\r', "\n");
     let mut unread_lines = Vec::new();
-    // A name without `=` has no value, and takes away the one it had.
+    // A name without `=` has no value, and unsets an earlier one.
     let mut values: BTreeMap<String, Option<OsString>> = BTreeMap::new();
     let mut left_bytes = EXPANDED_BYTES_MAX;
     for statement in Statements::new(&text) {
@@ -66,8 +67,8 @@ pub fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<F
                         let expanded = expand::expand(&value, environment, &values, left_bytes);
                         let expanded = expanded.ok_or_else(|| {
                             let message = format!(
-                                "values are too large with their references expanded, at {name} \
-                                 (allowed: {EXPANDED_BYTES_MAX} bytes together)"
+                                "values are too large after expansion, at {name} \
+                                 (allowed: {EXPANDED_BYTES_MAX} bytes in total)"
                             );
                             SettingError::new(".env", message)
                         })?;
@@ -101,9 +102,9 @@ mod tests {
         assert_eq!(found.unread_lines, unread_lines, "{file:?}");
     }
 
-    /// Every row was run through python-dotenv 1.0.0, with the variables of [`ENVIRONMENT`] set.
+    /// Every row was verified with python-dotenv 1.0.0 and the variables of [`ENVIRONMENT`].
     #[test]
-    fn means_what_python_dotenv_makes_of_it() {
+    fn values_equal_those_of_python_dotenv() {
         for (file, expected) in [
             ("", &[][..]),
             ("\n\n  \n", &[]),
@@ -151,7 +152,7 @@ mod tests {
             ("ключ=значение", &[("ключ", "значение")]),
             ("A=\u{a0}1\u{a0}", &[("A", "1")]),
             ("A=1\u{c}\u{1f}", &[("A", "1")]),
-            // Expansion, whatever the quotes.
+            // Expansion is independent of quotes.
             ("A=1\nB=${A}2\nC='${A}'\nD=\"${A}\"", &[("A", "1"), ("B", "12"), ("C", "1"), ("D", "1")]),
             ("A=$A ${} $ {A} ${A", &[("A", "$A  $ {A} ${A")]),
             ("A=${NONE}\nB=${NONE:-x y}\nC=${NONE:-}", &[("A", ""), ("B", "x y"), ("C", "")]),
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_lines_are_reported_and_skipped() {
+    fn invalid_lines_are_reported_and_skipped() {
         for (file, expected, unread_lines) in [
             ("=1\nB=2", &[("B", "2")][..], &[1][..]),
             ("B=2\n\n\nA B=1\nC=3", &[("B", "2"), ("C", "3")], &[4]),
@@ -177,7 +178,7 @@ mod tests {
             ("A=\"1\" 2\nB=2", &[("B", "2")], &[1]),
             ("export =1", &[], &[1]),
             ("'A=1\nB=2", &[("B", "2")], &[1]),
-            // What python-dotenv makes of a missing quote; the second line is lost with the first.
+            // As in python-dotenv, a missing quote also loses the second line.
             ("A=\"1\nB=\"2\"\nC=3", &[("C", "3")], &[1]),
             ("A='x\\'\nB='y'\nC=3", &[("C", "3")], &[1]),
         ] {
@@ -186,20 +187,17 @@ mod tests {
     }
 
     #[test]
-    fn values_that_repeat_each_other_do_not_fill_the_memory() {
+    fn values_that_repeat_each_other_do_not_exhaust_the_memory() {
         let doubling: String =
             (1..64).map(|line| format!("V{line}=${{V{0}}}${{V{0}}}\n", line - 1)).collect();
         let parsed = parse(format!("V0=0123456789abcdef\n{doubling}").as_bytes(), &BTreeMap::new());
-        let fault = parsed.expect_err("too large").to_string();
-        assert!(
-            fault.starts_with(".env: values are too large with their references expanded, at V18 "),
-            "{fault}"
-        );
+        let error = parsed.expect_err("too large").to_string();
+        assert!(error.starts_with(".env: values are too large after expansion, at V18 "), "{error}");
     }
 
-    /// Each of these took minutes when a reference was searched for again behind every dollar sign.
+    /// Each of these took minutes when the search for a reference was repeated after every dollar sign.
     #[test]
-    fn references_without_an_end_take_no_time() {
+    fn unterminated_references_take_linear_time() {
         let size = 512 * 1024;
         for (text, end) in [("${", ""), ("${", ":x}"), ("${A:-", ""), ("${a:", "}"), ("${a:", "")] {
             let value = format!("{}{end}", text.repeat(size / text.len()));
@@ -218,22 +216,22 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_are_a_fault() {
+    fn other_encodings_are_an_error() {
         for bytes in [&b"A=1\nB=\xff"[..], b"\xff\xfeA\0=\x001\0", b"\xfe\xff\0A\0=\x001"] {
-            let fault = parse(bytes, &BTreeMap::new()).expect_err("a fault").to_string();
-            assert!(fault.starts_with(".env: is not UTF-8 (from byte "), "{fault}");
+            let error = parse(bytes, &BTreeMap::new()).expect_err("not UTF-8").to_string();
+            assert!(error.starts_with(".env: is not UTF-8 (from byte "), "{error}");
         }
     }
 
     #[test]
-    fn the_file_may_be_absent_or_a_directory_but_not_huge() {
+    fn absent_files_and_directories_are_ignored_and_large_files_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join(".env");
         assert_eq!(read(&path), Ok(None));
         std::fs::write(&path, "A=1").expect("written");
         assert_eq!(read(&path), Ok(Some(b"A=1".to_vec())));
         std::fs::write(&path, " ".repeat(1024 * 1024 + 1)).expect("written");
-        assert!(read(&path).is_err_and(|fault| fault.message.contains("too large")));
+        assert!(read(&path).is_err_and(|error| error.message.contains("too large")));
         assert_eq!(read(directory.path()), Ok(None));
     }
 }

@@ -1,13 +1,13 @@
-//! The grammar of a `.env` file: python-dotenv's regular expressions (`dotenv/parser.py`) by hand.
+//! Grammar of `.env` files: a hand-written equivalent of python-dotenv's regular expressions (`dotenv/parser.py`).
 
-/// A name with its value, if there is an `=`. The value is not expanded yet.
+/// Name with its value, which is not expanded yet; `None` without an `=`.
 type Statement = (String, Option<String>);
 
-/// Stands for a statement that could not be read.
-struct Unread;
+/// Statement that cannot be parsed.
+struct Invalid;
 
-/// Iterates over the statements of a text whose lines end in `\n`. The error is the line, from 1, in
-/// which a statement starts that could not be read; the rest of the line where it went wrong is skipped.
+/// Iterator over the statements of a text whose lines end in `\n`. The error is the line, from 1, in which a statement
+/// starts that cannot be parsed; the rest of the line with the error is skipped.
 pub(super) struct Statements<'a> {
     rest: &'a str,
     line: usize,
@@ -18,8 +18,8 @@ impl<'a> Statements<'a> {
         Self { rest: text, line: 1 }
     }
 
-    /// The next statement; `None` for a comment.
-    fn statement(&mut self) -> Result<Option<Statement>, Unread> {
+    /// Parses the next statement; returns `None` for a comment.
+    fn statement(&mut self) -> Result<Option<Statement>, Invalid> {
         if let Some(after) = self.rest.strip_prefix("export")
             && after.starts_with(is_blank)
         {
@@ -39,21 +39,21 @@ impl<'a> Statements<'a> {
         Ok(name.map(|name| (name, value)))
     }
 
-    fn name(&mut self) -> Result<Option<String>, Unread> {
+    fn name(&mut self) -> Result<Option<String>, Invalid> {
         if self.rest.starts_with('#') {
             return Ok(None);
         }
         let name = if let Some(quoted) = self.rest.strip_prefix('\'') {
-            let (name, after) = quoted.split_once('\'').ok_or(Unread)?;
+            let (name, after) = quoted.split_once('\'').ok_or(Invalid)?;
             self.rest = after;
             name
         } else {
             self.take_until(|character| is_space(character) || character == '=' || character == '#')
         };
-        if name.is_empty() { Err(Unread) } else { Ok(Some(name.to_owned())) }
+        if name.is_empty() { Err(Invalid) } else { Ok(Some(name.to_owned())) }
     }
 
-    fn value(&mut self) -> Result<String, Unread> {
+    fn value(&mut self) -> Result<String, Invalid> {
         match self.rest.chars().next() {
             Some('\'') => self
                 .quoted('\'')
@@ -63,24 +63,24 @@ impl<'a> Statements<'a> {
         }
     }
 
-    /// What is between the quote that is next and the one that ends the value.
-    fn quoted(&mut self, quote: char) -> Result<&'a str, Unread> {
+    /// Parses a quoted value, and returns the text between its quotes.
+    fn quoted(&mut self, quote: char) -> Result<&'a str, Invalid> {
         let body = &self.rest[1..];
         let mut end = None;
         for (at, _) in body.match_indices(quote) {
-            // Whether a backslash is before the quote is all that counts, not whether that is escaped
-            // itself. Such a quote ends the value only if no other does: so the expression backtracks.
+            // A quote after a backslash is skipped, even if the backslash is itself escaped. It ends the value only if
+            // no later quote does, because the regular expression backtracks.
             end = Some(at);
             if !body[..at].ends_with('\\') {
                 break;
             }
         }
-        let end = end.ok_or(Unread)?;
+        let end = end.ok_or(Invalid)?;
         self.rest = &body[end + 1..];
         Ok(&body[..end])
     }
 
-    fn end_of_line(&mut self) -> Result<(), Unread> {
+    fn end_of_line(&mut self) -> Result<(), Invalid> {
         self.skip(is_blank);
         if self.rest.starts_with('#') {
             self.take_until(|character| character == '\n');
@@ -88,7 +88,7 @@ impl<'a> Statements<'a> {
         if self.rest.is_empty() {
             return Ok(());
         }
-        self.rest = self.rest.strip_prefix('\n').ok_or(Unread)?;
+        self.rest = self.rest.strip_prefix('\n').ok_or(Invalid)?;
         Ok(())
     }
 
@@ -123,18 +123,18 @@ impl Iterator for Statements<'_> {
             match statement {
                 Ok(None) => {}
                 Ok(Some(statement)) => return Some(Ok(statement)),
-                Err(Unread) => return Some(Err(line)),
+                Err(Invalid) => return Some(Err(line)),
             }
         }
     }
 }
 
-/// Line ends in what was read between `before` and `after`.
+/// Returns the number of line ends that were consumed between `before` and `after`.
 fn lines(before: &str, after: &str) -> usize {
     before[..before.len() - after.len()].matches('\n').count()
 }
 
-/// White space as Python counts it, which includes four separators that Unicode leaves out.
+/// Returns whether Python considers a character white space, including four separators that Unicode excludes.
 fn is_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
@@ -143,7 +143,7 @@ fn is_blank(character: char) -> bool {
     is_space(character) && character != '\n'
 }
 
-/// A `#` starts a comment only after white space; at the start of a value it is part of the value.
+/// Removes a comment. A `#` starts one only after white space; at the start of a value it is part of the value.
 fn without_comment(value: &str) -> &str {
     let comment = value.match_indices('#').find(|(at, _)| value[..*at].ends_with(is_space));
     value[..comment.map_or(value.len(), |(at, _)| at)].trim_end_matches(is_space)
@@ -163,7 +163,7 @@ fn double_quote_escape(escaped: char) -> Option<char> {
     })
 }
 
-/// Other escapes stay as they are, backslash and all.
+/// Replaces escape sequences. Unknown ones are kept, including the backslash.
 fn unescape(raw: &str, escape: fn(char) -> Option<char>) -> String {
     let mut text = String::with_capacity(raw.len());
     let mut characters = raw.chars().peekable();

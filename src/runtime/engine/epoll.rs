@@ -1,4 +1,4 @@
-//! epoll, for where io_uring is not to be had: an executor of tokio's on each thread, with an epoll of its own.
+//! Epoll engine, used where io_uring is unavailable: one current-thread Tokio runtime per executor.
 
 use std::future::Future;
 use std::io;
@@ -15,7 +15,7 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::{Acceptor, Engine, Sockets};
 
-/// The engine.
+/// Engine on epoll.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::runtime) struct Epoll;
 
@@ -39,7 +39,7 @@ impl Engine for Epoll {
 
     async fn connect(self, address: SocketAddr) -> io::Result<Stream> {
         let stream = TcpStream::connect(address).await?;
-        // Small requests must not wait for an acknowledgement; if it fails, they do.
+        // Small requests must not wait for an acknowledgement. On failure they do, which is only slower.
         stream.set_nodelay(true).ok();
         Ok(Stream(stream))
     }
@@ -62,7 +62,7 @@ impl Engine for Epoll {
     }
 }
 
-/// Those who accept.
+/// Tasks that accept connections, one per listener.
 pub(in crate::runtime) struct EpollSockets {
     tasks: Vec<JoinHandle<()>>,
 }
@@ -71,13 +71,13 @@ impl Sockets for EpollSockets {
     async fn close(self) {
         for task in self.tasks {
             task.abort();
-            // It says that it was ended, or has panicked; the listener is closed either way.
+            // The result is a cancellation or a panic; the listener is closed either way.
             task.await.ok();
         }
     }
 }
 
-/// A connection as everything above knows it: tokio has traits of its own for streams.
+/// Adapter from Tokio's stream traits to those of futures.
 pub(in crate::runtime) struct Stream(TcpStream);
 
 impl AsyncRead for Stream {

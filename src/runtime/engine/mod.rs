@@ -1,6 +1,6 @@
-//! What executors run on: io_uring through glommio, or epoll. Chosen once, for the whole process.
+//! I/O engines of the executors: io_uring through glommio, or epoll. Chosen once per process.
 //!
-//! Everything above knows only [`Engine`], and is compiled once for each.
+//! All other code depends on [`Engine`] alone, and is compiled once per engine.
 
 mod epoll;
 mod probe;
@@ -22,65 +22,65 @@ pub use self::unavailable::UringUnavailable;
 pub(super) use self::uring::Uring;
 use crate::config::EngineChoice;
 
-/// How long locked memory may be short, and how often it is tried: what the rings of a process hold is freed
-/// some time after it has gone.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a lack of locked memory is retried: the kernel frees the rings of a process some time after its exit.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval between two attempts.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// An executor on a thread of its own, and the sockets that it serves. Apart from [`Self::run`], everything is
-/// called on the thread of a running executor.
+/// I/O engine: runs an executor on a dedicated thread, with the sockets that it serves. All functions except
+/// [`Self::run`] are called on the thread of a running executor.
 pub(super) trait Engine: Copy + Send + 'static {
-    /// A connection that was made here.
+    /// Outgoing connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + 'static;
-    /// Listeners, and those who accept from them.
+    /// Listeners and the tasks that accept from them.
     type Sockets: Sockets;
 
-    /// Runs `main` on this thread until it is done. What it has spawned ends with it.
+    /// Runs `main` to completion on this thread. Tasks that it has spawned end with it.
     ///
     /// # Errors
-    /// When there can be no executor, or from `main`.
+    /// Fails if the executor cannot be created, or `main` fails.
     fn run(self, main: impl Future<Output = io::Result<()>> + 'static) -> io::Result<()>;
 
-    /// Runs a task beside the others.
+    /// Runs a task concurrently with the others on this executor.
     fn spawn(self, task: impl Future<Output = ()> + 'static);
 
-    /// Waits.
+    /// Waits for a duration.
     fn sleep(self, duration: Duration) -> impl Future<Output = ()>;
 
     /// Opens a connection.
     fn connect(self, address: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>>;
 
-    /// Gives every connection of each listener to its acceptor from now on.
+    /// Starts to accept connections, and passes those of each listener to its acceptor.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// Fails if the operating system refuses.
     fn accept(self, listeners: Vec<(TcpListener, impl Acceptor)>) -> io::Result<Self::Sockets>;
 }
 
-/// What becomes of connections.
+/// Handler of accepted connections.
 pub(super) trait Acceptor: 'static {
-    /// Takes one with the client's address, or the error that was there instead, and returns when it would take
-    /// the next.
+    /// Takes a connection with the client's address, or the error of an accept. Returns when the next one may be
+    /// accepted.
     fn take<S>(&self, accepted: io::Result<(S, Option<IpAddr>)>) -> impl Future<Output = ()>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static;
 }
 
-/// Sockets that are being served.
+/// Listeners and connections that are being served.
 pub(super) trait Sockets {
-    /// To be called now and then.
+    /// Runs periodic work.
     fn tick(&self) {}
 
-    /// Whether everything was sent that connections have sent.
+    /// Returns whether the engine has sent everything that connections have written.
     fn are_quiet(&self) -> bool {
         true
     }
 
-    /// Accepts nothing more, and closes the listeners.
+    /// Stops accepting and closes the listeners.
     fn close(self) -> impl Future<Output = ()>;
 }
 
-/// Which engine it is.
+/// Kind of engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
     /// io_uring.
@@ -90,7 +90,7 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    /// The name that `OSC_ENGINE` has for it.
+    /// Returns the name of the engine in `OSC_ENGINE`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Uring => "uring",
@@ -99,12 +99,12 @@ impl EngineKind {
     }
 }
 
-/// The engine for this process, and why it is not io_uring if that was tried. Tries io_uring unless it is not
-/// wanted, so it is to be called before there is any other thread.
+/// Chooses the engine of this process, and returns the reason for a fallback to epoll. Probes io_uring unless the
+/// setting is epoll; must therefore be called before any other thread is started.
 ///
 /// # Errors
-/// When io_uring is wanted and not to be had, or when only something that may pass is in its way: a server that
-/// is started again must not be another one than before.
+/// Fails if io_uring is required but unavailable, or unavailable for a transient reason: a fallback must not depend
+/// on the timing of a restart.
 pub(super) fn choose(
     choice: EngineChoice,
 ) -> Result<(EngineKind, Option<UringUnavailable>), UringUnavailable> {
@@ -113,17 +113,17 @@ pub(super) fn choose(
     }
     match probe::probe() {
         Ok(()) => Ok((EngineKind::Uring, None)),
-        Err(obstacle) if choice == EngineChoice::Auto && obstacle.is_lasting() => {
-            Ok((EngineKind::Epoll, Some(obstacle)))
+        Err(reason) if choice == EngineChoice::Auto && reason.is_lasting() => {
+            Ok((EngineKind::Epoll, Some(reason)))
         }
-        Err(obstacle) => Err(obstacle),
+        Err(reason) => Err(reason),
     }
 }
 
-/// A thread with an executor, on a core if one is given.
+/// Starts a thread with an executor, pinned to a core if one is given.
 ///
 /// # Errors
-/// When the thread cannot be started. What goes wrong on the thread is told when it is joined.
+/// Fails if the thread cannot be started. Errors on the thread are returned when it is joined.
 pub(super) fn start<E: Engine, F>(
     engine: E,
     name: String,
@@ -134,22 +134,22 @@ where
     F: Future<Output = io::Result<()>> + 'static,
 {
     thread::Builder::new().name(name).spawn(move || {
-        // Not by glommio, which looks up every core of the machine in /sys, and panics where that is not.
+        // Not through glommio, which looks up every core of the machine in /sys, and panics if it is not mounted.
         if let Some(core) = core {
-            let mut only = CpuSet::new();
-            only.set(core);
-            sched_setaffinity(None, &only)?;
+            let mut affinity = CpuSet::new();
+            affinity.set(core);
+            sched_setaffinity(None, &affinity)?;
         }
         engine.run(main())
     })
 }
 
-/// Tries again for a while when there is no locked memory.
+/// Retries for a while if locked memory is exhausted.
 fn retry_on_enomem<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         match attempt() {
-            Err(error) if is_out_of_memory(&error) && begun.elapsed() < MEMORY_PATIENCE => {
+            Err(error) if is_out_of_memory(&error) && started.elapsed() < MEMORY_TIMEOUT => {
                 thread::sleep(MEMORY_INTERVAL);
             }
             result => return result,

@@ -1,4 +1,4 @@
-//! Whether this process may use io_uring, found out by using it.
+//! Probe of whether this process may use io_uring, by using it.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use rustix::process::{Resource, getrlimit};
 use super::retry_on_enomem;
 use super::unavailable::{Facts, UringUnavailable};
 
-/// What glommio looks for, and ends the process if it is not there.
+/// Operations that glommio requires; it aborts the process if one is missing.
 const OPERATIONS: [u8; 23] = [
     opcode::Nop::CODE,
     opcode::Readv::CODE,
@@ -36,21 +36,21 @@ const OPERATIONS: [u8; 23] = [
     opcode::Recv::CODE,
 ];
 
-/// A ring of so many takes some 400 KiB of locked memory, about as much as an executor does: glommio begins with a
-/// probe of its own, which panics when there is none, and cannot be tried again in this process.
+/// Entries of the probe ring, which needs about 400 KiB of locked memory, like an executor: glommio starts with its own
+/// probe, which panics if memory is short, and cannot be repeated in the same process.
 const ENTRIES: u32 = 4096;
 
-/// The limit of locked memory below which glommio does not start.
+/// Smallest limit of locked memory with which glommio starts, in bytes.
 const LOCKED_BYTES_MIN: u64 = 512 * 1024;
 
 const SETUP: &str = "io_uring_setup";
 const REGISTER: &str = "io_uring_register";
 const ENTER: &str = "io_uring_enter";
 
-/// All three calls, since a filter may allow some of them only.
+/// Probes all three system calls, since a filter may allow only some of them.
 ///
 /// # Errors
-/// With what is in the way.
+/// Fails with the reason if io_uring is unavailable.
 pub(super) fn probe() -> Result<(), UringUnavailable> {
     let mut call = SETUP;
     retry_on_enomem(|| round_trip(&mut call)).map_err(|error| obstacle(call, error))?;
@@ -60,7 +60,7 @@ pub(super) fn probe() -> Result<(), UringUnavailable> {
     }
 }
 
-/// What an error of one of the calls means on this machine.
+/// Determines the cause of a failed system call on this machine.
 pub(super) fn obstacle(call: &'static str, error: io::Error) -> UringUnavailable {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let sysctl = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
@@ -77,24 +77,24 @@ fn locked_bytes_max() -> Option<u64> {
     getrlimit(Resource::Memlock).current
 }
 
-#[expect(unsafe_code, reason = "the submission queue takes requests that may name memory")]
+#[expect(unsafe_code, reason = "submission queue entries may point to memory")]
 fn round_trip(call: &mut &'static str) -> io::Result<()> {
     *call = SETUP;
-    // One of glommio's rings is for polled files.
+    // One of glommio's rings polls for I/O completions.
     IoUring::<squeue::Entry>::builder().setup_iopoll().build(8)?;
     let mut ring: IoUring = IoUring::new(ENTRIES)?;
     *call = REGISTER;
-    let mut known = Probe::new();
-    ring.submitter().register_probe(&mut known)?;
-    if !OPERATIONS.iter().all(|operation| known.is_supported(*operation)) {
+    let mut supported = Probe::new();
+    ring.submitter().register_probe(&mut supported)?;
+    if !OPERATIONS.iter().all(|operation| supported.is_supported(*operation)) {
         return Err(io::ErrorKind::Unsupported.into());
     }
     *call = ENTER;
-    // SAFETY: this request names no memory.
-    let pushed = unsafe { ring.submission().push(&opcode::Nop::new().build()) };
-    pushed.expect("the queue is empty");
+    // SAFETY: a no-op does not point to memory.
+    let result = unsafe { ring.submission().push(&opcode::Nop::new().build()) };
+    result.expect("the queue is empty");
     ring.submit_and_wait(1)?;
-    match ring.completion().next().map(|done| done.result()) {
+    match ring.completion().next().map(|completion| completion.result()) {
         Some(0) => Ok(()),
         Some(error) => Err(io::Error::from_raw_os_error(-error)),
         None => Err(io::ErrorKind::Unsupported.into()),

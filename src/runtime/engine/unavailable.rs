@@ -1,45 +1,45 @@
-//! Why there is no io_uring, and what to do about it.
+//! Causes of a failed io_uring probe, and their remedies.
 
 use std::fmt;
 use std::io;
 
 use rustix::io::Errno;
 
-/// What is in the way of io_uring.
+/// Reason why io_uring is unavailable; displayed with the remedy.
 #[derive(Debug, thiserror::Error)]
 pub struct UringUnavailable {
     cause: Cause,
-    /// Which call, and how it failed, if it was one.
+    /// System call that failed, and its error; `None` if the limit alone is too low.
     failure: Option<(&'static str, io::Error)>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Cause {
-    /// `kernel.io_uring_disabled`, and its value.
+    /// The sysctl `kernel.io_uring_disabled`, with its value.
     Sysctl(u8),
-    /// A seccomp filter of this process.
+    /// A seccomp filter on this process.
     Filter,
-    /// Something that leaves no trace here: SELinux, for example.
+    /// Something that a process cannot detect, such as SELinux.
     Module,
-    /// A kernel without it.
+    /// A kernel without io_uring.
     Absent,
-    /// A kernel whose io_uring cannot do enough, and its release.
+    /// A kernel whose io_uring lacks required features, with its release.
     OldKernel(String),
-    /// The limit, if there is one.
+    /// A lack of locked memory, with the limit in bytes, if there is one.
     LockedMemory(Option<u64>),
     Other,
 }
 
-/// What tells one cause from another.
+/// Facts about this machine that tell the causes apart.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
-    /// Whether a seccomp filter is in force.
+    /// Whether a seccomp filter is active.
     pub(super) is_filtered: bool,
-    /// The value of `kernel.io_uring_disabled`; zero on kernels that do not have it.
+    /// Value of `kernel.io_uring_disabled`; 0 on kernels without it.
     pub(super) disabled: u8,
-    /// The release of the kernel.
+    /// Kernel release.
     pub(super) release: String,
-    /// The limit of locked memory.
+    /// Limit of locked memory in bytes; `None` without one.
     pub(super) locked_bytes_max: Option<u64>,
 }
 
@@ -47,7 +47,7 @@ impl UringUnavailable {
     pub(super) fn new(call: &'static str, error: io::Error, facts: Facts) -> Self {
         let cause = match Errno::from_io_error(&error) {
             Some(Errno::PERM | Errno::ACCESS) if facts.disabled > 0 => Cause::Sysctl(facts.disabled),
-            // Docker and containerd answer EPERM, Podman ENOSYS.
+            // The profiles of Docker and containerd return EPERM, that of Podman ENOSYS.
             Some(Errno::PERM | Errno::ACCESS | Errno::NOSYS) if facts.is_filtered => Cause::Filter,
             Some(Errno::PERM | Errno::ACCESS) => Cause::Module,
             Some(Errno::NOSYS) => Cause::Absent,
@@ -63,7 +63,7 @@ impl UringUnavailable {
         Self { cause: Cause::LockedMemory(bytes_max), failure: None }
     }
 
-    /// Whether it is there again at the next start, unless somebody does something about it.
+    /// Returns whether the cause persists across restarts until an operator removes it.
     pub(super) fn is_lasting(&self) -> bool {
         !matches!(self.cause, Cause::LockedMemory(_) | Cause::Other)
     }
@@ -76,11 +76,13 @@ impl fmt::Display for UringUnavailable {
                 write!(f, "the sysctl kernel.io_uring_disabled={value} forbids io_uring")?
             }
             Cause::Filter => f.write_str("a seccomp filter forbids io_uring")?,
-            Cause::Module => f.write_str("io_uring is forbidden here, perhaps by a security module")?,
-            Cause::Absent => f.write_str("this kernel has no io_uring")?,
-            Cause::OldKernel(release) => write!(f, "the io_uring of this kernel, {release}, is too old")?,
-            Cause::LockedMemory(_) => f.write_str("io_uring gets no locked memory")?,
-            Cause::Other => f.write_str("io_uring cannot be used")?,
+            Cause::Module => {
+                f.write_str("io_uring is forbidden on this machine, perhaps by a security module")?
+            }
+            Cause::Absent => f.write_str("this kernel does not support io_uring")?,
+            Cause::OldKernel(release) => write!(f, "io_uring of kernel {release} is too old")?,
+            Cause::LockedMemory(_) => f.write_str("io_uring cannot lock memory")?,
+            Cause::Other => f.write_str("io_uring failed")?,
         }
         if let Some((call, error)) = &self.failure {
             write!(f, " ({call}: {error})")?;
@@ -91,15 +93,17 @@ impl fmt::Display for UringUnavailable {
                 "; allow io_uring_setup, io_uring_enter and io_uring_register, in a container by a profile such as \
                  deploy/seccomp-io_uring.json",
             ),
-            Cause::Module => f.write_str("; its log says more (SELinux: ausearch -m AVC)"),
-            Cause::Absent | Cause::OldKernel(_) => f.write_str("; Linux 5.15 or later with CONFIG_IO_URING is needed"),
+            Cause::Module => f.write_str("; check its log (SELinux: ausearch -m AVC)"),
+            Cause::Absent | Cause::OldKernel(_) => {
+                f.write_str("; Linux 5.15 or later with CONFIG_IO_URING is required")
+            }
             Cause::LockedMemory(limit) => {
                 match limit {
                     Some(bytes) => write!(f, "; the limit is {} KiB", bytes / 1024)?,
                     None => f.write_str("; there is no limit")?,
                 }
                 f.write_str(
-                    " for all processes of this user, and each executor needs 512 KiB: raise it by `ulimit -l`, \
+                    " for all processes of this user, and each executor needs 512 KiB: raise it with `ulimit -l`, \
                      `--ulimit memlock=` or systemd's LimitMEMLOCK=, or set OSC_ENGINE=epoll",
                 )
             }
@@ -124,15 +128,15 @@ mod tests {
             (Errno::ACCESS, &filtered, true, ["seccomp filter", "deploy/seccomp-io_uring.json"]),
             (Errno::NOSYS, &filtered, true, ["seccomp filter", "deploy/seccomp-io_uring.json"]),
             (Errno::PERM, &plain, true, ["a security module", "SELinux"]),
-            (Errno::NOSYS, &plain, true, ["has no io_uring", "CONFIG_IO_URING"]),
+            (Errno::NOSYS, &plain, true, ["does not support io_uring", "CONFIG_IO_URING"]),
             (Errno::INVAL, &plain, true, ["5.4.0", "Linux 5.15"]),
             (Errno::NOMEM, &limited, false, ["the limit is 64 KiB", "LimitMEMLOCK="]),
             (Errno::NOMEM, &plain, false, ["there is no limit", "OSC_ENGINE=epoll"]),
-            (Errno::MFILE, &filtered, false, ["cannot be used", "Too many open files"]),
+            (Errno::MFILE, &filtered, false, ["io_uring failed", "Too many open files"]),
         ] {
-            let obstacle = UringUnavailable::new("io_uring_enter", error.into(), facts.clone());
-            let text = obstacle.to_string();
-            assert_eq!(obstacle.is_lasting(), is_lasting, "{text}");
+            let reason = UringUnavailable::new("io_uring_enter", error.into(), facts.clone());
+            let text = reason.to_string();
+            assert_eq!(reason.is_lasting(), is_lasting, "{text}");
             assert!(text.contains("io_uring_enter: "), "{text}");
             assert!(words.iter().all(|words| text.contains(words)), "{text}");
         }

@@ -1,4 +1,4 @@
-//! io_uring: glommio's executors, and a ring of their own for the sockets where the kernel has what that takes.
+//! io_uring engine: glommio's executors, and a dedicated ring for the sockets where the kernel supports it.
 
 use std::future::Future;
 use std::io;
@@ -15,17 +15,18 @@ use super::{Acceptor, Engine, Sockets, is_out_of_memory, retry_on_enomem};
 use crate::runtime::listener;
 use crate::runtime::ring::{self, Ring};
 
-/// Practically never. When the preemption timer fires while the thread is kept off its core, between
-/// two steps of glommio's loop, the loop takes what it has not run for nothing to run, and sleeps on it
-/// for ever (`run_task_queues` and `run` in its executor; seen under load, with 5 ms in one start of a
-/// thousand). For the same reason there is no task queue with a latency of its own: it sets that timer.
-/// Nothing here needs the timer: a task runs until it waits, and none of them computes for long.
+/// Interval of glommio's preemption timer, long enough to practically disable it.
+///
+/// If the timer fires while the thread is descheduled between two steps of glommio's loop, the loop mistakes tasks that
+/// it has not run for an empty queue, and sleeps indefinitely (`run_task_queues` and `run` in its executor; seen under
+/// load with 5 ms, once in a thousand starts). For the same reason no task queue has a latency requirement, which sets
+/// the same timer. No code needs the timer: a task runs until it waits, and none computes for long.
 const PREEMPTION: Duration = Duration::from_secs(60 * 60);
 
-/// The engine.
+/// Engine on io_uring.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::runtime) struct Uring {
-    /// Whether sockets have a ring of their own, where that is possible.
+    /// Whether sockets use a dedicated ring, where the kernel supports it.
     pub(in crate::runtime) uses_ring: bool,
 }
 
@@ -35,20 +36,20 @@ impl Engine for Uring {
 
     fn run(self, main: impl Future<Output = io::Result<()>> + 'static) -> io::Result<()> {
         let make = || {
-            // Bound to a core or not, the thread has its place already.
+            // The affinity of the thread is already set.
             LocalExecutorBuilder::new(Placement::Unbound)
-                // Sockets need no registered buffers, and the default of 10 MiB exceeds a usual memory lock limit.
+                // Sockets need no registered buffers, and the default of 10 MiB exceeds common limits of locked memory.
                 .io_memory(0)
                 .preempt_timer(PREEMPTION)
                 .make()
                 .map_err(io::Error::from)
         };
-        // The one thing that it panics on after our own probe is that other processes took all memory meanwhile.
+        // After our own probe, glommio panics only if other processes have locked the remaining memory since.
         let executor = panic::catch_unwind(|| retry_on_enomem(make))
             .unwrap_or_else(|_| Err(io::Error::from(Errno::NOMEM)))
-            .map_err(explained)?;
+            .map_err(with_remedy)?;
         executor.run(async {
-            // The first timer of an executor is late by tens of milliseconds (glommio#652).
+            // Absorbs the delay of an executor's first timer, tens of milliseconds (glommio#652).
             self.sleep(Duration::from_millis(1)).await;
             main.await
         })
@@ -64,29 +65,29 @@ impl Engine for Uring {
 
     async fn connect(self, address: SocketAddr) -> io::Result<Self::Stream> {
         let stream = glommio::net::TcpStream::connect(address).await?;
-        // Small requests must not wait for an acknowledgement; if it fails, they do.
+        // Small requests must not wait for an acknowledgement. On failure they do, which is only slower.
         stream.set_nodelay(true).ok();
         Ok(stream)
     }
 
-    /// By a ring of their own where that is possible, otherwise by glommio.
+    /// Accepts on a dedicated ring where the kernel supports it, otherwise through glommio.
     fn accept(self, listeners: Vec<(TcpListener, impl Acceptor)>) -> io::Result<UringSockets> {
         if self.uses_ring {
             let ring = retry_on_enomem(|| {
-                let own: io::Result<Vec<_>> =
+                let listeners: io::Result<Vec<_>> =
                     listeners.iter().map(|(listener, _)| listener.try_clone()).collect();
-                Ring::new(own?)
+                Ring::new(listeners?)
             });
             match ring {
                 Ok(ring) => {
                     let acceptors = listeners.into_iter().map(|(_, acceptor)| acceptor);
                     return Ok(UringSockets::on_ring(ring, acceptors));
                 }
-                // No other is slower for a reason that is gone at the next start.
-                Err(error) if is_out_of_memory(&error) => return Err(explained(error)),
+                // No fallback to glommio for a transient reason: the server would be slower until a restart.
+                Err(error) if is_out_of_memory(&error) => return Err(with_remedy(error)),
                 Err(error) => tracing::info!(
                     %error,
-                    "no ring of its own for the sockets, which takes Linux 6.1 or later"
+                    "no dedicated ring for sockets, which requires Linux 6.1 or later"
                 ),
             }
         }
@@ -94,19 +95,19 @@ impl Engine for Uring {
     }
 }
 
-/// With what to do about it, where that is known.
-fn explained(error: io::Error) -> io::Error {
+/// Adds the cause and the remedy to an error where they are known.
+fn with_remedy(error: io::Error) -> io::Error {
     if is_out_of_memory(&error) { io::Error::other(obstacle("an executor's ring", error)) } else { error }
 }
 
-/// How connections are accepted and served.
+/// Tasks that accept connections, and the ring that serves them, if there is one.
 pub(in crate::runtime) struct UringSockets {
     tasks: Vec<Task<()>>,
     ring: Option<Rc<Ring>>,
 }
 
 impl UringSockets {
-    /// The listeners of the ring have these acceptors, in this order.
+    /// Accepts from the listeners of the ring, for these acceptors in the same order.
     fn on_ring(ring: Rc<Ring>, acceptors: impl Iterator<Item = impl Acceptor>) -> Self {
         let mut tasks = vec![glommio::spawn_local(ring::drive(Rc::clone(&ring)))];
         for (listener, acceptor) in acceptors.enumerate() {
@@ -126,6 +127,7 @@ impl UringSockets {
         Self { tasks, ring: Some(ring) }
     }
 
+    /// Accepts through glommio.
     fn on_streams<A: Acceptor>(listeners: Vec<(TcpListener, A)>) -> Self {
         let accept = |(listener, acceptor): (TcpListener, A)| {
             let listener = listener::adopt(listener);

@@ -1,9 +1,8 @@
-//! A ring of the executor's own for its sockets, beside those of glommio.
+//! Dedicated io_uring instance of an executor for its sockets, next to those of glommio.
 //!
-//! Connections are accepted and received from by requests that stay (multishot), so that a piece that
-//! arrives costs no request of its own; what the connections send is gathered and submitted together.
-//! [`drive`] takes out what was done and wakes the connections; when there is nothing, it waits for the
-//! event descriptor through glommio. See docs/decisions/0012-own-ring.md.
+//! Multishot requests accept connections and receive data, so that an arriving segment needs no request of its own;
+//! sends are batched into one submission. [`drive`] consumes the completions and wakes the connections; if there are
+//! none, it waits for the eventfd through glommio. See docs/decisions/0012-own-ring.md.
 
 mod buffers;
 mod queue;
@@ -31,13 +30,13 @@ use self::socket::Socket;
 pub(super) use self::stream::RingStream;
 use crate::limits::WRITE_STALL;
 
-/// How long a ring that the kernel cannot serve is left alone.
+/// Pause after a failed submission.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// The ring; never leaves its thread.
+/// Ring of an executor; never leaves its thread.
 pub(super) struct Ring {
     state: RefCell<State>,
-    /// Readable when something was done while nobody looked.
+    /// Eventfd that is readable after a completion while the driver waits.
     signal: OwnedFd,
 }
 
@@ -46,17 +45,17 @@ struct State {
     buffers: Buffers,
     sockets: Vec<Socket>,
     free: Vec<u32>,
-    /// Empty buffers for what is sent next.
+    /// Empty buffers for the next sends.
     spare_outputs: Vec<Vec<u8>>,
     listeners: Vec<Listener>,
-    /// Connections for which there was no buffer.
+    /// Connections that could not receive for lack of a buffer.
     starved: Vec<u32>,
-    /// Connections that are dropped and still send, and until when they may.
+    /// Dropped connections that are still sending, and their deadlines.
     lingering: Vec<(Tag, Instant)>,
-    /// Requests that the kernel has, and that may name memory.
+    /// Number of requests in the kernel, which may point to memory.
     pending_count: usize,
     woken: Vec<Waker>,
-    /// Who drives the ring, while it waits.
+    /// Waker of the driver while it waits.
     driver: Option<Waker>,
 }
 
@@ -68,10 +67,10 @@ struct Listener {
 }
 
 impl Ring {
-    /// For these listeners.
+    /// Creates a ring that accepts from the listeners.
     ///
     /// # Errors
-    /// When this kernel has not what it takes (Linux 6.1), or forbids it.
+    /// Fails if the kernel lacks a required feature (before Linux 6.1), or forbids io_uring.
     pub(super) fn new(listeners: Vec<TcpListener>) -> io::Result<Rc<Self>> {
         let mut queue = Queue::new()?;
         let buffers = Buffers::register(queue.ring())?;
@@ -100,24 +99,24 @@ impl Ring {
         Ok(Rc::new(Self { state: RefCell::new(state), signal }))
     }
 
-    /// The next connection of a listener.
+    /// Accepts the next connection of a listener.
     ///
     /// # Errors
-    /// When the system could not accept one.
+    /// Fails if the accept fails.
     pub(super) async fn accept(self: &Rc<Self>, listener: usize) -> io::Result<RingStream> {
         let socket = poll_fn(|context| {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
-            let own = &mut state.listeners[listener];
-            if let Some(accepted) = own.accepted.pop_front() {
+            let entry = &mut state.listeners[listener];
+            if let Some(accepted) = entry.accepted.pop_front() {
                 return Poll::Ready(accepted);
             }
-            own.waker = Some(context.waker().clone());
-            if !own.is_accepting {
-                own.is_accepting = true;
+            entry.waker = Some(context.waker().clone());
+            if !entry.is_accepting {
+                entry.is_accepting = true;
                 let index = u32::try_from(listener).expect("few listeners");
                 let tag = Tag { operation: Operation::Accept, index, generation: 0 };
-                state.queue.accept(tag, own.socket.as_fd());
+                state.queue.accept(tag, entry.socket.as_fd());
                 state.pending_count += 1;
                 state.call_driver();
             }
@@ -126,12 +125,12 @@ impl Ring {
         Ok(RingStream::new(Rc::clone(self), socket.await?))
     }
 
-    /// Whether everything was sent that connections have sent.
+    /// Returns whether all data that connections have written was sent.
     pub(super) fn is_quiet(&self) -> bool {
         self.state.borrow().sockets.iter().all(|socket| !socket.is_sending)
     }
 
-    /// Gives up connections that nobody has any more and that still send. To be called now and then.
+    /// Cancels the sends of dropped connections whose deadline has passed. Called periodically.
     pub(super) fn tick(&self) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
@@ -140,18 +139,18 @@ impl Ring {
         let before = state.lingering.len();
         state.lingering.retain(|(tag, deadline)| {
             let socket = &sockets[tag.index as usize];
-            let is_there = socket.generation == tag.generation && socket.is_sending;
-            if is_there && *deadline <= now {
+            let is_still_sending = socket.generation == tag.generation && socket.is_sending;
+            if is_still_sending && *deadline <= now {
                 queue.cancel(*tag);
             }
-            is_there && *deadline > now
+            is_still_sending && *deadline > now
         });
         if state.lingering.len() < before {
             state.call_driver();
         }
     }
 
-    /// Submits what waits and takes out what was done; says whether there was anything.
+    /// Submits waiting requests and processes completions. Returns whether there was any work.
     fn turn(&self) -> io::Result<bool> {
         let mut state = self.state.borrow_mut();
         state.feed_starved();
@@ -162,7 +161,7 @@ impl Ring {
         while let Some(done) = state.queue.next() {
             state.complete(done);
         }
-        // Woken when the state is free again.
+        // Wakes only after the borrow of the state has ended.
         let mut woken = mem::take(&mut state.woken);
         drop(state);
         woken.drain(..).for_each(Waker::wake);
@@ -174,32 +173,32 @@ impl Ring {
 /// Drives the ring until it is dropped.
 pub(super) async fn drive(ring: Rc<Ring>) {
     let signal = event_file(&ring.signal);
-    // At most one read is under way; it goes on when something else wakes the driver.
-    let mut reading: Option<Pin<Box<dyn Future<Output = ()>>>> = None;
+    // At most one read is in flight; it stays pending if something else wakes the driver.
+    let mut pending_read: Option<Pin<Box<dyn Future<Output = ()>>>> = None;
     loop {
         match ring.turn() {
-            // Connections first, and glommio's own rings; they have something to submit then.
+            // Lets the connections and glommio's own rings run first; they then have requests to submit.
             Ok(true) => {
                 glommio::executor().yield_task_queue_now().await;
                 continue;
             }
             Ok(false) => {}
             Err(error) => {
-                tracing::error!(%error, "the ring of the sockets cannot be served");
+                tracing::error!(%error, "socket ring failed, retrying");
                 glommio::timer::sleep(RETRY_PAUSE).await;
                 continue;
             }
         }
-        let read = reading.get_or_insert_with(|| {
+        let read = pending_read.get_or_insert_with(|| {
             Box::pin(async move {
-                // Its count does not matter.
+                // The value of the counter does not matter.
                 signal.read_at(0, mem::size_of::<u64>()).await.ok();
             })
         });
         ring.state.borrow_mut().queue.set_signalling(true);
         let was_signalled = poll_fn(|context| {
             let mut state = ring.state.borrow_mut();
-            // Looked at after signals were switched on, so that nothing is missed in between.
+            // Checked after signalling was enabled, so that no completion in between is missed.
             if state.queue.has_work() {
                 return Poll::Ready(false);
             }
@@ -213,17 +212,17 @@ pub(super) async fn drive(ring: Rc<Ring>) {
         state.driver = None;
         drop(state);
         if was_signalled {
-            reading = None;
+            pending_read = None;
         }
     }
 }
 
-/// The event descriptor as glommio reads it; once for each executor.
-#[expect(unsafe_code, reason = "glommio has no other way to take a descriptor")]
+/// Returns the eventfd as a file that glommio can read; called once per executor.
+#[expect(unsafe_code, reason = "glommio takes ownership of raw file descriptors only")]
 fn event_file(signal: &OwnedFd) -> &'static BufferedFile {
-    // SAFETY: the file is never dropped, so it does not close the descriptor, which belongs to the ring. A read
-    // after the ring has gone would fail, or read another file's bytes and throw them away; there is none,
-    // because the driver holds the ring.
+    // SAFETY: the file is never dropped, so it does not close the descriptor, which the ring owns. A read after the
+    // ring is dropped would fail, or read bytes of another file and discard them; there is none, because the driver
+    // keeps the ring alive.
     Box::leak(Box::new(unsafe { BufferedFile::from_raw_fd(signal.as_raw_fd()) }))
 }
 
@@ -243,17 +242,17 @@ impl State {
             Operation::Accept => self.accepted(tag, result, more),
             Operation::Receive => self.received(tag, result, buffer, more),
             Operation::Send => self.sent(tag, result),
-            // What it was about completes by itself.
+            // The cancelled request has its own completion.
             Operation::Cancel => {}
         }
     }
 
-    #[expect(unsafe_code, reason = "the kernel gives a number, which has to be owned")]
+    #[expect(unsafe_code, reason = "the kernel returns a raw descriptor")]
     fn accepted(&mut self, tag: Tag, result: io::Result<u32>, more: bool) {
         let listener = &mut self.listeners[tag.index as usize];
         listener.is_accepting &= more;
         let accepted = result.map(|descriptor| {
-            // SAFETY: the kernel has just made this descriptor for this completion, and nobody else has it.
+            // SAFETY: the kernel has just created this descriptor for this completion, and it has no other owner.
             unsafe { OwnedFd::from_raw_fd(descriptor.cast_signed()) }
         });
         listener.accepted.push_back(accepted);
@@ -264,8 +263,8 @@ impl State {
 impl Drop for State {
     fn drop(&mut self) {
         if self.pending_count > 0 {
-            // The kernel gives requests up some time after the ring is closed, and may write until then. This
-            // happens once, when the executor ends, so the memory is left to it.
+            // The kernel cancels requests some time after the ring is closed, and may access the memory until then.
+            // Leaking it is acceptable, because it happens only once, when the executor ends.
             let sockets = mem::take(&mut self.sockets);
             mem::forget(sockets.into_iter().map(|socket| socket.output).collect::<Vec<_>>());
             self.buffers.leak();

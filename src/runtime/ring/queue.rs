@@ -1,4 +1,4 @@
-//! The ring itself: what is to be done goes in, what was done comes out.
+//! Submission and completion queues of the ring.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,12 +13,12 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use super::buffers::GROUP;
 
-/// Requests to the kernel that fit one submission; more are submitted in between.
+/// Entries of the submission queue; further requests wait until there is space.
 const ENTRIES: u32 = 1024;
-/// Completions that fit; the kernel keeps more, at a price.
+/// Entries of the completion queue; beyond that, the kernel falls back to a slower overflow list.
 const COMPLETIONS: u32 = 4096;
 
-/// What a request to the kernel was, told again when it completes.
+/// Kind of a request to the kernel, returned with its completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Accept,
@@ -27,31 +27,31 @@ pub(super) enum Operation {
     Cancel,
 }
 
-/// Which request a completion belongs to.
+/// Identifier of a request, returned with its completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tag {
     pub(super) operation: Operation,
-    /// The place of the connection, or of the listener.
+    /// Slot of the connection, or index of the listener.
     pub(super) index: u32,
-    /// Which one of those that had this place, the lower 24 bits.
+    /// Generation of the connection in its slot, the lower 24 bits.
     pub(super) generation: u32,
 }
 
-/// What was done.
+/// Completion of a request.
 #[derive(Debug)]
 pub(super) struct Done {
     pub(super) tag: Tag,
     pub(super) result: io::Result<u32>,
-    /// The buffer that was filled.
+    /// Identifier of the filled buffer, if there is one.
     pub(super) buffer: Option<u16>,
-    /// More completions of the same request will come.
+    /// Whether further completions of the same request will follow.
     pub(super) more: bool,
 }
 
 /// The submission and completion queues.
 pub(super) struct Queue {
     ring: IoUring,
-    /// What did not fit any more.
+    /// Requests that did not fit into the submission queue.
     waiting: VecDeque<Entry>,
 }
 
@@ -82,9 +82,10 @@ impl Tag {
 }
 
 impl Queue {
+    /// Creates the queues.
+    ///
     /// # Errors
-    /// When the kernel does not know what is needed: `IORING_SETUP_DEFER_TASKRUN` came with 6.1, later than
-    /// everything else here.
+    /// Fails if the kernel lacks a required feature: `IORING_SETUP_DEFER_TASKRUN`, the most recent one, needs 6.1.
     pub(super) fn new() -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -100,42 +101,41 @@ impl Queue {
         &self.ring
     }
 
-    /// Accepts connections from now on, one completion for each.
+    /// Starts to accept connections (multishot), with one completion per connection.
     pub(super) fn accept(&mut self, tag: Tag, listener: BorrowedFd<'_>) {
         let flags = rustix::net::SocketFlags::CLOEXEC.bits().cast_signed();
         let entry = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).flags(flags).build();
         self.push(entry.user_data(tag.to_user_data()));
     }
 
-    /// Receives from now on, one completion for each buffer that was filled.
+    /// Starts to receive (multishot), with one completion per filled buffer.
     pub(super) fn receive(&mut self, tag: Tag, socket: BorrowedFd<'_>) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), GROUP).build();
         self.push(entry.user_data(tag.to_user_data()));
     }
 
-    /// Sends all of the bytes; only an error makes it less.
+    /// Sends all bytes; only an error makes it fewer.
     ///
     /// # Safety
-    /// The bytes must stay where they are, unchanged, until the completion with this tag has come, or the ring
-    /// is closed.
-    #[expect(unsafe_code, reason = "the kernel reads the bytes later, which no lifetime can say")]
+    /// The bytes must stay in place and unchanged until the completion with this tag arrives, or the ring is closed.
+    #[expect(unsafe_code, reason = "the kernel reads the bytes later, which no lifetime can express")]
     pub(super) unsafe fn send(&mut self, tag: Tag, socket: RawFd, bytes: &[u8]) {
         let flags = SendFlags::NOSIGNAL.bits() | RecvFlags::WAITALL.bits();
-        let len = u32::try_from(bytes.len()).expect("a send is at most some mebibytes");
+        let len = u32::try_from(bytes.len()).expect("a send is at most a few mebibytes");
         let entry = opcode::Send::new(Fd(socket), bytes.as_ptr(), len).flags(flags.cast_signed()).build();
         self.push(entry.user_data(tag.to_user_data()));
     }
 
-    /// Ends a request early. It completes all the same, with an error or with what was done before.
+    /// Cancels a request. It still completes, with an error or with the result so far.
     pub(super) fn cancel(&mut self, target: Tag) {
         let tag = Tag { operation: Operation::Cancel, ..target };
         let entry = opcode::AsyncCancel::new(target.to_user_data()).build();
         self.push(entry.user_data(tag.to_user_data()));
     }
 
-    /// Whether something waits to be submitted, or to be taken out.
+    /// Returns whether a request waits for submission, or a completion waits to be consumed.
     pub(super) fn has_work(&mut self) -> bool {
-        // What another processor has done is seen by the flag, if it was not told by the event descriptor.
+        // Makes completions posted by another core visible in the flags, if the eventfd has not signalled them.
         fence(Ordering::SeqCst);
         let submission = self.ring.submission();
         let is_pending = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
@@ -143,17 +143,20 @@ impl Queue {
         is_pending || !self.waiting.is_empty() || !self.ring.completion().is_empty()
     }
 
-    /// Submits what waits, and lets the kernel finish what can be finished; waits for nothing.
-    #[expect(unsafe_code, reason = "the safe call does not always ask for completions, on which all depends")]
+    /// Submits waiting requests, and lets the kernel complete the ones that are ready; does not wait.
+    #[expect(
+        unsafe_code,
+        reason = "the safe call does not always set GETEVENTS, which completions depend on"
+    )]
     pub(super) fn turn(&mut self) -> io::Result<()> {
         loop {
             self.fill();
-            let len = u32::try_from(self.ring.submission().len()).expect("it has a capacity");
-            // SAFETY: `len` entries are in the queue, and there is no further argument.
-            let entered =
+            let len = u32::try_from(self.ring.submission().len()).expect("the queue has a small capacity");
+            // SAFETY: the queue has `len` entries, and there is no further argument.
+            let result =
                 unsafe { self.ring.submitter().enter::<()>(len, 0, EnterFlags::GETEVENTS.bits(), None) };
-            match entered.map_err(|error| (error.raw_os_error(), error)) {
-                // Busy: the completions are full, and have to be taken out first.
+            match result.map_err(|error| (error.raw_os_error(), error)) {
+                // EBUSY: the completion queue is full, and has to be drained first.
                 Ok(_) | Err((Some(EBUSY), _)) => return Ok(()),
                 Err((Some(EINTR), _)) => {}
                 Err((_, error)) => return Err(error),
@@ -161,7 +164,7 @@ impl Queue {
         }
     }
 
-    /// The next completion.
+    /// Returns the next completion.
     pub(super) fn next(&mut self) -> Option<Done> {
         let completion: Completion = self.ring.completion().next()?;
         let result = match completion.result() {
@@ -177,10 +180,10 @@ impl Queue {
         })
     }
 
-    /// Whether completions make the event descriptor readable.
-    pub(super) fn set_signalling(&mut self, signals: bool) {
+    /// Sets whether completions signal the eventfd.
+    pub(super) fn set_signalling(&mut self, is_enabled: bool) {
         let completions = self.ring.completion();
-        match signals {
+        match is_enabled {
             true => completions.enable_eventfd(),
             false => completions.disable_eventfd(),
         }
@@ -196,15 +199,15 @@ impl Queue {
     }
 
     fn push(&mut self, entry: Entry) {
-        // In order: a cancellation must come after what it cancels.
+        // Keeps the order: a cancellation must follow the request that it cancels.
         if !self.waiting.is_empty() || !self.try_push(&entry) {
             self.waiting.push_back(entry);
         }
     }
 
-    #[expect(unsafe_code, reason = "a request may name memory")]
+    #[expect(unsafe_code, reason = "a request may point to memory")]
     fn try_push(&mut self, entry: &Entry) -> bool {
-        // SAFETY: only sends name memory, and who asks for one has promised to keep it.
+        // SAFETY: only sends point to memory, and the caller of `send` guarantees that it stays valid.
         unsafe { self.ring.submission().push(entry).is_ok() }
     }
 }
@@ -217,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_survives_the_kernel() {
+    fn tags_round_trip_through_user_data() {
         for operation in [Operation::Accept, Operation::Receive, Operation::Send, Operation::Cancel] {
             for (index, generation) in [(0, 0), (u32::MAX, (1 << 24) - 1), (7, 1)] {
                 let tag = Tag { operation, index, generation };

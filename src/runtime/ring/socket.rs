@@ -1,4 +1,4 @@
-//! What the ring knows of one connection.
+//! State of one connection of the ring.
 
 use std::io::{self, Write as _};
 use std::mem;
@@ -15,44 +15,45 @@ use super::queue::{Operation, Tag};
 use super::{State, WRITE_STALL};
 use crate::limits::SPARE_BUFFERS_COUNT_MAX;
 
-/// A connection of which so much was received and not read receives no more until that was read.
+/// Received bytes at which a connection stops receiving until they have been read.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
-/// Up to here a write is done when it is handed over, beyond only when it was sent: memory for connections that
-/// take nothing is bounded, and so is the time that they get.
+/// Largest write that completes before it is sent. A larger one completes once it is sent, which bounds the memory and
+/// the time that a connection whose client does not read can occupy.
 const WRITE_BEHIND_BYTES_MAX: usize = 16 * 1024;
-/// More is sent in several steps.
+/// Largest single send; a larger write is sent in several steps.
 const SEND_BYTES_MAX: usize = 1024 * 1024;
-/// A larger buffer is not kept for the next answer.
+/// Largest buffer that is kept for the next response.
 const OUTPUT_KEPT_BYTES_MAX: usize = 16 * 1024;
 
-/// Whether the kernel receives for a connection.
+/// State of the receive request of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Receiving {
     No,
     Yes,
-    /// It was told to end.
+    /// Cancelled, but not completed yet.
     Ending,
 }
 
-/// One connection. Its place is used again when the kernel has nothing more to do with it.
+/// Connection in a slot, which is reused once no request of the connection is in the kernel.
 pub(super) struct Socket {
-    /// Which one of those that had this place.
+    /// Generation of the connection in its slot.
     pub(super) generation: u32,
     descriptor: Option<OwnedFd>,
     receiving: Receiving,
-    /// What arrived while somebody waited for it.
+    /// Data that arrived while a reader waited, still in the kernel's buffer, and the number of bytes read.
     held: Option<(Filled, usize)>,
-    /// What arrived while nobody waited, and how much of it was read.
+    /// Data that arrived while no reader waited.
     input: Zeroizing<Vec<u8>>,
+    /// Number of bytes of `input` that were read.
     input_read: usize,
     end: Option<Result<(), Errno>>,
     reader: Option<Waker>,
     pub(super) is_sending: bool,
-    /// What is being sent, which must stay where it is meanwhile.
+    /// Data that is being sent, which must stay in place until the send completes.
     pub(super) output: Vec<u8>,
-    /// How much of it was.
+    /// Number of bytes of `output` that were sent.
     sent: usize,
-    /// Bytes that were handed over and whose writer waits until they are sent.
+    /// Bytes of a write that completes once they are sent.
     owed: usize,
     send_error: Option<Errno>,
     writer: Option<Waker>,
@@ -80,17 +81,17 @@ impl Socket {
         }
     }
 
-    /// The descriptor of a connection that is not dropped.
+    /// Returns the file descriptor, which must not be closed yet.
     pub(super) fn descriptor(&self) -> &OwnedFd {
-        self.descriptor.as_ref().expect("it is closed only after it was dropped")
+        self.descriptor.as_ref().expect("a connection is closed only after it is dropped")
     }
 
-    /// Ends the process on a completion for an earlier connection in this place. A place is used again only when
-    /// nothing is pending, so the ring is damaged then, and its next bytes could be those of another client.
+    /// Aborts the process on a completion for an earlier connection in this slot. A slot is reused only if no request
+    /// is pending, so the bookkeeping is corrupt then, and the next bytes could be those of another client.
     #[inline]
-    fn check_is_meant(&self, tag: Tag) {
+    fn check_generation(&self, tag: Tag) {
         if self.generation != tag.generation {
-            end_on_foreign_completion(self.generation, tag);
+            abort_on_foreign_completion(self.generation, tag);
         }
     }
 
@@ -117,7 +118,7 @@ impl Socket {
             out[..count].copy_from_slice(&rest[..count]);
             self.input_read += count;
             if self.input_read == self.input.len() {
-                // It is rarely needed, and idle connections should hold nothing.
+                // The buffer is rarely needed, and idle connections should hold no memory.
                 (self.input, self.input_read) = (Zeroizing::default(), 0);
             }
             return Some(Ok(count));
@@ -125,7 +126,7 @@ impl Socket {
         self.end.map(|end| end.map(|()| 0).map_err(io::Error::from))
     }
 
-    /// Keeps what arrived in memory of its own. Grows without what was read, and leaves no copy behind.
+    /// Appends received data to `input`. A larger buffer gets only the unread bytes, and the old one is wiped.
     fn append(&mut self, bytes: &[u8]) {
         if self.input.len() + bytes.len() > self.input.capacity() {
             let unread = &self.input[self.input_read..];
@@ -137,7 +138,7 @@ impl Socket {
         self.input.extend_from_slice(bytes);
     }
 
-    /// Gives the kernel's buffer back before all of it was read.
+    /// Copies the unread data of the kernel's buffer, and returns the buffer.
     fn release(&mut self, buffers: &mut Buffers) {
         if let Some((filled, read)) = self.held.take() {
             let later = mem::take(&mut self.input);
@@ -149,9 +150,10 @@ impl Socket {
     }
 }
 
-/// Without unwinding, which would run code of the damaged executor, and past the log, whose thread may not write again.
+/// Aborts without unwinding, which would run code of the corrupt executor. Bypasses the log, whose thread may never
+/// write the line.
 #[cold]
-fn end_on_foreign_completion(generation: u32, tag: Tag) -> ! {
+fn abort_on_foreign_completion(generation: u32, tag: Tag) -> ! {
     let line = format!(
         "opensecureconf: fatal: io_uring completion {tag:?} for a connection of generation {generation}\n"
     );
@@ -169,7 +171,7 @@ impl State {
             }
             None => {
                 self.sockets.push(Socket::new(0, descriptor));
-                u32::try_from(self.sockets.len() - 1).expect("descriptors are fewer")
+                u32::try_from(self.sockets.len() - 1).expect("there are fewer file descriptors")
             }
         }
     }
@@ -228,15 +230,15 @@ impl State {
             socket.owed = count;
             socket.writer = Some(context.waker().clone());
         }
-        // SAFETY: nobody touches `output` while `is_sending`, which only the completion ends; the socket keeps its
-        // place until then, and when the ring is dropped earlier, the bytes are leaked.
+        // SAFETY: no code changes `output` while `is_sending`, which only the completion resets; the socket keeps its
+        // slot until then, and if the ring is dropped earlier, the bytes are leaked.
         unsafe { self.queue.send(tag, socket.descriptor().as_raw_fd(), &socket.output) };
         self.pending_count += 1;
         self.call_driver();
         if is_behind { Poll::Ready(Ok(count)) } else { Poll::Pending }
     }
 
-    /// Ready when everything was sent.
+    /// Polls until all data is sent.
     pub(super) fn poll_sent(&mut self, index: u32, context: &Context<'_>) -> Poll<io::Result<()>> {
         let socket = &mut self.sockets[index as usize];
         if socket.is_sending {
@@ -246,7 +248,7 @@ impl State {
         Poll::Ready(socket.send_error.map_or(Ok(()), |error| Err(error.into())))
     }
 
-    /// Nobody has the connection any more. What was handed over is still sent, for a while.
+    /// Closes a connection whose stream was dropped. Data that was already written is still sent, within a deadline.
     pub(super) fn abandon(&mut self, index: u32) {
         let (receive, send) = (self.tag(Operation::Receive, index), self.tag(Operation::Send, index));
         let socket = &mut self.sockets[index as usize];
@@ -267,8 +269,8 @@ impl State {
         self.close_if_done(index);
     }
 
-    /// Gives all buffers back to the kernel, and receives where there was none: who is slow to read must not keep
-    /// the others from being heard.
+    /// Returns all buffers to the kernel, and restarts the receives that lacked one: connections that are slow to read
+    /// must not starve the rest.
     pub(super) fn feed_starved(&mut self) {
         if self.starved.is_empty() {
             return;
@@ -289,7 +291,7 @@ impl State {
         }
     }
 
-    /// Receives if somebody waits for what arrives.
+    /// Starts to receive if a reader waits for data.
     pub(super) fn receive_if_wanted(&mut self, index: u32) {
         let tag = self.tag(Operation::Receive, index);
         let socket = &mut self.sockets[index as usize];
@@ -305,7 +307,7 @@ impl State {
     pub(super) fn received(&mut self, tag: Tag, result: io::Result<u32>, buffer: Option<u16>, more: bool) {
         let index = tag.index;
         let socket = &mut self.sockets[index as usize];
-        socket.check_is_meant(tag);
+        socket.check_generation(tag);
         if !more {
             socket.receiving = Receiving::No;
         }
@@ -336,9 +338,9 @@ impl State {
                 socket.end = Some(Ok(()));
             }
             (Err(_), _) => match errno {
-                // All buffers are in use.
+                // No buffer was free.
                 Some(Errno::NOBUFS) => self.starved.push(index),
-                // It was told to end, and is wanted again perhaps.
+                // A reader may be waiting again since the cancellation.
                 Some(Errno::CANCELED) => self.receive_if_wanted(index),
                 errno => socket.end = Some(Err(errno.unwrap_or(Errno::IO))),
             },
@@ -353,7 +355,7 @@ impl State {
     #[expect(unsafe_code, reason = "the kernel reads the bytes later")]
     pub(super) fn sent(&mut self, tag: Tag, result: io::Result<u32>) {
         let socket = &mut self.sockets[tag.index as usize];
-        socket.check_is_meant(tag);
+        socket.check_generation(tag);
         let count = match &result {
             Ok(count) => *count as usize,
             Err(error) => {
@@ -366,13 +368,13 @@ impl State {
         }
         socket.sent += count;
         if count > 0 && socket.sent < socket.output.len() && !socket.is_dropped {
-            // SAFETY: as in `poll_write`; `is_sending` stays.
+            // SAFETY: as in `poll_write`; `is_sending` stays set.
             unsafe { self.queue.send(tag, socket.descriptor().as_raw_fd(), &socket.output[socket.sent..]) };
             self.pending_count += 1;
             return;
         }
         socket.is_sending = false;
-        // Answers carry values.
+        // Responses contain values.
         socket.output.as_mut_slice().zeroize();
         let mut output = mem::take(&mut socket.output);
         output.clear();
@@ -397,12 +399,12 @@ mod tests {
     use super::*;
 
     fn ring() -> Rc<Ring> {
-        Ring::new(Vec::new()).expect("this kernel has what it takes")
+        Ring::new(Vec::new()).expect("the kernel supports the ring")
     }
 
     fn connect(ring: &Ring) -> (u32, UnixStream) {
-        let (here, there) = UnixStream::pair().expect("a pair");
-        (ring.state.borrow_mut().add(here.into()), there)
+        let (server_end, client) = UnixStream::pair().expect("a pair");
+        (ring.state.borrow_mut().add(server_end.into()), client)
     }
 
     fn read(ring: &Ring, index: u32, out: &mut [u8]) -> Option<usize> {
@@ -418,33 +420,33 @@ mod tests {
     }
 
     fn turn(ring: &Ring) {
-        // Bounded: who is never heard is always about to be.
+        // Bounded, because a starved connection always leaves work.
         for _ in 0..100 {
-            if !ring.turn().expect("it turns") {
+            if !ring.turn().expect("submitted") {
                 break;
             }
         }
     }
 
     #[test]
-    fn who_is_slow_to_read_keeps_nobody_from_being_heard() {
+    fn slow_readers_do_not_starve_other_connections() {
         let ring = ring();
         let mut connections: Vec<_> = (0..1500_u32).map(|_| connect(&ring)).collect();
         let sent: Vec<u8> = (0..2000).map(byte_at).collect();
-        for (index, there) in &mut connections {
+        for (index, client) in &mut connections {
             assert_eq!(read(&ring, *index, &mut [0; 100]), None);
-            there.write_all(&sent).expect("sent");
+            client.write_all(&sent).expect("sent");
         }
         let mut out = vec![[0; 100]; connections.len()];
         let mut waiting: Vec<usize> = (0..connections.len()).collect();
         for _ in 0..10 {
             turn(&ring);
-            // Each takes a part of what has arrived, and leaves the rest.
+            // Each reads only a part of the data that has arrived.
             waiting.retain(|&at| read(&ring, connections[at].0, &mut out[at]).is_none());
         }
-        assert_eq!(waiting.len(), 0, "not heard");
-        for ((index, there), first) in connections.iter_mut().zip(out) {
-            there.write_all(b"more").expect("sent");
+        assert_eq!(waiting.len(), 0, "starved connections");
+        for ((index, client), first) in connections.iter_mut().zip(out) {
+            client.write_all(b"more").expect("sent");
             let mut all = first.to_vec();
             for _ in 0..20 {
                 let mut out = [0; 777];
@@ -459,15 +461,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_is_not_kept_while_more_arrives() {
+    fn read_data_is_released_while_more_arrives() {
         let ring = ring();
-        let (index, mut there) = connect(&ring);
+        let (index, mut client) = connect(&ring);
         let (mut sent, mut taken) = (0_usize, 0_usize);
-        // Never less than 20 KiB is unread, so that nothing goes away by being read to its end.
+        // At least 20 KB always stay unread, so that the buffer is never released as fully read.
         while sent < 4 * 1024 * 1024 {
             while sent - taken < 30_000 {
                 let bytes: Vec<u8> = (sent..sent + 1000).map(byte_at).collect();
-                there.write_all(&bytes).expect("sent");
+                client.write_all(&bytes).expect("sent");
                 sent += bytes.len();
             }
             turn(&ring);
@@ -478,29 +480,30 @@ mod tests {
                 taken += count;
             }
             let held = ring.state.borrow().sockets[index as usize].input.capacity();
-            assert!(held <= 2 * INPUT_BYTES_MAX, "{held} bytes for {} that wait", sent - taken);
+            assert!(held <= 2 * INPUT_BYTES_MAX, "{held} bytes held for {} unread ones", sent - taken);
         }
     }
 
-    /// Runs itself as a child, because what it does ends the process.
+    /// Runs in a child process, which it aborts.
     #[test]
-    fn a_completion_of_an_earlier_connection_ends_the_process() {
+    fn a_completion_of_an_earlier_connection_aborts_the_process() {
         const CHILD: &str = "child-of-the-test";
-        let own_name = fs::read_to_string("/proc/self/cmdline").expect("it is there");
-        if own_name.starts_with(CHILD) {
+        let command_line = fs::read_to_string("/proc/self/cmdline").expect("/proc is mounted");
+        if command_line.starts_with(CHILD) {
             let ring = ring();
-            let (index, _there) = connect(&ring);
+            let (index, _client) = connect(&ring);
             let mut state = ring.state.borrow_mut();
             state.pending_count = 1;
             let tag = Tag { operation: Operation::Receive, index, generation: 1 };
             state.complete(Done { tag, result: Ok(0), buffer: None, more: false });
             return;
         }
-        let test = "runtime::ring::socket::tests::a_completion_of_an_earlier_connection_ends_the_process";
+        let test = "runtime::ring::socket::tests::a_completion_of_an_earlier_connection_aborts_the_process";
         let mut child = Command::new("/proc/self/exe");
-        let output = child.arg0(CHILD).args(["--exact", test, "--nocapture"]).output().expect("it starts");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.signal(), Some(6), "{}: {told}", output.status);
-        assert!(told.contains("io_uring completion"), "{told}");
+        let output =
+            child.arg0(CHILD).args(["--exact", test, "--nocapture"]).output().expect("the child starts");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(6), "{}: {message}", output.status);
+        assert!(message.contains("io_uring completion"), "{message}");
     }
 }

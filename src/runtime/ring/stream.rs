@@ -1,4 +1,4 @@
-//! A connection of the ring as the driver of a connection sees it.
+//! Connection of the ring as an asynchronous stream.
 
 use std::io;
 use std::net::{IpAddr, Shutdown};
@@ -12,7 +12,7 @@ use socket2::SockRef;
 
 use super::Ring;
 
-/// One connection.
+/// Stream of one connection; dropping it closes the connection once pending data is sent.
 pub(in crate::runtime) struct RingStream {
     ring: Rc<Ring>,
     index: u32,
@@ -24,7 +24,7 @@ impl RingStream {
         Self { ring, index }
     }
 
-    /// The client's address.
+    /// Returns the client's address.
     pub(in crate::runtime) fn peer_address(&self) -> Option<IpAddr> {
         let state = self.ring.state.borrow();
         let descriptor = state.sockets[self.index as usize].descriptor().as_fd();
