@@ -19,7 +19,7 @@ const ROWS_COUNT: usize = 1000;
 const OWNER: OwnerTag = OwnerTag([7; 32]);
 
 fn open(directory: &Path) -> Store {
-    let options = Options::alone(Box::new(|error| panic!("the writer gives up: {error}")));
+    let options = Options::standalone(Box::new(|error| panic!("the writer gives up: {error}")));
     Store::open(&directory.join("bench.db"), &directory.join("bench.salt"), options).expect("a new store")
 }
 
@@ -48,7 +48,8 @@ fn write(store: &Store, changes: Vec<Write>) {
 fn updates(store: &Store, count: usize) -> Vec<Write> {
     (0..count)
         .map(|number| {
-            let group = store.group(&format!("key-{number}")).expect("readable").expect("one environment");
+            let group =
+                store.key_entries(&format!("key-{number}")).expect("readable").expect("one environment");
             let seen = group.exact(None).expect("created before").clone();
             Write::Update { seen, category: None, environment: None, ciphertext: ciphertext() }
         })
@@ -61,9 +62,9 @@ fn rows(criterion: &mut Criterion) {
     write(&store, (0..ROWS_COUNT).map(create).collect());
     let mut group = criterion.benchmark_group("store");
 
-    store.group("key-500").expect("readable");
+    store.key_entries("key-500").expect("readable");
     group.bench_function("cache_hit", |bencher| bencher.iter(|| store.cache().get(black_box("key-500"))));
-    group.bench_function("group", |bencher| bencher.iter(|| store.group(black_box("key-500"))));
+    group.bench_function("group", |bencher| bencher.iter(|| store.key_entries(black_box("key-500"))));
 
     group.throughput(Throughput::Elements(ROWS_COUNT as u64));
     let page = |after: i64| {

@@ -75,7 +75,7 @@ pub enum ProbeError {
 ///
 /// # Errors
 /// Fails if the response is anything but 200, or does not arrive within the timeout.
-pub fn ask(probe: Probe, timeout: Duration) -> Result<(), ProbeError> {
+pub fn run(probe: Probe, timeout: Duration) -> Result<(), ProbeError> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().spawn(move || sender.send(run_probe(probe)))?;
     receiver.recv_timeout(timeout).unwrap_or(Err(ProbeError::TimedOut(timeout)))

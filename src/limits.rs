@@ -14,7 +14,7 @@ pub const CATEGORY_CHARS_MAX: usize = 100;
 pub const ENVIRONMENT_CHARS_MAX: usize = 100;
 /// Longest invalid input that a 422 response quotes, in characters, including its quotation marks: a name that is one
 /// character too long is quoted, a value in the place of a name is not.
-pub const FAULT_INPUT_CHARS_MAX: usize = ENTRY_KEY_CHARS_MAX + 3;
+pub const ERROR_INPUT_CHARS_MAX: usize = ENTRY_KEY_CHARS_MAX + 3;
 /// Deepest nesting of arrays and objects in a request body. The Python server stores deeper values, but its own encoder
 /// stops at about 250 levels below the value, so that reading the entry fails permanently.
 pub const JSON_DEPTH_MAX: usize = 256;
@@ -43,7 +43,7 @@ pub const PEER_INLINE_BYTES: usize = 64 * 1024;
 /// Bytes of large bodies between nodes, and of the responses to them, in flight in the process; above the limit 503.
 pub const PEER_WORK_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of request bodies that one executor buffers in total; above the limit 503.
-pub const BODIES_BYTES_MAX_PER_SHARD: usize = 64 * 1024 * 1024;
+pub const BODIES_BYTES_MAX_PER_EXECUTOR: usize = 64 * 1024 * 1024;
 /// Time after which a connection that waits for its client may be evicted, if a byte budget is exhausted.
 pub const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(2);
 /// Most connections that one executor evicts per tick after requests on other executors found no room in a byte budget.
@@ -68,18 +68,18 @@ pub const PIECE_BYTES: usize = 32 * 1024;
 /// Memory that one pending piece takes, in pieces: the buffers of the connection, and those of TLS or the ring.
 pub const PIECE_COPIES: usize = 3;
 /// Smallest budget of the process for bytes of responses that wait for their clients.
-pub const ANSWERS_BYTES_MIN: usize = 32 * 1024 * 1024;
+pub const RESPONSES_BYTES_MIN: usize = 32 * 1024 * 1024;
 /// Largest budget of the process for bytes of responses that wait for their clients.
-pub const ANSWERS_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub const RESPONSES_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Divisor of the usable memory for this budget, between those two bounds: one sixteenth.
-pub const ANSWERS_MEMORY_PART: u64 = 16;
+pub const RESPONSES_MEMORY_PART: u64 = 16;
 /// Default share of the connections that one address may have, as a numerator and a denominator: a flood from one
 /// address leaves room for others.
 pub const CONNECTIONS_PER_ADDRESS_PART: (usize, usize) = (3, 4);
 /// Bytes of pipelined responses that are batched before they are written.
-pub const OUTBOX_BYTES_MAX: usize = 64 * 1024;
+pub const PIPELINED_OUTPUT_BYTES_MAX: usize = 64 * 1024;
 /// Initial and idle size of a connection's read buffer, in bytes.
-pub const INBOX_BYTES: usize = 2 * 1024;
+pub const READ_BUFFER_BYTES: usize = 2 * 1024;
 /// Most API keys that are valid together: each request is compared with all of them.
 pub const API_KEYS_COUNT_MAX: usize = 64;
 /// Largest API key file.
@@ -128,7 +128,7 @@ pub const DERIVATIONS_QUEUED_MAX_PER_THREAD: usize = 32;
 /// Queued database reads; above the limit 503.
 pub const STORE_READS_QUEUED_MAX: usize = 4096;
 /// How long a pool thread batches completed reads (about ten) before it wakes the executors.
-pub const READS_GATHERED: Duration = Duration::from_micros(200);
+pub const READ_BATCH_WINDOW: Duration = Duration::from_micros(200);
 /// Writes queued for the writer; above the limit 503.
 pub const WRITES_QUEUED_MAX: usize = 4096;
 /// Writes per transaction.
@@ -206,7 +206,7 @@ pub const CHECK_WAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Nice value of that check: all other work takes precedence.
 pub const CHECK_NICE: i32 = 19;
 /// How long the writer waits for readers at a WAL checkpoint before it postpones the checkpoint.
-pub const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(50);
+pub const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(50);
 
 // --- cluster ---------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ pub const VERSIONS_COUNT_MAX_PER_MESSAGE: usize = 128 * 1024;
 /// Largest response body of a peer that has not proven its identity yet.
 pub const HANDSHAKE_BODY_BYTES_MAX: usize = 8 * 1024;
 /// Entries of the replication log that are kept for an unreachable peer; anti-entropy delivers older changes.
-pub const OUTBOX_COUNT_MAX: u64 = 100_000;
+pub const REPLICATION_LOG_COUNT_MAX: u64 = 100_000;
 /// Shortest time for which a tombstone is kept; it is also kept until every known peer has seen it.
 pub const TOMBSTONE_GRACE: Duration = Duration::from_secs(10 * 24 * 60 * 60);
 /// How far a version of another node may be ahead of this node's clock; above the limit the change is refused.
@@ -240,11 +240,11 @@ pub const CLOCK_RESERVE: Duration = Duration::from_secs(1);
 // --- federation ------------------------------------------------------------------------------
 
 /// Peer requests in flight or queued, of all client requests; above the limit peers count as unreachable.
-pub const QUESTIONS_COUNT_MAX: usize = 4096;
+pub const PEER_REQUESTS_COUNT_MAX: usize = 4096;
 /// Requests in flight to one peer, each on a dedicated connection; further ones are queued.
-pub const QUESTIONS_COUNT_MAX_PER_PEER: usize = 32;
+pub const PEER_REQUESTS_COUNT_MAX_PER_PEER: usize = 32;
 /// Slots of the table of owner hints: the peer that last had an entry.
-pub const LOCATIONS_COUNT: usize = 16 * 1024;
+pub const OWNER_HINTS_COUNT: usize = 16 * 1024;
 /// Duplicates per response.
 pub const DUPLICATES_COUNT_MAX: usize = 1000;
 
@@ -266,11 +266,11 @@ pub const ADDRESS_SPACE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
-const _: () = assert!(INBOX_BYTES <= HEAD_BYTES_MAX);
+const _: () = assert!(READ_BUFFER_BYTES <= HEAD_BYTES_MAX);
 const _: () = assert!(PIECE_BYTES.is_multiple_of(16), "pieces are whole AES blocks");
-const _: () = assert!(PEER_BODY_BYTES_MAX < ANSWERS_BYTES_MIN, "the largest response fits");
+const _: () = assert!(PEER_BODY_BYTES_MAX < RESPONSES_BYTES_MIN, "the largest response fits");
 const _: () = assert!(BODY_BYTES_MAX > 3 * 1024 * 1024 / 2, "a value of 1 MiB must fit");
-const _: () = assert!(PEER_BODY_BYTES_MAX <= BODIES_BYTES_MAX_PER_SHARD);
+const _: () = assert!(PEER_BODY_BYTES_MAX <= BODIES_BYTES_MAX_PER_EXECUTOR);
 const _: () = assert!(PEER_BODY_BYTES_MAX <= PEER_WORK_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX / 3 * 4 + 2 * CHANGES_BYTES_PER_MESSAGE < PEER_BODY_BYTES_MAX);
 const _: () = assert!(2 * VERSIONS_BYTES_PER_MESSAGE < PEER_BODY_BYTES_MAX, "escapes need room");

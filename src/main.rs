@@ -95,7 +95,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    runtime::deny_others();
+    runtime::restrict_umask();
     if let Err(error) = runtime::survive_file_size_limit() {
         print_error(&format!("cannot install the SIGXFSZ handler: {error}"));
         return ExitCode::FAILURE;
@@ -131,7 +131,7 @@ fn with_settings(
         Ok(loaded) => loaded,
         Err(errors) => {
             print_error(&format!("invalid configuration:\n{errors}"));
-            return if errors.are_passing() { ExitCode::FAILURE } else { ExitCode::from(2) };
+            return if errors.are_transient() { ExitCode::FAILURE } else { ExitCode::from(2) };
         }
     };
     let log = match Log::start(config.log_level, config.log_format, log_file(&config)) {
@@ -231,7 +231,7 @@ fn verify(config: &Config, path: Option<&Path>, asks_user_key: bool, is_json: bo
 }
 
 fn healthcheck(probe: Probe, timeout: Duration) -> ExitCode {
-    match healthcheck::ask(probe, timeout) {
+    match healthcheck::run(probe, timeout) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             print_error(&error.to_string());

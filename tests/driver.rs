@@ -19,7 +19,7 @@ use opensecureconf::http::{
 };
 use opensecureconf::http1::RequestHead;
 use opensecureconf::limits::{
-    ANSWERS_BYTES_MAX, BODIES_BYTES_MAX_PER_SHARD, PIECE_BYTES, PIECE_COPIES, TRANSFER_BYTES_MIN,
+    BODIES_BYTES_MAX_PER_EXECUTOR, PIECE_BYTES, PIECE_COPIES, RESPONSES_BYTES_MAX, TRANSFER_BYTES_MIN,
 };
 use opensecureconf::service::Service;
 use opensecureconf::store::{Options, Store};
@@ -54,7 +54,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 /// What an executor has.
 fn local() -> ExecutorContext {
-    ExecutorContext::new(Executors::new(&ENDPOINT_LABELS).add(), ByteBudget::new(ANSWERS_BYTES_MAX))
+    ExecutorContext::new(Executors::new(&ENDPOINT_LABELS).add(), ByteBudget::new(RESPONSES_BYTES_MAX))
 }
 
 /// Sends everything and gives back all that comes until the server ends its side.
@@ -342,19 +342,19 @@ fn check_deadline(sent: &str, deadline_ms: u64, expected: &[&str]) {
     let application = Scripted::default();
     let (server, client) = pipe(64 * 1024);
     let local = local();
-    local.clock.tick_at(0);
+    local.timers.tick_at(0);
     let End { mut reader, mut writer } = client;
     let serving = async {
         serve(server, &application, &local, Client::default()).await;
-        local.clock.now_ms()
+        local.timers.now_ms()
     };
     let (_, received) = run(zip(serving, async {
         writer.write_all(sent.as_bytes()).await.expect("there is room");
         settle().await;
-        local.clock.tick_at(deadline_ms - 1);
+        local.timers.tick_at(deadline_ms - 1);
         settle().await;
         assert!(!reader.has_ended(), "not before {deadline_ms}: {sent}");
-        local.clock.tick_at(deadline_ms);
+        local.timers.tick_at(deadline_ms);
         let mut received = String::new();
         reader.read_to_string(&mut received).await.expect("a pipe has no faults");
         drop((reader, writer));
@@ -391,7 +391,7 @@ fn no_deadline_hurries_a_handler() {
         let talking = talk(client, last("/released"));
         let (received, ()) = zip(talking, async {
             settle().await;
-            local.clock.tick_at(100_000_000);
+            local.timers.tick_at(100_000_000);
             settle().await;
             application.released.set(true);
         })
@@ -406,7 +406,7 @@ fn check_stall(taken_count: usize, deadline_ms: u64) {
     let application = Scripted::default();
     let (server, client) = pipe(100);
     let local = local();
-    local.clock.tick_at(0);
+    local.timers.tick_at(0);
     let is_over = Cell::new(false);
     let serving = async {
         serve(server, &application, &local, Client::default()).await;
@@ -417,13 +417,13 @@ fn check_stall(taken_count: usize, deadline_ms: u64) {
         let head = "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n";
         writer.write_all((head.to_owned() + &"x".repeat(50_000)).as_bytes()).await.expect("the server reads");
         settle().await;
-        local.clock.tick_at(5_000);
+        local.timers.tick_at(5_000);
         reader.read_exact(&mut vec![0; taken_count]).await.expect("an answer has begun");
         settle().await;
-        local.clock.tick_at(deadline_ms - 1);
+        local.timers.tick_at(deadline_ms - 1);
         settle().await;
         assert!(!is_over.get());
-        local.clock.tick_at(deadline_ms);
+        local.timers.tick_at(deadline_ms);
         settle().await;
         assert!(is_over.get(), "the pipe is gone, although the client still holds it");
     }));
@@ -443,7 +443,7 @@ fn lingering_has_an_end() {
     let application = Scripted::default();
     let (server, client) = pipe(1024);
     let local = local();
-    local.clock.tick_at(0);
+    local.timers.tick_at(0);
     let is_over = Cell::new(false);
     let serving = async {
         serve(server, &application, &local, Client::default()).await;
@@ -457,10 +457,10 @@ fn lingering_has_an_end() {
         assert_eq!(summary(&received), ["200 /a close"]);
         // More than the pipe holds goes through: it is read and thrown away.
         writer.write_all(get("/b").repeat(1000).as_bytes()).await.expect("the server still reads");
-        local.clock.tick_at(1_999);
+        local.timers.tick_at(1_999);
         settle().await;
         assert!(!is_over.get());
-        local.clock.tick_at(2_000);
+        local.timers.tick_at(2_000);
         settle().await;
         assert!(is_over.get());
     }));
@@ -487,7 +487,7 @@ fn closing_ends_what_is_idle_and_waits_for_what_is_not() {
         let ((), received) = run(zip(serve(server, &application, &local, Client::default()), async {
             writer.write_all(sent.as_bytes()).await.expect("there is room");
             settle().await;
-            local.clock.close();
+            local.timers.close();
             settle().await;
             application.released.set(true);
             writer.write_all(rest.as_bytes()).await.expect("the server still reads");
@@ -503,7 +503,7 @@ fn closing_ends_what_is_idle_and_waits_for_what_is_not() {
 #[test]
 fn a_connection_that_comes_after_the_end_is_ended() {
     let (application, local) = (Scripted::default(), local());
-    local.clock.close();
+    local.timers.close();
     let (server, client) = pipe(1024);
     let talking = talk(client, get("/a").repeat(2));
     let received = run(serve(server, &application, &local, Client::default()).await_with(talking));
@@ -532,7 +532,7 @@ fn a_refused_body_gives_its_bytes_back_at_once() {
     };
     // All but the last 3 MiB are held by bodies that do not end.
     let mut conversations =
-        vec![post("/holds", 4 * MIB, 4 * MIB - 1); BODIES_BYTES_MAX_PER_SHARD / (4 * MIB) - 1];
+        vec![post("/holds", 4 * MIB, 4 * MIB - 1); BODIES_BYTES_MAX_PER_EXECUTOR / (4 * MIB) - 1];
     conversations.push(post("/holds", MIB, MIB - 1));
     let application = Scripted::default();
     let local = local();
@@ -574,10 +574,10 @@ fn stalled_bodies_give_way_to_others() {
         let head = format!("POST /holds HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 4 * MIB);
         head + &"x".repeat(sent)
     };
-    let enough = BODIES_BYTES_MAX_PER_SHARD / (4 * MIB);
+    let enough = BODIES_BYTES_MAX_PER_EXECUTOR / (4 * MIB);
     let application = Scripted::default();
     let local = local();
-    local.clock.tick_at(0);
+    local.timers.tick_at(0);
     let (mut servings, mut clients) = (Vec::new(), Vec::new());
     for _ in 0..enough + 1 {
         let (server, client) = pipe(64 * 1024);
@@ -590,9 +590,9 @@ fn stalled_bodies_give_way_to_others() {
             client.write_all(post(4 * MIB - 1).as_bytes()).await.expect("the server reads");
             settle().await;
             // The first one has stalled for longest.
-            local.clock.tick_at(u64::try_from(number).expect("a few") + 1);
+            local.timers.tick_at(u64::try_from(number).expect("a few") + 1);
         }
-        local.clock.tick_at(5000);
+        local.timers.tick_at(5000);
         honest[0].write_all(post(4 * MIB).as_bytes()).await.expect("the server reads");
         let answer = receive(&mut honest[0].reader).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -632,7 +632,7 @@ impl Stack {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (database, salt) = (directory.path().join("test.db"), directory.path().join("test.salt"));
-        let options = Options::alone(Box::new(|error| panic!("the store failed: {error}")));
+        let options = Options::standalone(Box::new(|error| panic!("the store failed: {error}")));
         let store = Arc::new(Store::open(&database, &salt, options).expect("new files"));
         let pool = Pool::start(PoolConfig { derive_threads: 2, read_threads: 2 }, 64, 4096);
         let keys = KeyCache::new();
@@ -761,7 +761,7 @@ fn a_stalled_answer_gives_way_to_another() {
     assert!(stack.send(create_large("large", LENGTH)).starts_with("201 "));
     // From now on it is in memory, so nothing below waits for another thread.
     assert!(stack.send(read("large", "one-user-key")).starts_with("200 "));
-    stack.local.clock.tick_at(0);
+    stack.local.timers.tick_at(0);
     let (mut servings, mut clients) = (Vec::new(), Vec::new());
     for _ in 0..4 {
         let (server, client) = pipe(64 * 1024);
@@ -773,7 +773,7 @@ fn a_stalled_answer_gives_way_to_another() {
         for (client, now_ms) in stalled.iter_mut().zip([1, 2]) {
             client.write_all(read("large", "one-user-key").as_bytes()).await.expect("the server reads");
             settle().await;
-            stack.local.clock.tick_at(now_ms);
+            stack.local.timers.tick_at(now_ms);
         }
         let answer_of = async |client: &mut End| {
             client.write_all(read("large", "one-user-key").as_bytes()).await.expect("the server reads");
@@ -781,13 +781,13 @@ fn a_stalled_answer_gives_way_to_another() {
             client.reader.read_to_string(&mut received).await.expect("a pipe has no faults");
             received
         };
-        stack.local.clock.tick_at(1000);
+        stack.local.timers.tick_at(1000);
         let refused = answer_of(&mut others[0]).await;
         assert!(
             refused.starts_with("HTTP/1.1 503 ") && refused.contains("\r\nretry-after: 1\r\n"),
             "{refused}"
         );
-        stack.local.clock.tick_at(2001);
+        stack.local.timers.tick_at(2001);
         let answer = answer_of(&mut others[1]).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.len() > LENGTH);
         // The first one has stalled for longest; what it had is gone, and it can tell by the length.
@@ -808,7 +808,7 @@ fn a_client_that_takes_nothing_does_not_keep_a_connection_from_closing() {
     let (server, client) = pipe(10_000);
     server.writer.never_close();
     let local = local();
-    local.clock.tick_at(0);
+    local.timers.tick_at(0);
     let is_over = Cell::new(false);
     let serving = async {
         serve(server, &application, &local, Client::default()).await;
@@ -819,10 +819,10 @@ fn a_client_that_takes_nothing_does_not_keep_a_connection_from_closing() {
         let last = "GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         writer.write_all(last.as_bytes()).await.expect("there is room");
         settle().await;
-        local.clock.tick_at(9_999);
+        local.timers.tick_at(9_999);
         settle().await;
         assert!(!is_over.get());
-        local.clock.tick_at(10_000);
+        local.timers.tick_at(10_000);
         settle().await;
         assert!(is_over.get());
     }));

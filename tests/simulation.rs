@@ -185,7 +185,7 @@ impl Node {
     }
 
     fn note(&self, note: PeerProgress) {
-        block_on(self.store().note(note).expect("room")).expect("answered").expect("noted");
+        block_on(self.store().record_progress(note).expect("room")).expect("answered").expect("noted");
     }
 }
 
@@ -383,7 +383,7 @@ impl Simulation {
                 node_bits: Some(4 * (u64::try_from(index).expect("few nodes") + 1)),
             },
             on_fatal: Box::new(|error| panic!("the writer gave up: {error}")),
-            on_outbox: Box::new(move |line| {
+            on_log_append: Box::new(move |line| {
                 grown.fetch_max(line, Ordering::SeqCst);
             }),
         };
@@ -473,7 +473,7 @@ impl Simulation {
         let store = node.store();
         let group = match store.cache().get(&id.key) {
             Some(group) => group,
-            None => store.group(&id.key).expect("readable").expect("few entries"),
+            None => store.key_entries(&id.key).expect("readable").expect("few entries"),
         };
         let write = match group.exact(id.environment.as_deref()).cloned() {
             None => {
@@ -486,7 +486,7 @@ impl Simulation {
                 Write::Update { seen, category: None, environment, ciphertext }
             }
         };
-        let before = store.outbox_range().expect("readable").1;
+        let before = store.log_range().expect("readable").1;
         let line = format!("{index} {write:?}");
         match block_on(store.write(write, OWNER).expect("room")).expect("answered") {
             Ok(_) | Err(WriteError::AlreadyExists) => {}
@@ -494,7 +494,7 @@ impl Simulation {
             Err(WriteError::Ahead { .. }) if self.skew == Skew::Large => {}
             Err(error) => panic!("what was just read has not changed: {error}"),
         }
-        for change in store.outbox(before).expect("readable").changes {
+        for change in store.log_changes(before).expect("readable").changes {
             let earlier = self.latest.get(&change.id);
             if earlier.is_none_or(|earlier| earlier.version < change.version) {
                 self.latest.insert(change.id.clone(), change);
@@ -515,7 +515,7 @@ impl Simulation {
         while self.nodes[index].peers[peer].under_way.is_none() {
             self.look_up_cursor(index, peer);
             let last = self.nodes[index].outbox_last.load(Ordering::SeqCst);
-            self.tell(index, peer, Event::OutboxGrew(last));
+            self.tell(index, peer, Event::LogGrew(last));
             match self.nodes[index].peers[peer].machine.next(self.now_ms) {
                 Action::Wait { until_ms } => {
                     assert!(until_ms > self.now_ms, "a wait until now is a busy loop");
@@ -539,7 +539,7 @@ impl Simulation {
         let machine = &self.nodes[index].peers[peer].machine;
         let Some(number) = machine.node().filter(|_| machine.needs_cursor()) else { return };
         let store = self.nodes[index].store();
-        let (first, last) = store.outbox_range().expect("readable");
+        let (first, last) = store.log_range().expect("readable");
         let acknowledged = store.acknowledged().expect("readable");
         let known = acknowledged.iter().find(|(node, _)| *node == number).map(|(_, line)| *line);
         let cursor = known.filter(|line| line + 1 >= first).unwrap_or(last);
@@ -588,7 +588,7 @@ impl Simulation {
             Action::Wait { .. } => unreachable!("handled by the caller"),
             Action::CheckHealth => (Request::Health, Pending::Health),
             Action::Push { after } => {
-                let page = store.outbox(after).expect("readable");
+                let page = store.log_changes(after).expect("readable");
                 let pushed = Pushed { sequence: page.sequence, more: page.more, has_refused: false };
                 if page.changes.is_empty() {
                     return self.tell(index, peer, Event::Pushed(Ok(pushed)));
@@ -644,7 +644,7 @@ impl Simulation {
             (Some(_), Request::Apply(changes)) => Ok(Reply::Applied { has_refused: node.apply(changes) }),
             (Some(store), Request::Digests(theirs)) => Ok(Reply::Digests(match theirs == digest_of(store) {
                 true => Vec::new(),
-                false => store.buckets().all().expect("a small store"),
+                false => store.digest_table().all().expect("a small store"),
             })),
             (Some(store), Request::Versions(buckets)) => {
                 Ok(Reply::Versions(store.versions(&buckets, VERSIONS_BYTES).expect("readable")))
@@ -670,7 +670,7 @@ impl Simulation {
             }
             (Pending::Send(count), Ok(Reply::Applied { .. })) => Event::Sent(Ok(count)),
             (Pending::Digests { begun }, Ok(Reply::Digests(theirs))) => {
-                let own = store.buckets().all().expect("a small store");
+                let own = store.digest_table().all().expect("a small store");
                 let pairs = own.iter().zip(&theirs).enumerate();
                 let differing = pairs.filter(|(_, (own, theirs))| own != theirs).map(|(bucket, _)| bucket);
                 Event::Digests(Ok(Comparison { buckets: differing.collect(), begun }))
@@ -703,12 +703,16 @@ impl Simulation {
                 assert_eq!(task.machine.outbox_length(), Some(0), "{index}>{peer}");
             }
             let store = node.store();
-            assert_eq!(store.buckets().root(), self.nodes[0].store().buckets().root(), "node {index}");
+            assert_eq!(
+                store.digest_table().root(),
+                self.nodes[0].store().digest_table().root(),
+                "node {index}"
+            );
             for known in store.versions(&all, usize::MAX).expect("readable").known {
                 let latest = &self.latest[&known.id];
                 // Deletions count for nothing in digests, so that a node which had the entry deleted may
                 // never hear that it was made and deleted again since.
-                let both_deleted = known.digest == Digest::default() && latest.content.is_none();
+                let both_deleted = known.digest == Digest::default() && latest.body.is_none();
                 let is_latest = known.version == latest.version;
                 assert!(is_latest || (both_deleted && known.version < latest.version), "{index} {known:?}");
             }
@@ -716,12 +720,12 @@ impl Simulation {
             assert!(page.next_after.is_none(), "one page shows all");
             let rows = page.rows.iter().map(|row| (row.entry_id(), row.ciphertext.clone()));
             let rows: BTreeMap<EntryId, Option<Ciphertext>> = rows.collect();
-            let live = self.latest.values().filter(|change| change.content.is_some());
+            let live = self.latest.values().filter(|change| change.body.is_some());
             assert_eq!(rows.len(), live.clone().count(), "node {index}: {:?}", rows.keys());
             for change in live {
                 let found = store.changes(std::slice::from_ref(&change.id)).expect("readable");
                 assert_eq!(found, std::slice::from_ref(change), "node {index}");
-                let sealed = change.content.as_ref().map(|content| content.ciphertext.clone());
+                let sealed = change.body.as_ref().map(|content| content.ciphertext.clone());
                 assert_eq!(rows[&change.id], sealed, "node {index}");
                 // What clients are answered from the cache is the same.
                 if let Some(group) = store.cache().get(&change.id.key) {
@@ -729,7 +733,7 @@ impl Simulation {
                     assert_eq!(cached.ciphertext, sealed, "node {index}");
                 }
             }
-            assert_eq!(store.buckets().entries_count(), rows.len() as u64, "node {index}");
+            assert_eq!(store.digest_table().entries_count(), rows.len() as u64, "node {index}");
         }
     }
 
@@ -784,7 +788,7 @@ fn a_seed_always_runs_the_same() {
             let mut simulation = Simulation::new(seed, root.path(), Skew::Small);
             simulation.run();
             let Simulation { latest, random, scheduled_count, busy_at_ms, .. } = simulation;
-            let sealed = |change: Change| change.content.map(|content| content.ciphertext);
+            let sealed = |change: Change| change.body.map(|content| content.ciphertext);
             let latest: Vec<_> = latest.into_iter().map(|(id, change)| (id, sealed(change))).collect();
             (random.0, scheduled_count, busy_at_ms, latest)
         };
@@ -839,5 +843,5 @@ fn simulate(skew: Skew, one_of: u64) -> u64 {
 
 /// Small stores are added up when they are opened.
 fn digest_of(store: &Store) -> Digest {
-    store.buckets().root().expect("a small store")
+    store.digest_table().root().expect("a small store")
 }

@@ -72,14 +72,14 @@ impl Connection {
     /// To a new server.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let options = Options::alone(Box::new(|error| panic!("the store gives up: {error}")));
+        let options = Options::standalone(Box::new(|error| panic!("the store gives up: {error}")));
         let (database, salt) = (directory.path().join("whole.db"), directory.path().join("whole.salt"));
         let store = Arc::new(Store::open(&database, &salt, options).expect("a new store"));
         let config = PoolConfig { derive_threads: 1, read_threads: 1 };
         let pool = Arc::new(Pool::start(config, 8, 8).expect("threads can be started"));
         let service = Arc::new(Service::new(store, KeyCache::new(), pool, None));
         let settings = Settings::default();
-        let (executors, answers) = (Arc::clone(&settings.executors), Arc::clone(&settings.answers));
+        let (executors, answers) = (Arc::clone(&settings.executors), Arc::clone(&settings.response_budget));
         let app = Rc::new(App::new(service, settings));
         let local = Rc::new(ExecutorContext::new(executors.add(), answers));
         let (wire, serving) = connect(&app, &local);

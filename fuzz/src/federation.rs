@@ -32,9 +32,9 @@ pub fn run(data: &[u8]) {
         let is_exact = page.rows.iter().all(is_exact);
         check(&message, is_exact, |(salt, page)| messages::encode_page(*salt, page), messages::decode_page);
     }
-    if let Ok(order) = messages::decode_order(data) {
+    if let Ok(order) = messages::decode_write(data) {
         assert_eq!(order.id.check(), Ok(()), "{order:?}");
-        check(&order, true, messages::encode_order, messages::decode_order);
+        check(&order, true, messages::encode_write, messages::decode_write);
     }
     if let Ok(outcome) = messages::decode_outcome(data) {
         let is_exact = match &outcome {

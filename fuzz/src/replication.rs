@@ -12,7 +12,7 @@ pub fn run(data: &[u8]) {
         let changes = &message.1;
         assert!(changes.len() <= CHANGES_PER_MESSAGE_MAX, "{} changes", changes.len());
         check_ids(changes.iter().map(|change| &change.id));
-        let contents = changes.iter().filter_map(|change| change.content.as_ref());
+        let contents = changes.iter().filter_map(|change| change.body.as_ref());
         assert!(contents.clone().all(|content| content.check().is_ok() && content.check_times().is_ok()));
         let times = contents.flat_map(|content| [content.created_at, content.updated_at]);
         let is_exact = are_past(times);

@@ -70,7 +70,7 @@ impl<N: Network> Context<N> {
         peer: &RefCell<PeerTask>,
         after: i64,
     ) -> Result<Pushed, PeerError> {
-        let page = self.service.outbox(after).await.map_err(store_error)?;
+        let page = self.service.log_changes(after).await.map_err(store_error)?;
         let has_refused = match page.changes.is_empty() {
             true => false,
             false => self.post_changes(transport, peer, &page.changes).await?,

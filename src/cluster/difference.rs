@@ -42,8 +42,10 @@ mod tests {
     }
 
     fn known(milliseconds: u64, digest: u128) -> VersionedDigest {
-        let version =
-            Version { stamp: HlcTimestamp::from_milliseconds(milliseconds), node: ReplicaId::default() };
+        let version = Version {
+            timestamp: HlcTimestamp::from_milliseconds(milliseconds),
+            replica: ReplicaId::default(),
+        };
         VersionedDigest { id: id("k"), version, digest: Digest(digest) }
     }
 

@@ -31,8 +31,8 @@ pub use peer::{
     Action, Comparison, Difference, Effect, Event, HEALTH_INTERVAL_MS, IdentityError, IncompatibleReason,
     NodeInfo, Peer, PeerError, Pushed, State,
 };
-pub use readiness::obstacle;
-pub use salt_agreement::{Candidate, Decision, PATIENCE_MS, decide};
+pub use readiness::readiness_blocker;
+pub use salt_agreement::{Candidate, Decision, SALT_TIMEOUT_MS, decide};
 pub use transport::Network;
 
 use self::remarks::{Remark, Remarks};
@@ -43,7 +43,7 @@ use crate::limits::TOMBSTONE_GRACE;
 use crate::model::{Digest, HlcTimestamp, ReplicaId, Timestamp};
 use crate::service::federation::ClusterTaskQueue;
 use crate::service::{ClusterView, Error, Member, NodeAuth, PeerId, Service};
-use crate::store::{PeerProgress, Yielded};
+use crate::store::{PeerProgress, ReplaceResult};
 
 /// Timeout of a request to a peer, except for a health check.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,9 +71,9 @@ struct Context<N> {
     /// Whether the node had never been in sync with a peer when it started.
     is_new: bool,
     /// Peers in the order of the configuration.
-    peers: RefCell<Vec<KnownPeer>>,
+    peers: RefCell<Vec<SharedPeerTask>>,
     /// Number of the current list of peers, incremented with each new list.
-    list_number: Cell<u64>,
+    list_generation: Cell<u64>,
     /// Number of the next [`PeerId`].
     next_id: Cell<u32>,
     sync_interval_ms: u64,
@@ -82,7 +82,7 @@ struct Context<N> {
 }
 
 /// Peer, shared by its task and by the list.
-type KnownPeer = Rc<RefCell<PeerTask>>;
+type SharedPeerTask = Rc<RefCell<PeerTask>>;
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Stream of peer lists, each of which replaces the previous one.
@@ -125,7 +125,7 @@ pub async fn run<N: Network>(
         auth,
         is_new,
         peers: RefCell::default(),
-        list_number: Cell::default(),
+        list_generation: Cell::default(),
         next_id: Cell::default(),
         sync_interval_ms: u64::try_from(config.sync_interval.as_millis()).unwrap_or(u64::MAX),
         remark_lifetime: config.sync_interval.saturating_mul(2).saturating_add(REQUEST_TIMEOUT),
@@ -160,19 +160,23 @@ impl<N: Network> Context<N> {
             let existing = previous.iter().find(|peer| peer.borrow().address == *address);
             existing.cloned().unwrap_or_else(|| self.add_peer(address, tasks))
         });
-        let list: Vec<KnownPeer> = list.collect();
+        let list: Vec<SharedPeerTask> = list.collect();
         let ids: Vec<PeerId> = list.iter().map(|peer| peer.borrow().id).collect();
         tasks.retain(|id, _| ids.contains(id));
         self.view.acknowledgements().keep(&ids);
         self.peers.replace(list);
-        self.list_number.set(self.list_number.get() + 1);
+        self.list_generation.set(self.list_generation.get() + 1);
         self.publish();
         if let Some(federation) = self.service.federation() {
             federation.peers_changed();
         }
     }
 
-    fn add_peer(self: &Rc<Self>, address: &PeerAddress, tasks: &mut BTreeMap<PeerId, Task>) -> KnownPeer {
+    fn add_peer(
+        self: &Rc<Self>,
+        address: &PeerAddress,
+        tasks: &mut BTreeMap<PeerId, Task>,
+    ) -> SharedPeerTask {
         let number = self.next_id.get();
         self.next_id.set(number.wrapping_add(1));
         let id = PeerId::new(number);
@@ -196,30 +200,30 @@ impl<N: Network> Context<N> {
     }
 
     /// Returns the peer, if it is still in the list.
-    fn peer(&self, id: PeerId) -> Option<KnownPeer> {
+    fn peer(&self, id: PeerId) -> Option<SharedPeerTask> {
         self.peers.borrow().iter().find(|peer| peer.borrow().id == id).cloned()
     }
 
     /// Performs the actions of one peer's state machine, one after the other.
-    async fn drive_peer(self: Rc<Self>, peer: KnownPeer) {
+    async fn drive_peer(self: Rc<Self>, peer: SharedPeerTask) {
         let address = peer.borrow().address.clone();
         let mut transport = Transport::new(address, Arc::clone(&self.auth), None);
         loop {
             self.load_cursor(&peer).await;
             let seen = self.view.outbox().value();
-            self.handle_event(&peer, Event::OutboxGrew(seen)).await;
+            self.handle_event(&peer, Event::LogGrew(seen)).await;
             let action = peer.borrow().machine.next(self.network.now_ms());
             let event = match action {
                 Action::Wait { until_ms } => {
                     self.wait(&peer, &mut transport, until_ms, seen).await;
                     continue;
                 }
-                Action::CheckHealth => Event::Health(transport.introduce(&*self.network).await),
+                Action::CheckHealth => Event::Health(transport.check_health(&*self.network).await),
                 Action::Push { after } => Event::Pushed(self.push(&mut transport, &peer, after).await),
                 Action::CompareDigests => {
                     let began = Instant::now();
                     let digests = self.compare_digests(&mut transport, &peer).await;
-                    self.view.note_comparison(began.elapsed());
+                    self.view.record_anti_entropy_round(began.elapsed());
                     Event::Digests(digests)
                 }
                 Action::CompareVersions(buckets) => {
@@ -228,7 +232,7 @@ impl<N: Network> Context<N> {
                 Action::Fetch(ids) => Event::Fetched(self.fetch(&mut transport, &peer, &ids).await),
                 Action::Send(ids) => Event::Sent(self.send(&mut transport, &peer, ids).await),
             };
-            if event.failure() == Some(PeerError::Malformed) {
+            if event.error() == Some(PeerError::Malformed) {
                 // The name may resolve to another host by now.
                 transport.close();
                 self.remark(&peer, Remark::Malformed);
@@ -251,7 +255,7 @@ impl<N: Network> Context<N> {
             }
             peer.waker = Some(cx.waker().clone());
             // Closes the connection when the peer does. May be polled again after that: no connection is kept then.
-            let _ = transport.poll_over(cx);
+            let _ = transport.poll_closed(cx);
             sleep.as_mut().poll(cx)
         })
         .await;
@@ -259,7 +263,7 @@ impl<N: Network> Context<N> {
 
     /// Passes an event to the state machine of a peer, and carries out the effects.
     async fn handle_event(&self, task: &RefCell<PeerTask>, event: Event) {
-        let own = self.introduction();
+        let own = self.own_info();
         if let Event::Health(Ok(node_info)) = &event {
             task.borrow_mut().node_info = Some(node_info.clone());
         }
@@ -294,13 +298,13 @@ impl<N: Network> Context<N> {
     }
 
     async fn persist(&self, progress: PeerProgress) {
-        if let Err(error) = self.service.note(progress).await {
+        if let Err(error) = self.service.persist_progress(progress).await {
             tracing::debug!(%error, "cannot persist peer progress; will retry");
         }
     }
 
     /// Describes this node, as its peers see it.
-    fn introduction(&self) -> NodeInfo {
+    fn own_info(&self) -> NodeInfo {
         let (salt, has_entries) = self.service.salt_in_use();
         NodeInfo {
             name: self.node_id.clone(),
@@ -322,7 +326,7 @@ impl<N: Network> Context<N> {
         let peers: Vec<Ref<'_, PeerTask>> = list.iter().map(|peer| peer.borrow()).collect();
         let votes: Vec<_> =
             peers.iter().map(|peer| (peer.machine.state(), peer.node_info.as_ref())).collect();
-        let blocking = obstacle(&self.introduction(), &votes);
+        let blocking = readiness_blocker(&self.own_info(), &votes);
         let members = peers.iter().enumerate().map(|(index, peer)| {
             let (state, incompatibility) = match peer.machine.state() {
                 State::Unknown => ("unknown", None),
@@ -342,7 +346,7 @@ impl<N: Network> Context<N> {
                 address: peer.address.to_string(),
                 node: peer.machine.node(),
                 state,
-                may_answer: peer.machine.may_answer(now_ms),
+                may_reply: peer.machine.may_reply(now_ms),
                 reason,
                 blocks_readiness: blocking == Some(index),
                 last_contact_ms: ago(peer.machine.last_contact_ms()),
@@ -366,7 +370,7 @@ impl<N: Network> Context<N> {
         };
         let Some(node) = node else { return };
         let cursor = async {
-            let (first, last) = self.service.outbox_range().await?;
+            let (first, last) = self.service.log_range().await?;
             let acknowledged = self.service.acknowledged(node).await?;
             // A new peer, and one whose changes were dropped from the log, gets what it lacks by anti-entropy.
             Ok::<i64, Error>(acknowledged.filter(|sequence| sequence + 1 >= first).unwrap_or(last))
@@ -389,11 +393,11 @@ impl<N: Network> Context<N> {
     async fn agree_on_salt(self: Rc<Self>) {
         let begun_ms = self.network.now_ms();
         loop {
-            self.view.salt().give_up(SALT_TIMEOUT);
-            self.view.joining().give_up(JOIN_TIMEOUT);
+            self.view.salt().expire(SALT_TIMEOUT);
+            self.view.joining().expire(JOIN_TIMEOUT);
             self.update_joining();
-            self.view.acknowledgements().give_up(ACKS_TIMEOUT);
-            let own = self.introduction();
+            self.view.acknowledgements().expire(ACKS_TIMEOUT);
+            let own = self.own_info();
             let candidates: Vec<Candidate> = self
                 .peers
                 .borrow()
@@ -404,25 +408,25 @@ impl<N: Network> Context<N> {
                     (
                         State::Incompatible(
                             IncompatibleReason::Identity(IdentityError::Unproven | IdentityError::OtherPort)
-                            | IncompatibleReason::Distrust(_),
+                            | IncompatibleReason::Tls(_),
                         ),
                         _,
-                    ) => Candidate::Silent,
-                    (State::Incompatible(IncompatibleReason::Identity(_)), _) => Candidate::Stranger,
+                    ) => Candidate::Unreachable,
+                    (State::Incompatible(IncompatibleReason::Identity(_)), _) => Candidate::Foreign,
                     (State::Healthy | State::Incompatible(_), Some(node_info)) => {
                         Candidate::Known(node_info.clone())
                     }
-                    _ => Candidate::Silent,
+                    _ => Candidate::Unreachable,
                 })
                 .collect();
             match decide(&own, &candidates, self.network.now_ms().saturating_sub(begun_ms)) {
                 Decision::Keep => self.view.salt().open(),
                 Decision::Wait => {}
-                Decision::Make => match self.service.make_salt().await {
+                Decision::Generate => match self.service.generate_salt().await {
                     Ok(()) => self.view.salt().open(),
                     Err(error) => tracing::error!(%error, "cannot generate a salt"),
                 },
-                Decision::Take(index) => self.adopt_salt(index).await,
+                Decision::Adopt(index) => self.adopt_salt(index).await,
             }
             self.network.sleep(SALT_INTERVAL).await;
         }
@@ -438,7 +442,7 @@ impl<N: Network> Context<N> {
         let peers = self.peers.borrow();
         let is_any_awaited =
             |timeout_ms| peers.iter().any(|peer| peer.borrow().machine.is_awaited(now_ms, timeout_ms));
-        if !self.is_new || !is_any_awaited(PATIENCE_MS) {
+        if !self.is_new || !is_any_awaited(SALT_TIMEOUT_MS) {
             self.view.set_joined();
         } else if is_any_awaited(CONTACT_TIMEOUT_MS) {
             // The gate may have been open: it closes again for a peer that replies only after the timeout.
@@ -458,13 +462,13 @@ impl<N: Network> Context<N> {
         let request =
             Request { method: Method::Get, target: "/cluster/salt", body: b"", timeout: HEALTH_TIMEOUT };
         match transport.call(&*self.network, &request).await {
-            Ok(salt) => match self.service.yield_salt_to(salt).await {
-                Ok(Yielded::Taken) => {
+            Ok(salt) => match self.service.replace_unused_salt(salt).await {
+                Ok(ReplaceResult::Replaced) => {
                     tracing::info!(%address, "adopted the salt of this peer");
                     self.view.salt().open();
                 }
-                Ok(Yielded::Kept) => {}
-                Ok(Yielded::Refused(problem)) => {
+                Ok(ReplaceResult::Kept) => {}
+                Ok(ReplaceResult::Refused(problem)) => {
                     tracing::error!(%address, %problem, "rejected the salt of this peer");
                     // Limits the rate of this message, which would otherwise be logged in each evaluation.
                     self.network.sleep(HEALTH_TIMEOUT).await;

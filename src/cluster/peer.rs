@@ -92,9 +92,9 @@ pub enum Action {
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The replication log has local changes up to this position.
-    OutboxGrew(i64),
+    LogGrew(i64),
     /// A peer request on behalf of a client got no reply.
-    Unanswered,
+    RequestUnanswered,
     /// Outcome of [`Action::CheckHealth`].
     Health(Result<NodeInfo, PeerError>),
     /// Outcome of [`Action::Push`].
@@ -111,9 +111,9 @@ pub enum Event {
 
 impl Event {
     /// Returns why an action failed, if it did.
-    pub fn failure(&self) -> Option<PeerError> {
+    pub fn error(&self) -> Option<PeerError> {
         match self {
-            Self::OutboxGrew(_) | Self::Unanswered => None,
+            Self::LogGrew(_) | Self::RequestUnanswered => None,
             Self::Health(result) => result.as_ref().err().copied(),
             Self::Pushed(result) => result.as_ref().err().copied(),
             Self::Digests(result) => result.as_ref().err().copied(),
@@ -249,7 +249,7 @@ impl Peer {
 
     /// Returns whether a request to the peer may succeed: not if it is known to be down, or incompatible. A peer
     /// that may be just starting, too, counts as reachable.
-    pub fn may_answer(&self, now_ms: u64) -> bool {
+    pub fn may_reply(&self, now_ms: u64) -> bool {
         match self.state {
             State::Healthy => true,
             State::Unknown => !self.has_failed || self.is_starting(now_ms),
@@ -301,7 +301,7 @@ impl Peer {
             | State::Down
             | State::Incompatible(
                 IncompatibleReason::Identity(IdentityError::Unproven | IdentityError::OtherPort)
-                | IncompatibleReason::Distrust(_),
+                | IncompatibleReason::Tls(_),
             ) => now_ms < self.started_ms + contact_timeout_ms,
             // There is no replication, so this node does not get its entries.
             State::Incompatible(_) => false,
@@ -351,13 +351,13 @@ impl Peer {
         let mut effects = Vec::new();
         let before = self.state.clone();
         match event {
-            Event::OutboxGrew(last) if last > self.outbox_last => {
+            Event::LogGrew(last) if last > self.outbox_last => {
                 self.outbox_last = last;
                 self.lag.grew(now_ms, last);
             }
-            Event::OutboxGrew(_) => {}
-            Event::Unanswered if self.may_answer(now_ms) => self.health_due_ms = now_ms,
-            Event::Unanswered => {}
+            Event::LogGrew(_) => {}
+            Event::RequestUnanswered if self.may_reply(now_ms) => self.health_due_ms = now_ms,
+            Event::RequestUnanswered => {}
             Event::Health(Ok(theirs)) => self.health_succeeded(now_ms, &theirs, own),
             Event::Health(Err(error)) => self.health_failed(now_ms, error),
             Event::Pushed(Ok(pushed)) => {
@@ -426,11 +426,11 @@ impl Peer {
             return;
         }
         let tolerance_ms = CLOCKS_DIFFER_MS_MAX + 2 * self.sync_interval_ms;
-        if own.horizon.is_beyond(&theirs.horizon, tolerance_ms) {
+        if own.horizon.has_outrun(&theirs.horizon, tolerance_ms) {
             self.state = State::Incompatible(IncompatibleReason::Outdated);
             return;
         }
-        if theirs.horizon.is_beyond(&own.horizon, tolerance_ms) {
+        if theirs.horizon.has_outrun(&own.horizon, tolerance_ms) {
             self.state = State::Incompatible(IncompatibleReason::OutdatedHere);
             return;
         }
@@ -472,7 +472,7 @@ impl Peer {
         self.health_due_ms = now_ms + interval_ms;
         self.state = match error {
             PeerError::Identity(error) => State::Incompatible(IncompatibleReason::Identity(error)),
-            PeerError::Distrust(error) => State::Incompatible(IncompatibleReason::Distrust(error)),
+            PeerError::Distrust(error) => State::Incompatible(IncompatibleReason::Tls(error)),
             _ if self.state == State::Unknown => State::Unknown,
             _ => State::Down,
         };

@@ -17,9 +17,9 @@ use futures_util::stream::FuturesUnordered;
 use super::peer::{Event, PeerError};
 use super::remarks::Remark;
 use super::transport::{Request, Transport};
-use super::{Context, KnownPeer, Network, PeerTask};
+use super::{Context, Network, PeerTask, SharedPeerTask};
 use crate::http1::Method;
-use crate::limits::QUESTIONS_COUNT_MAX_PER_PEER;
+use crate::limits::PEER_REQUESTS_COUNT_MAX_PER_PEER;
 use crate::service::PeerId;
 use crate::service::federation::{ClusterTask, ClusterTaskQueue, PeerRequest};
 
@@ -75,7 +75,7 @@ pub(super) async fn run<N: Network>(context: Rc<Context<N>>, mut queue: ClusterT
                 let Some(peer) = context.peer(request.peer) else { continue };
                 let mut by_peer = connections.borrow_mut();
                 let of_peer = by_peer.entry(request.peer).or_default();
-                if of_peer.busy_count >= QUESTIONS_COUNT_MAX_PER_PEER {
+                if of_peer.busy_count >= PEER_REQUESTS_COUNT_MAX_PER_PEER {
                     of_peer.waiting.push_back(request);
                     continue;
                 }
@@ -114,7 +114,7 @@ async fn next_task<N: Network>(
     running: &mut Running,
 ) -> Option<ClusterTask> {
     poll_fn(|cx| {
-        let list_number = context.list_number.get();
+        let list_number = context.list_generation.get();
         if std::mem::replace(&mut running.list_number, list_number) != list_number {
             running.workers.retain(|id, _| context.peer(*id).is_some());
             connections.borrow_mut().retain(|id, _| context.peer(*id).is_some());
@@ -132,7 +132,7 @@ async fn next_task<N: Network>(
 async fn run_worker<N: Network>(
     context: Rc<Context<N>>,
     connections: ConnectionsByPeer,
-    peer: KnownPeer,
+    peer: SharedPeerTask,
     first: PeerRequest,
 ) {
     let id = first.peer;
@@ -164,7 +164,7 @@ async fn next_of_idle<N: Network>(
     poll_fn(|cx| match Pin::new(&mut idle).poll(cx) {
         Poll::Ready(request) => Poll::Ready(request.ok()),
         Poll::Pending if !transport.is_kept() => Poll::Ready(None),
-        Poll::Pending => transport.poll_over(cx).map(|()| None),
+        Poll::Pending => transport.poll_closed(cx).map(|()| None),
     })
     .await
 }
@@ -218,9 +218,9 @@ impl<N: Network> Context<N> {
     /// Reports an unanswered request to the state machine of the peer, so that later requests do not wait for an
     /// unreachable peer, too.
     fn report_unanswered(&self, peer: &RefCell<PeerTask>) {
-        let own = self.introduction();
+        let own = self.own_info();
         let mut peer = peer.borrow_mut();
-        peer.machine.step(self.network.now_ms(), Event::Unanswered, &own);
+        peer.machine.step(self.network.now_ms(), Event::RequestUnanswered, &own);
         if let Some(waker) = peer.waker.take() {
             waker.wake();
         }

@@ -6,7 +6,7 @@
 use super::peer::{IncompatibleReason, NodeInfo, State};
 
 /// Returns the index of a peer that makes this node unready, if there is one.
-pub fn obstacle(own: &NodeInfo, peers: &[(&State, Option<&NodeInfo>)]) -> Option<usize> {
+pub fn readiness_blocker(own: &NodeInfo, peers: &[(&State, Option<&NodeInfo>)]) -> Option<usize> {
     // A peer that fails to prove its identity has no vote, whatever it reported before.
     let reached = || {
         peers.iter().enumerate().filter_map(|(index, (state, node_info))| match state {
@@ -21,7 +21,7 @@ pub fn obstacle(own: &NodeInfo, peers: &[(&State, Option<&NodeInfo>)]) -> Option
             State::Unknown
             | State::Down
             | State::Myself
-            | State::Incompatible(IncompatibleReason::Identity(_) | IncompatibleReason::Distrust(_)) => None,
+            | State::Incompatible(IncompatibleReason::Identity(_) | IncompatibleReason::Tls(_)) => None,
         })
     };
     let count_with = |salt: Option<u64>| reached().filter(|(.., peer)| peer.salt == salt).count();
@@ -60,7 +60,7 @@ mod tests {
             })
             .collect();
         let peers: Vec<_> = peers.iter().map(|(state, node)| (state, Some(node))).collect();
-        assert_eq!(obstacle(&node(5, 7), &peers), expected, "{peers:?}");
+        assert_eq!(readiness_blocker(&node(5, 7), &peers), expected, "{peers:?}");
     }
 
     #[test]
@@ -101,7 +101,7 @@ mod tests {
             IncompatibleReason::Identity(IdentityError::ApiKey),
             IncompatibleReason::Identity(IdentityError::SecretRefused),
             IncompatibleReason::Identity(IdentityError::Unproven),
-            IncompatibleReason::Distrust(PeerTlsError::Expired),
+            IncompatibleReason::Tls(PeerTlsError::Expired),
             IncompatibleReason::ModeDiffers,
         ] {
             check(&[(State::Incompatible(reason), 8), (State::Incompatible(reason), 8)], None);

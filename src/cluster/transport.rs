@@ -21,7 +21,7 @@ use crate::service::exchange::{
 };
 use crate::service::node_auth::{
     AUTH_HEADER, Barrier, CHALLENGE_HEADER, Challenge, IDENTITY_HEADERS, NodeCredentials, PROOF_HEADER,
-    SharedKey, TOKEN_HEADER, signed_answer,
+    SharedKey, TOKEN_HEADER, signed_response,
 };
 use crate::tls::PeerTlsError;
 
@@ -126,7 +126,7 @@ impl<N: Network> Transport<N> {
     }
 
     /// Performs a health check: requests the peer's description of itself.
-    pub(super) async fn introduce(&mut self, network: &N) -> Result<NodeInfo, PeerError> {
+    pub(super) async fn check_health(&mut self, network: &N) -> Result<NodeInfo, PeerError> {
         let exchange = async {
             let mut usable = None;
             if let Some(mut connection) = self.take_kept(network)
@@ -147,7 +147,7 @@ impl<N: Network> Transport<N> {
     /// Resolves when the peer has closed the kept connection, and drops it: a peer that stops waits for that. A peer
     /// that sends data without a request violates the protocol, and its connection is dropped, too. Pending while no
     /// connection is kept.
-    pub(super) fn poll_over(&mut self, context: &mut std::task::Context<'_>) -> Poll<()> {
+    pub(super) fn poll_closed(&mut self, context: &mut std::task::Context<'_>) -> Poll<()> {
         let Some(connection) = &mut self.kept else { return Poll::Pending };
         let over = Pin::new(&mut connection.wire.stream).poll_read(context, &mut [0; 1]).map(|_| ());
         if over.is_ready() {
@@ -293,7 +293,7 @@ impl Response {
 
     /// Returns whether the response has a valid proof, a MAC under a shared key.
     fn is_proven(&self, credentials: &NodeCredentials, client: Challenge, server: Challenge) -> bool {
-        let signed = signed_answer(|name| self.header(name), &self.body);
+        let signed = signed_response(|name| self.header(name), &self.body);
         let proof = self.header(PROOF_HEADER);
         proof.is_some_and(|proof| credentials.verify(proof.as_bytes(), client, server, &signed))
     }
@@ -310,7 +310,7 @@ impl Response {
             is_federated: self.header(MODE_HEADER) == Some(FEDERATED),
             salt: hexadecimal(SALT_HEADER),
             has_entries: self.header(ENTRIES_HEADER) == Some("true"),
-            horizon: self.header(HORIZON_HEADER).and_then(decode_horizon)?.at_most(latest),
+            horizon: self.header(HORIZON_HEADER).and_then(decode_horizon)?.clamped_to(latest),
         })
     }
 }

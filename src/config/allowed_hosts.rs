@@ -144,7 +144,7 @@ pub(super) fn read(variables: &mut Variables<'_>, config: &Config) -> Option<All
     for part in &parts {
         match parse(part) {
             Some(host) => hosts.push(host),
-            None => variables.fault(
+            None => variables.add_error(
                 "OSC_ALLOWED_HOSTS",
                 format!(
                     "{} is not a host (allowed: * or a list like conf.example.org,*.example.org,10.0.0.7:9000)",

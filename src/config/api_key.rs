@@ -20,7 +20,7 @@ const BYTES_WITHOUT_WARNING: usize = 16;
 /// is required.
 pub(super) fn read(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>) -> Vec<ApiKey> {
     let is_required = variables.switch("OSC_API_KEY_REQUIRED");
-    let errors_before = variables.faults.len();
+    let errors_before = variables.errors.len();
     let text = variables.secret("OSC_API_KEY");
     let file = variables.text("OSC_API_KEY_FILE");
     if !is_required {
@@ -31,7 +31,7 @@ pub(super) fn read(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>) -
     }
     let mut keys = Vec::new();
     match text.as_deref().map(|text| (text, problem(text))) {
-        Some((_, Some(problem))) => variables.fault("OSC_API_KEY", problem),
+        Some((_, Some(problem))) => variables.add_error("OSC_API_KEY", problem),
         Some((text, None)) => {
             if is_short(text) {
                 warnings.push(Warning::ApiKeyShort("OSC_API_KEY"));
@@ -48,11 +48,11 @@ pub(super) fn read(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>) -
                 }
                 keys.extend(more.iter().map(|text| ApiKey::new(text)));
             }
-            Err(problem) => variables.fault("OSC_API_KEY_FILE", format!("{} {problem}", shown(path))),
+            Err(problem) => variables.add_error("OSC_API_KEY_FILE", format!("{} {problem}", shown(path))),
         }
     }
-    if keys.is_empty() && variables.faults.len() == errors_before {
-        variables.fault("OSC_API_KEY", "is empty, but OSC_API_KEY_REQUIRED is true");
+    if keys.is_empty() && variables.errors.len() == errors_before {
+        variables.add_error("OSC_API_KEY", "is empty, but OSC_API_KEY_REQUIRED is true");
     }
     keys
 }

@@ -103,7 +103,7 @@ pub(super) fn read(variables: &mut Variables<'_>) -> ClientLimits {
     let proxies = proxies(variables);
     let has_proxy_protocol = variables.switch("OSC_PROXY_PROTOCOL");
     if has_proxy_protocol && proxies.is_empty() {
-        variables.fault(
+        variables.add_error(
             "OSC_TRUSTED_PROXIES",
             "is empty, but OSC_PROXY_PROTOCOL is true: list the addresses or networks of the proxies",
         );
@@ -124,7 +124,7 @@ fn proxies(variables: &mut Variables<'_>) -> Proxies {
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         match part.parse().or_else(|_| part.parse::<IpAddr>().map(IpNet::from)) {
             Ok(network) => networks.push(canonical(network)),
-            Err(_) => variables.fault(
+            Err(_) => variables.add_error(
                 "OSC_TRUSTED_PROXIES",
                 format!(
                     "{} is neither an address nor a network (allowed: a list like 10.0.0.7,192.168.0.0/16)",

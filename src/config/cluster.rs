@@ -153,7 +153,7 @@ pub(super) fn read(
     if federation.is_some() && write_acks != WriteAcks::Local {
         let message =
             format!("\"{write_acks}\" needs OSC_CLUSTER_MODE=replica (allowed in federated mode: local)");
-        variables.fault("OSC_CLUSTER_WRITE_ACKS", message);
+        variables.add_error("OSC_CLUSTER_WRITE_ACKS", message);
     }
     Some(ClusterConfig {
         peers: peers(variables, has_tls),
@@ -167,7 +167,7 @@ pub(super) fn read(
 
 fn listener(variables: &mut Variables<'_>, text: &str, resolve: Resolve<'_>) -> Option<Host> {
     Host::parse_with_port(text, resolve)
-        .map_err(|error| variables.host_fault("OSC_CLUSTER_LISTEN", text, &error))
+        .map_err(|error| variables.add_host_error("OSC_CLUSTER_LISTEN", text, &error))
         .ok()
 }
 
@@ -190,13 +190,14 @@ fn peers(variables: &mut Variables<'_>, has_tls: bool) -> Vec<PeerAddress> {
             Some(peer) => peers.push(peer),
             None => {
                 let allowed = "allowed: host:port, [v6]:port, http://host:port, https://host:port";
-                variables.fault("OSC_CLUSTER_NODES", format!("{} is not a peer ({allowed})", shown(item)));
+                variables
+                    .add_error("OSC_CLUSTER_NODES", format!("{} is not a peer ({allowed})", shown(item)));
             }
         }
     }
     if peers.len() > PEERS_COUNT_MAX {
         let message = format!("lists {} peers (allowed: at most {PEERS_COUNT_MAX})", peers.len());
-        variables.fault("OSC_CLUSTER_NODES", message);
+        variables.add_error("OSC_CLUSTER_NODES", message);
     }
     peers
 }

@@ -20,7 +20,7 @@ pub(super) fn read(
     is_clustered: bool,
     has_api_key: bool,
 ) -> Vec<ClusterSecret> {
-    let errors_before = variables.faults.len();
+    let errors_before = variables.errors.len();
     let text = variables.secret("OSC_CLUSTER_SECRET");
     let file = variables.text("OSC_CLUSTER_SECRET_FILE");
     if !is_clustered {
@@ -31,7 +31,7 @@ pub(super) fn read(
     }
     let mut secrets = Vec::new();
     match text.as_deref().map(|text| (text, problem(text))) {
-        Some((_, Some(problem))) => variables.fault("OSC_CLUSTER_SECRET", problem),
+        Some((_, Some(problem))) => variables.add_error("OSC_CLUSTER_SECRET", problem),
         Some((text, None)) => secrets.push(ClusterSecret::new(text)),
         None => {}
     }
@@ -39,11 +39,11 @@ pub(super) fn read(
         match secret_file::read(Path::new(path), "secret", problem) {
             Ok(more) => secrets.extend(more.iter().map(|text| ClusterSecret::new(text))),
             Err(problem) => {
-                variables.fault("OSC_CLUSTER_SECRET_FILE", format!("{} {problem}", shown(path)));
+                variables.add_error("OSC_CLUSTER_SECRET_FILE", format!("{} {problem}", shown(path)));
             }
         }
     }
-    if secrets.is_empty() && variables.faults.len() == errors_before {
+    if secrets.is_empty() && variables.errors.len() == errors_before {
         warnings.push(if has_api_key { Warning::ClusterByApiKey } else { Warning::ClusterOpen });
     }
     secrets

@@ -22,7 +22,7 @@ pub(super) fn is_quoted(text: &str) -> bool {
 
 /// Returns warnings about data files that will be created although the default ones exist: a settings file now applies
 /// that was ignored before, or a path is misspelt.
-pub(super) fn elsewhere<'a>(
+pub(super) fn unused_default_files<'a>(
     variables: &'a Variables<'_>,
     config: &'a Config,
 ) -> impl Iterator<Item = Warning> + 'a {
@@ -33,7 +33,7 @@ pub(super) fn elsewhere<'a>(
     let is_unused = |path: &Path, name: &str| Path::new(name).is_file() && !path.exists();
     files.into_iter().filter(move |(_, path, name)| is_unused(path, name)).map(|(setting, path, present)| {
         let origin = if variables.is_from_file(setting) { " (from the settings file)" } else { "" };
-        Warning::Elsewhere { setting, origin, path: path.display().to_string(), present }
+        Warning::DefaultFileUnused { setting, origin, path: path.display().to_string(), present }
     })
 }
 

@@ -10,12 +10,12 @@ pub struct SettingError {
     /// The value, unless it is secret, the problem, and the allowed values.
     pub message: String,
     /// Whether the error may be transient, such as a name server that is unreachable at boot.
-    pub is_passing: bool,
+    pub is_transient: bool,
 }
 
 impl SettingError {
     pub(super) fn new(variable: &'static str, message: impl Into<String>) -> Self {
-        Self { variable, message: message.into(), is_passing: false }
+        Self { variable, message: message.into(), is_transient: false }
     }
 }
 
@@ -45,8 +45,8 @@ impl SettingErrors {
     }
 
     /// Returns whether a supervisor should retry with the same settings.
-    pub fn are_passing(&self) -> bool {
-        self.0.iter().all(|error| error.is_passing)
+    pub fn are_transient(&self) -> bool {
+        self.0.iter().all(|error| error.is_transient)
     }
 
     /// Returns the errors, in the order in which `.env.example` lists the settings.
@@ -80,7 +80,7 @@ impl std::error::Error for SettingErrors {}
 pub enum Warning {
     /// Other machines can reach the server, which requires no API key.
     #[error("OSC_HOST: listening on non-loopback address {0} without requiring an API key")]
-    OpenToOthers(String),
+    UnauthenticatedListener(String),
     /// An API key or a related setting is set, but no API key is required.
     #[error("{0}: set but not used, because OSC_API_KEY_REQUIRED is not true")]
     ApiKeyUnused(&'static str),
@@ -123,7 +123,7 @@ pub enum Warning {
     #[error(
         "{setting}{origin}: a new file will be created at {path}; {present} in the working directory is not used"
     )]
-    Elsewhere {
+    DefaultFileUnused {
         /// Name of the setting.
         setting: &'static str,
         /// Source of its value, if it is not the environment.

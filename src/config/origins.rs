@@ -41,7 +41,7 @@ pub(super) fn read(variables: &mut Variables<'_>) -> Option<Origins> {
     }
     for origin in &origins {
         if !is_origin(origin) {
-            variables.fault(
+            variables.add_error(
                 "CORS_ORIGINS",
                 format!(
                     "{} is not an origin (allowed: * or a list like https://admin.example.org)",

@@ -89,7 +89,7 @@ pub(super) fn read(
     };
     let mut variables = Variables::new(environment, file.values);
     for line in file.unread_lines {
-        variables.fault(".env", format!("the statement that starts in line {line} cannot be parsed"));
+        variables.add_error(".env", format!("the statement that starts in line {line} cannot be parsed"));
     }
 
     let port = port(&mut variables);
@@ -132,20 +132,20 @@ pub(super) fn read(
     }
 
     if config.api_keys.is_empty() && !config.host.is_loopback() {
-        warnings.push(Warning::OpenToOthers(config.host.to_string()));
+        warnings.push(Warning::UnauthenticatedListener(config.host.to_string()));
     }
     warnings.extend(effect::quoted(&variables));
     warnings.extend(effect::unused(&variables, &config));
-    warnings.extend(effect::elsewhere(&variables, &config));
+    warnings.extend(effect::unused_default_files(&variables, &config));
     warnings.extend(unknown(&variables));
-    if variables.faults.is_empty() { Ok((config, warnings)) } else { Err(in_order(variables.faults)) }
+    if variables.errors.is_empty() { Ok((config, warnings)) } else { Err(in_order(variables.errors)) }
 }
 
 fn host(variables: &mut Variables<'_>, port: u16, resolve: Resolve<'_>) -> Host {
     let text = variables.word("OSC_HOST");
     let text = text.as_deref().unwrap_or("127.0.0.1");
     Host::parse(text, port, resolve).unwrap_or_else(|error| {
-        variables.host_fault("OSC_HOST", text, &error);
+        variables.add_host_error("OSC_HOST", text, &error);
         Host::loopback(port)
     })
 }
@@ -161,7 +161,8 @@ fn port(variables: &mut Variables<'_>) -> u16 {
     } else {
         ""
     };
-    variables.fault("OSC_HOST_PORT", format!("{} is not a port (allowed: 1 to 65535){hint}", shown(&word)));
+    variables
+        .add_error("OSC_HOST_PORT", format!("{} is not a port (allowed: 1 to 65535){hint}", shown(&word)));
     PORT_DEFAULT
 }
 
@@ -171,7 +172,7 @@ fn admin(variables: &mut Variables<'_>, resolve: Resolve<'_>) -> Option<Host> {
         Some(port) => Host::parse_with_port(&format!("127.0.0.1:{port}"), resolve),
         None => Host::parse_with_port(&word, resolve),
     };
-    parsed.map_err(|error| variables.host_fault("OSC_ADMIN_LISTEN", &word, &error)).ok()
+    parsed.map_err(|error| variables.add_host_error("OSC_ADMIN_LISTEN", &word, &error)).ok()
 }
 
 /// Reads the admin listener and no other setting.
@@ -182,7 +183,7 @@ pub(super) fn read_admin(
     let file = dotenv.map(|bytes| dotenv::parse(bytes, environment)).transpose()?.unwrap_or_default();
     let mut variables = Variables::new(environment, file.values);
     let host = admin(&mut variables, &super::host::resolve);
-    if variables.faults.is_empty() { Ok(host) } else { Err(SettingErrors::new(variables.faults)) }
+    if variables.errors.is_empty() { Ok(host) } else { Err(SettingErrors::new(variables.errors)) }
 }
 
 fn workers(variables: &mut Variables<'_>) -> Option<NonZeroUsize> {
@@ -202,7 +203,7 @@ fn accepted_salt(variables: &mut Variables<'_>) -> Option<[u8; 32]> {
     let digest = sha256_of(&word);
     if digest.is_none() {
         let message = "is not a SHA-256 digest (allowed: 64 hexadecimal digits, as sha256sum prints them)";
-        variables.fault("OSC_ACCEPT_SALT", message);
+        variables.add_error("OSC_ACCEPT_SALT", message);
     }
     digest
 }
@@ -224,7 +225,7 @@ fn node_id(variables: &mut Variables<'_>, port: u16) -> String {
     let node_id = variables.word("OSC_CLUSTER_NODE_ID").unwrap_or_else(|| format!("node-{port}"));
     if node_id.chars().count() > NODE_ID_CHARS_MAX {
         let message = format!("{} is too long (allowed: {NODE_ID_CHARS_MAX} characters)", shown(&node_id));
-        variables.fault("OSC_CLUSTER_NODE_ID", message);
+        variables.add_error("OSC_CLUSTER_NODE_ID", message);
     }
     node_id
 }
@@ -235,7 +236,7 @@ fn path(variables: &mut Variables<'_>, variable: &'static str, default: &str) ->
     let is_special = text.starts_with(':') || text.starts_with("file:");
     let path = PathBuf::from(&text);
     if is_special || path.file_name().is_none() || text.ends_with('/') || text.trim().is_empty() {
-        variables.fault(variable, format!("{} is not a file path", shown(&text)));
+        variables.add_error(variable, format!("{} is not a file path", shown(&text)));
     }
     path
 }
@@ -246,7 +247,7 @@ fn check_paths_differ(variables: &mut Variables<'_>, config: &Config) {
             "{} is the same file as OSC_DATABASE_PATH",
             shown(&config.salt_file_path.to_string_lossy())
         );
-        variables.fault("OSC_SALT_FILE_PATH", message);
+        variables.add_error("OSC_SALT_FILE_PATH", message);
     }
 }
 
@@ -258,13 +259,13 @@ fn check_listeners_differ(variables: &mut Variables<'_>, config: &Config) {
         {
             if other.is_some_and(|other| admin.overlaps(other)) {
                 let message = format!("{} overlaps with {settings}", shown(&admin.to_string()));
-                variables.fault("OSC_ADMIN_LISTEN", message);
+                variables.add_error("OSC_ADMIN_LISTEN", message);
             }
         }
     }
     if let Some(listen) = listen.filter(|listen| listen.overlaps(&config.host)) {
         let message = format!("{} overlaps with OSC_HOST and OSC_HOST_PORT", shown(&listen.to_string()));
-        variables.fault("OSC_CLUSTER_LISTEN", message);
+        variables.add_error("OSC_CLUSTER_LISTEN", message);
     }
 }
 

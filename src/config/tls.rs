@@ -38,14 +38,14 @@ pub(super) fn read(
     });
     loaded.unwrap_or_else(|errors| {
         for error in errors.0 {
-            variables.fault(error.role.variable(), error.to_string());
+            variables.add_error(error.role.variable(), error.to_string());
         }
         Certificates::none()
     })
 }
 
 fn own(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>, is_enabled: bool) -> Option<Own> {
-    let errors_before = variables.faults.len();
+    let errors_before = variables.errors.len();
     let [certificate, key] = [CERTIFICATE, KEY].map(|variable| variables.text(variable).map(PathBuf::from));
     let password = variables.secret(PASSWORD).map(Password::new);
     if !is_enabled {
@@ -54,10 +54,10 @@ fn own(variables: &mut Variables<'_>, warnings: &mut Vec<Warning>, is_enabled: b
         }
         return None;
     }
-    if variables.faults.len() == errors_before {
+    if variables.errors.len() == errors_before {
         for (variable, path) in [(CERTIFICATE, &certificate), (KEY, &key)] {
             if path.is_none() {
-                variables.fault(variable, "is empty, but OSC_HTTPS_ENABLED is true");
+                variables.add_error(variable, "is empty, but OSC_HTTPS_ENABLED is true");
             }
         }
     }

@@ -15,7 +15,7 @@ const SHOWN_CHARS_MAX: usize = 80;
 pub(super) struct Variables<'a> {
     environment: &'a BTreeMap<String, OsString>,
     dotenv: BTreeMap<String, OsString>,
-    pub(super) faults: Vec<SettingError>,
+    pub(super) errors: Vec<SettingError>,
 }
 
 impl<'a> Variables<'a> {
@@ -23,7 +23,7 @@ impl<'a> Variables<'a> {
         environment: &'a BTreeMap<String, OsString>,
         dotenv: BTreeMap<String, OsString>,
     ) -> Self {
-        Self { environment, dotenv, faults: Vec::new() }
+        Self { environment, dotenv, errors: Vec::new() }
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &OsStr)> {
@@ -50,14 +50,14 @@ impl<'a> Variables<'a> {
         self.is_in_file(variable) && !self.environment.contains_key(variable)
     }
 
-    pub(super) fn fault(&mut self, variable: &'static str, message: impl Into<String>) {
-        self.faults.push(SettingError::new(variable, message));
+    pub(super) fn add_error(&mut self, variable: &'static str, message: impl Into<String>) {
+        self.errors.push(SettingError::new(variable, message));
     }
 
-    pub(super) fn host_fault(&mut self, variable: &'static str, text: &str, error: &HostError) {
+    pub(super) fn add_host_error(&mut self, variable: &'static str, text: &str, error: &HostError) {
         let is_passing = matches!(error, HostError::Unresolved(_));
-        self.faults.push(SettingError {
-            is_passing,
+        self.errors.push(SettingError {
+            is_transient: is_passing,
             ..SettingError::new(variable, format!("{} {error}", shown(text)))
         });
     }
@@ -70,7 +70,7 @@ impl<'a> Variables<'a> {
             Some("") => None,
             Some(text) => Some(text.to_owned()),
             None => {
-                self.fault(variable, "is not UTF-8");
+                self.add_error(variable, "is not UTF-8");
                 None
             }
         }
@@ -80,7 +80,7 @@ impl<'a> Variables<'a> {
     pub(super) fn text(&mut self, variable: &'static str) -> Option<String> {
         let text = self.secret(variable)?;
         if text.contains(char::is_control) {
-            self.fault(variable, format!("{} contains a control character", shown(&text)));
+            self.add_error(variable, format!("{} contains a control character", shown(&text)));
             return None;
         }
         Some(text)
@@ -107,7 +107,7 @@ impl<'a> Variables<'a> {
         let number = integer(&word).filter(|number| range.contains(number));
         if number.is_none() {
             let (min, max) = (range.start(), range.end());
-            self.fault(variable, format!("{} is not {what} (allowed: {min} to {max})", shown(&word)));
+            self.add_error(variable, format!("{} is not {what} (allowed: {min} to {max})", shown(&word)));
         }
         number
     }
@@ -118,7 +118,7 @@ impl<'a> Variables<'a> {
         let chosen = choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(&word));
         if chosen.is_none() {
             let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-            self.fault(variable, format!("{} is unknown (allowed: {})", shown(&word), names.join(", ")));
+            self.add_error(variable, format!("{} is unknown (allowed: {})", shown(&word), names.join(", ")));
         }
         chosen.map(|(_, choice)| *choice)
     }
@@ -131,14 +131,14 @@ impl<'a> Variables<'a> {
             "false" | "0" | "no" | "off" => {}
             // Refused, because either interpretation may be wrong: the Python server reads them as false, but the
             // operator probably meant true.
-            "1" | "yes" | "on" => self.fault(
+            "1" | "yes" | "on" => self.add_error(
                 variable,
                 format!(
                     "{} is ambiguous: the Python server reads it as false (allowed: true, false, 0, no, off)",
                     shown(&word)
                 ),
             ),
-            _ => self.fault(
+            _ => self.add_error(
                 variable,
                 format!("{} is not a boolean (allowed: true, false, 0, no, off)", shown(&word)),
             ),

@@ -15,12 +15,12 @@ use std::task::{Context, Poll, Waker};
 pub(super) type Delivery = Box<dyn FnOnce() + Send>;
 
 thread_local! {
-    static CURRENT: RefCell<Option<Arc<Shared>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Arc<QueueState>>> = const { RefCell::new(None) };
 }
 
 /// Completion queue of the thread that has opened it, for the jobs that it submits to the pool from then on. When the
 /// queue is dropped, the results in it are delivered; later ones are delivered directly to the waiting tasks.
-pub struct CompletionQueue(Arc<Shared>);
+pub struct CompletionQueue(Arc<QueueState>);
 
 impl fmt::Debug for CompletionQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,7 +29,7 @@ impl fmt::Debug for CompletionQueue {
 }
 
 #[derive(Default)]
-pub(super) struct Shared(Mutex<State>);
+pub(super) struct QueueState(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -42,13 +42,13 @@ impl CompletionQueue {
     /// Opens the completion queue of this thread.
     #[must_use]
     pub fn open() -> Self {
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<QueueState>::default();
         CURRENT.set(Some(Arc::clone(&shared)));
         Self(shared)
     }
 
     /// Delivers results until the queue is dropped. To be run by the executor of the thread.
-    pub fn deliver(&self) -> impl Future<Output = ()> + use<> {
+    pub fn run(&self) -> impl Future<Output = ()> + use<> {
         let shared = Arc::clone(&self.0);
         poll_fn(move |context| shared.poll(context))
     }
@@ -65,7 +65,7 @@ impl Drop for CompletionQueue {
     }
 }
 
-impl Shared {
+impl QueueState {
     /// Returns the completion queue of this thread, if it has one.
     pub(super) fn of_this_thread() -> Option<Arc<Self>> {
         CURRENT.with_borrow(Clone::clone)
@@ -111,17 +111,17 @@ impl Shared {
 
 /// Results of a pool thread that have not been delivered yet.
 #[derive(Default)]
-pub(super) struct CompletionBatch(Vec<(Option<Arc<Shared>>, Delivery)>);
+pub(super) struct CompletionBatch(Vec<(Option<Arc<QueueState>>, Delivery)>);
 
 impl CompletionBatch {
     /// Adds a result; without a queue, it will be delivered directly.
-    pub(super) fn add(&mut self, queue: Option<Arc<Shared>>, delivery: Delivery) {
+    pub(super) fn add(&mut self, queue: Option<Arc<QueueState>>, delivery: Delivery) {
         self.0.push((queue, delivery));
     }
 
     /// Delivers all results, and wakes the owner of each queue once.
     pub(super) fn send(&mut self) {
-        let mut queues: Vec<Arc<Shared>> = Vec::new();
+        let mut queues: Vec<Arc<QueueState>> = Vec::new();
         for (queue, delivery) in self.0.drain(..) {
             let Some(queue) = queue else {
                 delivery();
@@ -161,7 +161,7 @@ mod tests {
 
     fn add(
         batch: &mut CompletionBatch,
-        queue: Option<Arc<Shared>>,
+        queue: Option<Arc<QueueState>>,
         results: &mpsc::Sender<u32>,
         result: u32,
     ) {
@@ -173,11 +173,11 @@ mod tests {
     fn a_batch_is_delivered_with_one_wake() {
         let (queue, wakes) = (CompletionQueue::open(), Arc::<Wakes>::default());
         let (sender, results) = mpsc::channel();
-        let mut task = pin!(queue.deliver());
+        let mut task = pin!(queue.run());
         assert!(poll(task.as_mut(), &wakes).is_pending());
         let mut batch = CompletionBatch::default();
         for result in 0..3 {
-            add(&mut batch, Shared::of_this_thread(), &sender, result);
+            add(&mut batch, QueueState::of_this_thread(), &sender, result);
         }
         batch.send();
         assert_eq!((wakes.0.load(Relaxed), results.try_recv().ok()), (1, None));
@@ -192,9 +192,9 @@ mod tests {
         let (queue, wakes) = (CompletionQueue::open(), Arc::<Wakes>::default());
         let (sender, results) = mpsc::channel();
         let mut batch = CompletionBatch::default();
-        add(&mut batch, Shared::of_this_thread(), &sender, 1);
+        add(&mut batch, QueueState::of_this_thread(), &sender, 1);
         batch.send();
-        assert!(poll(pin!(queue.deliver()), &wakes).is_pending());
+        assert!(poll(pin!(queue.run()), &wakes).is_pending());
         assert_eq!(results.try_recv(), Ok(1));
     }
 
@@ -207,11 +207,11 @@ mod tests {
         assert_eq!(results.try_recv(), Ok(1));
 
         let (queue, wakes) = (CompletionQueue::open(), Arc::<Wakes>::default());
-        let mut task = pin!(queue.deliver());
+        let mut task = pin!(queue.run());
         assert!(poll(task.as_mut(), &wakes).is_pending());
-        add(&mut batch, Shared::of_this_thread(), &sender, 2);
+        add(&mut batch, QueueState::of_this_thread(), &sender, 2);
         batch.send();
-        let late = Shared::of_this_thread();
+        let late = QueueState::of_this_thread();
         drop(queue);
         assert_eq!(results.try_recv(), Ok(2), "it was in the queue");
         add(&mut batch, late, &sender, 3);

@@ -15,7 +15,7 @@ use crate::model::{Requester, wipe_stack};
 
 /// Derivation that has not started yet.
 pub(super) struct Job {
-    pub(super) ticket: DerivationClaim,
+    pub(super) claim: DerivationClaim,
     pub(super) salt: Salt,
 }
 
@@ -57,7 +57,7 @@ impl Handle {
     pub(super) fn push(&self, requester: Requester, job: Job) -> Result<(), Busy> {
         let mut state = self.0.lock();
         let cancelled = match state.jobs.is_full() {
-            true => state.jobs.take_if(|job| !job.ticket.is_wanted()),
+            true => state.jobs.take_if(|job| !job.claim.is_wanted()),
             false => Vec::new(),
         };
         let pushed = state.jobs.push(requester, job);
@@ -161,7 +161,7 @@ struct Running {
 }
 
 impl Running {
-    fn begin(Job { ticket: claim, salt }: Job) -> Option<Self> {
+    fn begin(Job { claim, salt }: Job) -> Option<Self> {
         let derivation = Box::new(claim.begin(&salt)?);
         Some(Self { claim, salt, derivation })
     }
@@ -205,7 +205,7 @@ mod tests {
     /// Queues the derivation for `text` and returns its waiter.
     fn send(handle: &Handle, cache: &KeyCache, text: &str) -> super::super::Waiter {
         let (claim, waiter) = start(cache, text);
-        assert_eq!(handle.push(Requester::default(), Job { ticket: claim, salt: salt() }), Ok(()));
+        assert_eq!(handle.push(Requester::default(), Job { claim, salt: salt() }), Ok(()));
         waiter
     }
 

@@ -90,7 +90,7 @@ impl KeyCache {
         match found {
             Found::Ready(key) => Lookup::Ready(key),
             Found::Pending(waiter) => Lookup::Wait(waiter),
-            Found::Nothing(number, waiter) => {
+            Found::Vacant(number, waiter) => {
                 let (shared, user_key) = (Arc::clone(&self.shared), user_key.clone());
                 Lookup::Derive(DerivationClaim { shared, id, number, user_key, now_seconds }, waiter)
             }

@@ -26,7 +26,7 @@ pub(super) enum Found {
     Ready(Arc<DerivedKey>),
     Pending(Waiter),
     /// There was no slot; one was created for the claim with this number.
-    Nothing(u64, Waiter),
+    Vacant(u64, Waiter),
 }
 
 #[derive(Clone, Copy)]
@@ -75,7 +75,7 @@ impl Slots {
                 let mut pending = Pending { claim: self.claims_count, waiters: Vec::new() };
                 let waiter = pending.join();
                 self.by_id.insert(*id, Slot::Pending(pending));
-                Found::Nothing(self.claims_count, waiter)
+                Found::Vacant(self.claims_count, waiter)
             }
         }
     }

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use futures_channel::oneshot;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
-use super::completion_queue::{CompletionBatch, Delivery, Shared};
+use super::completion_queue::{CompletionBatch, Delivery, QueueState};
 use super::fair_queue::Busy;
 use super::kdf::Salt;
 use super::kdf_worker;
@@ -27,7 +27,7 @@ use crate::model::Requester;
 struct Read {
     /// Whether the read is short, so that results of earlier reads may wait for it.
     is_batched: bool,
-    completions: Option<Arc<Shared>>,
+    completions: Option<Arc<QueueState>>,
     /// Performs the read; returns `None` if its caller has been cancelled.
     perform: Box<dyn FnOnce() -> Option<Delivery> + Send>,
 }
@@ -106,7 +106,7 @@ impl Pool {
     /// # Errors
     /// Returns [`Busy`] if the queue is full; the claim is dropped.
     pub fn derive(&self, claim: DerivationClaim, salt: Salt, requester: Requester) -> Result<(), Busy> {
-        self.derivations.push(requester, kdf_worker::Job { ticket: claim, salt })
+        self.derivations.push(requester, kdf_worker::Job { claim, salt })
     }
 
     /// Queues a read of the database, or a job that blocks for a similar time, and returns the receiver
@@ -132,13 +132,13 @@ impl Pool {
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, Busy> {
-        self.enqueue(job, Shared::of_this_thread(), true)
+        self.enqueue(job, QueueState::of_this_thread(), true)
     }
 
     fn enqueue<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
-        completions: Option<Arc<Shared>>,
+        completions: Option<Arc<QueueState>>,
         is_batched: bool,
     ) -> Result<oneshot::Receiver<T>, Busy> {
         let (sender, receiver) = oneshot::channel();
@@ -187,7 +187,7 @@ fn drain(queue: &Receiver<Read>) {
                 batch.send();
             }
             perform(read, &mut batch);
-            let is_over = began.elapsed() >= limits::READS_GATHERED;
+            let is_over = began.elapsed() >= limits::READ_BATCH_WINDOW;
             next = if is_over { None } else { queue.try_recv().ok() };
         }
         batch.send();

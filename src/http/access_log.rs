@@ -85,7 +85,7 @@ impl AccessLog {
     }
 
     /// Starts the record of input that is rejected before it is a request.
-    pub(super) fn begin_refusal(&self, client: &Client) -> RequestLog {
+    pub(super) fn begin_rejected(&self, client: &Client) -> RequestLog {
         self.request_log(None, None, client)
     }
 
@@ -111,7 +111,7 @@ impl AccessLog {
     }
 
     /// Records a response from memory, status 200.
-    pub(super) fn note_at_hand(&self, request_log: &RequestLog, head: &RequestHead<'_>) {
+    pub(super) fn record_cached(&self, request_log: &RequestLog, head: &RequestHead<'_>) {
         self.counts.note(request_log.endpoint.index, index(request_log.method), 200, Duration::ZERO);
         if !is_logged() {
             return;
@@ -126,7 +126,7 @@ impl AccessLog {
     }
 
     /// Records a response, or (499) that the client disconnected before it.
-    pub(super) fn note(&self, request_log: &RequestLog, status: u16) {
+    pub(super) fn record(&self, request_log: &RequestLog, status: u16) {
         let duration = request_log.started.map_or(Duration::ZERO, |started| started.elapsed());
         self.counts.note(request_log.endpoint.index, index(request_log.method), status, duration);
         if is_logged() {

@@ -43,7 +43,7 @@ impl Default for Settings {
             rates: RateLimits::default(),
             engine: "uring",
             connections_max: crate::limits::CONNECTIONS_COUNT_MAX,
-            answers: ByteBudget::new(crate::limits::ANSWERS_BYTES_MAX),
+            response_budget: ByteBudget::new(crate::limits::RESPONSES_BYTES_MAX),
             certificate_expiry: Arc::default(),
             executors: Arc::new(Executors::new(&LABELS)),
         }
@@ -152,7 +152,7 @@ impl App {
         // Without a cluster secret, the API key authenticates nodes, as in the Python server. Only the first key does:
         // any further ones are client keys.
         match self.check_api_key(head.api_key(), client)? {
-            Some(_) if !self.settings.api_keys.is_own(head.api_key().unwrap_or_default()) => {
+            Some(_) if !self.settings.api_keys.is_first(head.api_key().unwrap_or_default()) => {
                 Err(RequestError::ApiKeyOfClients)
             }
             _ => Ok(true),
@@ -201,7 +201,7 @@ impl App {
     }
 
     /// Logs and counts a TLS handshake that failed at a listener for peers.
-    pub fn note_refused_handshake(&self, client: &Client, error: &std::io::Error) {
+    pub fn record_failed_handshake(&self, client: &Client, error: &std::io::Error) {
         if let Some(count) = self.settings.node_auth.note_refusal() {
             let address = client.address.map(tracing::field::display);
             tracing::warn!(address, %error, count, "TLS handshake with a peer failed");
@@ -295,7 +295,7 @@ impl Application for App {
         if !self.is_for_this_host(head, &route) {
             return Err(error::host_not_allowed());
         }
-        if cors::is_foreign_write(head, request_log.allowed_origin.is_some()) {
+        if cors::is_cross_origin_write(head, request_log.allowed_origin.is_some()) {
             return Err(error::origin_not_allowed());
         }
         let route = route.map_err(|route_error| match route_error {

@@ -7,7 +7,7 @@ use zeroize::Zeroize;
 use super::error::detail;
 use super::json::write_string;
 use super::response::Response;
-use crate::limits::{CATEGORY_CHARS_MAX, ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, FAULT_INPUT_CHARS_MAX};
+use crate::limits::{CATEGORY_CHARS_MAX, ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, ERROR_INPUT_CHARS_MAX};
 use crate::model::entry::LengthError;
 use crate::model::json::{self, Kind, Reason};
 use crate::model::{Category, EntryKey, Environment, Plaintext, SecretBytes};
@@ -190,7 +190,7 @@ fn redacted(found: &[u8]) -> &[u8] {
 }
 
 fn is_short(text: &str) -> bool {
-    text.len() <= FAULT_INPUT_CHARS_MAX || text.chars().count() <= FAULT_INPUT_CHARS_MAX
+    text.len() <= ERROR_INPUT_CHARS_MAX || text.chars().count() <= ERROR_INPUT_CHARS_MAX
 }
 
 fn invalid_json(error: &json::SyntaxError) -> ValidationError {

@@ -167,7 +167,7 @@ impl Holders {
     fn evict(&self, holder: &Holder) {
         self.set(holder, Held::default());
         holder.is_evicted.set(true);
-        holder.deadline.ring();
+        holder.deadline.fire();
         self.budget.evicted_count.fetch_add(1, Relaxed);
     }
 

@@ -21,7 +21,7 @@ pub(super) struct BufferPool {
 
 impl BufferPool {
     /// Runs `work` with an empty buffer for a response body, which is wiped afterwards.
-    pub(super) fn with_answer<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    pub(super) fn with_response_buffer<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let mut response = self.response.take();
         let result = work(&mut response);
         response[..].zeroize();

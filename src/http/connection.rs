@@ -109,17 +109,17 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Application,
 {
-    let deadline = executor.clock.alarm();
+    let deadline = executor.timers.deadline();
     let mut driver = Driver {
         stream,
         application,
         executor,
         body_share: Share::new(&executor.bodies, Rc::clone(&deadline)),
-        response_share: Share::new(&executor.answers, Rc::clone(&deadline)),
+        response_share: Share::new(&executor.responses, Rc::clone(&deadline)),
         response_held: Held::default(),
         is_stalled: false,
         deadline,
-        connection: Connection::new(executor.clock.now_ms()),
+        connection: Connection::new(executor.timers.now_ms()),
         client,
         request_log: None,
         is_closing: false,
@@ -128,7 +128,7 @@ where
     // The client disconnected or stalled, so the failure cannot be reported to it.
     let _: Result<(), Disconnected> = driver.run().await;
     if let Some(request_log) = &driver.request_log {
-        executor.traffic.note(request_log, CLIENT_GONE);
+        executor.access_log.record(request_log, CLIENT_GONE);
     }
 }
 
@@ -190,17 +190,17 @@ where
     /// Makes the next response the last one if the executor is draining. Also called before each response, so that
     /// one whose request was in flight when the drain began says `Connection: close`.
     fn check_closing(&mut self) {
-        if self.executor.clock.is_closing() && !self.is_closing {
+        if self.executor.timers.is_closing() && !self.is_closing {
             self.is_closing = true;
-            self.connection.close_after_answer();
+            self.connection.close_after_response();
         }
     }
 
     /// Passes the head to the application, and sends the response if it is already complete.
     fn handle_head(&mut self) -> Result<HeadDecision<A::Request>, Response> {
         let (application, connection) = (self.application, &mut self.connection);
-        let ExecutorContext { clock, memory, traffic, .. } = self.executor;
-        memory.with_answer(|body| {
+        let ExecutorContext { timers: clock, buffers: memory, access_log: traffic, .. } = self.executor;
+        memory.with_response_buffer(|body| {
             let head = connection.head();
             let mut request_log = traffic.begin(&head, &self.client);
             let decision =
@@ -208,7 +208,7 @@ where
                     .unwrap_or_else(|_| Err(error::internal()));
             match &decision {
                 Ok(HeadDecision::Responded) => {
-                    traffic.note_at_hand(&request_log, &head);
+                    traffic.record_cached(&request_log, &head);
                     let fields = ResponseFields::of(&[], &request_log);
                     clock.with_date(|date| {
                         let (content_type, headers) = (Some(super::response::JSON), &*fields.all);
@@ -399,7 +399,7 @@ where
     async fn respond_delayed(&mut self, response: Response) -> Result<(), Disconnected> {
         let executor = self.executor;
         // Ends with the timeout, or earlier if the server drains.
-        let held_back = executor.clock.in_time(response.delay, pending::<io::Result<()>>());
+        let held_back = executor.timers.with_timeout(response.delay, pending::<io::Result<()>>());
         self.while_connected(held_back).await?.ok();
         self.check_closing();
         self.respond(&response);
@@ -409,8 +409,8 @@ where
     /// Rejects a malformed request. Pages of allowed origins may read this response, too.
     fn reject(&mut self, error: ProtocolError) {
         if self.request_log.is_none() {
-            let mut request_log = self.executor.traffic.begin_refusal(&self.client);
-            let origin = self.connection.refused_origin();
+            let mut request_log = self.executor.access_log.begin_rejected(&self.client);
+            let origin = self.connection.rejected_origin();
             request_log.allowed_origin = origin.and_then(|origin| self.application.allowed_origin(origin));
             self.request_log = Some(request_log);
         }
@@ -428,8 +428,9 @@ where
         response: &Response,
         write: impl FnOnce(&mut Connection, &http1::Response<'_>, u64),
     ) {
-        let (connection, ExecutorContext { clock, traffic, .. }) = (&mut self.connection, self.executor);
-        let request_log = self.request_log.get_or_insert_with(|| traffic.begin_refusal(&self.client));
+        let (connection, ExecutorContext { timers: clock, access_log: traffic, .. }) =
+            (&mut self.connection, self.executor);
+        let request_log = self.request_log.get_or_insert_with(|| traffic.begin_rejected(&self.client));
         let fields = ResponseFields::of(&response.headers, request_log);
         clock.with_date(|date| {
             let (status, content_type) = (response.status, response.content_type);
@@ -441,12 +442,12 @@ where
 
     fn log_response(&mut self, status: u16) {
         if let Some(request_log) = self.request_log.take() {
-            self.executor.traffic.note(&request_log, status);
+            self.executor.access_log.record(&request_log, status);
         }
     }
 
     fn now_ms(&self) -> u64 {
-        self.executor.clock.now_ms()
+        self.executor.timers.now_ms()
     }
 
     async fn read(&mut self) -> Result<(), Disconnected> {
@@ -493,13 +494,13 @@ where
     async fn wait(&mut self) -> Event {
         self.deadline.set(self.connection.deadline_ms());
         poll_fn(|context| {
-            self.executor.memory.lend(&mut self.connection);
+            self.executor.buffers.lend(&mut self.connection);
             match Pin::new(&mut self.stream).poll_read(context, self.connection.read_space()) {
                 Poll::Ready(Ok(count)) if count > 0 => return Poll::Ready(Event::Arrived(count)),
                 Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Event::Eof),
-                Poll::Pending => self.executor.memory.take_back(&mut self.connection),
+                Poll::Pending => self.executor.buffers.take_back(&mut self.connection),
             }
-            if self.executor.clock.is_closing() && !self.is_closing {
+            if self.executor.timers.is_closing() && !self.is_closing {
                 return Poll::Ready(Event::Closing);
             }
             self.expired(context).map(|()| Event::Expired)
@@ -560,7 +561,11 @@ where
         self.release_body();
         self.flush().await?;
         // The stream may still hold output for a client that does not read.
-        self.executor.clock.in_time(WRITE_STALL, self.stream.close()).await.map_err(|_| Disconnected)?;
+        self.executor
+            .timers
+            .with_timeout(WRITE_STALL, self.stream.close())
+            .await
+            .map_err(|_| Disconnected)?;
         loop {
             match self.wait().await {
                 Event::Arrived(count) => self.connection.received(count, self.now_ms()),

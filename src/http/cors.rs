@@ -27,7 +27,7 @@ pub(super) fn allowed_origin(origins: &Origins, origin: &[u8]) -> Option<String>
 /// origin with every write (<https://fetch.spec.whatwg.org/#origin-header>); `null` is an opaque origin. A proxy may
 /// have replaced `Host`, so the browser's own verdict is accepted as well
 /// (<https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header>).
-pub(super) fn is_foreign_write(head: &RequestHead<'_>, is_allowed: bool) -> bool {
+pub(super) fn is_cross_origin_write(head: &RequestHead<'_>, is_allowed: bool) -> bool {
     if is_allowed || !matches!(head.method(), Method::Post | Method::Put | Method::Delete | Method::Patch) {
         return false;
     }
@@ -48,7 +48,7 @@ fn is_of_host(origin: &[u8], host: Option<&[u8]>) -> bool {
 /// Returns whether this is a media type that forms send without a preflight request
 /// (<https://fetch.spec.whatwg.org/#cors-safelisted-request-header>). The third such type,
 /// `application/x-www-form-urlencoded`, is left out: curl and other tools send it with any body.
-pub(super) fn is_of_forms(content_type: &[u8]) -> bool {
+pub(super) fn is_form_type(content_type: &[u8]) -> bool {
     let end = memchr::memchr(b';', content_type).unwrap_or(content_type.len());
     let essence = content_type[..end].trim_ascii();
     [&b"text/plain"[..], b"multipart/form-data"].iter().any(|simple| essence.eq_ignore_ascii_case(simple))

@@ -240,7 +240,7 @@ pub(super) fn host_not_allowed() -> Response {
 }
 
 /// Returns 415 for a salt in a media type of forms.
-pub(super) fn salt_in_a_form() -> Response {
+pub(super) fn salt_as_form() -> Response {
     detail(415, "A salt is sent as application/octet-stream")
 }
 

@@ -40,7 +40,7 @@ where
         stream.read_exact(&mut header[FIXED_BYTES..]).await?;
         Ok::<_, io::Error>(header)
     };
-    let header = clock.in_time(HEAD_DEADLINE, read).await?;
+    let header = clock.with_timeout(HEAD_DEADLINE, read).await?;
     let header =
         v2::Header::try_from(&*header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let address = match (header.command, header.addresses) {

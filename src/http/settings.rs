@@ -37,7 +37,7 @@ pub struct Settings {
     /// Limit of concurrent connections.
     pub connections_max: usize,
     /// Budget for responses that wait for their clients.
-    pub answers: Arc<ByteBudget>,
+    pub response_budget: Arc<ByteBudget>,
     /// Counters of the executors.
     pub executors: Arc<Executors>,
     /// Expiry of the listeners' certificate, in seconds since 1970; 0 without TLS.

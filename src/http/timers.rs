@@ -62,7 +62,7 @@ impl Timers {
     }
 
     /// Returns a new deadline for a connection; it is unregistered once the connection has dropped it.
-    pub fn alarm(&self) -> Rc<Deadline> {
+    pub fn deadline(&self) -> Rc<Deadline> {
         let deadline = Rc::new(Deadline::default());
         self.deadlines.borrow_mut().push(Rc::downgrade(&deadline));
         deadline
@@ -73,7 +73,7 @@ impl Timers {
     ///
     /// # Errors
     /// Returns `TimedOut` after the timeout, or the error of `work`.
-    pub async fn in_time<T, E>(
+    pub async fn with_timeout<T, E>(
         &self,
         timeout: Duration,
         work: impl Future<Output = Result<T, E>>,
@@ -81,7 +81,7 @@ impl Timers {
     where
         E: From<io::Error>,
     {
-        let deadline = self.alarm();
+        let deadline = self.deadline();
         let set = |timeout: Duration| {
             let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
             deadline.set(Some(self.now_ms().saturating_add(timeout_ms)));
@@ -153,7 +153,7 @@ impl Deadline {
     }
 
     /// Makes the deadline pass immediately, and wakes the waiter.
-    pub(super) fn ring(&self) {
+    pub(super) fn fire(&self) {
         self.due_ms.set(Some(0));
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();

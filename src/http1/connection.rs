@@ -21,8 +21,8 @@ use super::{
 /// One server connection. Requests are delivered singly and in order; the next one stays in the buffer until the
 /// response to the previous one.
 pub struct Connection {
-    pub(super) inbox: ReadBuffer,
-    pub(super) outbox: WriteBuffer,
+    pub(super) read_buffer: ReadBuffer,
+    pub(super) write_buffer: WriteBuffer,
     pub(super) body: Zeroizing<Vec<u8>>,
     pub(super) body_pace: Pace,
     pub(super) phase: Phase,
@@ -43,8 +43,8 @@ impl Connection {
     /// Creates the state of a connection that was just accepted.
     pub fn new(now_ms: u64) -> Self {
         Self {
-            inbox: ReadBuffer::new(),
-            outbox: WriteBuffer::new(),
+            read_buffer: ReadBuffer::new(),
+            write_buffer: WriteBuffer::new(),
             body: Zeroizing::new(Vec::new()),
             body_pace: Pace::new(now_ms),
             phase: Phase::Head,
@@ -66,13 +66,13 @@ impl Connection {
         input: impl FnOnce() -> Option<Box<[u8]>>,
         output: impl FnOnce() -> Option<Vec<u8>>,
     ) {
-        self.inbox.borrow_buffer(input);
-        self.outbox.borrow_buffer(output);
+        self.read_buffer.borrow_buffer(input);
+        self.write_buffer.borrow_buffer(output);
     }
 
     /// Gives up both buffers if the connection is idle; they are wiped, and each may be unallocated.
     pub fn return_buffers(&mut self) -> Option<(Box<[u8]>, Vec<u8>)> {
-        self.is_idle().then(|| (self.inbox.return_buffer(), self.outbox.return_buffer()))
+        self.is_idle().then(|| (self.read_buffer.return_buffer(), self.write_buffer.return_buffer()))
     }
 
     /// Returns the space to read into. Never empty after [`Step::Read`] or [`Step::Linger`], except during a stream:
@@ -84,17 +84,17 @@ impl Connection {
             Phase::Body(Progress::Chunked(decoder)) => decoder.wanted(),
             _ => 1,
         };
-        self.inbox.space(wanted)
+        self.read_buffer.space(wanted)
     }
 
     /// Records that `count` bytes were read into the space.
     pub fn received(&mut self, count: usize, now_ms: u64) {
-        if matches!(self.phase, Phase::Head) && count > 0 && self.inbox.unread().is_empty() {
+        if matches!(self.phase, Phase::Head) && count > 0 && self.read_buffer.unread().is_empty() {
             self.since_ms = now_ms;
         }
-        self.inbox.received(count);
-        if matches!(self.phase, Phase::Refused(_) | Phase::Lingering | Phase::Closed) {
-            self.inbox.discard();
+        self.read_buffer.received(count);
+        if matches!(self.phase, Phase::Rejected(_) | Phase::Lingering | Phase::Closed) {
+            self.read_buffer.discard();
         }
     }
 
@@ -123,8 +123,8 @@ impl Connection {
         match self.phase {
             Phase::Head | Phase::Body(_) | Phase::Streaming(_) => Step::Read,
             Phase::Deciding => Step::Head,
-            Phase::Answering => Step::Body,
-            Phase::Refused(rejection) => Step::Reject(rejection),
+            Phase::Responding => Step::Body,
+            Phase::Rejected(rejection) => Step::Reject(rejection),
             Phase::Lingering => Step::Linger,
             Phase::Closed => Step::Close,
         }
@@ -143,11 +143,11 @@ impl Connection {
     /// Panics if there is none, see [`Connection::has_head`].
     pub fn head(&self) -> RequestHead<'_> {
         let head = self.head.as_ref().expect("the driver calls `head` only while there is one");
-        RequestHead { head, bytes: self.inbox.held() }
+        RequestHead { head, bytes: self.read_buffer.held() }
     }
 
     /// Returns the first `Origin` of a head that was rejected, as far as it has arrived.
-    pub fn refused_origin(&self) -> Option<&[u8]> {
+    pub fn rejected_origin(&self) -> Option<&[u8]> {
         self.refused_origin.as_deref()
     }
 
@@ -161,16 +161,16 @@ impl Connection {
         let expects_continue = head.expects_continue;
         self.body_pace = Pace::new(now_ms);
         self.phase = match head.framing {
-            Framing::Empty => Phase::Answering,
+            Framing::Empty => Phase::Responding,
             Framing::Chunked => Phase::Body(Progress::Chunked(Decoder::new(bytes_max))),
             Framing::Length(length) => match usize::try_from(length) {
                 Ok(total) if total <= bytes_max => Phase::Body(Progress::Length { total, remaining: total }),
-                _ => return self.refuse(ProtocolError::BodyTooLarge { bytes_max }),
+                _ => return self.reject(ProtocolError::BodyTooLarge { bytes_max }),
             },
         };
         self.advance_body(now_ms);
         if expects_continue && matches!(self.phase, Phase::Body(_)) {
-            response::encode_continue(&mut self.outbox, now_ms);
+            response::encode_continue(&mut self.write_buffer, now_ms);
         }
     }
 
@@ -197,12 +197,14 @@ impl Connection {
 
     /// Returns whether no byte of a request has arrived and no byte of a response waits to be written.
     pub fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Head) && self.inbox.unread().is_empty() && self.outbox.is_empty()
+        matches!(self.phase, Phase::Head)
+            && self.read_buffer.unread().is_empty()
+            && self.write_buffer.is_empty()
     }
 
     fn advance_head(&mut self, now_ms: u64) {
         loop {
-            let unread = self.inbox.unread();
+            let unread = self.read_buffer.unread();
             if unread.is_empty() {
                 if self.is_draining {
                     self.close_idle(now_ms);
@@ -216,74 +218,74 @@ impl Connection {
                 // begin a request, so the connection stays idle.
                 Ok(Scanned::EmptyLine) if !self.has_skipped_empty_line => {
                     self.has_skipped_empty_line = true;
-                    self.inbox.consume(2);
+                    self.read_buffer.consume(2);
                     self.scan = HeadScan::default();
                     self.since_ms = now_ms;
                 }
                 Ok(Scanned::EmptyLine) => {
-                    return self.refuse(ProtocolError::BadRequest("request line is malformed"));
+                    return self.reject(ProtocolError::BadRequest("request line is malformed"));
                 }
-                Err(rejection) => return self.refuse(rejection),
+                Err(rejection) => return self.reject(rejection),
             }
         }
     }
 
     fn deliver_head(&mut self, count: usize) {
-        match head::parse(&self.inbox.unread()[..count]) {
+        match head::parse(&self.read_buffer.unread()[..count]) {
             Ok(head) => {
                 self.is_head_request = head.method == Method::Head;
                 self.head = Some(head);
-                self.inbox.hold(count);
+                self.read_buffer.hold(count);
                 self.requests_count += 1;
                 self.phase = Phase::Deciding;
             }
-            Err(rejection) => self.refuse(rejection),
+            Err(rejection) => self.reject(rejection),
         }
     }
 
     fn advance_body(&mut self, now_ms: u64) {
         let Phase::Body(progress) = &mut self.phase else { return };
         let bytes_before = self.body.len();
-        let unread = self.inbox.unread();
+        let unread = self.read_buffer.unread();
         let is_done = match progress {
             Progress::Length { total, remaining } => {
                 let count = unread.len().min(*remaining);
                 body::append(&mut self.body, &unread[..count], *total);
-                self.inbox.consume(count);
+                self.read_buffer.consume(count);
                 *remaining -= count;
                 *remaining == 0
             }
             Progress::Chunked(decoder) => {
                 let (body, bytes_max) = (&mut self.body, decoder.bytes_max());
                 match decoder.decode(unread, |data| body::append(body, data, bytes_max)) {
-                    Ok(count) => self.inbox.consume(count),
-                    Err(rejection) => return self.refuse(rejection),
+                    Ok(count) => self.read_buffer.consume(count),
+                    Err(rejection) => return self.reject(rejection),
                 }
                 decoder.is_done()
             }
         };
         self.body_pace.advance(self.body.len() - bytes_before, now_ms);
         if is_done {
-            self.phase = Phase::Answering;
+            self.phase = Phase::Responding;
         }
     }
 
     /// Rejects the current request. Everything that has arrived of it and after it is wiped unread, except a head that
     /// was delivered.
-    pub(super) fn refuse(&mut self, rejection: ProtocolError) {
+    pub(super) fn reject(&mut self, rejection: ProtocolError) {
         if self.head.is_none() {
-            self.is_head_request = self.inbox.unread().starts_with(b"HEAD ");
-            let origin = head::field_values(self.inbox.unread(), "origin").next();
+            self.is_head_request = self.read_buffer.unread().starts_with(b"HEAD ");
+            let origin = head::field_values(self.read_buffer.unread(), "origin").next();
             self.refused_origin = origin.map(Into::into);
         }
-        self.inbox.discard();
+        self.read_buffer.discard();
         self.body = Zeroizing::new(Vec::new());
-        self.phase = Phase::Refused(rejection);
+        self.phase = Phase::Rejected(rejection);
     }
 
     pub(super) fn linger(&mut self, now_ms: u64) {
-        self.forget_request();
-        self.inbox.discard();
+        self.clear_request();
+        self.read_buffer.discard();
         self.since_ms = now_ms;
         self.phase = Phase::Lingering;
     }
@@ -291,20 +293,20 @@ impl Connection {
     /// Closes an idle connection. The linger timeout is for the client to read the last response, so it counts from
     /// that response: many clients notice the close only when they send again.
     fn close_idle(&mut self, now_ms: u64) {
-        let since_ms = if self.outbox.is_empty() { self.since_ms } else { now_ms };
+        let since_ms = if self.write_buffer.is_empty() { self.since_ms } else { now_ms };
         self.linger(now_ms);
         self.since_ms = since_ms;
     }
 
     pub(super) fn close(&mut self) {
-        self.forget_request();
-        self.inbox.discard();
+        self.clear_request();
+        self.read_buffer.discard();
         self.phase = Phase::Closed;
     }
 
     /// Wipes the current request and resets the state for the next one.
-    pub(super) fn forget_request(&mut self) {
-        self.inbox.release();
+    pub(super) fn clear_request(&mut self) {
+        self.read_buffer.release();
         self.body = Zeroizing::new(Vec::new());
         self.head = None;
         self.scan = HeadScan::default();

@@ -9,16 +9,16 @@ impl Connection {
     /// Returns the time to call [`Connection::expire`]; `None` while the next step is up to the application. The
     /// deadline of a client that reads its responses too slowly takes precedence over all others.
     pub fn deadline_ms(&self) -> Option<u64> {
-        if !self.outbox.is_empty() {
-            return Some(self.outbox.pace().deadline_ms(limits::WRITE_STALL));
+        if !self.write_buffer.is_empty() {
+            return Some(self.write_buffer.pace().deadline_ms(limits::WRITE_STALL));
         }
         match self.phase {
-            Phase::Head if self.inbox.unread().is_empty() => Some(idle(self.since_ms)),
+            Phase::Head if self.read_buffer.unread().is_empty() => Some(idle(self.since_ms)),
             Phase::Head => Some(head(self.since_ms)),
             Phase::Body(_) => Some(self.body_pace.deadline_ms(limits::BODY_DEADLINE)),
             Phase::Lingering => Some(linger(self.since_ms)),
-            Phase::Deciding | Phase::Answering | Phase::Streaming(_) => None,
-            Phase::Refused(_) | Phase::Closed => None,
+            Phase::Deciding | Phase::Responding | Phase::Streaming(_) => None,
+            Phase::Rejected(_) | Phase::Closed => None,
         }
     }
 
@@ -27,15 +27,15 @@ impl Connection {
         if self.deadline_ms().is_none_or(|deadline_ms| now_ms < deadline_ms) {
             return;
         }
-        if !self.outbox.is_empty() {
-            self.outbox.discard();
+        if !self.write_buffer.is_empty() {
+            self.write_buffer.discard();
             return self.close();
         }
         match self.phase {
             // A response now would be taken for the response to a request that the client is about to send.
-            Phase::Head if self.inbox.unread().is_empty() => self.linger(now_ms),
-            Phase::Head => self.refuse(ProtocolError::HeadTimeout),
-            Phase::Body(_) => self.refuse(ProtocolError::BodyTimeout),
+            Phase::Head if self.read_buffer.unread().is_empty() => self.linger(now_ms),
+            Phase::Head => self.reject(ProtocolError::HeadTimeout),
+            Phase::Body(_) => self.reject(ProtocolError::BodyTimeout),
             _ => self.close(),
         }
     }

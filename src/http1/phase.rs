@@ -29,9 +29,9 @@ pub(super) enum Phase {
     Deciding,
     Body(Progress),
     /// The whole request is delivered, and its response is due.
-    Answering,
+    Responding,
     Streaming(Stream),
-    Refused(ProtocolError),
+    Rejected(ProtocolError),
     Lingering,
     Closed,
 }

@@ -35,17 +35,17 @@ impl ReadBuffer {
         debug_assert!(self.held_start == self.unread_end, "the buffer is empty");
         (self.held_start, self.held_end, self.unread_start, self.unread_end) = (0, 0, 0, 0);
         let bytes = std::mem::take(&mut self.bytes);
-        if bytes.len() == limits::INBOX_BYTES { bytes } else { Box::default() }
+        if bytes.len() == limits::READ_BUFFER_BYTES { bytes } else { Box::default() }
     }
 
     /// Returns the space for the next bytes; `wanted` is the number that is known to follow. Empty once
     /// [`limits::HEAD_BYTES_MAX`] bytes are unread, which bounds how far a client can send ahead.
     pub(super) fn space(&mut self, wanted: usize) -> &mut [u8] {
-        if self.held_start == self.unread_end && self.bytes.len() > limits::INBOX_BYTES {
-            self.replace_with(limits::INBOX_BYTES);
+        if self.held_start == self.unread_end && self.bytes.len() > limits::READ_BUFFER_BYTES {
+            self.replace_with(limits::READ_BUFFER_BYTES);
         }
         if self.bytes.is_empty() {
-            self.bytes = zeroed(limits::INBOX_BYTES);
+            self.bytes = zeroed(limits::READ_BUFFER_BYTES);
         }
         let held_count = self.held_end - self.held_start;
         let capacity_max = held_count + limits::HEAD_BYTES_MAX;
@@ -190,7 +190,7 @@ mod tests {
         assert!(is_clean(&buffer));
         buffer.discard();
         assert!(is_clean(&buffer));
-        assert_eq!(buffer.space(1).len(), limits::INBOX_BYTES);
+        assert_eq!(buffer.space(1).len(), limits::READ_BUFFER_BYTES);
     }
 
     #[test]
@@ -211,8 +211,8 @@ mod tests {
         assert_eq!(buffer.space(1).len(), 1);
         assert!(is_clean(&buffer));
         buffer.discard();
-        assert_eq!(buffer.space(1).len(), limits::INBOX_BYTES);
-        assert_eq!(buffer.everything().len(), limits::INBOX_BYTES);
+        assert_eq!(buffer.space(1).len(), limits::READ_BUFFER_BYTES);
+        assert_eq!(buffer.everything().len(), limits::READ_BUFFER_BYTES);
     }
 
     #[test]

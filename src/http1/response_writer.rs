@@ -35,7 +35,7 @@ impl Connection {
             false => BodyFraming::Length,
         };
         let field = self.connection_field(persists);
-        response::encode(&mut self.outbox, response, framing, field, now_ms);
+        response::encode(&mut self.write_buffer, response, framing, field, now_ms);
         self.conclude(persists, now_ms);
     }
 
@@ -49,7 +49,7 @@ impl Connection {
         let persists = is_http_11 && self.can_persist();
         let framing = if is_http_11 { BodyFraming::Chunked(trailer_names) } else { BodyFraming::UntilClose };
         let field = self.connection_field(persists);
-        response::encode(&mut self.outbox, response, framing, field, now_ms);
+        response::encode(&mut self.write_buffer, response, framing, field, now_ms);
         let delivery = match is_http_11 {
             _ if self.is_head_request || response::is_bodiless(response.status) => Delivery::Nothing,
             true => Delivery::Chunks,
@@ -66,7 +66,7 @@ impl Connection {
         }
         let persists = self.can_persist();
         let field = self.connection_field(persists);
-        response::encode(&mut self.outbox, response, BodyFraming::LengthOnly(length), field, now_ms);
+        response::encode(&mut self.write_buffer, response, BodyFraming::LengthOnly(length), field, now_ms);
         let delivery = match self.is_head_request || response::is_bodiless(response.status) {
             true => Delivery::Nothing,
             false => Delivery::Length(length),
@@ -81,8 +81,8 @@ impl Connection {
             return false;
         };
         *left = left.checked_sub(count).expect("the body is not longer than announced");
-        self.outbox.reserve(count, now_ms);
-        self.outbox.put_with(count, write);
+        self.write_buffer.reserve(count, now_ms);
+        self.write_buffer.put_with(count, write);
         true
     }
 
@@ -90,10 +90,10 @@ impl Connection {
     pub fn stream_chunk(&mut self, bytes: &[u8], now_ms: u64) {
         let Phase::Streaming(stream) = &self.phase else { return };
         match stream.delivery {
-            Delivery::Chunks => response::encode_chunk(&mut self.outbox, bytes, now_ms),
+            Delivery::Chunks => response::encode_chunk(&mut self.write_buffer, bytes, now_ms),
             Delivery::Raw => {
-                self.outbox.reserve(bytes.len(), now_ms);
-                self.outbox.put(bytes);
+                self.write_buffer.reserve(bytes.len(), now_ms);
+                self.write_buffer.put(bytes);
             }
             Delivery::Nothing | Delivery::Length(_) => {}
         }
@@ -103,7 +103,7 @@ impl Connection {
     pub fn end_stream(&mut self, trailers: &[(&str, &str)], now_ms: u64) {
         let Phase::Streaming(Stream { delivery, persists }) = self.phase else { return };
         match delivery {
-            Delivery::Chunks => response::encode_end(&mut self.outbox, trailers, now_ms),
+            Delivery::Chunks => response::encode_end(&mut self.write_buffer, trailers, now_ms),
             // The announced length shows the client that bytes are missing.
             Delivery::Length(left) if left > 0 => return self.close(),
             Delivery::Length(_) | Delivery::Raw | Delivery::Nothing => {}
@@ -119,24 +119,24 @@ impl Connection {
 
     /// Returns the bytes that wait to be written.
     pub fn output(&self) -> &[u8] {
-        self.outbox.unwritten()
+        self.write_buffer.unwritten()
     }
 
     /// Returns the memory that the output occupies, in bytes.
     pub fn output_capacity(&self) -> usize {
-        self.outbox.capacity()
+        self.write_buffer.capacity()
     }
 
     /// Returns the start of the current rate window: since then the client has read less than one window requires.
     pub fn output_since_ms(&self) -> u64 {
-        self.outbox.pace().window_since_ms()
+        self.write_buffer.pace().window_since_ms()
     }
 
     /// Records that the first `count` bytes of the output were written.
     pub fn wrote(&mut self, count: usize, now_ms: u64) {
         // A write that was in flight when the connection expired completes after the output was discarded.
-        let is_gone = matches!(self.phase, Phase::Closed) && self.outbox.is_empty();
-        self.outbox.wrote(if is_gone { 0 } else { count }, now_ms);
+        let is_gone = matches!(self.phase, Phase::Closed) && self.write_buffer.is_empty();
+        self.write_buffer.wrote(if is_gone { 0 } else { count }, now_ms);
         // The linger timeout is for the client to read the response, so it starts with the write.
         if matches!(self.phase, Phase::Lingering) {
             self.since_ms = now_ms;
@@ -146,11 +146,11 @@ impl Connection {
     /// Returns whether the output must be flushed before the next step, so that a client that pipelines requests and
     /// does not read responses cannot exhaust the memory.
     pub fn output_is_full(&self) -> bool {
-        self.output().len() >= limits::OUTBOX_BYTES_MAX
+        self.output().len() >= limits::PIPELINED_OUTPUT_BYTES_MAX
     }
 
     /// Makes the next response the last one; an idle connection lingers at the next step.
-    pub fn close_after_answer(&mut self) {
+    pub fn close_after_response(&mut self) {
         self.is_draining = true;
     }
 
@@ -175,7 +175,7 @@ impl Connection {
         }
         match self.phase {
             Phase::Deciding => self.skip_body(),
-            Phase::Answering => true,
+            Phase::Responding => true,
             _ => false,
         }
     }
@@ -183,7 +183,7 @@ impl Connection {
     /// Wipes a body that was not accepted, if all of it has arrived and is well formed. Returns whether it did.
     fn skip_body(&mut self) -> bool {
         let framing = self.head.as_ref().map_or(Framing::Empty, |head| head.framing);
-        let unread = self.inbox.unread();
+        let unread = self.read_buffer.unread();
         let count = match framing {
             Framing::Empty => Some(0),
             Framing::Length(length) => usize::try_from(length).ok().filter(|&count| count <= unread.len()),
@@ -193,7 +193,7 @@ impl Connection {
             }
         };
         if let Some(count) = count {
-            self.inbox.consume(count);
+            self.read_buffer.consume(count);
         }
         count.is_some()
     }
@@ -212,7 +212,7 @@ impl Connection {
     /// Ends the response: the connection waits for the next request, or lingers.
     fn conclude(&mut self, persists: bool, now_ms: u64) {
         if persists {
-            self.forget_request();
+            self.clear_request();
             // Start of the idle timeout, or of the head timeout of a request that has already arrived.
             self.since_ms = now_ms;
             self.phase = Phase::Head;

@@ -6,7 +6,7 @@ use super::pace::Pace;
 use crate::limits;
 
 /// Capacity that an empty buffer keeps, so that most responses allocate nothing. In bytes.
-const KEPT_BYTES: usize = 4 * limits::INBOX_BYTES;
+const KEPT_BYTES: usize = 4 * limits::READ_BUFFER_BYTES;
 
 /// Write buffer: encoded responses in the order of their requests, or an encoded request.
 pub(super) struct WriteBuffer {

@@ -40,7 +40,7 @@ pub struct Change {
     /// Version that wrote this state.
     pub version: Version,
     /// Content; `None` for a tombstone.
-    pub content: Option<SealedBody>,
+    pub body: Option<SealedBody>,
 }
 
 /// Content of an entry apart from its identity.

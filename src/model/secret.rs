@@ -129,12 +129,12 @@ impl ApiKeys {
     }
 
     /// Returns the first key, which the nodes of a cluster share if it has no cluster secret.
-    pub fn own(&self) -> Option<ApiKey> {
+    pub fn first(&self) -> Option<ApiKey> {
         self.0.load().first().cloned()
     }
 
     /// Returns whether `candidate` is the first key.
-    pub fn is_own(&self, candidate: &[u8]) -> bool {
+    pub fn is_first(&self, candidate: &[u8]) -> bool {
         self.0.load().first().is_some_and(|key| key.matches(candidate))
     }
 }
@@ -292,12 +292,12 @@ mod tests {
         let keys = ApiKeys::new(vec![ApiKey::new("one"), ApiKey::new("two")]);
         let clone = keys.clone();
         assert_eq!((clone.find(b"two"), clone.find(b"three")), (Some(1), None));
-        assert!(clone.is_own(b"one") && !clone.is_own(b"two"));
+        assert!(clone.is_first(b"one") && !clone.is_first(b"two"));
         keys.replace(vec![ApiKey::new("three")]);
         assert_eq!((clone.find(b"two"), clone.find(b"three")), (None, Some(0)));
-        assert!(clone.own().is_some_and(|key| key.matches(b"three")));
+        assert!(clone.first().is_some_and(|key| key.matches(b"three")));
         keys.replace(Vec::new());
-        assert!(!clone.are_required() && clone.own().is_none());
+        assert!(!clone.are_required() && clone.first().is_none());
         assert!(!format!("{clone:?}").contains("three"));
     }
 

@@ -22,9 +22,9 @@ pub struct ReplicaId(u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {
     /// Time of the write.
-    pub stamp: HlcTimestamp,
+    pub timestamp: HlcTimestamp,
     /// Replica that wrote it; breaks the tie between equal timestamps.
-    pub node: ReplicaId,
+    pub replica: ReplicaId,
 }
 
 /// How far back a store is known to have all tombstones.
@@ -39,7 +39,7 @@ pub struct TombstoneHorizon {
 impl TombstoneHorizon {
     /// Returns whether this store may have garbage-collected tombstones that `other` has not seen, so that `other`
     /// would resurrect deleted entries. The clocks may differ by `tolerance_ms`.
-    pub fn is_beyond(&self, other: &Self, tolerance_ms: u64) -> bool {
+    pub fn has_outrun(&self, other: &Self, tolerance_ms: u64) -> bool {
         let was_in_cluster = other.synced > HlcTimestamp::default();
         was_in_cluster
             && self.forgotten.milliseconds() > other.synced.milliseconds().saturating_add(tolerance_ms)
@@ -49,7 +49,7 @@ impl TombstoneHorizon {
 impl TombstoneHorizon {
     /// Returns the same horizon with times of at most `latest`: a roughly correct clock cannot have issued later ones.
     #[must_use]
-    pub fn at_most(self, latest: Timestamp) -> Self {
+    pub fn clamped_to(self, latest: Timestamp) -> Self {
         let latest = HlcTimestamp::from_milliseconds(latest.as_milliseconds());
         Self { synced: self.synced.min(latest), forgotten: self.forgotten.min(latest) }
     }

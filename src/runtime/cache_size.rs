@@ -6,8 +6,8 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 
 use crate::limits::{
-    ANSWERS_BYTES_MAX, ANSWERS_BYTES_MIN, ANSWERS_MEMORY_PART, ENTRY_CACHE_BYTES_MAX, ENTRY_CACHE_BYTES_MIN,
-    ENTRY_CACHE_MEMORY_PART,
+    ENTRY_CACHE_BYTES_MAX, ENTRY_CACHE_BYTES_MIN, ENTRY_CACHE_MEMORY_PART, RESPONSES_BYTES_MAX,
+    RESPONSES_BYTES_MIN, RESPONSES_MEMORY_PART,
 };
 
 /// Returns the size limit of the entry cache in bytes: a fraction of the usable memory, so that the cache of a large
@@ -26,7 +26,7 @@ fn entry_cache_bytes_of(memory: u64) -> usize {
 }
 
 fn responses_bytes_of(memory: u64) -> usize {
-    part_of(memory, ANSWERS_MEMORY_PART).clamp(ANSWERS_BYTES_MIN, ANSWERS_BYTES_MAX)
+    part_of(memory, RESPONSES_MEMORY_PART).clamp(RESPONSES_BYTES_MIN, RESPONSES_BYTES_MAX)
 }
 
 /// Returns the memory limit of the control group in bytes; `u64::MAX` without one.

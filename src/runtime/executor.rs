@@ -125,7 +125,7 @@ impl<E: Engine> Executor<E> {
         reporter: ReadyReporter,
     ) -> io::Result<()> {
         let completions = CompletionQueue::open();
-        self.engine.spawn(completions.deliver());
+        self.engine.spawn(completions.run());
         let with_handler =
             |(listener, audience)| (listener, AcceptHandler { executor: Rc::clone(&self), audience });
         let sockets = self.engine.accept(listeners.into_iter().map(with_handler).collect())?;
@@ -133,12 +133,12 @@ impl<E: Engine> Executor<E> {
         while !self.shared.stop.is_requested() {
             self.engine.sleep(DEADLINE_TICK).await;
             self.local.tick(self.open.get());
-            self.refusals.tick(&self.counts, self.local.clock.now_ms());
+            self.refusals.tick(&self.counts, self.local.timers.now_ms());
             sockets.tick();
         }
         // Closing a listener resets the connections in its backlog, so they are accepted first. The clock then makes
         // every connection close after its current response.
-        self.local.clock.close();
+        self.local.timers.close();
         let mut waited = Duration::ZERO;
         loop {
             self.engine.sleep(DEADLINE_TICK / 10).await;
@@ -188,7 +188,7 @@ impl<E: Engine> Executor<E> {
         let is_direct = matches!(client.audience, Audience::Peers | Audience::Admin);
         if let Some(proxies) = self.shared.proxies_told_by_header.as_ref().filter(|_| !is_direct) {
             let sender = client.address;
-            match read_proxy_header(&mut stream, &self.local.clock, client, proxies).await {
+            match read_proxy_header(&mut stream, &self.local.timers, client, proxies).await {
                 Ok(named) => client = named,
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     return self.log_untrusted_sender(sender);
@@ -232,7 +232,7 @@ impl<E: Engine> Executor<E> {
     fn log_failed_handshake(&self, client: &Client, error: &TlsAcceptError) {
         self.counts.failed_handshakes.add(1);
         if let (Audience::Peers, TlsAcceptError::Failed(error)) = (client.audience, error) {
-            return self.shared.app.note_refused_handshake(client, error);
+            return self.shared.app.record_failed_handshake(client, error);
         }
         let now = Instant::now();
         if self.handshake_logged.get().is_none_or(|logged| now - logged >= WARNING_INTERVAL) {
@@ -244,7 +244,7 @@ impl<E: Engine> Executor<E> {
     }
 
     async fn serve_over_tls(&self, socket: Box<dyn Socket>, context: Arc<ServerContext>, mut client: Client) {
-        let accepted = accept(socket, &context, &self.local.clock).await;
+        let accepted = accept(socket, &context, &self.local.timers).await;
         drop(context);
         let mut stream = match accepted {
             Ok(stream) => stream,

@@ -2,14 +2,14 @@
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::limits::{CONNECTIONS_COUNT_MAX, QUESTIONS_COUNT_MAX_PER_PEER};
+use crate::limits::{CONNECTIONS_COUNT_MAX, PEER_REQUESTS_COUNT_MAX_PER_PEER};
 
 /// Descriptors for the database and its readers, the salt, the log, reloaded certificates, and rejected connections.
 const FIXED: usize = 64;
 /// Descriptors of an executor: rings, listeners, and event descriptors.
 const PER_EXECUTOR: usize = 16;
 /// Descriptors for a peer: peer requests, replication and health checks.
-const PER_PEER: usize = QUESTIONS_COUNT_MAX_PER_PEER + 4;
+const PER_PEER: usize = PEER_REQUESTS_COUNT_MAX_PER_PEER + 4;
 
 /// Smallest number of descriptors in place of [`FIXED`], without a reserve.
 const FIXED_MIN: usize = 56;

@@ -43,7 +43,7 @@ use self::executor::{Ready, ReadyReporter};
 use self::fd_budget::Descriptors;
 use self::per_address::PerAddress;
 use self::placement::Plan;
-pub use self::process_limits::{LimitError, deny_others, survive_file_size_limit};
+pub use self::process_limits::{LimitError, restrict_umask, survive_file_size_limit};
 use self::shutdown::{ControlEvent, Stop};
 use self::supervisor::Supervisor;
 pub use self::terminal::{PromptError, prompt_user_key};
@@ -156,7 +156,7 @@ fn run_on<E: Engine>(
         readers_count: plan.read_threads,
         versions: versions(config),
         on_fatal,
-        on_outbox: Box::new(move |last| advanced.advance(last)),
+        on_log_append: Box::new(move |last| advanced.advance(last)),
     };
     let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, options)?);
     if let Some(copy) = store.migration_backup() {
@@ -192,13 +192,13 @@ fn run_on<E: Engine>(
         rates: RateLimits::new(&config.clients),
         engine: kind.name(),
         connections_max,
-        answers: ByteBudget::new(cache_size::answers_bytes_max()),
+        response_budget: ByteBudget::new(cache_size::answers_bytes_max()),
         certificate_expiry: expiry.gauge(),
         ..Settings::default()
     };
     let executors = Arc::clone(&settings.executors);
     let watched_executors = Arc::clone(&executors);
-    let answers = Arc::clone(&settings.answers);
+    let answers = Arc::clone(&settings.response_budget);
     let stop = Stop::default();
     let shared = executor::ExecutorShared {
         app: Arc::new(App::new(Arc::clone(&service), settings)),
@@ -260,7 +260,7 @@ fn run_on<E: Engine>(
                 }
                 if looked.elapsed() >= CERTIFICATES_INTERVAL {
                     looked = Instant::now();
-                    reload::look_at(&config.certificates);
+                    reload::reload_certificates(&config.certificates);
                     expiry.look(&config.certificates, jiff::Timestamp::now());
                 }
             }

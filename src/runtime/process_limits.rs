@@ -35,7 +35,7 @@ pub fn survive_file_size_limit() -> io::Result<()> {
 }
 
 /// Restricts the umask, so that new files are accessible at most to their user and group.
-pub fn deny_others() {
+pub fn restrict_umask() {
     let inherited = umask(Mode::empty());
     umask(inherited | Mode::from_raw_mode(0o027));
 }

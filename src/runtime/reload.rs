@@ -75,7 +75,7 @@ pub(super) fn apply(
         Some(errors) if has_same_scheme => {
             tracing::error!(%errors, "certificates are not valid yet, keeping the previous ones");
         }
-        _ if has_same_scheme && before.certificates.take_over(&after.certificates) => {
+        _ if has_same_scheme && before.certificates.apply(&after.certificates) => {
             log_reload(&before.certificates);
         }
         _ => {}
@@ -127,7 +127,7 @@ impl ExpiryWatch {
 }
 
 /// Reloads certificate files that have changed.
-pub(super) fn look_at(certificates: &Certificates) {
+pub(super) fn reload_certificates(certificates: &Certificates) {
     match certificates.reload_if_changed() {
         Ok(false) => {}
         Ok(true) => log_reload(certificates),

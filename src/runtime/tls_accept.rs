@@ -50,7 +50,7 @@ pub(super) async fn accept(
     clock: &Timers,
 ) -> Result<Stream<Box<dyn Socket>>, TlsAcceptError> {
     let accepting = async { Stream::accept(socket, context).await.map_err(|refused| Failure(Some(refused))) };
-    match clock.in_time(HEAD_DEADLINE, accepting).await {
+    match clock.with_timeout(HEAD_DEADLINE, accepting).await {
         Ok(stream) => Ok(stream),
         Err(Failure(None)) => Err(TlsAcceptError::Timeout),
         Err(Failure(Some(Refused::Gone(error)))) => {
@@ -83,5 +83,5 @@ async fn lingering_close(mut socket: Box<dyn Socket>, last_response: &[u8], cloc
         io::Result::Ok(())
     };
     // Fails if the client has disconnected.
-    clock.in_time(LINGER, closing).await.ok();
+    clock.with_timeout(LINGER, closing).await.ok();
 }

@@ -111,7 +111,7 @@ impl Acknowledgements {
     }
 
     /// Fails the writes that have waited for longer than `timeout`.
-    pub fn give_up(&self, timeout: Duration) {
+    pub fn expire(&self, timeout: Duration) {
         self.lock().waiting.retain(|waiter| waiter.since.elapsed() < timeout);
     }
 
@@ -142,9 +142,9 @@ mod tests {
         acks.note(PeerId::new(1), 7);
         assert_eq!((two.try_recv(), acks.reached(6)), (Ok(Some(())), 2));
         let mut late = acks.wait_for(100, 1);
-        acks.give_up(Duration::from_secs(3600));
+        acks.expire(Duration::from_secs(3600));
         assert_eq!(late.try_recv(), Ok(None));
-        acks.give_up(Duration::ZERO);
+        acks.expire(Duration::ZERO);
         assert!(late.try_recv().is_err());
     }
 

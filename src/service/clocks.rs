@@ -14,7 +14,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Refused changes: their total number, and the nodes that wrote them.
 #[derive(Debug, Default)]
-pub struct Clocks {
+pub struct ClockSkewLog {
     refused_count: AtomicU64,
     state: Mutex<State>,
 }
@@ -26,7 +26,7 @@ struct State {
     logged: Option<Instant>,
 }
 
-impl Clocks {
+impl ClockSkewLog {
     /// Records refused changes, each as the node that wrote it and the milliseconds that it is ahead.
     pub(super) fn note(&self, ahead: &[(ReplicaId, u64)]) {
         let Some((node, ahead_ms)) = ahead.iter().max_by_key(|(_, ahead_ms)| *ahead_ms) else { return };
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn refused_changes_are_counted_and_nodes_are_reported_for_a_while() {
-        let clocks = Clocks::default();
+        let clocks = ClockSkewLog::default();
         let [one, two] = [ReplicaId::from_random(2), ReplicaId::from_random(4)];
         clocks.note(&[(one, 600_000), (two, 700_000), (one, 650_000)]);
         clocks.note(&[]);

@@ -377,7 +377,7 @@ impl Service {
             return Ok(Some(group));
         }
         let (store, key) = (Arc::clone(&self.store), key.to_owned());
-        let job = move || store.group(&key);
+        let job = move || store.key_entries(&key);
         self.pool
             .submit_batched(job)
             .map_err(|_| Error::Busy)?

@@ -138,7 +138,7 @@ pub fn decode_changes(text: &[u8]) -> Result<(u64, Vec<Change>), DecodeError> {
 
 /// Reply of a peer to changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChangesAnswer {
+pub struct ChangesReply {
     /// Number of changes that the peer applied because they were newer.
     pub applied: usize,
     /// Number of changes that it refused because they are ahead of its clock.
@@ -153,15 +153,15 @@ pub struct ChangesAnswer {
 pub fn encode_applied(applied: &AppliedChanges) -> Vec<u8> {
     let AppliedChanges { won, ahead } = applied;
     let ahead_ms = ahead.iter().map(|(_, ahead_ms)| *ahead_ms).max().unwrap_or(0);
-    encode(&ChangesAnswer { applied: *won, refused: ahead.len(), ahead_ms })
+    encode(&ChangesReply { applied: *won, refused: ahead.len(), ahead_ms })
 }
 
 /// Decodes the reply to changes.
 ///
 /// # Errors
 /// Fails if the message is malformed, or counts more changes than were sent.
-pub fn decode_applied(text: &[u8], sent_count: usize) -> Result<ChangesAnswer, DecodeError> {
-    let reply: ChangesAnswer = serde_json::from_slice(text)?;
+pub fn decode_applied(text: &[u8], sent_count: usize) -> Result<ChangesReply, DecodeError> {
+    let reply: ChangesReply = serde_json::from_slice(text)?;
     match reply.applied.checked_add(reply.refused).is_some_and(|count| count <= sent_count) {
         true => Ok(reply),
         false => Err(DecodeError::new("more changes than were sent")),
@@ -189,8 +189,8 @@ pub fn encode_versions(page: &VersionsPage) -> Vec<u8> {
         .map(|known| KnownText {
             k: known.id.key.clone(),
             e: known.id.environment.clone(),
-            s: known.version.stamp.to_database(),
-            n: known.version.node.to_database(),
+            s: known.version.timestamp.to_database(),
+            n: known.version.replica.to_database(),
             d: (known.digest != Digest::default()).then(|| format!("{:032x}", known.digest.0)),
         })
         .collect();
@@ -319,7 +319,7 @@ fn version_of(timestamp: i64, node: i64, is_deletion: bool) -> Result<Version, D
     if timestamp < 0 || node < 0 || (node > 0 && timestamp == 0) || (node == 0 && is_deletion) {
         return Err(DecodeError::new("a version that no node makes"));
     }
-    Ok(Version { stamp: HlcTimestamp::from_database(timestamp), node: ReplicaId::from_database(node) })
+    Ok(Version { timestamp: HlcTimestamp::from_database(timestamp), replica: ReplicaId::from_database(node) })
 }
 
 pub(super) fn id_of(key: String, environment: Option<String>) -> Result<EntryId, DecodeError> {
@@ -344,12 +344,12 @@ pub(super) fn exchangeable(time: Option<Timestamp>, latest: Timestamp) -> Option
 }
 
 fn change_text(change: &Change, latest: Timestamp) -> ChangeText<'_> {
-    let content = change.content.as_ref();
+    let content = change.body.as_ref();
     ChangeText {
         key: change.id.key.as_str().into(),
         environment: change.id.environment.as_deref().map(Into::into),
-        timestamp: change.version.stamp.to_database(),
-        node: change.version.node.to_database(),
+        timestamp: change.version.timestamp.to_database(),
+        node: change.version.replica.to_database(),
         token: content.map(|content| content.ciphertext.to_text()),
         category: content.and_then(|content| content.category.as_deref()).map(Into::into),
         created_at: exchangeable(content.and_then(|content| content.created_at), latest),
@@ -372,7 +372,7 @@ fn change_of(text: ChangeText<'_>) -> Result<Change, DecodeError> {
         content.check_times()?;
     }
     let id = id_of(text.key.into_owned(), text.environment.map(Cow::into_owned))?;
-    Ok(Change { id, version: version_of(text.timestamp, text.node, content.is_none())?, content })
+    Ok(Change { id, version: version_of(text.timestamp, text.node, content.is_none())?, body: content })
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ impl Gate {
     }
 
     /// Rejects the requests that have waited for longer than `timeout`.
-    pub fn give_up(&self, timeout: Duration) {
+    pub fn expire(&self, timeout: Duration) {
         self.lock().retain(|(since, _)| since.elapsed() < timeout);
     }
 
@@ -85,9 +85,9 @@ mod tests {
         let mut waiting = Box::pin(gate.pass(Error::NotJoined));
         let mut late = Box::pin(gate.pass(Error::NoSalt));
         assert!(block_on(poll_once(&mut late)).is_none());
-        gate.give_up(Duration::from_secs(3600));
+        gate.expire(Duration::from_secs(3600));
         assert!(block_on(poll_once(&mut late)).is_none());
-        gate.give_up(Duration::ZERO);
+        gate.expire(Duration::ZERO);
         assert!(matches!(block_on(late), Err(Error::NoSalt)));
         assert!(block_on(poll_once(&mut waiting)).is_none());
         gate.open();

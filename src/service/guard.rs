@@ -54,7 +54,7 @@ struct Paces {
 
 /// Attempt to use a user key.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Try<'a> {
+pub(super) struct Attempt<'a> {
     /// Client network; `None` if the connection has no address.
     pub(super) network: Option<IpAddr>,
     /// Identifier of the user key in this process.
@@ -130,7 +130,7 @@ impl Guard {
     ///
     /// # Errors
     /// Returns the time to wait if neither is allowed.
-    pub(super) fn permit(&self, tried: &Try<'_>, now_ms: u64) -> Result<Permit, Duration> {
+    pub(super) fn permit(&self, tried: &Attempt<'_>, now_ms: u64) -> Result<Permit, Duration> {
         let Some(Paces { network, entry }) = self.paces else { return Ok(Permit::Full) };
         let own = self.user_keys.get(tried.user_key, now_ms);
         if tried.cached == Some(true) && own.is_none_or(|own| own.until_ms <= now_ms + window_ms()) {
@@ -163,7 +163,7 @@ impl Guard {
     ///
     /// # Errors
     /// Returns the time to wait if the attempt is refused.
-    pub(super) fn failed(&self, tried: &Try<'_>, now_ms: u64) -> Result<Duration, Duration> {
+    pub(super) fn failed(&self, tried: &Attempt<'_>, now_ms: u64) -> Result<Duration, Duration> {
         let Some(paces) = self.paces else { return Ok(Duration::ZERO) };
         self.failures[CredentialKind::UserKey as usize].fetch_add(1, Relaxed);
         let entry = tried.entry.map(|name| self.hash(name));
@@ -193,7 +193,7 @@ impl Guard {
     }
 
     /// Records that an uncached key has decrypted an entry.
-    pub(super) fn opened(&self, tried: &Try<'_>, now_ms: u64) {
+    pub(super) fn opened(&self, tried: &Attempt<'_>, now_ms: u64) {
         if let (Some(_), Some(network), Some(name)) = (self.paces, tried.network, tried.entry) {
             let key = self.hash((self.key(CredentialKind::UserKey, network), name));
             let until_ms = now_ms + u64::try_from(OPENER_KNOWN.as_millis()).unwrap_or(u64::MAX);
@@ -321,8 +321,8 @@ mod tests {
     }
 
     /// Returns an attempt on an entry with a key that was never used before.
-    fn guess(user_key: u64, from: u8) -> Try<'static> {
-        Try { network: Some(address(from)), user_key, cached: None, entry: Some("entry") }
+    fn guess(user_key: u64, from: u8) -> Attempt<'static> {
+        Attempt { network: Some(address(from)), user_key, cached: None, entry: Some("entry") }
     }
 
     /// Tries one key after the other until one is refused, and returns the number of allowed attempts.
@@ -356,11 +356,11 @@ mod tests {
         let guard = guard();
         assert_eq!(attack(&guard, 1, 0..1000, 0), ALLOWED);
         assert_eq!(guard.permit(&guess(5000, 2), 0), Ok(Permit::Full), "another address");
-        let owner = Try { cached: Some(true), ..guess(5000, 1) };
+        let owner = Attempt { cached: Some(true), ..guess(5000, 1) };
         assert_eq!(guard.permit(&owner, 0), Ok(Permit::Full), "a proven key at the same address");
-        let unproven = Try { cached: Some(false), ..guess(5001, 1) };
+        let unproven = Attempt { cached: Some(false), ..guess(5001, 1) };
         assert!(matches!(guard.permit(&unproven, 0), Ok(Permit::OwnedOnly(_))));
-        let local = Try { network: None, ..guess(5002, 1) };
+        let local = Attempt { network: None, ..guess(5002, 1) };
         assert_eq!(guard.permit(&local, 0), Ok(Permit::Full), "no address");
     }
 
@@ -368,8 +368,8 @@ mod tests {
     fn a_proven_key_that_probes_other_names_can_still_use_its_own_entries() {
         let guard = guard();
         let names: Vec<String> = (0..1000).map(|number| format!("name {number}")).collect();
-        fn of(name: &str) -> Try<'_> {
-            Try { network: Some(address(1)), user_key: 1, cached: Some(true), entry: Some(name) }
+        fn of(name: &str) -> Attempt<'_> {
+            Attempt { network: Some(address(1)), user_key: 1, cached: Some(true), entry: Some(name) }
         }
         let found = names.iter().filter(|name| {
             let tried = of(name);
@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(found.count(), ALLOWED as usize);
         assert!(matches!(guard.permit(&of("its own"), 0), Ok(Permit::OwnedOnly(_))));
         // The failures are those of the key, from whichever address it is used.
-        let other_address = Try { network: Some(address(9)), ..of("name 999") };
+        let other_address = Attempt { network: Some(address(9)), ..of("name 999") };
         assert!(matches!(guard.permit(&other_address, 0), Ok(Permit::OwnedOnly(_))));
         assert_eq!(guard.permit(&guess(2, 9), 0), Ok(Permit::Full));
     }
@@ -404,9 +404,9 @@ mod tests {
         assert_eq!(allowed, ALLOWED * FAILURES_PER_ENTRY_FACTOR);
         assert!(guard.permit(&guess(2, 251), 0).is_err(), "an unknown client with an uncached key");
         assert_eq!(guard.permit(&opener, 0), Ok(Permit::Full));
-        let owner = Try { cached: Some(true), ..guess(3, 251) };
+        let owner = Attempt { cached: Some(true), ..guess(3, 251) };
         assert_eq!(guard.permit(&owner, 0), Ok(Permit::Full));
-        let other = Try { entry: Some("other"), ..guess(2, 251) };
+        let other = Attempt { entry: Some("other"), ..guess(2, 251) };
         assert_eq!(guard.permit(&other, 0), Ok(Permit::Full));
         assert_eq!(guard.permit(&guess(2, 251), 1_000), Ok(Permit::Full), "two per second");
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::guard::{CredentialKind, Guard, Permit, Try};
+use super::guard::{Attempt, CredentialKind, Guard, Permit};
 use super::{Credentials, Error, Service};
 
 /// Purpose of a use case on the entry that it names.
@@ -64,7 +64,7 @@ impl Service {
     /// # Errors
     /// Returns [`Error::TooManyFailures`] if the attempt is refused.
     pub(super) fn list_failed(&self, credentials: &Credentials<'_>) -> Result<Duration, Error> {
-        self.failed(&Try { cached: None, ..self.tried(credentials, None) })
+        self.failed(&Attempt { cached: None, ..self.tried(credentials, None) })
     }
 
     /// Counts a wrong API key or node credential, and returns the delay of the response.
@@ -97,11 +97,11 @@ impl Service {
         &self.guard
     }
 
-    fn tried<'a>(&self, credentials: &Credentials<'_>, entry: Option<&'a str>) -> Try<'a> {
+    fn tried<'a>(&self, credentials: &Credentials<'_>, entry: Option<&'a str>) -> Attempt<'a> {
         let user_key = credentials.user_key.header_bytes();
         let id = self.keys.id_of(user_key);
         let cached = self.keys.cached(user_key, self.now_seconds());
-        Try {
+        Attempt {
             network: credentials.requester.network,
             user_key: u64::from_le_bytes(*id.first_chunk().expect("32 bytes")),
             cached: cached.map(|key| key.is_proven()),
@@ -109,11 +109,11 @@ impl Service {
         }
     }
 
-    fn permit(&self, tried: &Try<'_>) -> Result<Permit, Error> {
+    fn permit(&self, tried: &Attempt<'_>) -> Result<Permit, Error> {
         self.guard.permit(tried, self.now_ms()).map_err(|wait| Error::TooManyFailures { wait })
     }
 
-    fn failed(&self, tried: &Try<'_>) -> Result<Duration, Error> {
+    fn failed(&self, tried: &Attempt<'_>) -> Result<Duration, Error> {
         self.guard.failed(tried, self.now_ms()).map_err(|wait| Error::TooManyFailures { wait })
     }
 

@@ -23,7 +23,7 @@ impl Service {
     pub(super) async fn derived_key(&self, credentials: &Credentials<'_>) -> Result<Arc<DerivedKey>, Error> {
         self.salt_is_agreed().await?;
         if self.salt().is_none() {
-            self.make_salt().await?;
+            self.generate_salt().await?;
         }
         let mut has_joined = false;
         loop {

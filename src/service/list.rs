@@ -154,7 +154,7 @@ impl EntryList {
     }
 
     /// Returns whether the list includes the entries of peers.
-    pub fn asks_others(&self) -> bool {
+    pub fn includes_peers(&self) -> bool {
         self.service.federation.is_some() && !self.query.is_local
     }
 
@@ -186,7 +186,7 @@ impl EntryList {
     }
 
     /// Returns the names of the peers whose entries may be missing; complete once the list is finished.
-    pub fn silent(&self) -> &[String] {
+    pub fn unreachable(&self) -> &[String] {
         &self.silent
     }
 
@@ -195,7 +195,7 @@ impl EntryList {
         let is_full = self.query.limit.is_some_and(|limit| limit <= page.shown_count);
         match (is_full, last_shown, next_after) {
             (true, Some(last), _) | (_, _, Some(last)) => self.query.after = After::Id(last),
-            _ if self.asks_others() => {
+            _ if self.includes_peers() => {
                 // No entry has an empty key, so this position precedes all of them.
                 self.query.after = After::Name(EntryId { key: String::new(), environment: None });
             }

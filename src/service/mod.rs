@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub use acks::Acknowledgements;
-pub use clocks::Clocks;
+pub use clocks::ClockSkewLog;
 pub use configs::{CachedEntry, DecryptedEntry, NewEntry, Update};
 pub use error::Error;
 pub use federation::Federation;

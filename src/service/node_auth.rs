@@ -156,7 +156,7 @@ impl fmt::Display for Challenge {
 impl NodeCredentials {
     fn new(secrets: &[ClusterSecret], api_keys: &ApiKeys, challenge: Challenge) -> Self {
         let key = |bytes: &[u8]| Hmac::new_from_slice(bytes).expect("HMAC takes keys of any length");
-        let (shared, keys) = match (secrets, api_keys.own()) {
+        let (shared, keys) = match (secrets, api_keys.first()) {
             ([], None) => (SharedKey::Nothing, vec![key(b"")]),
             // Only the first one: further API keys belong to clients.
             ([], Some(first)) => (SharedKey::ApiKey, vec![key(first.expose().as_bytes())]),
@@ -256,7 +256,7 @@ impl NodeAuth {
 }
 
 /// Returns the bytes of a health check response that its proof covers.
-pub fn signed_answer<'a>(header: impl Fn(&str) -> Option<&'a str>, body: &[u8]) -> Vec<u8> {
+pub fn signed_response<'a>(header: impl Fn(&str) -> Option<&'a str>, body: &[u8]) -> Vec<u8> {
     let mut signed = Vec::new();
     for name in IDENTITY_HEADERS {
         if let Some(value) = header(name) {

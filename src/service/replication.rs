@@ -8,7 +8,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use super::acks::Acknowledgements;
-use super::clocks::Clocks;
+use super::clocks::ClockSkewLog;
 use super::exchange::{encode_changes, encode_versions};
 use super::gate::Gate;
 use super::sequence_watch::SequenceWatch;
@@ -16,7 +16,7 @@ use super::{Error, PeerId, Service};
 use crate::config::{ClusterConfig, PeerAddress, WriteAcks};
 use crate::limits::VERSIONS_BYTES_PER_MESSAGE;
 use crate::model::{Change, Digest, EntryId, ReplicaId, TombstoneHorizon, Version};
-use crate::store::{AppliedChanges, OpenError, OutboxPage, PeerProgress, Store, VersionsPage, Yielded};
+use crate::store::{AppliedChanges, LogPage, OpenError, PeerProgress, ReplaceResult, Store, VersionsPage};
 use crate::telemetry::{Durations, Histogram};
 
 /// Cluster status shared with request handlers, and the gates at which requests wait for the cluster.
@@ -30,7 +30,7 @@ pub struct ClusterView {
     has_joined: AtomicBool,
     outbox: Arc<SequenceWatch>,
     acknowledgements: Acknowledgements,
-    clocks: Clocks,
+    clocks: ClockSkewLog,
     write_acks: WriteAcks,
     /// Durations of anti-entropy rounds, recorded by the cluster thread.
     comparisons: Durations,
@@ -48,7 +48,7 @@ pub struct Member {
     /// `unknown`, `healthy`, `down`, `self` or `refused`.
     pub state: &'static str,
     /// Whether the peer may reply to a request.
-    pub may_answer: bool,
+    pub may_reply: bool,
     /// Reason why the peer is refused, or a problem that does not prevent replication.
     pub reason: Option<String>,
     /// Whether that reason makes this node unready.
@@ -78,14 +78,14 @@ impl ClusterView {
             has_joined: AtomicBool::new(false),
             outbox,
             acknowledgements: Acknowledgements::default(),
-            clocks: Clocks::default(),
+            clocks: ClockSkewLog::default(),
             write_acks: config.write_acks,
             comparisons: Durations::default(),
         }
     }
 
     /// Records the duration of an anti-entropy round. Must only be called on the cluster thread.
-    pub fn note_comparison(&self, duration: Duration) {
+    pub fn record_anti_entropy_round(&self, duration: Duration) {
         self.comparisons.add(duration);
     }
 
@@ -137,7 +137,7 @@ impl ClusterView {
     }
 
     /// Returns the record of changes refused because their versions are ahead of the clock.
-    pub fn clocks(&self) -> &Clocks {
+    pub fn clocks(&self) -> &ClockSkewLog {
         &self.clocks
     }
 
@@ -164,7 +164,7 @@ impl ClusterView {
 /// Returns whether a peer would accept a change. Another program may have written entries that no client can create,
 /// and an older release adopted them; one such change would make the peer reject its whole message.
 fn is_exchangeable(change: &Change) -> bool {
-    change.id.check().is_ok() && change.content.as_ref().is_none_or(|content| content.check().is_ok())
+    change.id.check().is_ok() && change.body.as_ref().is_none_or(|content| content.check().is_ok())
 }
 
 /// Returns the configured peers in state `unknown`.
@@ -174,7 +174,7 @@ fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
         address: peer.to_string(),
         node: None,
         state: "unknown",
-        may_answer: true,
+        may_reply: true,
         reason: None,
         blocks_readiness: false,
         last_contact_ms: None,
@@ -241,7 +241,7 @@ impl Service {
 
     /// Returns the digest of the whole store; `None` while the digests of a large store are being loaded.
     pub fn root_digest(&self) -> Option<Digest> {
-        self.store.buckets().root()
+        self.store.digest_table().root()
     }
 
     /// Returns the digest of each bucket.
@@ -249,7 +249,7 @@ impl Service {
     /// # Errors
     /// Returns [`Error::Unavailable`] while the digests of a large store are being loaded.
     pub fn bucket_digests(&self) -> Result<Vec<Digest>, Error> {
-        self.store.buckets().all().ok_or(Error::Unavailable)
+        self.store.digest_table().all().ok_or(Error::Unavailable)
     }
 
     /// Applies those changes of another node that are newer and not too far ahead of this node's clock.
@@ -284,8 +284,8 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be written.
-    pub async fn note(&self, progress: PeerProgress) -> Result<(), Error> {
-        let receiver = self.store.note(progress)?;
+    pub async fn persist_progress(&self, progress: PeerProgress) -> Result<(), Error> {
+        let receiver = self.store.record_progress(progress)?;
         match receiver.await.map_err(|_| Error::Unavailable)? {
             Ok(()) => Ok(()),
             Err(crate::store::WriteError::Store(error)) => Err(error.into()),
@@ -297,9 +297,9 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn outbox(&self, after: i64) -> Result<OutboxPage, Error> {
+    pub async fn log_changes(&self, after: i64) -> Result<LogPage, Error> {
         self.read_store(move |store| {
-            let mut page = store.outbox(after)?;
+            let mut page = store.log_changes(after)?;
             page.changes.retain(is_exchangeable);
             Ok(page)
         })
@@ -310,8 +310,8 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn outbox_range(&self) -> Result<(i64, i64), Error> {
-        self.read_store(Store::outbox_range).await
+    pub async fn log_range(&self) -> Result<(i64, i64), Error> {
+        self.read_store(Store::log_range).await
     }
 
     /// Reads the position in the replication log up to which a peer has the local changes, if it was ever persisted.
@@ -381,7 +381,7 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the salt file cannot be written.
-    pub async fn make_salt(&self) -> Result<(), Error> {
+    pub async fn generate_salt(&self) -> Result<(), Error> {
         self.on_store(|store| store.salt().current_or_new().map(|_| ())).await
     }
 
@@ -389,11 +389,11 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the salt file cannot be written.
-    pub async fn yield_salt_to(&self, other: Vec<u8>) -> Result<Yielded, Error> {
+    pub async fn replace_unused_salt(&self, other: Vec<u8>) -> Result<ReplaceResult, Error> {
         let keys = self.keys.clone();
         self.on_store(move |store| {
             let outcome = store.salt().replace_unused(&other)?;
-            if outcome == Yielded::Taken {
+            if outcome == ReplaceResult::Replaced {
                 // Done in the job, so that keys derived with the old salt are discarded even if the caller is
                 // cancelled.
                 keys.clear();
@@ -431,7 +431,7 @@ impl Service {
         self.on_pool(move || job(&store)).await?.map_err(|error| {
             tracing::error!(%error, "cannot write the salt file");
             match error {
-                OpenError::NoRoom { .. } => Error::DiskFull,
+                OpenError::NoSpace { .. } => Error::DiskFull,
                 _ => Error::Unavailable,
             }
         })

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Error, Service};
 use crate::crypto::Counts;
 use crate::store::WriterCounts;
-use crate::telemetry::ProcessNumbers;
+use crate::telemetry::ProcessStats;
 
 /// Maximum age of a cached count of the entries; counting scans all of them.
 const ENTRIES_COUNT_AGE_MAX: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ pub struct Stats {
 
 impl Service {
     /// Returns the current statistics.
-    pub fn numbers(&self) -> Stats {
+    pub fn stats(&self) -> Stats {
         let (rows_cached_bytes, rows_cached) = self.store.cache().usage();
         let (derivations_queued, reads_queued) = self.pool.queued_counts();
         let (derivations_queued_max, reads_queued_max) = self.pool.queues_max();
@@ -65,8 +65,8 @@ impl Service {
     }
 
     /// Reads the process statistics of the operating system; `None` if the pool is busy.
-    pub async fn process_numbers(&self) -> Option<ProcessNumbers> {
-        self.pool.submit(ProcessNumbers::read).ok()?.await.ok()?
+    pub async fn process_stats(&self) -> Option<ProcessStats> {
+        self.pool.submit(ProcessStats::read).ok()?.await.ok()?
     }
 
     /// Returns the number of entries on this node, which may be a few seconds old.
@@ -86,14 +86,16 @@ impl Service {
     }
 
     /// Returns the health problems of this node, empty if it is healthy.
-    pub fn faults(&self) -> Vec<String> {
+    pub fn health_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let writer = self.store.writer_counts();
         if self.store.writes_queued().is_none() {
             problems.push("the database is closed".to_owned());
-        } else if Duration::from_millis(writer.silent_ms()) > WRITER_TIMEOUT {
-            problems
-                .push(format!("the writer has been at one transaction for {} s", writer.silent_ms() / 1000));
+        } else if Duration::from_millis(writer.since_heartbeat_ms()) > WRITER_TIMEOUT {
+            problems.push(format!(
+                "the writer has been at one transaction for {} s",
+                writer.since_heartbeat_ms() / 1000
+            ));
         }
         problems.extend(writer.displaced());
         if writer.is_full() {

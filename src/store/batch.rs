@@ -65,7 +65,7 @@ impl<'a> Batch<'a> {
         job: impl FnOnce(&mut Self) -> Result<T, WriteError>,
     ) -> Result<Result<T, WriteError>, Error> {
         execute(self.connection, "SAVEPOINT job")?;
-        let savepoint = (self.effects.len(), self.delta.mark());
+        let savepoint = (self.effects.len(), self.delta.savepoint());
         self.replaced.clear();
         match job(self) {
             Ok(done) => {
@@ -137,7 +137,7 @@ impl<'a> Batch<'a> {
         for change in changes {
             let Some(versions) = self.versions.as_deref_mut() else { return Err(Error::Stopped.into()) };
             if let Some(ahead_ms) = versions.ahead_ms(change) {
-                applied.ahead.push((change.version.node, ahead_ms));
+                applied.ahead.push((change.version.replica, ahead_ms));
                 continue;
             }
             if versions.record_if_newer(self.connection, &mut self.delta, change).map_err(Error::from)? {
@@ -159,7 +159,7 @@ impl<'a> Batch<'a> {
                 versions.note_synced(self.connection, *peer, *stamp, *forgotten)
             }
             PeerProgress::Members { peers, before } => {
-                versions.forget_others(self.connection, peers, *before)
+                versions.drop_removed_peers(self.connection, peers, *before)
             }
             PeerProgress::Collect { before } => versions.collect(self.connection, *before).map(|_| ()),
         };
@@ -168,7 +168,7 @@ impl<'a> Batch<'a> {
 
     fn apply_one(&mut self, change: &Change) -> Result<(), WriteError> {
         let current = self.current(&change.id)?;
-        match (&change.content, current) {
+        match (&change.body, current) {
             (Some(content), current) => {
                 let EntryId { key, environment } = change.id.clone();
                 let mut row = SealedEntry::new(0, key, environment, Some(content.ciphertext.clone()));

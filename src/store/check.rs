@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 
+use super::disk_space::WalIndex;
 use super::error::{Error, OpenError};
 use super::paths::sibling;
 use super::reader;
-use super::room::WalIndex;
 use crate::limits::{CHECK_AT_START_BYTES_MAX, CHECK_NICE, CHECK_WAL_BYTES_MAX};
 
 /// Steps of SQLite, a page or an instruction each, between two polls whether a check should stop.

@@ -34,7 +34,7 @@ impl Node {
             readers_count: 1,
             versions,
             on_fatal: Box::new(|error| panic!("fatal error of the writer: {error}")),
-            on_outbox: Box::new(|_| {}),
+            on_log_append: Box::new(|_| {}),
         };
         Self { store: Store::open(&database, &salt, options).expect("the files open"), directory }
     }
@@ -87,7 +87,7 @@ impl Node {
     }
 
     fn note(&self, progress: PeerProgress) {
-        block_on(self.store.note(progress).expect("queued")).expect("reply").expect("recorded");
+        block_on(self.store.record_progress(progress).expect("queued")).expect("reply").expect("recorded");
     }
 
     /// Returns the content of every entry, and the digest of the store.
@@ -99,11 +99,11 @@ impl Node {
             let sealed: Vec<u8> = sealed.into_iter().take_while(|byte| *byte != 0).collect();
             (format!("{}@{:?}", row.key, row.environment), sealed)
         });
-        (rows.collect(), self.store.buckets().root().expect("a small store"))
+        (rows.collect(), self.store.digest_table().root().expect("a small store"))
     }
 
     fn pull_changes(&self, from: &Node, after: i64) -> (usize, i64) {
-        let page = from.store.outbox(after).expect("readable");
+        let page = from.store.log_changes(after).expect("readable");
         (self.apply(page.changes), page.sequence)
     }
 }
@@ -118,8 +118,8 @@ fn token(mark: &[u8]) -> Ciphertext {
 
 fn change(key: &str, milliseconds: u64, node: u64, sealed: Option<&[u8]>) -> Change {
     let version = Version {
-        stamp: HlcTimestamp::from_milliseconds(milliseconds),
-        node: ReplicaId::from_random(node << 1),
+        timestamp: HlcTimestamp::from_milliseconds(milliseconds),
+        replica: ReplicaId::from_random(node << 1),
     };
     let content = sealed.map(|sealed| SealedBody {
         category: None,
@@ -127,7 +127,7 @@ fn change(key: &str, milliseconds: u64, node: u64, sealed: Option<&[u8]>) -> Cha
         created_at: None,
         updated_at: None,
     });
-    Change { id: EntryId { key: key.to_owned(), environment: None }, version, content }
+    Change { id: EntryId { key: key.to_owned(), environment: None }, version, body: content }
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn local_changes_reach_another_store_through_the_log() {
     assert_eq!(two.contents(), one.contents());
     // Repetition is harmless, and changes from a peer are not passed on.
     assert_eq!(two.pull_changes(&one, 0).0, 0);
-    assert!(two.store.outbox(0).expect("readable").changes.is_empty());
+    assert!(two.store.log_changes(0).expect("readable").changes.is_empty());
 }
 
 /// Returns options with a clock that the test sets.
@@ -173,8 +173,8 @@ fn a_later_write_wins_although_its_clock_is_behind() {
     let seen = two.store.exact("k", None).expect("readable").expect("there");
     two.update(&seen, b"second");
     two.create("other", b"o");
-    assert!(two.version("k").stamp > one.version("k").stamp);
-    assert!(two.version("other").stamp < one.version("k").stamp, "other entries are not affected");
+    assert!(two.version("k").timestamp > one.version("k").timestamp);
+    assert!(two.version("other").timestamp < one.version("k").timestamp, "other entries are not affected");
     assert_eq!(one.pull_changes(&two, 0).0, 2);
     assert_eq!(one.contents(), two.contents());
     assert_eq!(one.contents().0["k@None"], b"second");
@@ -188,7 +188,7 @@ fn only_changes_ahead_of_the_clock_are_refused() {
     let minute = MINUTE_MS.unsigned_abs();
     let saturated = change("poison", u64::MAX, u64::MAX >> 2, Some(b"p"));
     let mut future_times = change("late", now, 6, Some(b"l"));
-    let content = future_times.content.as_mut().expect("content");
+    let content = future_times.body.as_mut().expect("content");
     content.updated_at = Some(Timestamp::now().later(Duration::from_secs(3600)));
     let changes = vec![
         change("before", now, 5, Some(b"b")),
@@ -202,7 +202,7 @@ fn only_changes_ahead_of_the_clock_are_refused() {
     let ahead: Vec<_> = applied.ahead.iter().map(|(node, ahead_ms)| (*node, ahead_ms / minute)).collect();
     let number = |bits: u64| ReplicaId::from_random(bits << 1);
     assert_eq!(ahead.len(), 3);
-    assert_eq!(ahead[0].0, saturated.version.node);
+    assert_eq!(ahead[0].0, saturated.version.replica);
     assert!((5..=6).contains(&ahead[1].1) && ahead[1].0 == number(5), "{ahead:?}");
     assert!((59..=60).contains(&ahead[2].1) && ahead[2].0 == number(6), "{ahead:?}");
     let keys: Vec<String> = node.contents().0.into_keys().collect();
@@ -210,7 +210,7 @@ fn only_changes_ahead_of_the_clock_are_refused() {
     // After a restart, timestamps follow this node's own clock, whatever it has received.
     let node = node.restart(true);
     node.create("new", b"n");
-    assert!(node.version("new").stamp.milliseconds() < now + minute);
+    assert!(node.version("new").timestamp.milliseconds() < now + minute);
 }
 
 /// Such a version comes from an older release, which accepted it, or from a clock that was ahead.
@@ -220,12 +220,12 @@ fn a_version_ahead_of_the_clock_is_not_replaced_by_one_that_peers_refuse() {
     let node = Node::with_clock(directory(), set_clock(&offset));
     let other = Node::new();
     let early = node.create("early", b"1");
-    let page = node.store.outbox(0).expect("readable");
+    let page = node.store.log_changes(0).expect("readable");
     assert_eq!(other.applied(page.changes).ahead.len(), 1);
     // Once the clock is correct, new entries are accepted, and the old one is refused until its time has come.
     offset.store(0, std::sync::atomic::Ordering::SeqCst);
     node.create("new", b"2");
-    let page = node.store.outbox(1).expect("readable");
+    let page = node.store.log_changes(1).expect("readable");
     assert_eq!(other.applied(page.changes).won, 1);
     let write = || Write::Update {
         seen: Arc::clone(&early),
@@ -241,7 +241,7 @@ fn a_version_ahead_of_the_clock_is_not_replaced_by_one_that_peers_refuse() {
     // The same holds after a restart with a stored clock that is an hour ahead. A standalone node accepts the write.
     let node = Node::at(directory, true);
     node.create("newer", b"4");
-    assert!(node.version("newer").stamp < node.version("early").stamp);
+    assert!(node.version("newer").timestamp < node.version("early").timestamp);
     let node = node.restart(false);
     block_on(node.store.write(write(), OWNER).expect("queued")).expect("reply").expect("a standalone node");
     let Node { store, directory } = node;
@@ -265,7 +265,7 @@ fn a_store_that_joins_a_cluster_contributes_its_entries() {
     let joined = standalone.restart(true);
     let (_, root) = joined.contents();
     assert_ne!(root, Digest::default());
-    assert_eq!(joined.store.buckets().entries_count(), 1);
+    assert_eq!(joined.store.digest_table().entries_count(), 1);
     let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
     let known = joined.store.versions(&all, usize::MAX).expect("readable").known;
     assert_eq!(known.len(), 1);
@@ -325,8 +325,8 @@ fn timestamps_increase_across_restarts() {
     let mut last = HlcTimestamp::default();
     for round in 0..5 {
         node.create(&format!("k{round}"), b"1");
-        let page = node.store.outbox(0).expect("readable");
-        let newest = page.changes.iter().map(|change| change.version.stamp).max().expect("there");
+        let page = node.store.log_changes(0).expect("readable");
+        let newest = page.changes.iter().map(|change| change.version.timestamp).max().expect("there");
         assert!(newest > last, "round {round}");
         last = newest;
         node = node.restart(true);
@@ -351,9 +351,9 @@ fn tombstones_are_collected_once_all_peers_have_them() {
     node.note(PeerProgress::Synced { peer: peers[1], stamp: future, forgotten: HlcTimestamp::default() });
     node.note(PeerProgress::Collect { before: HlcTimestamp::default() });
     assert_eq!(tombstones(), 1, "the tombstone is too recent");
-    let root = node.store.buckets().root();
+    let root = node.store.digest_table().root();
     node.note(PeerProgress::Collect { before: future });
-    assert_eq!((tombstones(), node.store.buckets().root()), (0, root), "collection changes no digest");
+    assert_eq!((tombstones(), node.store.digest_table().root()), (0, root), "collection changes no digest");
     assert_eq!(node.store.horizon(), TombstoneHorizon { synced: future, forgotten: future });
     // The horizon is persisted, never moves back, and includes that of peers.
     let node = node.restart(true);
@@ -418,24 +418,24 @@ fn the_log_is_trimmed_to_the_changes_that_a_peer_lacks() {
         node.create(&format!("k{number}"), b"1");
     }
     node.note(PeerProgress::Acknowledged { peer: peer(2), sequence: 5 });
-    assert_eq!(node.store.outbox_range().expect("readable"), (0, 5));
+    assert_eq!(node.store.log_range().expect("readable"), (0, 5));
     node.create("k5", b"1");
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 0 });
     node.note(PeerProgress::Acknowledged { peer: peer(2), sequence: 6 });
-    assert_eq!(node.store.outbox_range().expect("readable"), (6, 6), "the other peer lacks the change");
+    assert_eq!(node.store.log_range().expect("readable"), (6, 6), "the other peer lacks the change");
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 3 });
     let mut acknowledged = node.store.acknowledged().expect("readable");
     acknowledged.sort();
     assert_eq!(acknowledged, [(peer(2), 6), (peer(4), 3)]);
     // A page for trimmed positions reports the last one, so that the peer does not request them again.
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 6 });
-    let page = node.store.outbox(4).expect("readable");
+    let page = node.store.log_changes(4).expect("readable");
     assert_eq!((page.changes.len(), page.sequence, page.more), (0, 6, false));
     // Positions are never reused, even after everything was trimmed.
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 6 });
     let node = node.restart(true);
     node.create("k6", b"1");
-    assert_eq!(node.store.outbox_range().expect("readable"), (7, 7));
+    assert_eq!(node.store.log_range().expect("readable"), (7, 7));
 }
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
@@ -476,7 +476,8 @@ proptest! {
 fn commits_between_two_bucket_loads_count_once() {
     let node = Node::new();
     let rows: Vec<_> = (0..300).map(|number| node.create(&format!("k{number}"), b"1")).collect();
-    let expected = |node: &Node| (node.store.buckets().root(), node.store.buckets().entries_count());
+    let expected =
+        |node: &Node| (node.store.digest_table().root(), node.store.digest_table().entries_count());
     let (before, count) = expected(&node);
     let Node { store, directory } = node;
     drop(store);
@@ -541,7 +542,7 @@ fn a_rollback_discards_the_noted_state() {
         connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
         versions.record_own(&connection, &mut delta, &id, None).expect("recorded");
         connection.execute_batch(end).expect("ended");
-        let sequence = delta.noted().outbox_line;
+        let sequence = delta.state().outbox_line;
         if end == "COMMIT" {
             versions.publish(&delta);
             assert!(
@@ -557,11 +558,11 @@ fn a_rollback_discards_the_noted_state() {
     assert_eq!(write("ROLLBACK"), (Some(2), 1));
     assert_eq!(write("COMMIT"), (Some(2), 2));
     let mut delta = digest_table::Delta::default();
-    let savepoint = delta.mark();
+    let savepoint = delta.savepoint();
     versions.record_own(&connection, &mut delta, &id, None).expect("recorded");
-    assert!(delta.noted().outbox_line.is_some());
+    assert!(delta.state().outbox_line.is_some());
     delta.truncate(savepoint);
-    assert_eq!(delta.noted().outbox_line, None, "rolled back to the savepoint");
+    assert_eq!(delta.state().outbox_line, None, "rolled back to the savepoint");
 }
 
 /// An operator's change that cannot be recorded immediately is recorded later.
@@ -569,17 +570,17 @@ fn a_rollback_discards_the_noted_state() {
 fn an_external_change_is_recorded_once_the_database_is_unlocked() {
     let node = Node::new();
     node.create("local", b"1");
-    let before = node.store.buckets().root();
+    let before = node.store.digest_table().root();
     let other = rusqlite::Connection::open(node.directory.path().join("c.db")).expect("it opens");
     other
         .execute_batch("UPDATE configurations SET category = 'repaired'; BEGIN IMMEDIATE")
         .expect("an operator locks the database");
     // The writer checks every second, and gives up after the busy timeout.
     std::thread::sleep(BUSY_TIMEOUT + Duration::from_secs(2));
-    assert_eq!(node.store.buckets().root(), before);
+    assert_eq!(node.store.digest_table().root(), before);
     other.execute_batch("ROLLBACK").expect("unlocked");
     let began = std::time::Instant::now();
-    while node.store.buckets().root() == before {
+    while node.store.digest_table().root() == before {
         assert!(began.elapsed() < Duration::from_secs(10), "the change was not recorded");
         std::thread::sleep(Duration::from_millis(10));
     }

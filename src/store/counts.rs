@@ -69,7 +69,7 @@ impl WriterCounts {
 
     /// Returns the milliseconds since the last heartbeat of the writer, which beats between transactions, and once per
     /// second while idle.
-    pub fn silent_ms(&self) -> u64 {
+    pub fn since_heartbeat_ms(&self) -> u64 {
         self.now_ms().saturating_sub(self.beat_ms.get())
     }
 

@@ -28,12 +28,12 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct Delta {
     changes: Vec<DigestChange>,
-    noted: Noted,
+    noted: DeltaState,
 }
 
 /// State of the versions that moves with a commit.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Noted {
+pub(super) struct DeltaState {
     /// Last position that was appended to the replication log.
     pub(super) outbox_line: Option<i64>,
     /// New upper bound of the reserved timestamps.
@@ -44,7 +44,7 @@ pub(super) struct Noted {
 #[derive(Clone, Copy)]
 pub(super) struct DigestSavepoint {
     changes_count: usize,
-    noted: Noted,
+    noted: DeltaState,
 }
 
 /// Change of the digest of one bucket.
@@ -99,7 +99,7 @@ impl DigestTable {
     }
 
     /// Returns the next bucket to load, if there is one.
-    pub(super) fn next_unknown(&self) -> Option<usize> {
+    pub(super) fn next_unloaded(&self) -> Option<usize> {
         Some(self.lock().loaded_count).filter(|bucket| *bucket < BUCKETS_COUNT)
     }
 
@@ -144,16 +144,16 @@ impl Delta {
         });
     }
 
-    pub(super) fn note(&mut self) -> &mut Noted {
+    pub(super) fn state_mut(&mut self) -> &mut DeltaState {
         &mut self.noted
     }
 
-    pub(super) fn noted(&self) -> Noted {
+    pub(super) fn state(&self) -> DeltaState {
         self.noted
     }
 
     /// Returns a savepoint for [`Self::truncate`].
-    pub(super) fn mark(&self) -> DigestSavepoint {
+    pub(super) fn savepoint(&self) -> DigestSavepoint {
         DigestSavepoint { changes_count: self.changes.len(), noted: self.noted }
     }
 
@@ -176,8 +176,8 @@ pub fn bucket_of(id: &EntryId) -> usize {
 pub(super) fn digest_of(id: &EntryId, version: Version, content: &SealedBody) -> Digest {
     let mut hash = Sha256::new();
     update_with_name(&mut hash, id);
-    hash.update(version.stamp.to_database().to_be_bytes());
-    hash.update(version.node.to_database().to_be_bytes());
+    hash.update(version.timestamp.to_database().to_be_bytes());
+    hash.update(version.replica.to_database().to_be_bytes());
     update_with_text(&mut hash, content.category.as_deref());
     hash.update(content.ciphertext.as_bytes());
     let mut bytes = [0; 16];

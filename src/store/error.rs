@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
+use super::disk_space::{self, Shortage};
 use super::permissions::{self, Denials};
-use super::room::{self, Shortage};
 
 /// Remedy for a damaged file.
 pub(super) const RESTORE: &str = "restore it from a backup together with its -wal file, or save what can be read \
@@ -42,7 +42,7 @@ pub enum Error {
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
-        if room::is_lack_of_room(&error) {
+        if disk_space::is_out_of_space(&error) {
             return Self::Full;
         }
         match error.sqlite_error_code() {
@@ -80,7 +80,7 @@ pub enum OpenError {
     Denied(Denials),
     /// There is no disk space for the file.
     #[error("cannot write {path}: {shortage}")]
-    NoRoom {
+    NoSpace {
         /// The file.
         path: PathBuf,
         /// The resource that is short.
@@ -116,7 +116,7 @@ pub enum OpenError {
 
 impl OpenError {
     pub(super) fn access(action: &'static str, path: &Path, source: io::Error) -> Self {
-        if room::lacks_room(&source) {
+        if disk_space::lacks_space(&source) {
             return Self::no_room(path);
         }
         let hint = match source.kind() {
@@ -131,7 +131,7 @@ impl OpenError {
 
     pub(super) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
         let cannot_open = source.sqlite_error_code() == Some(ErrorCode::CannotOpen);
-        match room::is_lack_of_room(&source) || (cannot_open && !room::has_inodes(path)) {
+        match disk_space::is_out_of_space(&source) || (cannot_open && !disk_space::has_inodes(path)) {
             true => Self::no_room(path),
             false => Self::Sqlite { path: path.to_owned(), source },
         }
@@ -155,7 +155,7 @@ impl OpenError {
     }
 
     fn no_room(path: &Path) -> Self {
-        Self::NoRoom { path: path.to_owned(), shortage: Shortage::of(path) }
+        Self::NoSpace { path: path.to_owned(), shortage: Shortage::of(path) }
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) struct FileChange {
     /// Description with a remedy.
     pub(super) text: String,
     /// Whether uncached reads may return a mixture of two files.
-    pub(super) spoils_reads: bool,
+    pub(super) affects_reads: bool,
 }
 
 /// Device and inode.
@@ -70,14 +70,14 @@ impl Identity {
                         "{name} was overwritten or truncated while the server runs: stop the server, and restore a \
                          backup by `opensecureconf restore`"
                     ),
-                    spoils_reads: true,
+                    affects_reads: true,
                 });
             }
         };
         let text = format!(
             "{name} was removed or replaced while the server runs: put it back, or restart the server"
         );
-        Some(FileChange { text, spoils_reads: false })
+        Some(FileChange { text, affects_reads: false })
     }
 }
 

@@ -9,6 +9,7 @@ mod check;
 mod column;
 mod counts;
 mod digest_table;
+mod disk_space;
 mod entry_cache;
 mod error;
 mod filter;
@@ -24,7 +25,6 @@ mod permissions;
 mod reader;
 mod repair;
 mod replica;
-mod room;
 mod salt;
 mod salt_file;
 mod schema;
@@ -45,23 +45,23 @@ use futures_channel::oneshot;
 
 pub use counts::WriterCounts;
 pub use digest_table::{DigestTable, bucket_of, root_of};
+pub use disk_space::Shortage;
 pub use entry_cache::{EntryCache, FillTicket};
 pub use error::{Error, OpenError};
 pub use filter::Filter;
 pub use permissions::Denials;
 pub use reader::Page;
 pub use repair::{Repaired, repair_versions};
-pub use replica::{OutboxPage, VersionsPage};
-pub use room::Shortage;
+pub use replica::{LogPage, VersionsPage};
 pub use salt::SaltProblem;
-pub use salt_file::{ImportResult, SaltFile, Yielded};
+pub use salt_file::{ImportResult, ReplaceResult, SaltFile};
 pub use sealed_entry::{KeyEntries, OwnerTag, SealedEntry};
 pub use write::{AppliedChanges, PeerProgress, Write, WriteError, WriteResult};
-pub use writer::{OnFatal, OnOutbox};
+pub use writer::{OnFatal, OnLogAppend};
 
+use self::disk_space::{Reserve, WalIndex};
 use self::identity::Identity;
 use self::page_cache::PageCache;
-use self::room::{Reserve, WalIndex};
 use self::versions::Versions;
 use crate::limits::{CLOCK_AHEAD_MAX, ENTRY_CACHE_BYTES_MIN, PAGE_CACHE_PART, SQLITE_VERSION_MIN};
 use crate::model::{Change, EntryId, ReplicaId, Timestamp, TombstoneHorizon, Version};
@@ -83,7 +83,7 @@ pub struct Options {
     pub on_fatal: OnFatal,
     /// Called with the last position in the replication log: once when the store is opened, then on the writer thread
     /// after each commit that appended to it.
-    pub on_outbox: OnOutbox,
+    pub on_log_append: OnLogAppend,
 }
 
 /// Options for the versions of entries.
@@ -109,14 +109,14 @@ impl VersioningOptions {
 
 impl Options {
     /// Creates the options of a standalone node.
-    pub fn alone(on_fatal: OnFatal) -> Self {
+    pub fn standalone(on_fatal: OnFatal) -> Self {
         Self {
             cache_bytes_max: 4 * ENTRY_CACHE_BYTES_MIN,
             accepted_salt: None,
             readers_count: 1,
             versions: VersioningOptions::new(false),
             on_fatal,
-            on_outbox: Box::new(|_| {}),
+            on_log_append: Box::new(|_| {}),
         }
     }
 }
@@ -147,7 +147,7 @@ impl Store {
     pub fn open(database: &Path, salt: &Path, options: Options) -> Result<Self, OpenError> {
         let store =
             Self::open_files(database, salt, options).map_err(|error| error.with_denials(database, salt))?;
-        permissions::warn_of_others(database, salt);
+        permissions::warn_of_other_users(database, salt);
         Ok(store)
     }
 
@@ -179,7 +179,7 @@ impl Store {
             .map_err(|error| OpenError::sqlite(database, error))?;
         if let Some(versions) = &versions {
             // Peers may lack changes that were made before this startup.
-            (options.on_outbox)(versions.last_sequence());
+            (options.on_log_append)(versions.last_sequence());
         }
         let node = versions.as_ref().map(Versions::node);
         let counts = Arc::new(WriterCounts::new(opened.lacks_room));
@@ -203,7 +203,7 @@ impl Store {
             pages: Arc::clone(&pages),
             versions,
             on_fatal: Arc::clone(&on_fatal),
-            on_outbox: options.on_outbox,
+            on_outbox: options.on_log_append,
             counts: Arc::clone(&counts),
         })
         .map_err(|error| OpenError::access("start the writer of", database, error))?;
@@ -275,9 +275,9 @@ impl Store {
     ///
     /// # Errors
     /// Fails if SQLite cannot read.
-    pub fn group(&self, key: &str) -> Result<Option<Arc<KeyEntries>>, Error> {
+    pub fn key_entries(&self, key: &str) -> Result<Option<Arc<KeyEntries>>, Error> {
         let ticket = self.cache.prepare_fill(key);
-        let group = self.readers.group(key)?.map(Arc::new);
+        let group = self.readers.key_entries(key)?.map(Arc::new);
         if let Some(group) = &group {
             self.cache.fill(&ticket, key, group);
         }
@@ -357,7 +357,10 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the queue is full or the store is closed.
-    pub fn note(&self, progress: PeerProgress) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
+    pub fn record_progress(
+        &self,
+        progress: PeerProgress,
+    ) -> Result<oneshot::Receiver<Result<(), WriteError>>, Error> {
         self.writer()?.note(progress)
     }
 
@@ -369,11 +372,11 @@ impl Store {
     /// Returns by how many milliseconds a version of another node is ahead of this node's clock, if that exceeds
     /// [`CLOCK_AHEAD_MAX`].
     pub fn ahead_ms(&self, version: Version) -> Option<u64> {
-        version.stamp.ahead_of((self.wall_clock)(), CLOCK_AHEAD_MAX)
+        version.timestamp.ahead_of((self.wall_clock)(), CLOCK_AHEAD_MAX)
     }
 
     /// Returns the digests of all entries; zero in a store without versions.
-    pub fn buckets(&self) -> &DigestTable {
+    pub fn digest_table(&self) -> &DigestTable {
         &self.buckets
     }
 
@@ -386,16 +389,16 @@ impl Store {
     ///
     /// # Errors
     /// Fails if SQLite cannot read.
-    pub fn outbox(&self, after: i64) -> Result<OutboxPage, Error> {
-        self.readers.outbox(self.node.unwrap_or_default(), after)
+    pub fn log_changes(&self, after: i64) -> Result<LogPage, Error> {
+        self.readers.log_changes(self.node.unwrap_or_default(), after)
     }
 
     /// Reads the first position that is in the replication log, and the last one that was ever assigned.
     ///
     /// # Errors
     /// Fails if SQLite cannot read.
-    pub fn outbox_range(&self) -> Result<(i64, i64), Error> {
-        self.readers.outbox_range()
+    pub fn log_range(&self) -> Result<(i64, i64), Error> {
+        self.readers.log_range()
     }
 
     /// Reads for each known peer the position in the replication log up to which it has the local changes.

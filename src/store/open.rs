@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, backup, ffi};
 
+use super::disk_space::{self, Shortage, WalIndex};
 use super::error::OpenError;
 use super::paths::{HEADER_BYTES, MAGIC, sibling};
-use super::room::{self, Shortage, WalIndex};
 use super::salt_file::SaltFile;
 use super::schema::{self, Generation, NullEncoding};
 use super::sync::sync_directory;
@@ -57,7 +57,7 @@ pub(super) struct Opened {
 /// Fails if the file cannot be used; it is then unchanged.
 pub(super) fn open(path: &Path, salt: &SaltFile) -> Result<Opened, OpenError> {
     match open_with(path, salt, WalIndex::Shared) {
-        Err(OpenError::NoRoom { shortage, .. }) if has_content(path) => {
+        Err(OpenError::NoSpace { shortage, .. }) if has_content(path) => {
             let opened = open_with(path, salt, WalIndex::Private)?;
             tracing::warn!(
                 cause = %shortage,
@@ -98,7 +98,7 @@ fn open_with(path: &Path, salt: &SaltFile, wal_index: WalIndex) -> Result<Opened
         old => Some(copy_once(&connection, path, old)?),
     };
     schema::migrate(&mut connection, generation).map_err(sql)?;
-    let spelling = schema::spelling(&connection).map_err(sql)?;
+    let spelling = schema::null_encoding(&connection).map_err(sql)?;
     configure(&connection, path)?;
     let has_entries = has_entries(&connection).map_err(sql)?;
     let emptied = none_if_out_of_space(empty_wal(&connection, path)).map_err(sql)?;
@@ -435,7 +435,7 @@ fn empty_wal(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
 fn none_if_out_of_space<T>(outcome: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
     match outcome {
         Ok(done) => Ok(Some(done)),
-        Err(error) if room::is_lack_of_room(&error) => {
+        Err(error) if disk_space::is_out_of_space(&error) => {
             tracing::debug!(%error, "write postponed for lack of space");
             Ok(None)
         }

@@ -16,7 +16,7 @@ fn open(directory: &Path) -> Store {
     let salt = directory.join("c.salt");
     // The store refuses entries without a salt, and these tests do not encrypt with it.
     fs::write(&salt, PROPER_SALT).expect("writable");
-    let options = Options::alone(Box::new(|error| panic!("fatal error of the writer: {error}")));
+    let options = Options::standalone(Box::new(|error| panic!("fatal error of the writer: {error}")));
     Store::open(&directory.join("c.db"), &salt, options).expect("new files open")
 }
 

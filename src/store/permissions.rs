@@ -112,7 +112,7 @@ fn lacks(path: &Path, found: &Metadata, needs: Access) -> Option<Denial> {
 }
 
 /// Logs a warning if users other than the owner and the group have permissions on the data files.
-pub(super) fn warn_of_others(database: &Path, salt: &Path) {
+pub(super) fn warn_of_other_users(database: &Path, salt: &Path) {
     let exposed: Vec<String> = own_files(database)
         .into_iter()
         .chain([salt.to_owned()])

@@ -8,10 +8,10 @@ use rusqlite::{Connection, OpenFlags, ToSql};
 
 use super::column::text;
 use super::counts::WriterCounts;
+use super::disk_space::WalIndex;
 use super::error::Error;
 use super::filter::Filter;
 use super::identity::{self, Inode};
-use super::room::WalIndex;
 use super::sealed_entry::{KeyEntries, SealedEntry};
 use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::{Ciphertext, EntryId, SealedBody, Timestamp};
@@ -57,7 +57,7 @@ impl Readers {
     }
 
     /// Reads all entries of a key; `None` if there are more than [`ENTRY_GROUP_COUNT_MAX`].
-    pub(super) fn group(&self, key: &str) -> Result<Option<KeyEntries>, Error> {
+    pub(super) fn key_entries(&self, key: &str) -> Result<Option<KeyEntries>, Error> {
         self.with(|connection| {
             let sql =
                 format!(r#"SELECT {COLUMNS} FROM configurations WHERE "key" = ?1 ORDER BY id LIMIT ?2"#);

@@ -109,12 +109,12 @@ impl Repair<'_> {
                 true => &mut self.repaired.deletions_count,
                 false => &mut self.repaired.entries_count,
             }) += 1;
-            let ahead_ms = version.stamp.milliseconds() - now_ms;
+            let ahead_ms = version.timestamp.milliseconds() - now_ms;
             self.repaired.ahead_ms = self.repaired.ahead_ms.max(ahead_ms);
             // The replica ID is that of this node, so that no other node can have issued the same version.
             self.set_version(
                 &id,
-                Version { stamp: clock.stamp(now_ms, HlcTimestamp::default()), node },
+                Version { timestamp: clock.stamp(now_ms, HlcTimestamp::default()), replica: node },
                 is_deletion,
             )?;
         }
@@ -164,8 +164,8 @@ impl Repair<'_> {
                    WHERE bucket = ?4 AND "key" = ?5 AND environment = ?6"#,
             )?
             .execute(params![
-                version.stamp.to_database(),
-                version.node.to_database(),
+                version.timestamp.to_database(),
+                version.replica.to_database(),
                 digest,
                 i64::try_from(bucket_of(id)).unwrap_or_default(),
                 id.key,

@@ -25,7 +25,7 @@ const VERSION_BYTES: usize = 128;
 
 /// Local changes that a peer does not have yet.
 #[derive(Debug, Default)]
-pub struct OutboxPage {
+pub struct LogPage {
     /// Changes, with each entry once in its current state.
     pub changes: Vec<Change>,
     /// Last position in the replication log that these changes cover. A peer that has them has all changes up to it.
@@ -36,7 +36,7 @@ pub struct OutboxPage {
 
 impl Readers {
     /// Reads the local changes after a position in the replication log, up to the size of one message.
-    pub(super) fn outbox(&self, node: ReplicaId, after: i64) -> Result<OutboxPage, Error> {
+    pub(super) fn log_changes(&self, node: ReplicaId, after: i64) -> Result<LogPage, Error> {
         self.with(|connection| {
             // A single snapshot, so that no version is paired with the content of another.
             let snapshot = connection.unchecked_transaction()?;
@@ -45,7 +45,7 @@ impl Readers {
     }
 
     /// Reads the first position that is in the replication log, and the last one that was ever assigned.
-    pub(super) fn outbox_range(&self) -> Result<(i64, i64), Error> {
+    pub(super) fn log_range(&self) -> Result<(i64, i64), Error> {
         self.with(|connection| {
             let sql = "SELECT ifnull(min(sequence), 0), ifnull((SELECT seq FROM sqlite_sequence \
                        WHERE name = 'osc_outbox'), 0) FROM osc_outbox";
@@ -108,12 +108,12 @@ impl Readers {
     }
 }
 
-fn outbox(connection: &Connection, node: ReplicaId, after: i64) -> Result<OutboxPage, Error> {
+fn outbox(connection: &Connection, node: ReplicaId, after: i64) -> Result<LogPage, Error> {
     let mut statement = connection.prepare_cached(
         r#"SELECT sequence, "key", environment FROM osc_outbox WHERE sequence > ?1 ORDER BY sequence"#,
     )?;
     let mut rows = statement.query([after])?;
-    let mut page = OutboxPage { sequence: after, ..OutboxPage::default() };
+    let mut page = LogPage { sequence: after, ..LogPage::default() };
     let (mut seen, mut bytes) = (HashSet::new(), 0);
     while let Some(row) = rows.next()? {
         let sequence = row.get(0)?;
@@ -124,7 +124,7 @@ fn outbox(connection: &Connection, node: ReplicaId, after: i64) -> Result<Outbox
                 return Ok(page);
             }
             // A change that a peer has since overwritten is pushed by that peer.
-            if let Some(change) = change(connection, &id)?.filter(|change| change.version.node == node) {
+            if let Some(change) = change(connection, &id)?.filter(|change| change.version.replica == node) {
                 bytes += weight(&change);
                 if !page.changes.is_empty() && bytes > CHANGES_BYTES_PER_MESSAGE {
                     page.more = true;
@@ -153,10 +153,10 @@ fn change(connection: &Connection, id: &EntryId) -> Result<Option<Change>, Error
             content => content,
         },
     };
-    Ok(Some(Change { id: id.clone(), version: known.version, content }))
+    Ok(Some(Change { id: id.clone(), version: known.version, body: content }))
 }
 
 fn weight(change: &Change) -> usize {
-    let content = change.content.as_ref();
+    let content = change.body.as_ref();
     change.id.key.len() + 64 + content.map_or(0, |content| content.ciphertext.as_bytes().len())
 }

@@ -47,9 +47,9 @@ pub enum ImportResult {
 
 /// Outcome of replacing the local salt by a peer's.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Yielded {
+pub enum ReplaceResult {
     /// This node now uses the peer's salt.
-    Taken,
+    Replaced,
     /// The local salt has encrypted something, and stays.
     Kept,
     /// The peer's salt is refused.
@@ -174,20 +174,20 @@ impl SaltFile {
     ///
     /// # Errors
     /// Fails if the file cannot be written.
-    pub fn replace_unused(&self, other: &[u8]) -> Result<Yielded, OpenError> {
+    pub fn replace_unused(&self, other: &[u8]) -> Result<ReplaceResult, OpenError> {
         let is_pinned = self.lock();
         let local = self.load()?;
         if local.as_deref() == Some(other) {
-            return Ok(Yielded::Taken);
+            return Ok(ReplaceResult::Replaced);
         }
         if *is_pinned && local.is_some() {
-            return Ok(Yielded::Kept);
+            return Ok(ReplaceResult::Kept);
         }
         if let Some(problem) = self.problem(other) {
-            return Ok(Yielded::Refused(problem));
+            return Ok(ReplaceResult::Refused(problem));
         }
         self.write(other, local.is_some())?;
-        Ok(Yielded::Taken)
+        Ok(ReplaceResult::Replaced)
     }
 
     fn problem(&self, salt: &[u8]) -> Option<SaltProblem> {
@@ -365,16 +365,19 @@ mod tests {
         for (peers, problem) in
             [(vec![3; 64], SaltProblem::Degenerate { distinct: 1 }), (vec![3; 63], SaltProblem::Size(63))]
         {
-            assert_eq!(file.replace_unused(&peers).expect("nothing is written"), Yielded::Refused(problem));
+            assert_eq!(
+                file.replace_unused(&peers).expect("nothing is written"),
+                ReplaceResult::Refused(problem)
+            );
         }
-        assert_eq!(file.replace_unused(&salt(1)).expect("writable"), Yielded::Taken);
+        assert_eq!(file.replace_unused(&salt(1)).expect("writable"), ReplaceResult::Replaced);
         assert_eq!(fs::read(&path).expect("there"), salt(1));
         assert!(!file.pin(&local), "a key from the old salt must not be used");
         assert!(!file.is_pinned() && file.pin(&salt(1)) && file.is_pinned());
-        assert_eq!(file.replace_unused(&salt(2)).expect("nothing is written"), Yielded::Kept);
+        assert_eq!(file.replace_unused(&salt(2)).expect("nothing is written"), ReplaceResult::Kept);
         assert_eq!(
             file.replace_unused(&salt(1)).expect("nothing is written"),
-            Yielded::Taken,
+            ReplaceResult::Replaced,
             "the node already has this salt"
         );
         assert_eq!(fs::read(&path).expect("there"), salt(1));

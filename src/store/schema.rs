@@ -298,7 +298,7 @@ pub(super) fn duplicate_key(
 }
 
 /// Determines the encoding of missing values in the migrated file.
-pub(super) fn spelling(connection: &Connection) -> rusqlite::Result<NullEncoding> {
+pub(super) fn null_encoding(connection: &Connection) -> rusqlite::Result<NullEncoding> {
     let not_null: Vec<String> =
         columns(connection)?.into_iter().filter(|column| column.not_null).map(|column| column.name).collect();
     let has = |name: &str| not_null.iter().any(|column| column == name);

@@ -22,7 +22,7 @@ impl Fixture {
         let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
         // The store refuses entries without a salt, and these tests do not encrypt with it.
         fs::write(&salt, PROPER_SALT).expect("writable");
-        let options = Options::alone(Box::new(|error| panic!("fatal error of the writer: {error}")));
+        let options = Options::standalone(Box::new(|error| panic!("fatal error of the writer: {error}")));
         let store = Store::open(&database, &salt, options).expect("new files open");
         Self { store: Arc::new(store), directory }
     }
@@ -36,7 +36,7 @@ impl Fixture {
     }
 
     fn sealed(&self, key: &str, environment: Option<&str>) -> Option<Vec<u8>> {
-        let entries = self.store.group(key).expect("readable").expect("not too many");
+        let entries = self.store.key_entries(key).expect("readable").expect("not too many");
         let row = entries.exact(environment)?;
         row.ciphertext.as_ref().map(|sealed| sealed.as_bytes().to_vec())
     }
@@ -99,7 +99,7 @@ fn a_change_requires_the_row_that_was_read_or_the_same_owner() {
     let fixture = Fixture::new();
     let first = fixture.create("k", None, b"1").expect("new");
     // The writer of a row is known only while the row is cached; afterwards the owner must read it again, too.
-    fixture.store.group("k").expect("readable");
+    fixture.store.key_entries("k").expect("readable");
     let second = fixture.write(update(&first, b"2"), ALICE).expect("seen");
     // Alice has written since, so the row that she read before is still valid for her.
     fixture.write(update(&first, b"3"), ALICE).expect("the same owner");
@@ -145,7 +145,7 @@ fn an_entry_moves_to_a_free_environment_only() {
 fn cache_and_database_agree_after_each_write() {
     let fixture = Fixture::new();
     let mut row = fixture.create("k", None, b"0").expect("new");
-    fixture.store.group("k").expect("readable");
+    fixture.store.key_entries("k").expect("readable");
     for number in 1..50_u8 {
         row = fixture.write(update(&row, &[number]), ALICE).expect("seen");
         let cached = fixture.store.cache().get("k").expect("a write keeps it cached");

@@ -12,7 +12,7 @@ use super::error::Error;
 use super::sealed_entry::SealedEntry;
 use super::write::WriteError;
 use super::{VersioningOptions, WallClock, reader, schema};
-use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_LEAD_MAX, CLOCK_RESERVE, OUTBOX_COUNT_MAX};
+use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_LEAD_MAX, CLOCK_RESERVE, REPLICATION_LOG_COUNT_MAX};
 use crate::model::{
     Change, Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, SealedBody, Timestamp, TombstoneHorizon,
     Version, VersionedDigest,
@@ -122,7 +122,7 @@ impl Versions {
     /// Publishes the changes of a transaction, after its commit. Changes that are rolled back are never published.
     pub(super) fn publish(&mut self, delta: &Delta) {
         self.buckets.apply(delta);
-        let noted = delta.noted();
+        let noted = delta.state();
         self.last_sequence = noted.outbox_line.unwrap_or(self.last_sequence);
         self.reserved = noted.reserved.unwrap_or(self.reserved);
     }
@@ -131,7 +131,7 @@ impl Versions {
     /// of a large store. Commits may occur between two buckets: a change is applied only to loaded buckets, and is
     /// included in the others when they are loaded.
     pub(super) fn load_next_bucket(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
-        let Some(bucket) = self.buckets.next_unknown() else {
+        let Some(bucket) = self.buckets.next_unloaded() else {
             self.warn_of_ahead();
             return Ok(false);
         };
@@ -178,12 +178,12 @@ impl Versions {
         content: Option<&SealedBody>,
     ) -> Result<(), WriteError> {
         let before = known(connection, id)?;
-        let seen = before.as_ref().map_or(HlcTimestamp::default(), |known| known.version.stamp);
+        let seen = before.as_ref().map_or(HlcTimestamp::default(), |known| known.version.timestamp);
         let now_ms = (self.wall_clock)();
-        let version = Version { stamp: self.clock.stamp(now_ms, seen), node: self.node };
+        let version = Version { timestamp: self.clock.stamp(now_ms, seen), replica: self.node };
         // Peers would refuse this version, or it would not even supersede the local one.
-        let ahead_ms = version.stamp.ahead_of(now_ms, CLOCK_AHEAD_MAX);
-        if let Some(ahead_ms) = ahead_ms.filter(|_| self.is_clustered || version.stamp <= seen) {
+        let ahead_ms = version.timestamp.ahead_of(now_ms, CLOCK_AHEAD_MAX);
+        if let Some(ahead_ms) = ahead_ms.filter(|_| self.is_clustered || version.timestamp <= seen) {
             return Err(WriteError::Ahead { ahead_ms });
         }
         self.reserve(connection, delta)?;
@@ -191,7 +191,7 @@ impl Versions {
         connection
             .prepare_cached(r#"INSERT INTO osc_outbox ("key", environment) VALUES (?1, ?2)"#)?
             .execute((&id.key, id.environment.as_deref().unwrap_or_default()))?;
-        delta.note().outbox_line = Some(connection.last_insert_rowid());
+        delta.state_mut().outbox_line = Some(connection.last_insert_rowid());
         Ok(())
     }
 
@@ -199,9 +199,13 @@ impl Versions {
     /// [`CLOCK_AHEAD_MAX`].
     pub(super) fn ahead_ms(&self, change: &Change) -> Option<u64> {
         let now_ms = (self.wall_clock)();
-        let times = change.content.iter().flat_map(|content| [content.created_at, content.updated_at]);
+        let times = change.body.iter().flat_map(|content| [content.created_at, content.updated_at]);
         let latest_ms = times.flatten().map(Timestamp::as_milliseconds).max().unwrap_or(0);
-        change.version.stamp.max(HlcTimestamp::from_milliseconds(latest_ms)).ahead_of(now_ms, CLOCK_AHEAD_MAX)
+        change
+            .version
+            .timestamp
+            .max(HlcTimestamp::from_milliseconds(latest_ms))
+            .ahead_of(now_ms, CLOCK_AHEAD_MAX)
     }
 
     /// Records the version of a change of another node if it is newer than the local one, and returns whether it is.
@@ -213,13 +217,13 @@ impl Versions {
     ) -> rusqlite::Result<bool> {
         let before = known(connection, &change.id)?;
         let digest = change
-            .content
+            .body
             .as_ref()
             .map_or(Digest::default(), |content| digest_of(&change.id, change.version, content));
         if before.as_ref().is_some_and(|known| (known.version, known.digest) >= (change.version, digest)) {
             return Ok(false);
         }
-        record(connection, delta, before.as_ref(), &change.id, change.version, change.content.as_ref())?;
+        record(connection, delta, before.as_ref(), &change.id, change.version, change.body.as_ref())?;
         Ok(true)
     }
 
@@ -302,7 +306,7 @@ impl Versions {
 
     /// Drops the progress of nodes that are not peers any more, which would retain tombstones and the replication log
     /// indefinitely.
-    pub(super) fn forget_others(
+    pub(super) fn drop_removed_peers(
         &self,
         connection: &Connection,
         peers: &[ReplicaId],
@@ -323,7 +327,7 @@ impl Versions {
     /// Collects the tombstones older than `before` that every known peer has, and trims the replication log to its
     /// bound. Returns the number of collected tombstones.
     pub(super) fn collect(&self, connection: &Connection, before: HlcTimestamp) -> rusqlite::Result<usize> {
-        let count = i64::try_from(OUTBOX_COUNT_MAX).unwrap_or(i64::MAX);
+        let count = i64::try_from(REPLICATION_LOG_COUNT_MAX).unwrap_or(i64::MAX);
         connection.execute(
             "DELETE FROM osc_outbox WHERE sequence <= (SELECT max(sequence) FROM osc_outbox) - ?1",
             [count],
@@ -362,11 +366,11 @@ impl Versions {
     /// does not affect other entries.
     fn reserve(&self, connection: &Connection, delta: &mut Delta) -> rusqlite::Result<()> {
         let last = self.clock.last();
-        if last > delta.noted().reserved.unwrap_or(self.reserved) {
+        if last > delta.state().reserved.unwrap_or(self.reserved) {
             let reserve_ms = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
             let reserved = HlcTimestamp::from_milliseconds(last.milliseconds().saturating_add(reserve_ms));
             schema::set_meta(connection, "clock", reserved.to_database())?;
-            delta.note().reserved = Some(reserved);
+            delta.state_mut().reserved = Some(reserved);
         }
         Ok(())
     }
@@ -393,8 +397,8 @@ fn record(
             bucket_number(id),
             id.key,
             id.environment.as_deref().unwrap_or_default(),
-            version.stamp.to_database(),
-            version.node.to_database(),
+            version.timestamp.to_database(),
+            version.replica.to_database(),
             stored
         ])?;
     delta.replace(id, before.map_or(Digest::default(), |known| known.digest), digest);
@@ -420,7 +424,7 @@ fn bucket_number(id: &EntryId) -> i64 {
 
 pub(super) fn version_at(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Version> {
     let stamp = HlcTimestamp::from_database(row.get(index)?);
-    Ok(Version { stamp, node: ReplicaId::from_database(row.get(index + 1)?) })
+    Ok(Version { timestamp: stamp, replica: ReplicaId::from_database(row.get(index + 1)?) })
 }
 
 pub(super) fn digest_at(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Digest> {
@@ -446,7 +450,8 @@ fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
             continue;
         };
         let changed = row.updated_at.map_or(0, Timestamp::as_milliseconds);
-        let version = Version { stamp: HlcTimestamp::from_milliseconds(changed), node: ReplicaId::default() };
+        let version =
+            Version { timestamp: HlcTimestamp::from_milliseconds(changed), replica: ReplicaId::default() };
         let id = EntryId { key: row.key, environment: row.environment };
         record(connection, &mut delta, None, &id, version, Some(&content))?;
     }

@@ -18,19 +18,19 @@ use super::batch::{Batch, Effect, execute, prepare};
 use super::check;
 use super::counts::WriterCounts;
 use super::digest_table::Delta;
+use super::disk_space::{self, Reserve, Shortage};
 use super::entry_cache::{EntryCache, with_row};
 use super::error::Error;
 use super::identity::Identity;
 use super::page_cache::PageCache;
 use super::paths::sibling;
-use super::room::{self, Reserve, Shortage};
 use super::salt_file::SaltFile;
 use super::schema::{self, NullEncoding};
 use super::sealed_entry::{OwnerTag, SealedEntry};
 use super::versions::Versions;
 use super::wal_watch::WalWatch;
 use super::write::{AppliedChanges, PeerProgress, Write, WriteError, WriteResult};
-use crate::limits::{CHECKPOINT_PATIENCE, WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
+use crate::limits::{CHECKPOINT_TIMEOUT, WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
 use crate::model::{Change, Timestamp};
 
 /// Interval at which an idle writer checks for changes by other processes.
@@ -64,7 +64,7 @@ pub(super) struct Writer {
 pub type OnFatal = Box<dyn Fn(Error) + Send + Sync>;
 /// Callback with the last position in the replication log, called on the writer thread after a commit that appended to
 /// the log.
-pub type OnOutbox = Box<dyn Fn(i64) + Send>;
+pub type OnLogAppend = Box<dyn Fn(i64) + Send>;
 
 /// Parameters of the writer thread.
 pub(super) struct Start {
@@ -80,7 +80,7 @@ pub(super) struct Start {
     pub(super) pages: Arc<PageCache>,
     pub(super) versions: Option<Versions>,
     pub(super) on_fatal: Arc<OnFatal>,
-    pub(super) on_outbox: OnOutbox,
+    pub(super) on_outbox: OnLogAppend,
     pub(super) counts: Arc<WriterCounts>,
 }
 
@@ -271,7 +271,7 @@ impl Worker {
     /// transaction, because data written to an unlinked file is lost.
     fn is_displaced(&mut self) -> bool {
         let change = self.start.identity.fault();
-        let spoils_reads = change.as_ref().is_some_and(|change| change.spoils_reads);
+        let spoils_reads = change.as_ref().is_some_and(|change| change.affects_reads);
         let cause = change.map(|change| change.text);
         let before = self.start.counts.displaced();
         if cause != before {
@@ -379,7 +379,7 @@ impl Worker {
         if let Some(versions) = &mut self.start.versions {
             versions.publish(&delta);
         }
-        if let Some(sequence) = delta.noted().outbox_line {
+        if let Some(sequence) = delta.state().outbox_line {
             (self.start.on_outbox)(sequence);
         }
         Ok(outcomes)
@@ -426,7 +426,7 @@ impl Worker {
         // A failed checkpoint is not retried after every commit.
         let bytes_max = match self.wal_bytes_max > WAL_BYTES_MAX {
             true => self.wal_bytes_max,
-            false => self.wal_bytes_max.min(room::available_bytes(&self.wal)),
+            false => self.wal_bytes_max.min(disk_space::available_bytes(&self.wal)),
         };
         if bytes > bytes_max {
             let is_empty = self.checkpoint();
@@ -465,7 +465,7 @@ impl Worker {
         if self.cycle_begun {
             schema::end_cycle(connection)?;
         }
-        connection.busy_timeout(CHECKPOINT_PATIENCE)?;
+        connection.busy_timeout(CHECKPOINT_TIMEOUT)?;
         let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
         connection.busy_timeout(BUSY_TIMEOUT)?;
         Ok(busy? == 0)

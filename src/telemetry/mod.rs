@@ -13,4 +13,4 @@ pub use counters::{Counter, Durations, Gauge, Histogram};
 pub use executors::{ExecutorCounts, Executors, METHODS, RequestLabels};
 pub use exposition::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Exposition, Label};
 pub use log::{Log, LogError, dropped_lines_count};
-pub use process::ProcessNumbers;
+pub use process::ProcessStats;

@@ -7,7 +7,7 @@ use rustix::process::{Resource, getrlimit};
 
 /// Snapshot of the process statistics.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ProcessNumbers {
+pub struct ProcessStats {
     /// CPU time of all threads, user and system, in seconds.
     pub cpu_seconds: f64,
     /// Resident memory.
@@ -22,7 +22,7 @@ pub struct ProcessNumbers {
     pub fds_max: Option<u64>,
 }
 
-impl ProcessNumbers {
+impl ProcessStats {
     /// Reads the statistics from `/proc`; `None` if it is unavailable. Takes milliseconds with many file descriptors.
     pub fn read() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
@@ -67,8 +67,8 @@ mod tests {
             3 * ticks,
             10 * ticks
         );
-        let numbers = ProcessNumbers::parse(&stat, 1000.0, 5, None).expect("all fields are present");
-        let expected = ProcessNumbers {
+        let numbers = ProcessStats::parse(&stat, 1000.0, 5, None).expect("all fields are present");
+        let expected = ProcessStats {
             cpu_seconds: 5.0,
             resident_bytes: 3 * page_size() as u64,
             virtual_bytes: 4096,
@@ -77,6 +77,6 @@ mod tests {
             fds_max: None,
         };
         assert_eq!(numbers, expected);
-        assert_eq!(ProcessNumbers::parse("7 (a) S 1", 0.0, 5, None), None);
+        assert_eq!(ProcessStats::parse("7 (a) S 1", 0.0, 5, None), None);
     }
 }

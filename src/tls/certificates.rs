@@ -45,7 +45,7 @@ impl Certificates {
     /// Returns all errors of all files.
     pub fn load(files: Files) -> Result<Self, CertificateFileErrors> {
         // Computed before the files are read, so that a write in between is detected as a change.
-        let fingerprint = files.stamp();
+        let fingerprint = files.fingerprint();
         let loaded = Arc::new(Loaded::read(&files)?);
         let watch = Mutex::new(Watch { loaded: fingerprint.clone(), seen: fingerprint, reported: None });
         Ok(Self(Arc::new(Shared { current: ArcSwap::from_pointee(Current { files, loaded }), watch })))
@@ -113,7 +113,7 @@ impl Certificates {
     }
 
     /// Applies the certificates of `newer`, and its files. Returns whether the certificates have changed.
-    pub fn take_over(&self, newer: &Self) -> bool {
+    pub fn apply(&self, newer: &Self) -> bool {
         *self.watch() = newer.watch().clone();
         let newer = newer.0.current.load();
         self.replace(newer.files.clone(), Arc::clone(&newer.loaded))
@@ -138,7 +138,7 @@ impl Certificates {
     /// certificate may become valid, and a shortage of file descriptors may end. Each set of errors is returned once.
     pub fn reload_if_changed(&self) -> Result<bool, CertificateFileErrors> {
         let files = self.files();
-        let fingerprint = files.stamp();
+        let fingerprint = files.fingerprint();
         {
             let mut watch = self.watch();
             if watch.seen != fingerprint {

@@ -49,10 +49,10 @@ pub enum FileProblem {
     Unreadable(String),
     /// The path is that of a directory or a pipe, for example.
     #[error("is not a regular file")]
-    NoFile,
+    NotAFile,
     /// The file is too large; the limit in bytes.
     #[error("exceeds the {0}-byte limit for certificate files")]
-    TooLong(u64),
+    TooLarge(u64),
     /// The file contains no certificate.
     #[error("contains no certificate (allowed: PEM, -----BEGIN CERTIFICATE-----)")]
     NoCertificate,

@@ -82,7 +82,7 @@ pub(super) struct Fingerprint(Vec<Option<[i64; 4]>>);
 
 impl Files {
     /// Returns the fingerprint of all files.
-    pub(super) fn stamp(&self) -> Fingerprint {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
         let own = self.own.iter().flat_map(|own| [&own.certificate, &own.key]);
         let peers = self.peers.iter().filter_map(|roots| match roots {
             Roots::File(path) => Some(path),
@@ -105,10 +105,10 @@ pub(super) fn read(role: FileRole, path: &Path) -> Result<Zeroizing<Vec<u8>>, Ce
     let unreadable = |error: std::io::Error| fault(role, path, FileProblem::Unreadable(error.to_string()));
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(fault(role, path, FileProblem::NoFile));
+        return Err(fault(role, path, FileProblem::NotAFile));
     }
     if metadata.len() > TLS_FILE_BYTES_MAX {
-        return Err(fault(role, path, FileProblem::TooLong(TLS_FILE_BYTES_MAX)));
+        return Err(fault(role, path, FileProblem::TooLarge(TLS_FILE_BYTES_MAX)));
     }
     fs::read(path).map(Zeroizing::new).map_err(unreadable)
 }

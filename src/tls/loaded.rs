@@ -267,11 +267,11 @@ fn client(roots: Arc<RootCertStore>, own: Option<Arc<CertifiedKey>>) -> ClientCo
         .with_safe_default_protocol_versions()
         .expect("ring has cipher suites for both versions")
         .with_webpki_verifier(verifier);
-    shown_by(builder, own)
+    with_certificate(builder, own)
 }
 
 /// Completes a client configuration with the certificate to present if the server requests one.
-pub(super) fn shown_by(
+pub(super) fn with_certificate(
     builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
     own: Option<Arc<CertifiedKey>>,
 ) -> ClientConfig {

@@ -15,7 +15,7 @@ pub enum PeerTlsError {
     NotYetValid,
     /// The peer's certificate was not issued by a CA in `OSC_CLUSTER_CA_CERTS`.
     #[error("its certificate was not issued by a CA that this node trusts")]
-    UnknownAuthority,
+    UnknownCa,
     /// The peer's certificate is not valid for its name in `OSC_CLUSTER_NODES`.
     #[error("its certificate is not valid for its name in OSC_CLUSTER_NODES")]
     OtherName,
@@ -45,7 +45,7 @@ impl PeerTlsError {
                     Self::NotYetValid
                 }
                 // A CA that was recreated under its previous name causes `BadSignature`.
-                CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownAuthority,
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownCa,
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     Self::OtherName
                 }

@@ -14,7 +14,7 @@ use rustls::{
     StreamOwned,
 };
 
-use super::loaded::shown_by;
+use super::loaded::with_certificate;
 use super::provider::provider;
 
 /// Returns a TLS client connection over `stream` to the server of this machine. The timeouts of `stream` apply.
@@ -35,7 +35,7 @@ pub(super) fn config(own: Arc<CertifiedKey>, presents_it: bool) -> ClientConfig 
         .expect("ring has cipher suites for both versions")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    shown_by(builder, presents_it.then_some(own))
+    with_certificate(builder, presents_it.then_some(own))
 }
 
 /// Verifier that accepts one certificate only; the other side must have its private key.

@@ -185,6 +185,6 @@ fn untrusted_certificates_get_no_connection() {
         client.err().and_then(|error| PeerTlsError::of(&error))
     };
     assert_eq!(connect("localhost", &one), None);
-    assert_eq!(connect("localhost", &other), Some(PeerTlsError::UnknownAuthority));
+    assert_eq!(connect("localhost", &other), Some(PeerTlsError::UnknownCa));
     assert_eq!(connect("other.example.org", &one), Some(PeerTlsError::OtherName));
 }

@@ -243,7 +243,7 @@ fn expect_written<N>(cluster: &Cluster<N>, keys: &[String], numbers: &[ReplicaId
             );
             continue;
         }
-        let writer = numbers.iter().position(|number| *number == version.node).expect("one of the nodes");
+        let writer = numbers.iter().position(|number| *number == version.replica).expect("one of the nodes");
         let is_explained = journals[writer].get(key).is_some_and(|traces| traces.explain(version, state));
         assert!(
             is_explained,
@@ -301,7 +301,7 @@ fn write_at_random(
                 let told = versions(address, slice::from_ref(&key)).ok().map(|versions| versions[&key]);
                 traces.last = Some(state);
                 // Another node's may have come right after it.
-                traces.version = told.filter(|version| version.node == number);
+                traces.version = told.filter(|version| version.replica == number);
                 traces.unanswered.clear();
                 traces.acknowledged_count += 1;
                 traces.largest = traces.largest.max(told.unwrap_or_default());

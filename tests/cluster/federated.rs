@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use opensecureconf::model::{ApiKey, ApiKeys};
 use opensecureconf::service::NodeAuth;
-use opensecureconf::service::node_auth::{Challenge, signed_answer};
+use opensecureconf::service::node_auth::{Challenge, signed_response};
 
 use crate::link::{Link, Mode};
 use crate::nodes::{API_KEY, CONVERGENCE, Cluster, Node, ask, within};
@@ -421,7 +421,7 @@ fn introduction(auth: &NodeAuth, request: &str) -> (String, Vec<u8>) {
     let mut fields = format!("x-osc-auth: api-key\r\nx-osc-challenge: {}\r\n", auth.challenge());
     if let Some(challenge) = challenge.filter(|_| has_token) {
         let header = |name: &str| identity.iter().find(|(found, _)| *found == name).map(|(_, value)| *value);
-        let signed = signed_answer(header, &body);
+        let signed = signed_response(header, &body);
         let proof = auth.credentials().proof(challenge, auth.challenge(), &signed);
         let all = identity.iter().copied().chain([("x-osc-proof", &*proof)]);
         fields.extend(all.map(|(name, value)| format!("{name}: {value}\r\n")));

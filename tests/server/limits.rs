@@ -390,7 +390,7 @@ fn bodies_that_do_not_end_use_up_a_budget_and_give_way() {
     assert!(waited < limits::BODY_DEADLINE / 2, "{waited:?}, {attempts} attempts");
     assert_eq!(server.value("honest"), value);
     let grown = resident_bytes(&server).saturating_sub(before);
-    assert!(grown < limits::BODIES_BYTES_MAX_PER_SHARD + 32 * 1024 * 1024, "{grown} bytes");
+    assert!(grown < limits::BODIES_BYTES_MAX_PER_EXECUTOR + 32 * 1024 * 1024, "{grown} bytes");
     // Each of them is told to try again, because others need its room or because its time is over.
     for client in &mut clients {
         if let Ok(answer) = client.try_receive(false) {

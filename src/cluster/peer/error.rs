@@ -26,7 +26,7 @@ pub enum IncompatibleReason {
     Identity(IdentityError),
     /// One of the two does not trust the other's certificate.
     #[error(transparent)]
-    Distrust(PeerTlsError),
+    Tls(PeerTlsError),
 }
 
 /// Reason why a peer and this node do not authenticate each other as members of one cluster.

@@ -105,7 +105,7 @@ fn a_peer_is_contacted_fails_and_recovers() {
     run.peer.set_cursor(run.now_ms, 4);
     assert!(!run.peer.needs_cursor());
     // Writes of clients are pushed before the first anti-entropy round.
-    run.send(Event::OutboxGrew(9));
+    run.send(Event::LogGrew(9));
     assert_eq!((run.next(), run.peer.outbox_length()), (Action::Push { after: 4 }, Some(5)));
     assert_eq!(run.send(Event::Pushed(Ok(pushed(7, true)))), [Effect::Acknowledged(7)]);
     // Refused changes do not hold up later ones.
@@ -121,7 +121,7 @@ fn a_peer_is_contacted_fails_and_recovers() {
         [Effect::Synced { begun, forgotten: HlcTimestamp::default() }]
     );
     // The peer keeps refusing: the same request is repeated with exponential backoff.
-    run.send(Event::OutboxGrew(10));
+    run.send(Event::LogGrew(10));
     for expected_ms in [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000] {
         while run.next() == Action::CheckHealth {
             run.send(Event::Health(Ok(other())));
@@ -174,11 +174,11 @@ fn incompatible_peers_get_only_health_checks() {
         ),
         (
             Err(PeerError::Distrust(PeerTlsError::Expired)),
-            State::Incompatible(IncompatibleReason::Distrust(PeerTlsError::Expired)),
+            State::Incompatible(IncompatibleReason::Tls(PeerTlsError::Expired)),
         ),
     ] {
         let mut run = Run::new();
-        run.send(Event::OutboxGrew(3));
+        run.send(Event::LogGrew(3));
         assert_eq!(run.send(Event::Health(theirs.clone())), [Effect::StateChanged]);
         assert_eq!(run.peer.state(), &expected);
         assert!(!run.peer.needs_cursor());
@@ -217,7 +217,7 @@ fn a_peer_without_the_agreed_salt_is_checked_again_soon() {
 #[test]
 fn a_peer_with_an_equal_digest_still_gets_every_change() {
     let mut run = Run::in_sync();
-    run.send(Event::OutboxGrew(5));
+    run.send(Event::LogGrew(5));
     let begun = HlcTimestamp::from_milliseconds(5);
     // The change is a deletion that was logged after the state machine had decided to compare digests.
     let equal = Comparison { begun, ..Comparison::default() };
@@ -236,7 +236,7 @@ fn pushed(sequence: i64, more: bool) -> Pushed {
 #[test]
 fn lag_is_the_age_of_the_oldest_unconfirmed_change() {
     let mut run = Run::new();
-    run.send(Event::OutboxGrew(1));
+    run.send(Event::LogGrew(1));
     assert_eq!(run.peer.lag_ms(5), None, "not reached yet");
     run.send(Event::Health(Ok(other())));
     run.peer.set_cursor(0, 0);
@@ -245,7 +245,7 @@ fn lag_is_the_age_of_the_oldest_unconfirmed_change() {
     assert_eq!(run.peer.lag_ms(80), Some(0));
     for (now_ms, sequence) in [(1000, 2), (1050, 3), (2000, 4), (3000, 5)] {
         run.now_ms = now_ms;
-        run.send(Event::OutboxGrew(sequence));
+        run.send(Event::LogGrew(sequence));
     }
     assert_eq!(run.peer.lag_ms(4000), Some(3000));
     run.send(Event::Pushed(Ok(pushed(2, true))));
@@ -257,7 +257,7 @@ fn lag_is_the_age_of_the_oldest_unconfirmed_change() {
     // A long outage: memory is bounded, and the oldest time is kept.
     for step in 0..5000 {
         run.now_ms = 10_000 + step * 1000;
-        run.send(Event::OutboxGrew(6 + step.cast_signed()));
+        run.send(Event::LogGrew(6 + step.cast_signed()));
     }
     assert_eq!(run.peer.lag_ms(run.now_ms), Some(4999 * 1000));
     run.send(Event::Pushed(Ok(pushed(6 + 4999, false))));
@@ -269,28 +269,28 @@ fn a_federated_peer_gets_only_health_checks() {
     let own = NodeInfo { is_federated: true, node: None, ..own() };
     let other = NodeInfo { instance: 2, ..own.clone() };
     let mut peer = Peer::federated(0, SYNC_INTERVAL_MS, 3);
-    assert!(peer.may_answer(FIRST_CONTACT_MS), "nothing has failed yet");
+    assert!(peer.may_reply(FIRST_CONTACT_MS), "nothing has failed yet");
     assert_eq!(peer.next(0), Action::CheckHealth);
     peer.step(0, Event::Health(Err(PeerError::Unreachable)), &own);
-    assert!(peer.may_answer(FIRST_CONTACT_MS - 1), "it may be just starting");
-    assert!(!peer.may_answer(FIRST_CONTACT_MS));
+    assert!(peer.may_reply(FIRST_CONTACT_MS - 1), "it may be just starting");
+    assert!(!peer.may_reply(FIRST_CONTACT_MS));
     peer.step(0, Event::Health(Ok(other)), &own);
-    peer.step(0, Event::OutboxGrew(5), &own);
-    assert!(peer.may_answer(0) && !peer.needs_cursor());
+    peer.step(0, Event::LogGrew(5), &own);
+    assert!(peer.may_reply(0) && !peer.needs_cursor());
     assert!(matches!(peer.next(0), Action::Wait { until_ms } if is_about(until_ms, HEALTH_INTERVAL_MS)));
     // An unanswered request causes an immediate health check, so that later requests need not wait.
-    peer.step(5, Event::Unanswered, &own);
+    peer.step(5, Event::RequestUnanswered, &own);
     assert_eq!(peer.next(5), Action::CheckHealth);
     peer.step(6, Event::Health(Err(PeerError::Unreachable)), &own);
-    assert!(!peer.may_answer(6));
-    peer.step(7, Event::Unanswered, &own);
+    assert!(!peer.may_reply(6));
+    peer.step(7, Event::RequestUnanswered, &own);
     assert!(matches!(peer.next(7), Action::Wait { .. }), "it is known to be down");
 }
 
 #[test]
 fn a_refused_api_key_stops_everything_but_health_checks() {
     let mut run = Run::in_sync();
-    run.send(Event::OutboxGrew(1));
+    run.send(Event::LogGrew(1));
     assert_eq!(
         run.send(Event::Pushed(Err(PeerError::Identity(IdentityError::ApiKey)))),
         [Effect::StateChanged]
@@ -303,7 +303,7 @@ fn a_refused_api_key_stops_everything_but_health_checks() {
 #[test]
 fn another_node_on_the_connection_causes_an_immediate_health_check() {
     let mut run = Run::in_sync();
-    run.send(Event::OutboxGrew(1));
+    run.send(Event::LogGrew(1));
     let before = run.peer.outbox_length();
     assert!(run.send(Event::Pushed(Err(PeerError::OtherNode))).is_empty());
     assert_eq!(run.next(), Action::CheckHealth);
@@ -317,7 +317,7 @@ fn another_node_on_the_connection_causes_an_immediate_health_check() {
 #[test]
 fn another_node_at_the_same_address_starts_from_scratch() {
     let mut run = Run::in_sync();
-    run.send(Event::OutboxGrew(8));
+    run.send(Event::LogGrew(8));
     run.send(Event::Pushed(Ok(pushed(8, false))));
     run.now_ms += SYNC_INTERVAL_MS * 2;
     run.send(Event::Digests(Ok(differing(vec![1]))));
@@ -413,7 +413,7 @@ fn event(action: &Action, outcome: Outcome, sequence: i64, differs: bool) -> Eve
     };
     let count = |ids: &[EntryId]| result(Ok(())).map(|()| ids.len());
     match action {
-        Action::Wait { .. } => Event::OutboxGrew(sequence),
+        Action::Wait { .. } => Event::LogGrew(sequence),
         Action::CheckHealth => Event::Health(result(Ok(())).map(|()| other())),
         Action::Push { .. } => Event::Pushed(result(Ok(())).map(|()| pushed(sequence, false))),
         Action::CompareDigests => {
@@ -440,7 +440,7 @@ proptest! {
         let mut sequence = 0;
         for (outcome, differs, written) in rounds {
             sequence += written;
-            run.send(Event::OutboxGrew(sequence));
+            run.send(Event::LogGrew(sequence));
             if run.peer.needs_cursor() {
                 run.peer.set_cursor(run.now_ms, sequence - written);
             }
@@ -466,7 +466,7 @@ proptest! {
         let mut per_second = vec![0; usize::try_from(SECONDS).expect("small")];
         let mut errors = errors.into_iter().cycle();
         loop {
-            run.send(Event::OutboxGrew(5));
+            run.send(Event::LogGrew(5));
             if run.peer.needs_cursor() {
                 run.peer.set_cursor(run.now_ms, 0);
             }

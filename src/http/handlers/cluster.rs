@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::http::call::{Call, Handshake};
-use crate::http::cors::is_of_forms;
-use crate::http::error::{detail, failed, not_clustered, salt_in_a_form};
+use crate::http::cors::is_form_type;
+use crate::http::error::{detail, failed, not_clustered, salt_as_form};
 use crate::http::json::write_string;
 use crate::http::response::Response;
 use crate::limits::SALT_BYTES;
@@ -13,7 +13,7 @@ use crate::service::exchange::{
     ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER, SALT_HEADER,
     encode_digest, encode_horizon,
 };
-use crate::service::node_auth::{AUTH_HEADER, CHALLENGE_HEADER, PROOF_HEADER, signed_answer};
+use crate::service::node_auth::{AUTH_HEADER, CHALLENGE_HEADER, PROOF_HEADER, signed_response};
 use crate::service::{Member, Service};
 use crate::store::{ImportResult, SaltProblem};
 
@@ -65,7 +65,7 @@ pub(in crate::http) fn health(call: &Call<'_>) -> Response {
         let found = response.headers.iter().find(|(found, _)| *found == name);
         found.map(|(_, value)| &**value)
     };
-    let proof = credentials.proof(peer_challenge, local_challenge, &signed_answer(header, &response.body));
+    let proof = credentials.proof(peer_challenge, local_challenge, &signed_response(header, &response.body));
     response.with_header(PROOF_HEADER, proof)
 }
 
@@ -150,8 +150,8 @@ pub(in crate::http) async fn read_salt(call: Call<'_>) -> Result<Response, Respo
 /// Handles `POST /cluster/salt`.
 pub(in crate::http) async fn adopt_salt(call: Call<'_>) -> Result<Response, Response> {
     // Any cross-site page can send such a body, and a salt is permanent.
-    if call.content_type().is_some_and(is_of_forms) {
-        return Err(salt_in_a_form());
+    if call.content_type().is_some_and(is_form_type) {
+        return Err(salt_as_form());
     }
     Ok(match call.service.adopt_salt(call.body.to_vec()).await.map_err(failed)? {
         ImportResult::Created => Response::json(

@@ -164,7 +164,7 @@ async fn list_entries(call: &Call<'_>, is_local: bool) -> Result<HandlerOutput, 
 /// Returns the names of the fields that [`list_fields`] may return at the end of a streamed list.
 pub(in crate::http) fn list_field_names(list: &EntryList) -> SmallVec<[&'static str; 2]> {
     let hidden = list.reports_hidden().then_some(ENTRIES_HIDDEN);
-    let partial = list.asks_others().then_some(PARTIAL_RESULT);
+    let partial = list.includes_peers().then_some(PARTIAL_RESULT);
     hidden.into_iter().chain(partial).collect()
 }
 
@@ -174,7 +174,7 @@ pub(in crate::http) fn list_fields(
     hidden_count: u64,
 ) -> impl Iterator<Item = (&'static str, String)> {
     let hidden = list.reports_hidden().then(|| (ENTRIES_HIDDEN, hidden_count.to_string()));
-    let silent = (!list.silent().is_empty()).then(|| (PARTIAL_RESULT, list.silent().join(", ")));
+    let silent = (!list.unreachable().is_empty()).then(|| (PARTIAL_RESULT, list.unreachable().join(", ")));
     let next_after = list.next_after().map(|after| (NEXT_AFTER, cursor::text(after)));
     hidden.into_iter().chain(silent).chain(next_after)
 }

@@ -10,7 +10,7 @@ use crate::http::json::{write_optional, write_string};
 use crate::http::query::parameter;
 use crate::http::response::Response;
 use crate::limits::{DUPLICATES_COUNT_MAX, LIST_PAGE_BYTES};
-use crate::service::federation::messages::{decode_find, decode_order, decode_query};
+use crate::service::federation::messages::{decode_find, decode_query, decode_write};
 use crate::service::{After, Service};
 
 /// Handles `POST /cluster/find`: returns an entry of this node.
@@ -18,7 +18,7 @@ pub(in crate::http) async fn find(call: Call<'_>) -> Result<Response, Response> 
     let Call { service, body, .. } = call;
     require_federation(service)?;
     let find = decoded(service, body, decode_find).await?;
-    Ok(Response::json(200, service.found_message(&find).await.map_err(failed)?))
+    Ok(Response::json(200, service.find_reply(&find).await.map_err(failed)?))
 }
 
 /// Handles `POST /cluster/page`: returns entries of this node in the order of their names.
@@ -28,7 +28,7 @@ pub(in crate::http) async fn page(call: Call<'_>) -> Result<Response, Response> 
     let mut query = decoded(service, body, decode_query).await?;
     query.bytes_max = query.bytes_max.min(LIST_PAGE_BYTES);
     let _share = service.share_for_peer(query.bytes_max).map_err(failed)?;
-    Ok(Response::json(200, service.page_message(query).await.map_err(failed)?))
+    Ok(Response::json(200, service.page_reply(query).await.map_err(failed)?))
 }
 
 /// Handles `POST /cluster/write`: changes an entry of this node by compare-and-swap.
@@ -36,8 +36,8 @@ pub(in crate::http) async fn write(call: Call<'_>) -> Result<Response, Response>
     let Call { service, body, .. } = call;
     require_federation(service)?;
     let _share = service.share_for_peer(body.len()).map_err(failed)?;
-    let write = decoded(service, body, decode_order).await?;
-    Ok(Response::json(200, service.outcome_message(write).await.map_err(failed)?))
+    let write = decoded(service, body, decode_write).await?;
+    Ok(Response::json(200, service.write_reply(write).await.map_err(failed)?))
 }
 
 /// Handles `GET /v1/federation/duplicates`: lists the entries that several nodes have.
@@ -67,7 +67,7 @@ pub(in crate::http) async fn duplicates(call: Call<'_>) -> Result<Response, Resp
         body.extend_from_slice(b",\"environment\":");
         write_optional(duplicate.id.environment.as_deref(), &mut body);
         body.extend_from_slice(b",\"owners\":");
-        let own = duplicate.is_here.then_some(&settings.node_id);
+        let own = duplicate.is_local.then_some(&settings.node_id);
         write_list(own.into_iter().chain(&duplicate.peers), &mut body);
         body.push(b'}');
     }

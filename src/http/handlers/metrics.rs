@@ -9,7 +9,7 @@ use crate::http::settings::Settings;
 use crate::limits::WRITES_QUEUED_MAX;
 use crate::service::{Member, Service};
 use crate::telemetry::{
-    Exposition, METHODS, METRICS_CONTENT_TYPE, ProcessNumbers, RequestLabels, dropped_lines_count,
+    Exposition, METHODS, METRICS_CONTENT_TYPE, ProcessStats, RequestLabels, dropped_lines_count,
 };
 
 /// Error types whose counters exist from the start, for the entry endpoints and for unknown paths: an increase is
@@ -29,7 +29,7 @@ pub(in crate::http) async fn metrics(call: Call<'_>) -> Result<Response, Respons
     components(service, &mut exposition);
     guard(service, &mut exposition);
     server(settings, service, &mut exposition);
-    if let Some(stats) = service.process_numbers().await {
+    if let Some(stats) = service.process_stats().await {
         process(stats, &mut exposition);
     }
     let mut response = Response::json(200, exposition.encode());
@@ -81,7 +81,7 @@ fn requests(settings: &Settings, exposition: &mut Exposition) {
 }
 
 fn responses(settings: &Settings, exposition: &mut Exposition) {
-    let responses = &settings.answers;
+    let responses = &settings.response_budget;
     exposition
         .gauge(
             "osc_answers_waiting_bytes",
@@ -201,7 +201,7 @@ fn cluster(settings: &Settings, service: &Service, exposition: &mut Exposition) 
 }
 
 fn components(service: &Service, exposition: &mut Exposition) {
-    let stats = service.numbers();
+    let stats = service.stats();
     let mut counter = |name, help, count| {
         exposition.counter(name, help).with_count(&[], count);
     };
@@ -273,7 +273,7 @@ fn server(settings: &Settings, service: &Service, exposition: &mut Exposition) {
     exposition
         .gauge("osc_healthy", "Whether /health responds with 200.")
         .with_count(&[], u64::from(is_healthy));
-    let is_ready = system::obstacle(service).is_none();
+    let is_ready = system::not_ready_reason(service).is_none();
     exposition.gauge("osc_ready", "Whether /ready responds with 200.").with_count(&[], u64::from(is_ready));
     exposition
         .gauge("osc_build_info", "Version and I/O engine of this server.")
@@ -290,7 +290,7 @@ fn server(settings: &Settings, service: &Service, exposition: &mut Exposition) {
 }
 
 /// Writes the process metrics, with the names, units and texts that all Prometheus clients use.
-fn process(stats: ProcessNumbers, exposition: &mut Exposition) {
+fn process(stats: ProcessStats, exposition: &mut Exposition) {
     exposition
         .counter("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.")
         .with(&[], stats.cpu_seconds);

@@ -31,7 +31,7 @@ pub(in crate::http) fn root(call: &Call<'_>) -> Response {
 
 /// Handles `GET /ready`.
 pub(in crate::http) fn ready(call: &Call<'_>) -> Response {
-    match obstacle(call.service) {
+    match not_ready_reason(call.service) {
         Some(reason) => not_ready(&reason),
         None => Response::json(200, br#"{"ready":true}"#.to_vec()),
     }
@@ -42,8 +42,8 @@ pub(in crate::http) const NOT_JOINED: &str =
     "this node is new and has not compared its entries with its peers yet";
 
 /// Returns the reason why this node should not receive requests; `None` if it is ready.
-pub(super) fn obstacle(service: &Service) -> Option<String> {
-    if let Some(problem) = service.faults().into_iter().next() {
+pub(super) fn not_ready_reason(service: &Service) -> Option<String> {
+    if let Some(problem) = service.health_problems().into_iter().next() {
         return Some(problem);
     }
     let cluster = service.cluster()?;

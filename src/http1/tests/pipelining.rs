@@ -210,7 +210,7 @@ fn the_memory_for_the_largest_body_grows_with_it() {
     assert_eq!(connection.buffered_body_bytes(), 0);
     connection.respond(&ANSWER, 0);
     assert_eq!(step(&mut connection), Step::Read);
-    assert_eq!(connection.read_space().len(), limits::INBOX_BYTES, "the idle buffer is small again");
+    assert_eq!(connection.read_space().len(), limits::READ_BUFFER_BYTES, "the idle buffer is small again");
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn reading_ahead_is_bounded() {
 #[test]
 fn output_is_bounded() {
     let mut connection = connection();
-    let body = vec![b'x'; limits::OUTBOX_BYTES_MAX / 2];
+    let body = vec![b'x'; limits::PIPELINED_OUTPUT_BYTES_MAX / 2];
     send(&mut connection, &GET.repeat(2), 0);
     for is_full in [false, true] {
         assert_eq!(step(&mut connection), Step::Head);
@@ -305,7 +305,7 @@ fn streams_are_delimited() {
 #[test]
 fn draining_closes_after_the_current_response() {
     let mut idle = connection();
-    idle.close_after_answer();
+    idle.close_after_response();
     assert_eq!(step(&mut idle), Step::Linger);
 
     // The linger timeout counts from the last response.
@@ -314,21 +314,21 @@ fn draining_closes_after_the_current_response() {
     assert_eq!(responded.step(1000), Step::Head);
     responded.respond(&ANSWER, 1000);
     take_output(&mut responded, 1000);
-    responded.close_after_answer();
+    responded.close_after_response();
     assert_eq!(responded.step(2500), Step::Linger);
     assert_eq!(responded.deadline_ms(), Some(3000));
 
     let mut busy = connection();
     send(&mut busy, &format!("{GET}{GET}"), 0);
     assert_eq!(step(&mut busy), Step::Head);
-    busy.close_after_answer();
+    busy.close_after_response();
     busy.respond(&ANSWER, 0);
     assert_eq!(take_output(&mut busy, 0), OK_CLOSE);
     assert_eq!(step(&mut busy), Step::Linger);
 
     let mut half_way = connection();
     send(&mut half_way, &GET[..20], 0);
-    half_way.close_after_answer();
+    half_way.close_after_response();
     assert_eq!(step(&mut half_way), Step::Read);
     send(&mut half_way, &GET[20..], 0);
     assert_eq!(step(&mut half_way), Step::Head);

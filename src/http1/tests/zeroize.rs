@@ -9,7 +9,7 @@ use crate::limits;
 /// Returns whether the read buffer or the output contains a secret that a client sent or received.
 fn keeps_canary(connection: &Connection) -> bool {
     let has_canary = |bytes: &[u8]| memchr::memmem::find(bytes, b"canary").is_some();
-    has_canary(connection.inbox.everything()) || has_canary(connection.output())
+    has_canary(connection.read_buffer.everything()) || has_canary(connection.output())
 }
 
 #[test]

@@ -113,7 +113,7 @@ pub(super) fn choose(
     }
     match probe::probe() {
         Ok(()) => Ok((EngineKind::Uring, None)),
-        Err(reason) if choice == EngineChoice::Auto && reason.is_lasting() => {
+        Err(reason) if choice == EngineChoice::Auto && reason.is_permanent() => {
             Ok((EngineKind::Epoll, Some(reason)))
         }
         Err(reason) => Err(reason),

@@ -53,7 +53,7 @@ const ENTER: &str = "io_uring_enter";
 /// Fails with the reason if io_uring is unavailable.
 pub(super) fn probe() -> Result<(), UringUnavailable> {
     let mut call = SETUP;
-    retry_on_enomem(|| round_trip(&mut call)).map_err(|error| obstacle(call, error))?;
+    retry_on_enomem(|| round_trip(&mut call)).map_err(|error| unavailable_reason(call, error))?;
     match locked_bytes_max() {
         Some(limit) if limit < LOCKED_BYTES_MIN => Err(UringUnavailable::locked_memory(Some(limit))),
         _ => Ok(()),
@@ -61,7 +61,7 @@ pub(super) fn probe() -> Result<(), UringUnavailable> {
 }
 
 /// Determines the cause of a failed system call on this machine.
-pub(super) fn obstacle(call: &'static str, error: io::Error) -> UringUnavailable {
+pub(super) fn unavailable_reason(call: &'static str, error: io::Error) -> UringUnavailable {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let sysctl = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let facts = Facts {

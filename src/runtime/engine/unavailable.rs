@@ -64,7 +64,7 @@ impl UringUnavailable {
     }
 
     /// Returns whether the cause persists across restarts until an operator removes it.
-    pub(super) fn is_lasting(&self) -> bool {
+    pub(super) fn is_permanent(&self) -> bool {
         !matches!(self.cause, Cause::LockedMemory(_) | Cause::Other)
     }
 }
@@ -136,7 +136,7 @@ mod tests {
         ] {
             let reason = UringUnavailable::new("io_uring_enter", error.into(), facts.clone());
             let text = reason.to_string();
-            assert_eq!(reason.is_lasting(), is_lasting, "{text}");
+            assert_eq!(reason.is_permanent(), is_lasting, "{text}");
             assert!(text.contains("io_uring_enter: "), "{text}");
             assert!(words.iter().all(|words| text.contains(words)), "{text}");
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use glommio::{LocalExecutorBuilder, Placement, Task};
 use rustix::io::Errno;
 
-use super::probe::obstacle;
+use super::probe::unavailable_reason;
 use super::{Acceptor, Engine, Sockets, is_out_of_memory, retry_on_enomem};
 use crate::runtime::listener;
 use crate::runtime::ring::{self, Ring};
@@ -97,7 +97,11 @@ impl Engine for Uring {
 
 /// Adds the cause and the remedy to an error where they are known.
 fn with_remedy(error: io::Error) -> io::Error {
-    if is_out_of_memory(&error) { io::Error::other(obstacle("an executor's ring", error)) } else { error }
+    if is_out_of_memory(&error) {
+        io::Error::other(unavailable_reason("an executor's ring", error))
+    } else {
+        error
+    }
 }
 
 /// Tasks that accept connections, and the ring that serves them, if there is one.

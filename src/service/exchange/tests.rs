@@ -24,8 +24,8 @@ fn messages_survive_a_round_trip() {
     // Clients can create a key with a NUL, as `%00`.
     let id = EntryId { key: "ключ\n\0".into(), environment: Some("e".into()) };
     let changes = vec![
-        Change { id: id.clone(), version, content: Some(content) },
-        Change { id: EntryId { key: "k".into(), environment: None }, version, content: None },
+        Change { id: id.clone(), version, body: Some(content) },
+        Change { id: EntryId { key: "k".into(), environment: None }, version, body: None },
     ];
     assert_eq!(decode_changes(&encode_changes(5, &changes)).expect("valid"), (5, changes));
     let other = EntryId { key: "gone".into(), environment: None };
@@ -58,9 +58,9 @@ fn times_that_peers_refuse_are_left_out() {
         let content =
             SealedBody { category: None, ciphertext: token(73), created_at: Some(time), updated_at: None };
         let id = EntryId { key: "k".into(), environment: None };
-        let change = Change { id, version: version(1, 1), content: Some(content) };
+        let change = Change { id, version: version(1, 1), body: Some(content) };
         let (_, changes) = decode_changes(&encode_changes(0, &[change])).expect("valid");
-        let content = changes[0].content.as_ref().expect("it is not a deletion");
+        let content = changes[0].body.as_ref().expect("it is not a deletion");
         assert_eq!(content.created_at, is_kept.then_some(time));
     }
 }

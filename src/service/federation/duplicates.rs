@@ -16,7 +16,7 @@ pub struct Duplicate {
     /// Name of the entry.
     pub id: EntryId,
     /// Whether this node has it; if so, the local entry takes precedence on this node.
-    pub is_here: bool,
+    pub is_local: bool,
     /// Peers that have it, in the order of the configuration; the first one takes precedence.
     pub peers: Vec<String>,
 }
@@ -60,7 +60,7 @@ impl Service {
                         break;
                     }
                     let peers = remote.names(&merged.peers);
-                    duplicates.found.push(Duplicate { id, is_here, peers });
+                    duplicates.found.push(Duplicate { id, is_local: is_here, peers });
                 }
             }
             if duplicates.more {

@@ -66,7 +66,7 @@ impl RemoteEntries {
             })
             .collect();
         let bytes_max = (8 * PAGE_BYTES_MAX / sources.len().max(1)).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
-        let silent = peers.silent().collect();
+        let silent = peers.unreachable().collect();
         Self { filter, names_only, bytes_max, salt, sources, silent, peers }
     }
 
@@ -132,7 +132,7 @@ impl RemoteEntries {
             };
             replies.expect(
                 source.peer,
-                federation.ask(source.peer, PAGE, &encode_query(&query).into(), deadline),
+                federation.send(source.peer, PAGE, &encode_query(&query).into(), deadline),
             );
         }
         while let Some((peer, reply)) = replies.next().await {
@@ -147,7 +147,7 @@ impl RemoteEntries {
                 (Some((_, page)), Some(source)) if source.continues_with(&page) => source.take(page),
                 (page, _) => {
                     if page.is_some() {
-                        federation.note_malformed(peer);
+                        federation.report_malformed(peer);
                     }
                     self.sources.retain(|source| source.peer != peer);
                     self.silent.push(peer);

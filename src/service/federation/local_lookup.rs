@@ -54,7 +54,7 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn found_message(&self, find: &Find) -> Result<Vec<u8>, Error> {
+    pub async fn find_reply(&self, find: &Find) -> Result<Vec<u8>, Error> {
         let found = self.find_local(find).await?;
         let salt = self.salt_in_use().0;
         let bytes = if let FindReply::Row(row) = &found { row.weight() } else { 0 };
@@ -65,7 +65,7 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn page_message(&self, query: PageQuery) -> Result<Vec<u8>, Error> {
+    pub async fn page_reply(&self, query: PageQuery) -> Result<Vec<u8>, Error> {
         let salt = self.salt_in_use().0;
         self.read_store(move |store| Ok(encode_page(salt, &page_of(store, query)?))).await
     }
@@ -74,7 +74,7 @@ impl Service {
     ///
     /// # Errors
     /// Fails as [`Self::write_local`] does.
-    pub async fn outcome_message(&self, remote_write: RemoteWrite) -> Result<Vec<u8>, Error> {
+    pub async fn write_reply(&self, remote_write: RemoteWrite) -> Result<Vec<u8>, Error> {
         let outcome = self.write_local(remote_write).await?;
         let bytes = if let RemoteWriteOutcome::Changed(Some(row)) = &outcome { row.weight() } else { 0 };
         self.encoded(bytes, move || encode_outcome(&outcome)).await
@@ -96,7 +96,7 @@ impl Service {
         };
         let record = |error: &DecodeError| {
             tracing::debug!(%error, "malformed reply from a peer");
-            federation.note_malformed(peer);
+            federation.report_malformed(peer);
         };
         decoded.inspect_err(record).ok()
     }

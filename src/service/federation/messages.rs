@@ -281,7 +281,7 @@ pub fn decode_page(text: &[u8]) -> Result<(Option<u64>, NamePage), DecodeError> 
 }
 
 /// Encodes a remote write.
-pub fn encode_order(write: &RemoteWrite) -> Vec<u8> {
+pub fn encode_write(write: &RemoteWrite) -> Vec<u8> {
     let update = match &write.action {
         RemoteWriteAction::Delete => None,
         RemoteWriteAction::Update { ciphertext, category, environment } => {
@@ -296,7 +296,7 @@ pub fn encode_order(write: &RemoteWrite) -> Vec<u8> {
 ///
 /// # Errors
 /// Fails if the message is malformed.
-pub fn decode_order(text: &[u8]) -> Result<RemoteWrite, DecodeError> {
+pub fn decode_write(text: &[u8]) -> Result<RemoteWrite, DecodeError> {
     let RemoteWriteText { salt, id, seen, update } = serde_json::from_slice(text)?;
     let seen = hexadecimal(&seen, 32)?;
     let action = match update {

@@ -4,7 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::limits::LOCATIONS_COUNT;
+use crate::limits::OWNER_HINTS_COUNT;
 use crate::service::PeerId;
 
 /// Direct-mapped table of owner hints: an entry replaces the previous one in its slot. Empty slots are zero.
@@ -18,7 +18,7 @@ pub(super) struct OwnerHints {
 
 /// Hint to the owner of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Location {
+pub(super) struct OwnerHint {
     pub(super) peer: PeerId,
     /// Whether no peer before it in the configuration had the entry.
     pub(super) is_nearest: bool,
@@ -28,19 +28,19 @@ const PEER_BITS: u32 = 24;
 
 impl Default for OwnerHints {
     fn default() -> Self {
-        let slots = (0..LOCATIONS_COUNT).map(|_| AtomicU64::new(0)).collect();
+        let slots = (0..OWNER_HINTS_COUNT).map(|_| AtomicU64::new(0)).collect();
         Self { slots, hasher: RandomState::new(), order: AtomicU64::new(0) }
     }
 }
 
 impl OwnerHints {
     /// Returns the hint for an entry, if there is one.
-    pub(super) fn get(&self, key: &str, environment: Option<&str>) -> Option<Location> {
+    pub(super) fn get(&self, key: &str, environment: Option<&str>) -> Option<OwnerHint> {
         let (slot, tag) = self.slot(key, environment);
         let stored = slot.load(Ordering::Relaxed);
         let peer = u32::try_from(stored & ((1 << PEER_BITS) - 1)).ok()?.checked_sub(1).map(PeerId::new)?;
         let is_same = stored >> (PEER_BITS + 1) == tag;
-        is_same.then_some(Location { peer, is_nearest: stored >> PEER_BITS & 1 == 1 })
+        is_same.then_some(OwnerHint { peer, is_nearest: stored >> PEER_BITS & 1 == 1 })
     }
 
     /// Returns the number of the current order of the peers.
@@ -49,7 +49,7 @@ impl OwnerHints {
     }
 
     /// Records the owner of an entry, found by a search that began under this order of the peers.
-    pub(super) fn set(&self, key: &str, environment: Option<&str>, location: Location, order: u64) {
+    pub(super) fn set(&self, key: &str, environment: Option<&str>, location: OwnerHint, order: u64) {
         let (slot, tag) = self.slot(key, environment);
         let peer = u64::from(location.peer.number()) + 1;
         if peer >= 1 << PEER_BITS {
@@ -79,7 +79,7 @@ impl OwnerHints {
     /// Returns the slot of an entry, and the tag that distinguishes it from other entries of that slot.
     fn slot(&self, key: &str, environment: Option<&str>) -> (&AtomicU64, u64) {
         let hash = self.hasher.hash_one((key, environment));
-        let index = usize::try_from(hash).unwrap_or(0) % LOCATIONS_COUNT;
+        let index = usize::try_from(hash).unwrap_or(0) % OWNER_HINTS_COUNT;
         (&self.slots[index], hash >> (PEER_BITS + 1))
     }
 }
@@ -88,8 +88,8 @@ impl OwnerHints {
 mod tests {
     use super::*;
 
-    const fn at(peer: u32, is_nearest: bool) -> Location {
-        Location { peer: PeerId::new(peer), is_nearest }
+    const fn at(peer: u32, is_nearest: bool) -> OwnerHint {
+        OwnerHint { peer: PeerId::new(peer), is_nearest }
     }
 
     #[test]
@@ -107,11 +107,11 @@ mod tests {
         hints.set("k", None, at(1 << PEER_BITS, false), 0);
         assert_eq!(hints.get("k", None), None);
         // Entries that share a slot are never confused, and memory does not grow.
-        for number in 0..3 * LOCATIONS_COUNT {
+        for number in 0..3 * OWNER_HINTS_COUNT {
             let peer = u32::try_from(number % 128).expect("it is small");
             hints.set(&number.to_string(), None, at(peer, false), 0);
         }
-        for number in 0..3 * LOCATIONS_COUNT {
+        for number in 0..3 * OWNER_HINTS_COUNT {
             let found = hints.get(&number.to_string(), None);
             assert!(found.is_none_or(|found| found.peer.number() as usize == number % 128));
         }

@@ -10,7 +10,7 @@ use futures_channel::{mpsc, oneshot};
 
 use super::owner_hints::OwnerHints;
 use crate::config::FederationConfig;
-use crate::limits::QUESTIONS_COUNT_MAX;
+use crate::limits::PEER_REQUESTS_COUNT_MAX;
 use crate::service::{ClusterView, Member, PeerId};
 
 /// Access of client requests to the peers; one per process.
@@ -69,13 +69,13 @@ pub(super) struct Peers {
 impl Peers {
     /// Returns the peers that may reply.
     pub(super) fn askable(&self) -> impl Iterator<Item = PeerId> {
-        self.members.iter().filter(|member| member.may_answer).map(|member| member.id)
+        self.members.iter().filter(|member| member.may_reply).map(|member| member.id)
     }
 
     /// Returns the peers that are known not to reply.
-    pub(super) fn silent(&self) -> impl Iterator<Item = PeerId> {
+    pub(super) fn unreachable(&self) -> impl Iterator<Item = PeerId> {
         let peers = self.members.iter().filter(|member| member.state != "self");
-        peers.filter(|member| !member.may_answer).map(|member| member.id)
+        peers.filter(|member| !member.may_reply).map(|member| member.id)
     }
 
     /// Returns the address of a peer; empty if the peer is not in the list.
@@ -119,7 +119,7 @@ impl Federation {
     }
 
     /// Sends a request to one peer. If too many are in flight, the receiver resolves without a reply.
-    pub(super) fn ask(
+    pub(super) fn send(
         &self,
         peer: PeerId,
         target: &'static str,
@@ -128,7 +128,7 @@ impl Federation {
     ) -> oneshot::Receiver<Vec<u8>> {
         let (answer, receiver) = oneshot::channel();
         let in_flight = Arc::clone(&self.in_flight);
-        if Arc::strong_count(&in_flight) <= QUESTIONS_COUNT_MAX {
+        if Arc::strong_count(&in_flight) <= PEER_REQUESTS_COUNT_MAX {
             let body = Arc::clone(body);
             let request = PeerRequest { peer, target, body, deadline, answer, _in_flight: in_flight };
             // If the cluster executor has stopped, the request is dropped and gets no reply.
@@ -139,7 +139,7 @@ impl Federation {
 
     /// Reports that a peer has sent a malformed reply. Its idle connections are closed, because its name may resolve to
     /// another host by now.
-    pub(super) fn note_malformed(&self, peer: PeerId) {
+    pub(super) fn report_malformed(&self, peer: PeerId) {
         self.queue.unbounded_send(ClusterTask::NoteMalformed(peer)).ok();
     }
 

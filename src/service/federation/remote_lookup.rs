@@ -9,7 +9,7 @@ use std::time::Instant;
 use futures_channel::oneshot;
 
 use super::messages::{FIND, Find, FindReply, decode_found, encode_find};
-use super::owner_hints::Location;
+use super::owner_hints::OwnerHint;
 use super::peer_requests::{Answers, Federation, Peers};
 use crate::model::EntryId;
 use crate::service::{Error, PeerId, Service};
@@ -111,7 +111,7 @@ impl Search<'_> {
             .filter(|hint| self.policy == OwnerPolicy::FirstReply || hint.is_nearest)
             .filter(|hint| self.replies.iter().any(|(peer, _)| *peer == hint.peer));
         let mut hedge = match hint {
-            Some(Location { peer, .. }) => {
+            Some(OwnerHint { peer, .. }) => {
                 self.request(|candidate| candidate == peer);
                 Some(self.federation.alarm(self.federation.timeout / HEDGE_PART))
             }
@@ -128,7 +128,7 @@ impl Search<'_> {
                     Some(PeerReply::Found(FindReply::Row(row))) => {
                         let is_nearest =
                             is_nearest || hint.is_some_and(|hint| hint.is_nearest && hint.peer == peer);
-                        hints.set(&key, environment.as_deref(), Location { peer, is_nearest }, order);
+                        hints.set(&key, environment.as_deref(), OwnerHint { peer, is_nearest }, order);
                         Ok(Remote { peer, row })
                     }
                     Some(PeerReply::Found(FindReply::Ambiguous(environments))) => {
@@ -160,7 +160,7 @@ impl Search<'_> {
                 .any(|(candidate, reply)| candidate == peer && matches!(reply, PeerReply::NoReply))
         };
         let silent: Vec<PeerId> =
-            self.peers.silent().chain(self.peers.askable().filter(did_not_reply)).collect();
+            self.peers.unreachable().chain(self.peers.askable().filter(did_not_reply)).collect();
         let silent = self.peers.names(&silent);
         match self.federation.is_strict && !silent.is_empty() {
             true => Err(Error::Incomplete { key, environment, silent }),
@@ -173,7 +173,7 @@ impl Search<'_> {
         for (peer, reply) in &mut self.replies {
             if matches!(reply, PeerReply::NotRequested) && is_selected(*peer) {
                 *reply = PeerReply::InFlight;
-                let receiver = self.federation.ask(*peer, FIND, &self.body, self.deadline);
+                let receiver = self.federation.send(*peer, FIND, &self.body, self.deadline);
                 self.pending.expect(*peer, receiver);
             }
         }
@@ -204,7 +204,7 @@ impl Search<'_> {
         match found {
             FindReply::Nothing => PeerReply::NotFound,
             FindReply::Row(row) if !self.is_requested(&row) => {
-                self.federation.note_malformed(peer);
+                self.federation.report_malformed(peer);
                 PeerReply::NoReply
             }
             FindReply::Row(_) if salt != self.salt => PeerReply::NoReply,
@@ -219,7 +219,7 @@ impl Search<'_> {
     }
 
     /// Returns the peer whose reply is used, if that is already decided, and whether it is known to be the nearest.
-    fn decision(&self, hint: Option<Location>) -> Option<(PeerId, bool)> {
+    fn decision(&self, hint: Option<OwnerHint>) -> Option<(PeerId, bool)> {
         let mut all_nearer_settled = true;
         for (peer, reply) in &self.replies {
             match reply {

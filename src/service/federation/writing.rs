@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::local_lookup::digest_of;
 use super::messages::{
-    RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, WRITE, decode_outcome, encode_order,
+    RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, WRITE, decode_outcome, encode_write,
 };
 use super::peer_requests::{Answers, Federation};
 use super::remote_lookup::{OwnerPolicy, Remote};
@@ -126,13 +126,13 @@ impl Service {
         let deadline = Instant::now() + WRITE_TIMEOUT;
         let mut replies = Answers::default();
         replies
-            .expect(remote.peer, federation.ask(remote.peer, WRITE, &encode_order(&write).into(), deadline));
+            .expect(remote.peer, federation.send(remote.peer, WRITE, &encode_write(&write).into(), deadline));
         match replies.next().await {
             Some((_, Some(reply))) => {
                 let outcome = self.decoded(federation, remote.peer, reply, decode_outcome).await;
                 let outcome = outcome.filter(|outcome| matches_write(outcome, &id, moved.as_deref()));
                 outcome.ok_or_else(|| {
-                    federation.note_malformed(remote.peer);
+                    federation.report_malformed(remote.peer);
                     let peer = federation.peers().name(remote.peer);
                     tracing::warn!(peer, "remote write failed: malformed reply");
                     Error::Unavailable

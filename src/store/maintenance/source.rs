@@ -10,10 +10,10 @@ use rustix::process::geteuid;
 
 use super::error::MaintenanceError;
 use super::unfinished::refuse_unfinished;
+use crate::store::disk_space::WalIndex;
 use crate::store::error::OpenError;
 use crate::store::lock::DataLock;
 use crate::store::paths;
-use crate::store::room::WalIndex;
 use crate::store::schema::{self, Generation};
 use crate::store::{BUSY_TIMEOUT, open};
 

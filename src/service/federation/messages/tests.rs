@@ -47,7 +47,7 @@ fn messages_survive_a_round_trip() {
     let update = RemoteWriteAction::Update { ciphertext, category: Some("c".into()), environment: None };
     for action in [update, RemoteWriteAction::Delete] {
         let write = RemoteWrite { salt: 3, id: id.clone(), seen: Digest(u128::MAX - 1), action };
-        assert_eq!(decode_order(&encode_order(&write)).expect("valid"), write);
+        assert_eq!(decode_write(&encode_write(&write)).expect("valid"), write);
     }
     for outcome in [
         RemoteWriteOutcome::Done(row("k", None)),
@@ -68,7 +68,7 @@ fn malformed_messages_are_rejected() {
         assert!(decode_find(text.as_bytes()).is_err(), "{text}");
         assert!(decode_found(text.as_bytes()).is_err(), "{text}");
         assert!(decode_page(text.as_bytes()).is_err(), "{text}");
-        assert!(decode_order(text.as_bytes()).is_err(), "{text}");
+        assert!(decode_write(text.as_bytes()).is_err(), "{text}");
         assert!(decode_outcome(text.as_bytes()).is_err(), "{text}");
     }
     let invalid_token = br#"{"row":{"salt":1,"row":{"i":1,"k":"k","t":"?"}}}"#;
@@ -154,8 +154,8 @@ fn each_field_of_each_message_is_validated() {
         ),
         (
             "write",
-            text(encode_order(&write)),
-            |text| decode_order(text).is_ok(),
+            text(encode_write(&write)),
+            |text| decode_write(text).is_ok(),
             of(&["/id/k", "/id/e", "/seen", "/salt", "/update/t", "/update/c", "/update/e"]),
         ),
         (

@@ -39,14 +39,14 @@ impl WalIndex {
 /// Returns whether SQLite lacked space: on the disk, within a quota, or within the file size limit. SQLite reports
 /// `SQLITE_FULL` only for the first, and a failed write for the others. Unlike after a failed sync, the state on disk
 /// is then known.
-pub(super) fn is_lack_of_room(error: &rusqlite::Error) -> bool {
+pub(super) fn is_out_of_space(error: &rusqlite::Error) -> bool {
     const CODES: [c_int; 4] =
         [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_SHMOPEN];
     error.sqlite_error().is_some_and(|error| CODES.contains(&error.extended_code))
 }
 
 /// Returns whether a system call lacked space.
-pub(super) fn lacks_room(error: &io::Error) -> bool {
+pub(super) fn lacks_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
