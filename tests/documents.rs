@@ -49,12 +49,17 @@ fn documents() -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// The settings that the server reads, from the list by which it warns of unknown ones.
+/// The settings that the server reads, from their table.
 fn settings() -> BTreeSet<String> {
-    let source = fs::read_to_string(root().join("src/config/settings.rs")).expect("the source");
-    let (_, list) = source.split_once("const KNOWN: &[&str] = &[").expect("the list");
-    let (list, _) = list.split_once("];").expect("its end");
-    list.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+    let source = fs::read_to_string(root().join("src/config/table.rs")).expect("the source");
+    let names: BTreeSet<String> = source
+        .split("setting!(\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .map(str::to_owned)
+        .collect();
+    assert!(names.len() > 40, "{names:?}");
+    names
 }
 
 /// Words of these characters.

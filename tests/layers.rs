@@ -1,5 +1,6 @@
 //! The layers of `src/lib.rs`: each module imports only from those below it. Rust itself allows cycles.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -36,18 +37,24 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("main", &["runtime", "healthcheck", "config", "telemetry"]),
 ];
 
-/// What only these modules may name at all.
-const ONLY_IN: [(&str, &[&str]); 10] = [
-    ("rustls::", &["tls"]),
-    ("glommio::", &["runtime"]),
-    ("tokio::", &["runtime"]),
-    ("rusqlite::", &["store"]),
-    ("std::env", &["config"]),
-    ("httparse::", &["http1"]),
-    ("rayon::", &["crypto"]),
-    ("signal_hook::", &["runtime"]),
-    ("unsafe {", &["runtime"]),
-    ("std::process", &["main", "runtime"]),
+/// Names that only these files, or the files below these directories, may contain.
+const ONLY_IN: [(&str, &[&str]); 16] = [
+    ("rustls::", &["tls/"]),
+    ("glommio::", &["runtime/engine/", "runtime/ring/"]),
+    ("tokio::", &["runtime/engine/"]),
+    ("io_uring::", &["runtime/engine/", "runtime/ring/"]),
+    ("socket2::", &["runtime/listener.rs", "runtime/ring/"]),
+    ("rusqlite::", &["store/"]),
+    ("std::env", &["config/"]),
+    ("httparse::", &["http1/"]),
+    ("rayon::", &["crypto/"]),
+    ("governor::", &["http/"]),
+    ("ppp::", &["http/"]),
+    ("prometheus::", &["telemetry/"]),
+    ("tracing_subscriber::", &["telemetry/"]),
+    ("signal_hook::", &["runtime/"]),
+    ("unsafe {", &["runtime/"]),
+    ("std::process", &["main.rs", "runtime/"]),
 ];
 
 /// What no file may hold.
@@ -151,11 +158,16 @@ fn imports_point_down() {
 #[test]
 fn names_stay_where_they_belong() {
     let mut wrong = Vec::new();
-    for (path, module, code) in all() {
-        for (name, modules) in ONLY_IN {
-            if code.contains(name) && !modules.contains(&module.as_str()) {
+    for (path, _, code) in all() {
+        let relative = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+        for (name, places) in ONLY_IN {
+            if contains_word(&code, name) && !places.iter().any(|place| relative.starts_with(place)) {
                 wrong.push(format!("{}: {name}", path.display()));
             }
+        }
+        // A name that climbs two levels could reach any layer.
+        if without_tests(&code).contains("super::super::") {
+            wrong.push(format!("{}: super::super::", path.display()));
         }
         for name in NOWHERE {
             if code.contains(name) {
@@ -170,9 +182,155 @@ fn names_stay_where_they_belong() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Whether `code` contains `name` and not only as the end of a longer identifier.
+fn contains_word(code: &str, name: &str) -> bool {
+    code.match_indices(name).any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+}
+
+fn without_tests(code: &str) -> &str {
+    code.split_once("#[cfg(test)]\nmod tests {").map_or(code, |(code, _)| code)
+}
+
+/// Path of a module, for example `["store", "writer"]`.
+type Module = Vec<String>;
+
+fn module_of(path: &Path) -> Module {
+    let relative = path.strip_prefix(root()).expect("below the root").with_extension("");
+    let mut module: Module =
+        relative.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+    if module.last().is_some_and(|last| last == "mod" || last == "lib") {
+        module.pop();
+    }
+    module
+}
+
+/// Spells out the paths of a use tree: `a::{b, c::d}` is `a::b` and `a::c::d`.
+fn spell_out(tree: &str, prefix: &str, found: &mut Vec<String>) {
+    let tree = tree.trim();
+    match tree.split_once('{') {
+        Some((start, group)) => {
+            let prefix = format!("{prefix}{}", start.trim());
+            top_level_items(group).into_iter().for_each(|item| spell_out(item, &prefix, found));
+        }
+        None => found.push(format!("{prefix}{}", tree.split(" as ").next().unwrap_or_default().trim())),
+    }
+}
+
+/// Paths after `use`, and those relative to a module anywhere else.
+fn paths_in(code: &str) -> (Vec<String>, Vec<String>) {
+    let (mut imported, mut named) = (Vec::new(), Vec::new());
+    let mut rest = String::new();
+    for statement in code.split_inclusive(';') {
+        let start = statement.rfind("use ").filter(|at| {
+            let before = statement[..*at].trim_end();
+            before.is_empty() || before.ends_with([';', '}', '{', ']', ')']) || before.ends_with("pub")
+        });
+        match start {
+            Some(at) => spell_out(statement[at + 4..].trim_end_matches(';'), "", &mut imported),
+            None => rest.push_str(statement),
+        }
+    }
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    named.extend(rest.split(|c| !is_part(c)).filter(|word| word.contains("::")).map(str::to_owned));
+    (imported, named)
+}
+
+/// Files that import each other, directly or through others, which could only be understood together. Parents may
+/// re-export and use their children, and children name their parents.
+#[test]
+fn no_files_import_each_other() {
+    let files: BTreeMap<Module, String> = all()
+        .into_iter()
+        .map(|(path, _, code)| (module_of(&path), without_tests(&code).to_owned()))
+        .filter(|(module, _)| !module.iter().any(|part| part.contains("test")))
+        .collect();
+    let absolute = |module: &Module, path: &str| -> Option<Module> {
+        let mut parts: Vec<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
+        let mut base = match *parts.first()? {
+            "crate" => {
+                parts.remove(0);
+                Vec::new()
+            }
+            "self" => {
+                parts.remove(0);
+                module.clone()
+            }
+            "super" => {
+                let ups = parts.iter().take_while(|part| **part == "super").count();
+                parts.drain(..ups);
+                module[..module.len().checked_sub(ups)?].to_vec()
+            }
+            first if files.contains_key(&[module.clone(), vec![first.to_owned()]].concat()) => module.clone(),
+            _ => return None,
+        };
+        base.extend(parts.into_iter().map(str::to_owned));
+        Some(base)
+    };
+    let paths: BTreeMap<&Module, (Vec<String>, Vec<String>)> =
+        files.iter().map(|(module, code)| (module, paths_in(code))).collect();
+    let mut origins: BTreeMap<Module, Module> = BTreeMap::new();
+    for (module, (imported, _)) in &paths {
+        for origin in imported.iter().filter_map(|path| absolute(module, path)) {
+            let name = [(*module).clone(), origin.last().cloned().into_iter().collect()].concat();
+            if name != origin {
+                origins.insert(name, origin);
+            }
+        }
+    }
+    // The file that defines a name, which a re-export may lead to.
+    let file_of = |mut name: Module| -> Option<Module> {
+        for _ in 0..5 {
+            let end = (1..=name.len()).rev().find(|end| files.contains_key(&name[..*end]))?;
+            match name.get(..=end).and_then(|prefix| origins.get(prefix)) {
+                Some(origin) => name = [origin.clone(), name[end + 1..].to_vec()].concat(),
+                None => return Some(name[..end].to_vec()),
+            }
+        }
+        None
+    };
+    let mut edges: BTreeMap<&Module, BTreeSet<Module>> = BTreeMap::new();
+    for (module, (imported, named)) in &paths {
+        let found = imported.iter().chain(named).filter_map(|path| file_of(absolute(module, path)?));
+        let are_related = |other: &Module| other.starts_with(module) || module.starts_with(other);
+        edges.insert(module, found.filter(|other| !are_related(other)).collect());
+    }
+    assert!(edges.values().map(BTreeSet::len).sum::<usize>() > 200, "imports are found");
+    // What remains after files without imports were removed again and again is in a cycle, or imports one.
+    loop {
+        let leaves: Vec<Module> = edges
+            .iter()
+            .filter(|(_, imports)| !imports.iter().any(|other| edges.contains_key(other)))
+            .map(|(module, _)| (*module).clone())
+            .collect();
+        if leaves.is_empty() {
+            break;
+        }
+        edges.retain(|module, _| !leaves.contains(module));
+    }
+    let used: BTreeSet<&Module> = edges.values().flatten().collect();
+    let cycles: Vec<String> = edges
+        .iter()
+        .filter(|(module, _)| used.contains(*module))
+        .map(|(module, imports)| {
+            let others = imports.iter().filter(|other| edges.contains_key(other));
+            let others: Vec<String> = others.map(|other| other.join("/")).collect();
+            format!("{} -> {}", module.join("/"), others.join(", "))
+        })
+        .collect();
+    assert!(cycles.is_empty(), "files that import each other:\n{}", cycles.join("\n"));
+}
+
 #[test]
 fn the_reader_of_imports_sees_groups() {
     let code =
         "use crate::{limits::{A, B}, model::X,\n    store};\nuse crate::http1::Y;\ncrate::service::f();";
     assert_eq!(named_after(code, "crate::"), ["limits", "model", "store", "http1", "service"]);
+}
+
+#[test]
+fn use_trees_are_spelled_out() {
+    let code = "use super::a::{self, b::{C, D as E}};\npub(super) use f::G;\nfn x() { super::h::i(); }";
+    let (imported, named) = paths_in(code);
+    assert_eq!(imported, ["super::a::self", "super::a::b::C", "super::a::b::D", "f::G"]);
+    assert_eq!(named, ["super::h::i"]);
 }

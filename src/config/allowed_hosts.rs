@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use super::Config;
 use super::host::{address, is_name};
-use super::variables::{Variables, integer, shown};
+use super::number::integer;
+use super::variables::{Variables, shown};
 
 /// Allowed hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -96,7 +96,7 @@ impl PeerAddress {
 }
 
 fn parse_port(text: &str) -> Option<u16> {
-    super::variables::integer(text).filter(|port| *port > 0)
+    super::number::integer(text).filter(|port| *port > 0)
 }
 
 /// Writes `host:port`, with an IPv6 address in brackets.

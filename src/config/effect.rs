@@ -4,14 +4,14 @@ use std::path::Path;
 
 use super::Config;
 use super::error::Warning;
-use super::settings::{DATABASE_NAME, KNOWN, SALT_NAME};
+use super::table::{DATABASE_NAME, SALT_NAME, index_of};
 use super::variables::Variables;
 
 /// Returns warnings about values in quotes.
 pub(super) fn quoted<'a>(variables: &'a Variables<'_>) -> impl Iterator<Item = Warning> + 'a {
     variables
         .all()
-        .filter(|(name, value)| KNOWN.contains(name) && value.to_str().is_some_and(is_quoted))
+        .filter(|(name, value)| index_of(name).is_some() && value.to_str().is_some_and(is_quoted))
         .map(|(name, _)| Warning::Quoted(name.to_owned()))
 }
 

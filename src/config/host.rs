@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
-use super::variables::integer;
+use super::number::integer;
 
 /// Longest host name.
 const NAME_BYTES_MAX: usize = 253;

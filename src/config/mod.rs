@@ -15,10 +15,11 @@ mod error;
 mod host;
 mod kubernetes;
 mod log;
+mod number;
 mod origins;
 mod secret_file;
 mod settings;
-mod summary;
+mod table;
 #[cfg(test)]
 mod tests;
 mod text_file;

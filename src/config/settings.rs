@@ -9,65 +9,14 @@ use super::engine::EngineChoice;
 use super::error::{SettingError, SettingErrors, Warning};
 use super::host::{Host, Resolve};
 use super::log::{LogFormat, LogLevel};
+use super::number::integer;
+use super::table::{DATABASE_NAME, SALT_NAME, index_of};
 use super::user_key;
-use super::variables::{Variables, integer, shown};
+use super::variables::{Variables, shown};
 use super::{
     Config, allowed_hosts, api_key, clients, cluster, cluster_secret, dotenv, effect, kubernetes, origins,
     tls,
 };
-
-/// Default database, in the working directory.
-pub(super) const DATABASE_NAME: &str = "configurations.db";
-/// Default salt file, in the working directory.
-pub(super) const SALT_NAME: &str = "encryption.salt";
-
-/// All known variables, including those that only the Python server uses.
-pub(super) const KNOWN: &[&str] = &[
-    "OSC_HOST",
-    "OSC_HOST_PORT",
-    "OSC_ADMIN_LISTEN",
-    "OSC_WORKERS",
-    "OSC_ENGINE",
-    "OSC_DATABASE_PATH",
-    "OSC_SALT_FILE_PATH",
-    "OSC_ACCEPT_SALT",
-    "OSC_MIN_USER_KEY_LENGTH",
-    "OSC_API_KEY_REQUIRED",
-    "OSC_API_KEY",
-    "OSC_API_KEY_FILE",
-    "OSC_PUBLIC_ROOT",
-    "OSC_METRICS_AUTH",
-    "OSC_ALLOWED_HOSTS",
-    "CORS_ORIGINS",
-    "OSC_RATE_LIMIT_PER_ADDRESS",
-    "OSC_RATE_LIMIT_PER_API_KEY",
-    "OSC_FAILED_KEYS_PER_ADDRESS",
-    "OSC_CONNECTIONS_PER_ADDRESS",
-    "OSC_TRUSTED_PROXIES",
-    "OSC_FORWARDED_HEADER",
-    "OSC_PROXY_PROTOCOL",
-    "OSC_CLUSTER_ENABLED",
-    "OSC_CLUSTER_MODE",
-    "OSC_CLUSTER_NODE_ID",
-    "OSC_CLUSTER_NODES",
-    "OSC_CLUSTER_LISTEN",
-    "OSC_CLUSTER_SECRET",
-    "OSC_CLUSTER_SECRET_FILE",
-    "OSC_CLUSTER_SYNC_INTERVAL",
-    "OSC_CLUSTER_WRITE_ACKS",
-    "OSC_FEDERATED_TIMEOUT_MS",
-    "OSC_FEDERATED_STRICT",
-    "OSC_HTTPS_ENABLED",
-    "OSC_SSL_CERTFILE",
-    "OSC_SSL_KEYFILE",
-    "OSC_SSL_KEYFILE_PASSWORD",
-    "OSC_SSL_CA_CERTS",
-    "OSC_CLUSTER_CA_CERTS",
-    "OSC_LOG_LEVEL",
-    "OSC_LOG_FORMAT",
-    "OSC_LOG_FILE",
-    "OSC_ENV_FILE",
-];
 
 const WORKERS_COUNT_MAX: usize = 1024;
 const PORT_DEFAULT: u16 = 9000;
@@ -283,7 +232,7 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
 fn unknown(variables: &Variables<'_>) -> Vec<Warning> {
     variables
         .all()
-        .filter(|(name, _)| name.starts_with("OSC_") && !KNOWN.contains(name))
+        .filter(|(name, _)| name.starts_with("OSC_") && index_of(name).is_none())
         .filter(|(name, _)| !user_key::NAMES.contains(name))
         // Hooks for tests, not settings for operators.
         .filter(|(name, _)| !name.starts_with("OSC_TEST_"))
@@ -294,6 +243,6 @@ fn unknown(variables: &Variables<'_>) -> Vec<Warning> {
 
 /// Sorts the errors in the order of [`KNOWN`], which is that of `.env.example`.
 fn in_order(mut errors: Vec<SettingError>) -> SettingErrors {
-    errors.sort_by_key(|error| KNOWN.iter().position(|name| *name == error.variable));
+    errors.sort_by_key(|error| index_of(error.variable));
     SettingErrors::new(errors)
 }

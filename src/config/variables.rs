@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use super::error::SettingError;
 use super::host::HostError;
+use super::number::integer;
 
 /// Longest part of a value that an error shows.
 const SHOWN_CHARS_MAX: usize = 80;
@@ -145,11 +146,6 @@ impl<'a> Variables<'a> {
         }
         false
     }
-}
-
-/// Parses an integer without a plus sign, which `FromStr` alone would accept.
-pub(super) fn integer<T: FromStr>(word: &str) -> Option<T> {
-    word.parse().ok().filter(|_| !word.starts_with('+'))
 }
 
 /// Quotes a value for an error. Shows only its first line: an unclosed quote in `.env` includes the lines after it,

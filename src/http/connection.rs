@@ -21,6 +21,7 @@ use super::error;
 use super::executor_context::ExecutorContext;
 use super::handlers::configs::{list_field_names, list_fields};
 use super::response::{HandlerOutput, ListStream, Response};
+use super::response_fields::ResponseFields;
 use super::timers::Deadline;
 use crate::http1::{self, Connection, ProtocolError, RequestHead, Step};
 use crate::limits::{LARGE_VALUE_BYTES, PIECE_BYTES, PIECE_COPIES, WRITE_STALL};
@@ -573,30 +574,5 @@ where
                 Event::Closing => self.is_closing = true,
             }
         }
-    }
-}
-
-/// The header fields of a response.
-struct ResponseFields<'a> {
-    all: smallvec::SmallVec<[(&'a str, &'a str); 8]>,
-}
-
-impl<'a> ResponseFields<'a> {
-    /// The response's own fields and the common ones: responses hold secrets, so they must not be cached or have
-    /// their media type guessed.
-    fn of(own: &'a [(&'static str, std::borrow::Cow<'static, str>)], request_log: &'a RequestLog) -> Self {
-        let mut all: smallvec::SmallVec<[(&str, &str); 8]> =
-            own.iter().map(|(name, value)| (*name, &**value)).collect();
-        all.push(("x-request-id", request_log.id()));
-        all.push(("x-content-type-options", "nosniff"));
-        if !own.iter().any(|(name, _)| *name == "cache-control") {
-            all.push(("cache-control", "no-store"));
-        }
-        if let Some(origin) = &request_log.allowed_origin {
-            all.push(("access-control-allow-origin", origin));
-            all.push(("access-control-expose-headers", super::cors::EXPOSED));
-            all.push(("vary", "origin"));
-        }
-        Self { all }
     }
 }

@@ -27,6 +27,7 @@ mod query;
 mod rate_limits;
 mod request_id;
 mod response;
+mod response_fields;
 mod route;
 mod settings;
 mod timers;

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -110,14 +109,6 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
         socket.set_only_v6(!v6.ip().is_unspecified())?;
     }
     Ok(socket)
-}
-
-/// Converts a listening socket to one of glommio's, for the executor of this thread.
-#[expect(unsafe_code, reason = "glommio has no safe conversion from a socket with custom options")]
-pub(super) fn adopt(listener: TcpListener) -> glommio::net::TcpListener {
-    // SAFETY: `into_raw_fd` gives up the only owner of the descriptor, which is open and a listening
-    // TCP socket, and glommio's listener becomes its only owner.
-    unsafe { glommio::net::TcpListener::from_raw_fd(listener.into_raw_fd()) }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::RecvTimeoutError as Timeout;
+use crossbeam_channel::{Receiver, RecvTimeoutError as Timeout, Sender};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use self::cluster::ClusterThread;
@@ -55,7 +55,7 @@ use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_REA
 use crate::model::{ApiKeys, Timestamp};
 use crate::service::{ClusterView, Federation, Guard, NodeAuth, SequenceWatch, Service};
 use crate::store::{OpenError, Options, Store, VersioningOptions};
-use crate::telemetry::Log;
+use crate::telemetry::{Executors, Log};
 
 /// Interval at which the certificate files are checked for changes.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(3);
@@ -140,29 +140,11 @@ fn run_on<E: Engine>(
     shutdown::watch_signals(events.clone())
         .map_err(|error| Error::Part("the signal handler", error.to_string()))?;
 
-    let store_events = events.clone();
-    let on_fatal = Box::new(move |error: crate::store::Error| {
-        let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-        store_events.send(ControlEvent::Fatal(format!("the database failed: {error}{cause}"))).ok();
-    });
     // Before any file is changed: another server may be using the address.
     let listeners = bind(config, plan.cores.len())?;
     let instance = random_number();
     let log_position = Arc::new(SequenceWatch::default());
-    let advanced = Arc::clone(&log_position);
-    let options = Options {
-        cache_bytes_max: cache_size::entry_cache_bytes_max(),
-        accepted_salt: config.accepted_salt,
-        readers_count: plan.read_threads,
-        versions: versions(config),
-        on_fatal,
-        on_log_append: Box::new(move |last| advanced.advance(last)),
-    };
-    let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, options)?);
-    if let Some(copy) = store.migration_backup() {
-        tracing::info!(copy = %copy.display(), "database migrated, keeping a copy of the previous file");
-    }
-
+    let store = open_store(config, plan, events.clone(), &log_position)?;
     let pool = start_pool(plan)?;
     let keys = KeyCache::new();
     let view =
@@ -179,23 +161,7 @@ fn run_on<E: Engine>(
     let node_auth = Arc::new(NodeAuth::new(&config.cluster_secrets, &api_keys));
     let connections_max = descriptors.connections_max();
     let mut expiry = reload::ExpiryWatch::default();
-    let settings = Settings {
-        api_keys: api_keys.clone(),
-        node_auth: Arc::clone(&node_auth),
-        user_key_bytes_min: config.user_key_bytes_min,
-        node_id: config.node_id.clone(),
-        allowed_hosts: config.allowed_hosts.clone(),
-        origins: config.origins.clone(),
-        has_public_root: config.has_public_root,
-        has_private_metrics: config.has_private_metrics,
-        proxies: config.clients.proxies.clone(),
-        rates: RateLimits::new(&config.clients),
-        engine: kind.name(),
-        connections_max,
-        response_budget: ByteBudget::new(cache_size::answers_bytes_max()),
-        certificate_expiry: expiry.gauge(),
-        ..Settings::default()
-    };
+    let settings = settings(config, kind, connections_max, &api_keys, &node_auth, &expiry);
     let executors = Arc::clone(&settings.executors);
     let watched_executors = Arc::clone(&executors);
     let answers = Arc::clone(&settings.response_budget);
@@ -219,54 +185,23 @@ fn run_on<E: Engine>(
     reload::warn_of_refusal(&config.certificates);
     expiry.look(&config.certificates, jiff::Timestamp::now());
     let port = addresses.first().map_or(config.port, |(address, _)| address.port());
-    for (address, audience) in addresses {
-        let serves = match audience {
-            Audience::Everyone => "clients and peers",
-            Audience::Clients => "clients",
-            Audience::Peers => "peers",
-            Audience::Admin => "probes and metrics",
-        };
-        tracing::info!(%address, serves, executors = plan.cores.len(), engine = %kind.name(), "listening");
-    }
-
+    log_listeners(addresses, kind, plan.cores.len());
     start_report::log(config, kind, plan.cores.len(), port);
     let status = start_report::status(config, kind, port);
     let mut supervisor = Supervisor::new();
     supervisor.ready(&status);
-    let tick = CERTIFICATES_INTERVAL.min(supervisor.interval() / 2);
-    let (mut swept, mut looked) = (Instant::now(), Instant::now());
-    let event = loop {
-        supervisor.sign_of_life(&watched_executors);
-        match control_events.recv_timeout(tick) {
-            Ok(ControlEvent::Reload) => {
-                supervisor.reloading();
-                let new = reload::read();
-                // An invalid configuration does not change the readiness of the server.
-                let Some(new) = new else {
-                    supervisor.ready(&status);
-                    continue;
-                };
-                let peers = reload::apply(config, &new, log, &api_keys, &node_auth);
-                if let (Some(cluster), Some(peers)) = (&mut cluster, peers) {
-                    cluster.set_peers(peers);
-                }
-                supervisor.ready(&status);
-            }
-            Ok(event) => break event,
-            Err(Timeout::Timeout) => {
-                if swept.elapsed() >= SWEEP_INTERVAL {
-                    swept = Instant::now();
-                    shared.app.sweep();
-                }
-                if looked.elapsed() >= CERTIFICATES_INTERVAL {
-                    looked = Instant::now();
-                    reload::reload_certificates(&config.certificates);
-                    expiry.look(&config.certificates, jiff::Timestamp::now());
-                }
-            }
-            Err(Timeout::Disconnected) => break ControlEvent::Fatal("the signal handler has exited".into()),
-        }
+    let mut operation = Operation {
+        config,
+        log,
+        api_keys: &api_keys,
+        node_auth: &node_auth,
+        app: &shared.app,
+        executors: &watched_executors,
+        cluster: &mut cluster,
+        expiry: &mut expiry,
+        status: &status,
     };
+    let event = operation.wait_for_end(&mut supervisor, &control_events);
     supervisor.stopping();
     tracing::info!("stopping");
     stop.request();
@@ -284,12 +219,138 @@ fn run_on<E: Engine>(
     }
     store.close();
     keys.clear();
+    conclude(event, outcome)
+}
+
+/// Returns the result of the server: a fatal event outranks the outcome of the executors.
+fn conclude(event: ControlEvent, outcome: Result<(), Error>) -> Result<(), Error> {
     match (event, outcome) {
         (ControlEvent::Fatal(reason), _) => Err(Error::Fatal(reason)),
         (_, Err(error)) => Err(error),
         (_, Ok(())) => {
             tracing::info!("stopped");
             Ok(())
+        }
+    }
+}
+
+/// Opens the store. A fatal error of its writer ends the server.
+fn open_store(
+    config: &Config,
+    plan: &Plan,
+    events: Sender<ControlEvent>,
+    log_position: &Arc<SequenceWatch>,
+) -> Result<Arc<Store>, Error> {
+    let on_fatal = Box::new(move |error: crate::store::Error| {
+        let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        events.send(ControlEvent::Fatal(format!("the database failed: {error}{cause}"))).ok();
+    });
+    let advanced = Arc::clone(log_position);
+    let options = Options {
+        cache_bytes_max: cache_size::entry_cache_bytes_max(),
+        accepted_salt: config.accepted_salt,
+        readers_count: plan.read_threads,
+        versions: versions(config),
+        on_fatal,
+        on_log_append: Box::new(move |last| advanced.advance(last)),
+    };
+    let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, options)?);
+    if let Some(copy) = store.migration_backup() {
+        tracing::info!(copy = %copy.display(), "database migrated, keeping a copy of the previous file");
+    }
+    Ok(store)
+}
+
+fn settings(
+    config: &Config,
+    kind: EngineKind,
+    connections_max: usize,
+    api_keys: &ApiKeys,
+    node_auth: &Arc<NodeAuth>,
+    expiry: &reload::ExpiryWatch,
+) -> Settings {
+    Settings {
+        api_keys: api_keys.clone(),
+        node_auth: Arc::clone(node_auth),
+        user_key_bytes_min: config.user_key_bytes_min,
+        node_id: config.node_id.clone(),
+        allowed_hosts: config.allowed_hosts.clone(),
+        origins: config.origins.clone(),
+        has_public_root: config.has_public_root,
+        has_private_metrics: config.has_private_metrics,
+        proxies: config.clients.proxies.clone(),
+        rates: RateLimits::new(&config.clients),
+        engine: kind.name(),
+        connections_max,
+        response_budget: ByteBudget::new(cache_size::answers_bytes_max()),
+        certificate_expiry: expiry.gauge(),
+        ..Settings::default()
+    }
+}
+
+fn log_listeners(addresses: Vec<(SocketAddr, Audience)>, kind: EngineKind, executors: usize) {
+    for (address, audience) in addresses {
+        let serves = match audience {
+            Audience::Everyone => "clients and peers",
+            Audience::Clients => "clients",
+            Audience::Peers => "peers",
+            Audience::Admin => "probes and metrics",
+        };
+        tracing::info!(%address, serves, executors, engine = %kind.name(), "listening");
+    }
+}
+
+/// Parts of the running server that reloads and periodic work need.
+struct Operation<'a> {
+    config: &'a Config,
+    log: &'a Log,
+    api_keys: &'a ApiKeys,
+    node_auth: &'a NodeAuth,
+    app: &'a App,
+    executors: &'a Executors,
+    cluster: &'a mut Option<ClusterThread>,
+    expiry: &'a mut reload::ExpiryWatch,
+    status: &'a str,
+}
+
+impl Operation<'_> {
+    /// Reloads on request, and does periodic work, until the server has to end.
+    fn wait_for_end(&mut self, supervisor: &mut Supervisor, events: &Receiver<ControlEvent>) -> ControlEvent {
+        let tick = CERTIFICATES_INTERVAL.min(supervisor.interval() / 2);
+        let (mut swept, mut looked) = (Instant::now(), Instant::now());
+        loop {
+            supervisor.sign_of_life(self.executors);
+            match events.recv_timeout(tick) {
+                Ok(ControlEvent::Reload) => {
+                    supervisor.reloading();
+                    self.reload();
+                    supervisor.ready(self.status);
+                }
+                Ok(event) => return event,
+                Err(Timeout::Timeout) => {
+                    if swept.elapsed() >= SWEEP_INTERVAL {
+                        swept = Instant::now();
+                        self.app.sweep();
+                    }
+                    if looked.elapsed() >= CERTIFICATES_INTERVAL {
+                        looked = Instant::now();
+                        reload::reload_certificates(&self.config.certificates);
+                        self.expiry.look(&self.config.certificates, jiff::Timestamp::now());
+                    }
+                }
+                Err(Timeout::Disconnected) => {
+                    return ControlEvent::Fatal("the signal handler has exited".into());
+                }
+            }
+        }
+    }
+
+    /// Applies the new configuration; an invalid one changes nothing.
+    fn reload(&mut self) {
+        let Some(new) = reload::read() else { return };
+        let peers = reload::apply(self.config, &new, self.log, self.api_keys, self.node_auth);
+        if let (Some(cluster), Some(peers)) = (self.cluster.as_mut(), peers) {
+            cluster.set_peers(peers);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::panic;
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,7 +13,6 @@ use rustix::io::Errno;
 
 use super::probe::unavailable_reason;
 use super::{Acceptor, Engine, Sockets, is_out_of_memory, retry_on_enomem};
-use crate::runtime::listener;
 use crate::runtime::ring::{self, Ring};
 
 /// Interval of glommio's preemption timer, long enough to practically disable it.
@@ -134,7 +134,7 @@ impl UringSockets {
     /// Accepts through glommio.
     fn on_streams<A: Acceptor>(listeners: Vec<(TcpListener, A)>) -> Self {
         let accept = |(listener, acceptor): (TcpListener, A)| {
-            let listener = listener::adopt(listener);
+            let listener = adopt(listener);
             glommio::spawn_local(async move {
                 loop {
                     let accepted = listener.accept().await.map_err(io::Error::from);
@@ -167,4 +167,12 @@ impl Sockets for UringSockets {
             task.cancel().await;
         }
     }
+}
+
+/// Converts a listening socket to one of glommio's, for the executor of this thread.
+#[expect(unsafe_code, reason = "glommio has no safe conversion from a socket with custom options")]
+fn adopt(listener: TcpListener) -> glommio::net::TcpListener {
+    // SAFETY: `into_raw_fd` gives up the only owner of the descriptor, which is open and a listening
+    // TCP socket, and glommio's listener becomes its only owner.
+    unsafe { glommio::net::TcpListener::from_raw_fd(listener.into_raw_fd()) }
 }

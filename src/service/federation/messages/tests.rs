@@ -104,6 +104,7 @@ fn invalid(field: &str) -> Vec<serde_json::Value> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn each_field_of_each_message_is_validated() {
     let full_row = || {
         let mut row = row("k", Some("e"));
