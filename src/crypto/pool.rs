@@ -123,7 +123,7 @@ impl Pool {
     }
 
     /// Queues a job like [`Self::submit`], for frequent jobs of a few microseconds: the result may wait
-    /// for those of other jobs for up to [`limits::READS_GATHERED`], and is delivered through the
+    /// for those of other jobs for up to [`limits::READ_BATCH_WINDOW`], and is delivered through the
     /// [`super::CompletionQueue`] of this thread, if it has one.
     ///
     /// # Errors

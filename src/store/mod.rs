@@ -284,7 +284,7 @@ impl Store {
         Ok(group)
     }
 
-    /// Reads one entry of a key that has too many for [`Self::group`].
+    /// Reads one entry of a key that has too many for [`Self::key_entries`].
     ///
     /// # Errors
     /// Fails if SQLite cannot read.
