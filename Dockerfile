@@ -1,23 +1,23 @@
-# Builds the server, and an image that holds it and a plain Debian. `.ci/check-image` runs what stands here without
-# a container engine.
+# Builds the server and an image of it on plain Debian. `.ci/check-image` builds and runs this file without a container
+# runtime.
 #
 #   docker build -t opensecureconf .
 #   docker run -p 127.0.0.1:9000:9000 -v osc-data:/data --read-only --cap-drop ALL \
 #     --security-opt no-new-privileges --security-opt seccomp=deploy/seccomp-io_uring.json opensecureconf
 #
-# Default seccomp profiles forbid io_uring: docs/operations.md.
-# The tags name versions, not contents. A digest does, and can be given without a change here:
+# Default seccomp profiles forbid io_uring: see docs/operations.md.
+# The tags name versions, not contents. To pin the contents by digest without changing this file:
 #   docker buildx imagetools inspect debian:12.15-slim
 #   docker build --build-arg DEBIAN_IMAGE=debian@sha256:... --build-arg RUST_IMAGE=rust@sha256:... .
 ARG RUST_IMAGE=rust:1.95.0-bookworm
 ARG DEBIAN_IMAGE=debian:12.15-slim
 
 FROM ${RUST_IMAGE} AS build
-# The image brings what the build scripts of the dependencies run: git, a C compiler and make.
+# The image includes the tools that the build scripts of the dependencies need: git, a C compiler and make.
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-# Empty sources in the place of all targets that the manifest names: this layer has only the dependencies, and
-# stays as long as they do.
+# Compiles the dependencies with empty sources for all targets in the manifest, so that this layer stays cached until
+# the dependencies change.
 RUN mkdir src benches \
     && touch src/lib.rs \
     && for target in src/main $(sed -n 's/^name = "\(.*\)"/benches\/\1/p' Cargo.toml); do \
@@ -25,7 +25,7 @@ RUN mkdir src benches \
        done \
     && cargo build --release --locked
 COPY src src
-# cargo goes by times, and the files copied are older than what was built from the empty ones.
+# cargo compares modification times, and the copied files are older than the build of the empty sources.
 RUN touch src/lib.rs src/main.rs \
     && cargo build --release --locked \
     && objcopy --strip-debug target/release/opensecureconf opensecureconf
@@ -39,7 +39,7 @@ RUN groupadd --gid 10001 opensecureconf \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin opensecureconf \
     && install -d -o opensecureconf -g opensecureconf -m 0700 /data
 COPY --from=build /build/opensecureconf /usr/local/bin/opensecureconf
-# A number, by which Kubernetes sees that it is not root.
+# Numeric, so that Kubernetes can verify that the user is not root.
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
@@ -48,7 +48,7 @@ ENV OSC_HOST=0.0.0.0 \
     OSC_SALT_FILE_PATH=/data/encryption.salt
 EXPOSE 9000
 STOPSIGNAL SIGTERM
-# A database of up to 64 MiB, or one that is to be migrated, is checked from end to end before the server listens.
+# A database of up to 64 MiB, or one that needs a migration, is checked completely before the server listens.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["/usr/local/bin/opensecureconf", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/opensecureconf"]

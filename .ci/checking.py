@@ -1,4 +1,4 @@
-"""What the checks of deploy/ share: faults that are gathered, and servers that are asked."""
+"""Common functions of the checks of deploy/: collected errors, and requests to servers."""
 import contextlib
 import os
 import socket
@@ -16,27 +16,27 @@ DEPLOY = CHECKOUT / "deploy"
 BINARY = CHECKOUT / "target/release/opensecureconf"
 API_KEY = "an-api-key-that-only-this-check-has"
 CLUSTER_SECRET = "a-cluster-secret-that-only-this-check-has"
-# Beside the image's port, on a node of a cluster.
+# Port between the nodes of a cluster.
 CLUSTER_PORT = 9001
-# For probes; beside the other two.
+# Port for probes and monitoring.
 ADMIN_PORT = 9002
 
-faults = []
+errors = []
 
 
-def expect(condition, fault):
+def expect(condition, error):
     if not condition:
-        faults.append(fault)
-        print("FAULT", fault)
+        errors.append(error)
+        print("ERROR", error)
 
 
 def finish():
-    if faults:
-        sys.exit("\n".join(["", "deploy/ has faults:", *faults]))
+    if errors:
+        sys.exit("\n".join(["", "errors in deploy/:", *errors]))
 
 
 def check_nodes(name, environments, addresses):
-    """Every node must name every other one, and each has a name of its own."""
+    """Checks that every node lists all nodes, and that all node names differ."""
     for environment in environments:
         listed = [item.strip() for item in environment["OSC_CLUSTER_NODES"].split(",")]
         expect(listed == addresses, f"{name}: OSC_CLUSTER_NODES is {listed}, the nodes are {addresses}")
@@ -50,7 +50,7 @@ def check_nodes(name, environments, addresses):
 
 
 def run_environment(environment):
-    """Nothing of ours but what is given."""
+    """Returns the process environment with these OSC_* variables and no others."""
     return {name: value for name, value in os.environ.items() if not name.startswith("OSC_")} | environment
 
 
@@ -60,8 +60,8 @@ def check_config(name, environments):
             command, environment = [BINARY, "check-config"], run_environment(environment)
             done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
-            # All nodes would say the same.
-            return expect(False, f"{name}: check-config ends with {done.returncode}: {done.stderr.strip()}")
+            # The other nodes would report the same error.
+            return expect(False, f"{name}: check-config exits with {done.returncode}: {done.stderr.strip()}")
         shown = done.stdout + done.stderr
         expect(API_KEY not in shown and CLUSTER_SECRET not in shown, f"{name}: check-config shows a secret")
     print(f"{name}: check-config accepts the environment of {len(environments)} nodes")
@@ -77,13 +77,13 @@ def free_ports(count):
 
 
 def request(port, path, body=None):
-    """(status, body) as a client gets them; the status is None when nobody answers."""
+    """Sends a request as a client; returns (status, body), with None as the status if there is no response."""
     headers = {"X-API-Key": API_KEY, "X-User-Key": "a-user-key", "Content-Type": "application/json"}
     try:
         with urllib.request.urlopen(
             urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers), timeout=15
-        ) as answer:
-            return answer.status, answer.read()
+        ) as response:
+            return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
     except OSError as error:
@@ -91,10 +91,10 @@ def request(port, path, body=None):
 
 
 def becomes(wanted, port, path, server):
-    """Whether the answer becomes this status within 20 s."""
+    """Returns whether the response has this status within 20 s."""
     for _ in range(200):
-        answer = request(port, path)
-        if answer[0] == wanted or server.poll() is not None:
+        status, _ = request(port, path)
+        if status == wanted or server.poll() is not None:
             break
         time.sleep(0.1)
-    return answer[0] == wanted
+    return status == wanted

@@ -1,4 +1,4 @@
-"""Puts a new process within a list of system calls, as engines and systemd do."""
+"""Restricts a new process to a list of system calls, as container runtimes and systemd do."""
 import ctypes
 import errno
 import json
@@ -18,18 +18,18 @@ class Comparison(ctypes.Structure):
 
 def check_profile():
     profile = json.loads(PROFILE.read_text())
-    expect(profile["defaultAction"] == "SCMP_ACT_ERRNO", "the profile allows what it does not name")
+    expect(profile["defaultAction"] == "SCMP_ACT_ERRNO", "the profile allows system calls that it does not list")
     allowed = {name for rule in profile["syscalls"] if "args" not in rule for name in rule["names"]}
     expect(IO_URING <= allowed, "the profile forbids io_uring")
-    # containerd reads the file as one of the runtime's, and would pass over the conditions that Docker adds.
+    # containerd parses the file as an OCI profile and would ignore the conditions that Docker adds.
     used = set(profile) | {key for rule in profile["syscalls"] for key in rule}
     unknown = used - {"defaultAction", "defaultErrnoRet", "syscalls", "comment", "names", "action", "args"}
-    expect(not unknown, f"the profile has fields that not every engine heeds: {unknown}")
+    expect(not unknown, f"the profile has fields that not every container runtime supports: {unknown}")
     return profile
 
 
 def confinement(profile, forbidden=frozenset()):
-    """What puts a new process within the profile before it runs its program."""
+    """Returns a function that applies the profile in a new process before it executes its program."""
     library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(ERRNO | profile["defaultErrnoRet"])))
@@ -41,17 +41,17 @@ def confinement(profile, forbidden=frozenset()):
         for name in rule["names"]:
             action = ERRNO | errno.EPERM if name in forbidden else ALLOW
             number = library.seccomp_syscall_resolve_name(name.encode())
-            # -1 is a call that this version of the library does not know; engines pass over those, too.
+            # -1 means a system call unknown to this version of the library; container runtimes ignore those, too.
             if number != -1:
                 status = library.seccomp_rule_add_array(
                     context, ctypes.c_uint32(action), number, len(arguments), comparisons
                 )
                 if status != 0:
-                    sys.exit(f"libseccomp does not take {name}: {status}")
+                    sys.exit(f"libseccomp rejects {name}: {status}")
 
     def confine():
         status = library.seccomp_load(context)
         if status != 0:
-            raise OSError(-status, "the profile cannot be loaded")
+            raise OSError(-status, "cannot load the seccomp profile")
 
     return confine

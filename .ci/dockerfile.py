@@ -1,4 +1,4 @@
-"""Reads the Dockerfile, as far as this project's goes; what is not known here is an error, not passed over."""
+"""Parser for the subset of Dockerfile syntax that this project uses; unsupported syntax is an error."""
 import json
 import pathlib
 import re
@@ -10,7 +10,7 @@ CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Stage:
-    """From one FROM to the next."""
+    """A build stage: from one FROM to the next."""
 
     def __init__(self, base, name):
         self.base, self.name, self.instructions = base, name, []
@@ -21,7 +21,7 @@ class Stage:
     def only(self, name):
         found = self.values(name)
         if len(found) != 1:
-            sys.exit(f"Dockerfile: {name} stands {len(found)} times in the last stage")
+            sys.exit(f"Dockerfile: the last stage has {len(found)} {name} instructions instead of one")
         return found[0]
 
     def pairs(self, name):
@@ -29,11 +29,11 @@ class Stage:
 
 
 def stages():
-    """All stages, in order."""
+    """Returns all stages, in order."""
     lines = [line for line in (CHECKOUT / "Dockerfile").read_text().splitlines() if not re.match(r"\s*#", line)]
     text = re.sub(r"\\\n", " ", "\n".join(lines))
     if "<<" in text:
-        sys.exit("Dockerfile: here-documents are not known to this check")
+        sys.exit("Dockerfile: this check does not support here-documents")
     arguments, found = {}, []
     for line in filter(str.strip, text.splitlines()):
         name, rest = line.split(maxsplit=1)
@@ -49,23 +49,23 @@ def stages():
 
 
 def copied(rest):
-    """(the stage it comes from or None, the sources, the target) of a COPY."""
+    """Returns (source stage or None, sources, target) of a COPY."""
     words = rest.split()
     origin = words.pop(0).removeprefix("--from=") if words[0].startswith("--from=") else None
     if any(word.startswith("--") for word in words):
-        sys.exit(f"Dockerfile: an option of COPY {rest} is not known to this check")
+        sys.exit(f"Dockerfile: this check does not support an option of COPY {rest}")
     return origin, words[:-1], words[-1]
 
 
 class Image:
-    """What the last stage says of the image."""
+    """The settings of the image in the last stage."""
 
     def __init__(self):
         *_, last = stages()
         self.environment = last.pairs("ENV")
         self.labels = last.pairs("LABEL")
         self.port = int(last.only("EXPOSE"))
-        # Both are numbers: Kubernetes cannot tell from a name that it is not root's.
+        # Both are numbers: Kubernetes cannot verify that a user name is not root.
         self.user, self.group = map(int, last.only("USER").split(":"))
         self.volume = last.only("VOLUME")
         self.directory = last.only("WORKDIR")

@@ -1,4 +1,4 @@
-"""Checks Kubernetes objects, wherever they come from: against schemas, the image, each other and the server."""
+"""Checks Kubernetes objects from any source against schemas, the image, each other and the server."""
 import pathlib
 import subprocess
 import tempfile
@@ -8,11 +8,11 @@ import kubernetes_validate
 from checking import ADMIN_PORT, API_KEY, CLUSTER_PORT, CLUSTER_SECRET, check_nodes, expect
 from confinement import PROFILE
 
-# 1.27 brought unhealthyPodEvictionPolicy as a field that is on by default.
+# 1.27 is the first version that enables the field unhealthyPodEvictionPolicy by default.
 KUBERNETES_VERSIONS = ("1.27", "1.37")
-# Definitions that others bring along; there is no schema of them here.
+# Custom resources of other projects, for which no schema is available.
 WITHOUT_SCHEMA = {"ServiceMonitor"}
-# What stands in a Secret, and in no file.
+# Variables that must come from a Secret and must not be in a file.
 SECRETS = {"OSC_API_KEY": API_KEY, "OSC_CLUSTER_SECRET": CLUSTER_SECRET}
 RUNTIME_DEFAULT = {"type": "RuntimeDefault"}
 OWN_PROFILE = {"type": "Localhost", "localhostProfile": PROFILE.name}
@@ -27,11 +27,12 @@ def check_schemas(name, objects):
             except kubernetes_validate.ValidationError as error:
                 at = ".".join(map(str, error.path))
                 expect(False, f"{name}, {found['kind']}, Kubernetes {version}: {at}: {error.message}")
-    print(f"{name}: {len(known)} of {len(objects)} objects fit the schemas of Kubernetes {' and '.join(KUBERNETES_VERSIONS)}")
+    versions = " and ".join(KUBERNETES_VERSIONS)
+    print(f"{name}: {len(known)} of {len(objects)} objects match the schemas of Kubernetes {versions}")
 
 
 def check_objects(name, objects, image, confine, seccomp=RUNTIME_DEFAULT):
-    """Returns the environment of each pod."""
+    """Checks the objects of an installation; returns the environment of each pod."""
     def of_kind(kind):
         return [found for found in objects if found["kind"] == kind]
 
@@ -41,61 +42,61 @@ def check_objects(name, objects, image, confine, seccomp=RUNTIME_DEFAULT):
     container = pod["containers"][0]
     services = {found["metadata"]["name"]: found["spec"] for found in of_kind("Service")}
 
-    expect(container["image"] == pod["initContainers"][0]["image"], f"{name}: there are two images")
+    expect(container["image"] == pod["initContainers"][0]["image"], f"{name}: the containers have different images")
     check_salt(name, pod["initContainers"][0]["command"], image, confine)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     is_cluster = spec["replicas"] > 1
     wanted = {"http": image.port, "admin": ADMIN_PORT} | ({"cluster": CLUSTER_PORT} if is_cluster else {})
     expect(ports == wanted, f"{name}: the container's ports are {ports}, not {wanted}")
     for service, found in services.items():
-        expect(found["selector"].items() <= labels.items(), f"{name}: {service} selects other pods")
-        # Only the nodes' own Service leads to the cluster port.
+        expect(found["selector"].items() <= labels.items(), f"{name}: {service} does not select the pods")
+        # Only the headless Service of the nodes exposes the cluster port.
         target = "cluster" if is_cluster and service == spec["serviceName"] else "http"
-        # And to the port for monitoring, which asks each node by itself.
+        # It also exposes the port for monitoring, which scrapes each node.
         allowed = [[target], [target, "admin"]] if service == spec["serviceName"] else [[target]]
         targets = [port["targetPort"] for port in found["ports"]]
-        expect(targets in allowed, f"{name}: {service} goes to {targets}, not to {target}")
+        expect(targets in allowed, f"{name}: {service} targets {targets}, not {target}")
     for monitor in of_kind("ServiceMonitor"):
         wanted = monitor["spec"]["selector"]["matchLabels"].items()
         found = [service for service in of_kind("Service") if wanted <= service["metadata"]["labels"].items()]
         names = [port["name"] for service in found for port in service["spec"]["ports"]]
         asked = [(each["port"], each.get("scheme", "http")) for each in monitor["spec"]["endpoints"]]
         expect(len(found) == 1 and asked == [("admin", "http")] and "admin" in names,
-               f"{name}: the ServiceMonitor asks {asked} of {len(found)} Services with {names}")
+               f"{name}: the ServiceMonitor scrapes {asked} of {len(found)} Services with {names}")
     budgets = of_kind("PodDisruptionBudget")
     expect(len(budgets) == (spec["replicas"] > 1), f"{name}: {spec['replicas']} nodes have {len(budgets)} budgets")
     for selector in (spec["selector"], *(budget["spec"]["selector"] for budget in budgets)):
-        expect(selector["matchLabels"].items() <= labels.items(), f"{name}: a selector selects other pods")
+        expect(selector["matchLabels"].items() <= labels.items(), f"{name}: a selector does not select the pods")
 
     headless = services[spec["serviceName"]]
-    expect(headless.get("clusterIP") == "None", f"{name}: the nodes' Service has an address")
-    expect(headless.get("publishNotReadyAddresses"), f"{name}: nodes that are not ready cannot find each other")
-    expect(spec.get("podManagementPolicy") == "Parallel", f"{name}: nodes that wait for the salt start one by one")
+    expect(headless.get("clusterIP") == "None", f"{name}: the Service of the nodes is not headless")
+    expect(headless.get("publishNotReadyAddresses"), f"{name}: nodes that are not ready cannot resolve each other")
+    expect(spec.get("podManagementPolicy") == "Parallel", f"{name}: nodes do not start in parallel")
 
-    expect(pod.get("enableServiceLinks") is False, f"{name}: a Service's name can set OSC_* variables")
+    expect(pod.get("enableServiceLinks") is False, f"{name}: the name of a Service can set OSC_* variables")
     expect(pod["securityContext"]["runAsUser"] == image.user, f"{name}: the user is not the image's")
-    expect(pod["securityContext"]["seccompProfile"] == seccomp, f"{name}: the profile is not {seccomp}")
-    expect(pod["securityContext"]["runAsNonRoot"], f"{name}: it may be root")
+    expect(pod["securityContext"]["seccompProfile"] == seccomp, f"{name}: the seccomp profile is not {seccomp}")
+    expect(pod["securityContext"]["runAsNonRoot"], f"{name}: runAsNonRoot is not set")
     for each in (container, *pod["initContainers"]):
         context = each["securityContext"]
         is_tight = context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
-        expect(is_tight and context["capabilities"] == {"drop": ["ALL"]}, f"{name}: {each['name']} may do too much")
-        expect({"requests", "limits"} <= set(each["resources"]), f"{name}: {each['name']} has no resources")
+        expect(is_tight and context["capabilities"] == {"drop": ["ALL"]}, f"{name}: {each['name']} has excess privileges")
+        expect({"requests", "limits"} <= set(each["resources"]), f"{name}: {each['name']} lacks requests or limits")
     mounts = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
-    expect(mounts == [image.volume], f"{name}: the volume is not where the image has its data")
+    expect(mounts == [image.volume], f"{name}: the volume is not mounted on the data directory of the image")
     policies = of_kind("NetworkPolicy")
-    expect(policies or not is_cluster, f"{name}: no policy protects the cluster port")
-    # They add up, so each of them must be right.
+    expect(policies or not is_cluster, f"{name}: no NetworkPolicy protects the cluster port")
+    # Policies are additive, so each of them must be correct.
     for policy in policies:
         check_policy(name, policy["spec"], labels, is_cluster)
 
-    # check_running asks these paths.
+    # check_running requests these paths.
     paths = {"startupProbe": "/cluster/health", "livenessProbe": "/cluster/health", "readinessProbe": "/ready"}
     for probe, path in paths.items():
         asked = container[probe]["httpGet"]
-        expect(asked["path"] == path, f"{name}: {probe} asks {asked['path']}")
+        expect(asked["path"] == path, f"{name}: {probe} requests {asked['path']}")
         is_plain = asked["port"] == "admin" and asked.get("scheme", "HTTP") == "HTTP"
-        expect(is_plain, f"{name}: {probe} does not ask the admin port without TLS")
+        expect(is_plain, f"{name}: {probe} does not use the admin port without TLS")
 
     pods = [f"{stateful['metadata']['name']}-{number}" for number in range(spec["replicas"])]
     environments = [image.environment | pod_environment(name, container["env"], pod) for pod in pods]
@@ -108,31 +109,31 @@ def check_objects(name, objects, image, confine, seccomp=RUNTIME_DEFAULT):
 
 
 def check_policy(name, policy, labels, is_cluster):
-    """The nodes, and nothing else, reach the cluster port of each other; clients reach the other ports alone."""
+    """Checks that only nodes reach the cluster ports, and that clients reach only the other ports."""
     nodes = policy["podSelector"]
-    expect(nodes["matchLabels"].items() <= labels.items(), f"{name}: the policy is for other pods")
+    expect(nodes["matchLabels"].items() <= labels.items(), f"{name}: the policy does not select the pods")
     between_nodes = [{"port": "cluster"}]
     for direction, side in (("ingress", "from"), ("egress", "to")):
         if direction.capitalize() not in policy["policyTypes"]:
-            expect(direction == "egress", f"{name}: the policy lets everything in")
+            expect(direction == "egress", f"{name}: the policy does not restrict ingress")
             continue
         rules = list(policy[direction])
         if is_cluster:
             rule = {side: [{"podSelector": nodes}], "ports": between_nodes}
-            expect(rules.pop(0) == rule, f"{name}: {direction} from node to node is not {rule}")
+            expect(rules.pop(0) == rule, f"{name}: {direction} between nodes is not {rule}")
         if direction == "ingress":
             for rule in rules:
-                # A rule without a source, or with an empty list of them, is for all there are.
+                # A rule without sources, or with an empty list of sources, allows all sources.
                 ports = [port["port"] for port in rule["ports"]]
                 expect(ports in (["http"], ["http", "admin"]), f"{name}: clients reach {ports}")
-                expect(rule.get("from") != [], f"{name}: a list of no clients lets everybody in")
+                expect(rule.get("from") != [], f"{name}: an empty list of clients allows all sources")
         else:
             found = [port["port"] for rule in rules for port in rule["ports"]]
-            expect(found == [53, 53], f"{name}: egress is on {found}, or names cannot be resolved")
+            expect(found == [53, 53], f"{name}: egress is allowed to ports {found}, not only to 53 over UDP and TCP")
 
 
 def check_salt(name, command, image, confine):
-    """What copies the salt to the volume does so once, and only to where the server looks for it."""
+    """Checks that the init container copies the salt once, and only to the path where the server reads it."""
     def status():
         return subprocess.run(command, preexec_fn=confine, stderr=subprocess.DEVNULL).returncode
 
@@ -142,12 +143,12 @@ def check_salt(name, command, image, confine):
         command = [part.replace("/salt/", f"{given}/").replace(image.volume, str(volume)) for part in command]
         given.mkdir()
         volume.mkdir()
-        expect(status() != 0, f"{name}: a missing salt is no fault")
+        expect(status() != 0, f"{name}: a missing salt is not an error")
         for salt in (b"first", b"second"):
             (given / "encryption.salt").write_bytes(salt)
             expect(status() == 0, f"{name}: the salt is not copied")
-            expect(list(volume.iterdir()) == [target], f"{name}: the salt is not where the server looks for it")
-            expect(target.read_bytes() == b"first", f"{name}: the salt of a database is replaced")
+            expect(list(volume.iterdir()) == [target], f"{name}: the salt is not where the server reads it")
+            expect(target.read_bytes() == b"first", f"{name}: an existing salt is replaced")
 
 
 def pod_environment(name, variables, pod):
@@ -157,9 +158,9 @@ def pod_environment(name, variables, pod):
         if "secretKeyRef" in source:
             environment[variable["name"]] = SECRETS.get(variable["name"], "another-secret")
         elif source:
-            expect(source == {"fieldRef": {"fieldPath": "metadata.name"}}, f"{name}: this check does not know {source}")
+            expect(source == {"fieldRef": {"fieldPath": "metadata.name"}}, f"{name}: unsupported {source}")
             environment[variable["name"]] = pod
         else:
-            expect(variable["name"] not in SECRETS, f"{name}: a secret stands in the file")
+            expect(variable["name"] not in SECRETS, f"{name}: the file contains a secret")
             environment[variable["name"]] = variable["value"]
     return environment

@@ -1,4 +1,4 @@
-"""The release binary, serving on a given or a free port of the loopback interface in a directory of its own."""
+"""Runs the release binary on a given or free loopback port in a temporary directory."""
 import contextlib
 import os
 import pathlib
@@ -25,7 +25,7 @@ def free_port():
 
 @contextlib.contextmanager
 def served(variables):
-    """Its URL and its directory. That it lives until the end, and then ends well, is a part of each check."""
+    """Yields the URL and the directory of a server. A server that dies or does not exit with 0 fails the check."""
     port = int(variables.get("OSC_HOST_PORT") or free_port())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OSC_")}
     environment |= {"OSC_HOST_PORT": str(port)} | variables
@@ -39,7 +39,7 @@ def served(variables):
             yield f"http://127.0.0.1:{port}", directory
             server.terminate()
             if server.wait(30) != 0:
-                sys.exit(f"the server ended with {server.returncode}")
+                sys.exit(f"the server exited with {server.returncode}")
         finally:
             server.kill()
             server.wait()

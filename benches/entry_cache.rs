@@ -1,8 +1,8 @@
-//! The cache of sealed rows: a hit is on the path of every read, the rest on that of a read from SQLite.
+//! Cache of sealed rows: a hit is on the path of every read, a fill on that of a read from SQLite.
 //!
-//! `hit` moves with the lock and the table of a stripe. `hit_of_100000` is the same over more than the
-//! processor's caches hold, so it moves with how many cache lines a lookup touches. `fill_evict` is what a
-//! read of a row that is not cached pays for caching it once the cache is full.
+//! `hit` depends on the lock and the table of a stripe. `hit_of_100000` is the same over more rows than the CPU caches
+//! hold, so it depends on the number of cache lines that a lookup touches. `fill_evict` is the cost of caching a row
+//! after a miss once the cache is full.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ fn fill(cache: &EntryCache, key: &str, group: &Arc<KeyEntries>) {
     cache.fill(&ticket, key, group);
 }
 
-/// Visits all indices below `count`, which 7919 does not divide, in an order that no prefetcher knows.
+/// Steps `index` through all indices below `count`, which 7919 does not divide, in an order that defeats prefetchers.
 fn next(index: &mut usize, count: usize) -> usize {
     *index = (*index + 7919 * 31) % count;
     *index
@@ -43,14 +43,14 @@ fn cache(criterion: &mut Criterion) {
     }
     let mut index = 0;
     benches.bench_function("hit_of_100000", |bencher| {
-        bencher.iter(|| cache.get(&keys[next(&mut index, keys.len())]).expect("they all fit"));
+        bencher.iter(|| cache.get(&keys[next(&mut index, keys.len())]).expect("all rows fit in the cache"));
     });
 
     let cache = EntryCache::new(ENTRY_CACHE_BYTES_MIN);
     let many: Vec<String> = (0..1_000_000).map(|number| format!("service-{number}/database")).collect();
     let shared = group("service-0/database");
     many.iter().for_each(|key| fill(&cache, key, &shared));
-    assert!(cache.usage().1 < many.len() / 2, "it is full");
+    assert!(cache.usage().1 < many.len() / 2, "the cache is full");
     benches.bench_function("fill_evict", |bencher| {
         bencher.iter(|| fill(&cache, &many[next(&mut index, many.len())], &shared));
     });

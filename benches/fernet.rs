@@ -1,4 +1,4 @@
-//! Sealing and opening tokens, by the size of the plaintext.
+//! Sealing and opening of Fernet tokens, by plaintext size.
 
 use std::hint::black_box;
 

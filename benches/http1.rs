@@ -1,9 +1,8 @@
-//! The cost of one request in the state machine of a connection: receiving, parsing, answering, wiping.
+//! Cost of one request in the state machine of a connection: receiving, parsing, responding and wiping.
 //!
-//! `head` moves with the scan for the end of the head, httparse and the checks of the fields (more
-//! fields show them), and with what is copied or wiped afterwards. `pipelined` moves with the handling
-//! of a buffer that holds several requests. `chunked` moves with the decoder of chunked bodies, and
-//! with how often a growing body is copied.
+//! `head` depends on the scan for the end of the head, on httparse and the checks of the fields (visible with more
+//! fields), and on the bytes that are copied or wiped afterwards. `pipelined` depends on the handling of a buffer with
+//! several requests. `chunked` depends on the decoder of chunked bodies, and on how often a growing body is copied.
 
 use std::hint::black_box;
 
@@ -13,7 +12,7 @@ use opensecureconf::limits::BODY_BYTES_MAX;
 
 const BODY: &[u8] =
     br#"{"id":1,"key":"database_prod","category":"database","value":{"host":"localhost","port":5432}}"#;
-const ANSWER: Response<'static> = Response {
+const RESPONSE: Response<'static> = Response {
     status: 200,
     content_type: Some("application/json"),
     headers: &[],
@@ -47,50 +46,51 @@ fn chunked_post(chunks_count: usize) -> Vec<u8> {
     request
 }
 
-/// Goes on as the driver does until the connection wants more bytes; tells how many it answered.
-fn serve_what_is_there(connection: &mut Connection) -> usize {
-    let mut answered_count = 0;
+/// Serves the buffered requests as the driver does, until the connection needs more input; returns the number of
+/// responses.
+fn serve_buffered(connection: &mut Connection) -> usize {
+    let mut responses_count = 0;
     loop {
         match connection.step(0) {
             Step::Head => connection.accept_body(BODY_BYTES_MAX, 0),
             Step::Body => {
                 black_box((connection.head().path(), connection.head().user_key(), connection.body()));
-                connection.respond(&ANSWER, 0);
-                answered_count += 1;
+                connection.respond(&RESPONSE, 0);
+                responses_count += 1;
             }
-            Step::Read => return answered_count,
-            other => panic!("a well-formed request leads to {other:?}"),
+            Step::Read => return responses_count,
+            other => panic!("unexpected step {other:?} for a well-formed request"),
         }
     }
 }
 
-/// Hands all bytes over, and takes all output, as a socket does that never blocks.
+/// Feeds all bytes to the connection and consumes its output, like a socket that never blocks.
 fn exchange(connection: &mut Connection, request: &[u8]) -> usize {
     let mut rest = request;
-    let mut answered_count = 0;
+    let mut responses_count = 0;
     while !rest.is_empty() {
         let space = connection.read_space();
         let count = space.len().min(rest.len());
         space[..count].copy_from_slice(&rest[..count]);
         connection.received(count, 0);
         rest = &rest[count..];
-        answered_count += serve_what_is_there(connection);
+        responses_count += serve_buffered(connection);
     }
     let written_bytes = black_box(connection.output()).len();
     connection.wrote(written_bytes, 0);
-    answered_count
+    responses_count
 }
 
-/// A connection that is new for each measurement, because one has an end after a million requests.
-fn bench(criterion: &mut Criterion, name: &str, parameter: usize, request: &[u8], answered_count: usize) {
+/// Measures a request on a new connection per iteration, because a connection closes after a million requests.
+fn bench(criterion: &mut Criterion, name: &str, parameter: usize, request: &[u8], responses_count: usize) {
     const REQUESTS_COUNT: usize = 64;
     let mut group = criterion.benchmark_group("http1");
-    group.throughput(Throughput::Elements((REQUESTS_COUNT * answered_count) as u64));
+    group.throughput(Throughput::Elements((REQUESTS_COUNT * responses_count) as u64));
     group.bench_function(BenchmarkId::new(name, parameter), |bencher| {
         bencher.iter(|| {
             let mut connection = Connection::new(0);
             for _ in 0..REQUESTS_COUNT {
-                assert_eq!(exchange(&mut connection, black_box(request)), answered_count);
+                assert_eq!(exchange(&mut connection, black_box(request)), responses_count);
             }
         });
     });

@@ -1,4 +1,4 @@
-//! One derivation and two at once: our loop, and beside it the `pbkdf2` crate, which must stay the slower one.
+//! Key derivation, single and two interleaved; the `pbkdf2` crate is the baseline and must remain slower.
 
 use std::hint::black_box;
 

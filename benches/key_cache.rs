@@ -1,4 +1,4 @@
-//! The cache of derived keys: a hit is on the path of every request.
+//! Cache of derived keys: a hit is on the path of every request.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -8,8 +8,8 @@ use opensecureconf::crypto::{KeyCache, Lookup, RawKey, Salt};
 use opensecureconf::model::UserKey;
 
 fn fill(cache: &KeyCache, user_key: &UserKey) {
-    if let Lookup::Derive(ticket, _waiter) = cache.lookup(user_key, 0) {
-        ticket.complete(&Salt::new(&[1; 64]).expect("not empty"), &RawKey::new([7; 32]));
+    if let Lookup::Derive(claim, _waiter) = cache.lookup(user_key, 0) {
+        claim.complete(&Salt::new(&[1; 64]).expect("not empty"), &RawKey::new([7; 32]));
     }
 }
 
@@ -26,7 +26,7 @@ fn lookups(criterion: &mut Criterion) {
                 black_box(cache.lookup(black_box(&user_key), 0));
             }
         });
-        // The worst there is: another core that does nothing but look up the same key.
+        // The worst case: another core does nothing but look up the same key.
         group.bench_function("hit_contended", |bencher| {
             bencher.iter(|| cache.lookup(black_box(&user_key), 0))
         });

@@ -1,8 +1,8 @@
-//! A whole request on a buffer in memory: everything of a cached read but the kernel and the executor.
+//! Complete requests on in-memory buffers: everything in a cached read except the kernel and the executor.
 //!
-//! `read` moves with anything on the path of a cached read: the head, the route, the hash of the user key, the
-//! row cache, opening the token, the answer. `read_4096` moves with opening and copying as well; `health`
-//! is the least that a request costs, without key, row and token.
+//! `read` depends on everything on the path of a cached read: the head, the route, the hash of the user key, the row
+//! cache, the opening of the token, and the response. `read_4096` also depends on opening and copying a larger value;
+//! `health` is the minimum cost of a request, without key, row and token.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 

@@ -1,7 +1,7 @@
-//! From method and path to a route. It is on the path of every request.
+//! Routing of method and path, which is on the path of every request.
 //!
-//! `config` moves with percent-decoding and with how the key gets its own memory; `config_encoded`
-//! with decoding alone; `cluster_health` and `miss` with the order in which the fixed paths are compared.
+//! `config` depends on percent-decoding and on the allocation of the key, `config_encoded` on decoding alone,
+//! `cluster_health` and `miss` on the order in which the fixed paths are compared.
 
 use std::hint::black_box;
 

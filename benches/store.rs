@@ -1,10 +1,9 @@
-//! Rows: from the cache, from SQLite, in pages, and written in batches.
+//! Rows of the store: read from the cache, from SQLite and in pages, and written in batches.
 //!
-//! `cache_hit` moves with the lock and the table of a stripe, and is on the path of every read.
-//! `group` moves with the statement for a point read and with decoding the token's text. `page` moves
-//! with the cost of a row in a list, without opening it; `page_cached` is what most lists pay instead.
-//! `commit` is dominated by the fsync of the write-ahead log, so it moves with the disk, and with how
-//! many writes share one transaction.
+//! `cache_hit` depends on the lock and the table of a stripe, and is on the path of every read. `group` depends on the
+//! statement for a point read and on decoding the text of the token. `page` depends on the cost of a row in a list,
+//! without opening it; `page_cached` is the cost for most lists instead. `commit` is dominated by the fsync of the
+//! write-ahead log, so it depends on the disk, and on how many writes share one transaction.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -19,7 +18,7 @@ const ROWS_COUNT: usize = 1000;
 const OWNER: OwnerTag = OwnerTag([7; 32]);
 
 fn open(directory: &Path) -> Store {
-    let options = Options::standalone(Box::new(|error| panic!("the writer gives up: {error}")));
+    let options = Options::standalone(Box::new(|error| panic!("the writer failed: {error}")));
     Store::open(&directory.join("bench.db"), &directory.join("bench.salt"), options).expect("a new store")
 }
 
@@ -36,21 +35,21 @@ fn create(number: usize) -> Write {
     }
 }
 
-/// Submits all before it waits for the first, so that the writer can put them into one transaction.
+/// Submits all writes before it waits for the first result, so that the writer can batch them into one transaction.
 fn write(store: &Store, changes: Vec<Write>) {
-    let answers: Vec<_> =
+    let results: Vec<_> =
         changes.into_iter().map(|change| store.write(change, OWNER).expect("the queue has room")).collect();
-    for answer in answers {
-        block_on(answer).expect("the writer runs").expect("the change is possible");
+    for result in results {
+        block_on(result).expect("the writer is running").expect("the write is valid");
     }
 }
 
 fn updates(store: &Store, count: usize) -> Vec<Write> {
     (0..count)
         .map(|number| {
-            let group =
+            let entries =
                 store.key_entries(&format!("key-{number}")).expect("readable").expect("one environment");
-            let seen = group.exact(None).expect("created before").clone();
+            let seen = entries.exact(None).expect("created before").clone();
             Write::Update { seen, category: None, environment: None, ciphertext: ciphertext() }
         })
         .collect()
@@ -73,7 +72,7 @@ fn rows(criterion: &mut Criterion) {
         page
     };
     group.bench_function("page", |bencher| {
-        // Never the same place, so that it is never in memory.
+        // A different cursor each time, so that the page is never cached.
         let mut after = 0;
         bencher.iter(|| {
             after -= 1;

@@ -1,5 +1,5 @@
--- Writes only, over LOAD_KEYS keys from load-LOAD_FIRST on, each with a value that was not there before: a node of
--- a cluster does not write what changes nothing.
+-- Writes only, over LOAD_KEYS keys from load-LOAD_FIRST on, each with a new value: a cluster node skips writes that
+-- change nothing.
 local first = tonumber(os.getenv("LOAD_FIRST") or 0)
 local keys = tonumber(os.getenv("LOAD_KEYS"))
 local run = os.time()

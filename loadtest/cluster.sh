@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Starts three nodes of a cluster and one node alone, and prints what replication costs on this machine.
+# Measures the cost of replication on this machine: a cluster of three nodes against a standalone node.
 #
 #   cargo build --release --locked && loadtest/cluster.sh
 #
-# Needs wrk, curl and python3. Uses taskset where it is installed: the node that is written to is on one core, its
-# two peers and the load on another. Runs in a network namespace of its own where that is allowed (unshare), and
-# then counts the bytes between the nodes in an idle time; elsewhere that part is skipped.
-# The nodes run on a temporary directory and free ports of the loopback address; nothing else is touched.
-# Exits non-zero when a tool is missing, a node does not start, or an answer is not 2xx.
+# Requires wrk, curl and python3. Uses taskset if installed: the node that receives the writes runs on one core, its
+# two peers and the load on another. Runs in a separate network namespace if permitted (unshare), and then counts the
+# bytes between the nodes during an idle period; otherwise that part is skipped.
+# The nodes run in a temporary directory on free loopback ports; nothing else is touched.
+# Exits non-zero if a tool is missing, a node does not start, or a response is not 2xx.
 #
 # Settings (environment):
 #   LOAD_SERVER       the binary                             target/release/opensecureconf
 #   LOAD_SECONDS      length of one measurement of writes    4
-#   LOAD_ROUNDS       measurements of each contender         3
+#   LOAD_ROUNDS       measurements of each variant           3
 #   LOAD_CONNECTIONS  connections of a closed loop           64
 #   LOAD_KEYS         entries that are written               1000
 #   LOAD_WORKERS      executors of each node                 1
 #   LOAD_LAGS         writes whose lag is measured           200
-#   LOAD_IDLE         seconds of the idle time               60
+#   LOAD_IDLE         idle period in seconds; 0 skips it     60
 set -euo pipefail
 
 # shellcheck source=loadtest/common.sh
@@ -37,7 +37,7 @@ fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))'
 fi
 
 begin
-pin "written to" "its two peers and the load"
+pin "the node that receives the writes" "its two peers and the load"
 
 ports=("$(free_port)" "$(free_port)" "$(free_port)" "$(free_port)")
 nodes=127.0.0.1:${ports[0]},127.0.0.1:${ports[1]},127.0.0.1:${ports[2]}
@@ -52,7 +52,7 @@ for port in "${ports[@]}"; do wait_for "http://127.0.0.1:$port/ready"; done
 fill "http://127.0.0.1:${ports[0]}"
 fill "http://127.0.0.1:${ports[3]}"
 
-# Seconds until all nodes hold the same, from the first look on.
+# caught_up: prints the seconds from the first check until all nodes have the same digest.
 caught_up() {
   python3 - "${ports[@]:0:3}" <<'PYTHON'
 import json, sys, time, urllib.request
@@ -64,7 +64,7 @@ while time.monotonic() - began < 120:
         print(f"{time.monotonic() - began:.2f}")
         sys.exit()
     time.sleep(0.01)
-sys.exit("the nodes do not hold the same after 120 s")
+sys.exit("the nodes have different digests after 120 s")
 PYTHON
 }
 
@@ -79,7 +79,7 @@ head_of_table writes
 for _ in $(seq "$rounds"); do
   write alone "$alone_pid" "${ports[3]}"
   write cluster "$written_pid" "${ports[0]}"
-  echo "  the peers hold the same after $(caught_up) s"
+  echo "  the peers are in sync after $(caught_up) s"
 done
 echo
 head_of_table medians
@@ -98,14 +98,14 @@ first, *peers = [http.client.HTTPConnection("127.0.0.1", port) for port in ports
 def ask(node, method, value=None):
     body = None if value is None else json.dumps({"value": value})
     node.request(method, "/configs/load-0", body, {"X-User-Key": user_key, "Content-Type": "application/json"})
-    answer = node.getresponse()
-    text = answer.read()
-    assert answer.status == 200, (answer.status, text)
+    response = node.getresponse()
+    text = response.read()
+    assert response.status == 200, (response.status, text)
     return json.loads(text)["value"]
 
-for peer in peers:  # so that the key is derived
+for peer in peers:  # derives the user key on each peer
     ask(peer, "GET")
-lags, looks = [[] for _ in peers], []
+lags, polls = [[] for _ in peers], []
 for number in range(count):
     ask(first, "PUT", f"lag {number}")
     acknowledged = time.perf_counter()
@@ -115,21 +115,21 @@ for number in range(count):
             began = time.perf_counter()
             seen = ask(peers[index], "GET")
             now = time.perf_counter()
-            looks.append(now - began)
+            polls.append(now - began)
             if seen == f"lag {number}":
                 lags[index].append(now - acknowledged)
                 missing.remove(index)
-        # Not more often: looking without a pause takes the peers' core away from what is looked for.
+        # Polling without a pause would take the peers' core away from replication.
         time.sleep(0.0005)
     time.sleep(0.02)
 
 def at(values, share):
     return 1000 * sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
-print(f"lag from the acknowledgement until a peer shows the value, {count} writes, one at a time:")
+print(f"lag from the acknowledgement until a peer returns the value, {count} sequential writes:")
 for index, values in enumerate(lags):
     print(f"node{index + 2}: p50 {at(values, 0.5):.2f} ms, p99 {at(values, 0.99):.2f} ms, max {at(values, 1):.2f} ms")
-print(f"one look takes {at(looks, 0.5):.2f} ms (p50), and there is a pause of 0.5 ms after each pair of looks")
+print(f"one poll takes {at(polls, 0.5):.2f} ms (p50), with a pause of 0.5 ms after polling both peers")
 PYTHON
 
 # --- idle --------------------------------------------------------------------------------------
@@ -138,10 +138,10 @@ loopback_bytes() { awk '$1 == "lo:" { print $2, $3 }' /proc/net/dev; }
 
 echo
 if [ "$idle" = 0 ]; then
-  echo "skipped: bytes of an idle time (LOAD_IDLE=0)"
+  echo "skipped: traffic of an idle period (LOAD_IDLE=0)"
 elif [ -n "${LOAD_IN_NAMESPACE:-}" ]; then
   caught_up >/dev/null
-  # Late acknowledgements and closing connections.
+  # Lets late acknowledgements and closing connections settle.
   sleep 2
   read -r bytes packets < <(loopback_bytes)
   sleep "$idle"
@@ -149,7 +149,7 @@ elif [ -n "${LOAD_IN_NAMESPACE:-}" ]; then
   echo "idle for $idle s, $LOAD_KEYS entries: $((bytes_after - bytes)) bytes in $((packets_after - packets)) packets" \
     "between the three nodes, TCP and IP headers included"
 else
-  echo "skipped: bytes of an idle time (unshare is missing or not allowed, so others' bytes would be counted too)"
+  echo "skipped: traffic of an idle period (unshare is missing or not permitted, so other traffic would be counted)"
 fi
 
 judge

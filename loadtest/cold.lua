@@ -1,5 +1,4 @@
--- Each request brings a user key that was never there before, and creates an entry with it, so that a right answer
--- is a 2xx.
+-- Each request has a new user key and creates an entry with it, so that the expected response is a 2xx.
 local rest = os.getenv("LOAD_BODY"):sub(2)
 local run = os.time()
 local count = 0

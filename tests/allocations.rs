@@ -1,8 +1,8 @@
-//! Memory of connections, counted at the allocator: a cached read takes none in the steady state (a keep-alive
-//! connection, a cached key, a cached row), and a connection that waits for its next request holds little.
+//! Memory use of connections, counted at the allocator: a cached read allocates nothing in the steady state (a
+//! keep-alive connection, a cached key, a cached row), and an idle connection holds little.
 //!
-//! To see where they come from: `OSC_TEST_BACKTRACES=1 cargo test --test allocations -- --nocapture`.
-#![allow(unsafe_code, reason = "an allocator that counts is one")]
+//! To see where allocations come from: `OSC_TEST_BACKTRACES=1 cargo test --test allocations -- --nocapture`.
+#![allow(unsafe_code, reason = "a global allocator is unsafe")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
@@ -23,7 +23,7 @@ thread_local! {
 }
 
 fn count(bytes: usize) {
-    // Threads that end may allocate after their locals are gone.
+    // Threads that exit may allocate after their thread-local variables are destroyed.
     COUNT.try_with(|count| count.set(count.get() + 1)).ok();
     live(bytes.cast_signed());
     if IS_TRACING.try_with(|tracing| tracing.replace(false)).unwrap_or(false) {
@@ -37,30 +37,30 @@ fn live(change: isize) {
     LIVE_BYTES.try_with(|bytes| bytes.set(bytes.get() + change)).ok();
 }
 
-// SAFETY: everything is left to the system's allocator; counting does not touch the memory.
+// SAFETY: every call is forwarded to the system allocator; counting does not touch the memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: as the caller promises.
+        // SAFETY: upheld by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: as the caller promises.
+        // SAFETY: upheld by the caller.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         live(-layout.size().cast_signed());
         count(size);
-        // SAFETY: as the caller promises.
+        // SAFETY: upheld by the caller.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         live(-layout.size().cast_signed());
-        // SAFETY: as the caller promises.
+        // SAFETY: upheld by the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -93,9 +93,9 @@ fn a_cached_read_allocates_nothing() {
 }
 
 #[test]
-fn a_connection_that_waits_holds_little() {
+fn an_idle_connection_holds_little() {
     const CONNECTIONS_COUNT: usize = 1000;
-    /// The client's end of the stream is a part of it here, the socket is not.
+    /// Includes the client's end of the stream, but not the socket.
     const BYTES_MAX: isize = 3 * 1024;
     let mut first = whole::Connection::new();
     first.create("database_prod", r#"{"host":"db.example.org","port":5432,"password":"correct"}"#);
@@ -105,10 +105,10 @@ fn a_connection_that_waits_holds_little() {
     for _ in 0..CONNECTIONS_COUNT {
         let mut connection = first.another();
         assert!(connection.exchange(&read).starts_with(b"HTTP/1.1 200"));
-        // It has answered; whatever it still has is what it keeps.
+        // The response is complete; what the connection still holds is what it keeps while idle.
         connections.push(connection);
     }
     let each = (LIVE_BYTES.get() - before) / CONNECTIONS_COUNT.cast_signed();
-    println!("{each} bytes for each connection");
-    assert!((1..=BYTES_MAX).contains(&each), "{each} bytes for each connection");
+    println!("{each} bytes per connection");
+    assert!((1..=BYTES_MAX).contains(&each), "{each} bytes per connection");
 }

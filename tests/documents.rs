@@ -1,25 +1,25 @@
-//! What the documents say of settings, files, commands, and each other.
+//! Consistency of the documents with settings, files, commands, and each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What is read from the environment and is no setting of the server.
+/// Environment variables that are not settings of the server.
 const OTHER_VARIABLES: [&str; 7] = [
-    // Of commands.
+    // Read by commands.
     "OSC_USER_KEY",
     "OSC_USER_KEY_FILE",
-    // Of tests and checks.
+    // Read by tests and checks.
     "OSC_TEST_",
     "OSC_ADVISORY_DB",
     "OSC_CLIENTS_DIR",
-    // Of the Python clients, and one that an earlier version had.
+    // Read by the Python clients, and one of an earlier version.
     "OSC_",
     "OSC_CLUSTER_",
 ];
 
-/// Directories of this repository in which the documents name files.
+/// Directories of this repository whose files the documents name.
 const DIRECTORIES: [&str; 8] =
     ["src/", "docs/", "deploy/", "tests/", "benches/", "loadtest/", "fuzz/", ".ci/"];
 
@@ -27,7 +27,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All documents by their path, as far as they are of the repository.
+/// All documents of the repository by path.
 fn documents() -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut directories = vec![root().to_owned()];
@@ -39,7 +39,7 @@ fn documents() -> BTreeMap<PathBuf, String> {
                 true if !is_other => directories.push(path),
                 false if name.ends_with(".md") => {
                     let text = fs::read_to_string(&path).expect("UTF-8");
-                    found.insert(path.strip_prefix(root()).expect("below it").to_owned(), text);
+                    found.insert(path.strip_prefix(root()).expect("below the root").to_owned(), text);
                 }
                 _ => {}
             }
@@ -51,7 +51,7 @@ fn documents() -> BTreeMap<PathBuf, String> {
 
 /// The settings that the server reads, from their table.
 fn settings() -> BTreeSet<String> {
-    let source = fs::read_to_string(root().join("src/config/table.rs")).expect("the source");
+    let source = fs::read_to_string(root().join("src/config/table.rs")).expect("readable");
     let names: BTreeSet<String> = source
         .split("setting!(\"")
         .skip(1)
@@ -62,12 +62,12 @@ fn settings() -> BTreeSet<String> {
     names
 }
 
-/// Words of these characters.
+/// Words that consist of these characters.
 fn words(text: &str, is_part: impl Fn(char) -> bool) -> impl Iterator<Item = &str> {
     text.split(move |c| !is_part(c)).filter(|word| !word.is_empty())
 }
 
-/// Text outside of fenced code, with the numbers of its lines.
+/// Lines outside fenced code, with their indices.
 fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut is_code = false;
     text.lines().enumerate().filter(move |(_, line)| {
@@ -77,51 +77,51 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-fn check(faults: Vec<String>) {
-    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+fn check(errors: Vec<String>) {
+    assert!(errors.is_empty(), "\n{}", errors.join("\n"));
 }
 
 #[test]
-fn settings_that_are_named_are_settings() {
+fn every_named_setting_exists() {
     let known = settings();
     let mut texts: Vec<(String, String)> =
         documents().into_iter().map(|(path, text)| (path.display().to_string(), text)).collect();
     for path in [".env.example", "deploy/systemd/opensecureconf.service", "Dockerfile", "src/main.rs"] {
-        texts.push((path.to_owned(), fs::read_to_string(root().join(path)).expect("it is there")));
+        texts.push((path.to_owned(), fs::read_to_string(root().join(path)).expect("exists")));
     }
-    let mut faults = Vec::new();
+    let mut errors = Vec::new();
     for (path, text) in &texts {
         for word in words(text, |c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_') {
             let is_other = OTHER_VARIABLES.contains(&word) || word.starts_with("OSC_TEST_");
             if word.starts_with("OSC_") && !known.contains(word) && !is_other {
-                faults.push(format!("{path}: {word} is no setting"));
+                errors.push(format!("{path}: {word} is not a setting"));
             }
         }
     }
-    check(faults);
+    check(errors);
 }
 
 #[test]
-fn every_setting_is_described() {
+fn every_setting_is_documented() {
     let (reference, example) = (
-        fs::read_to_string(root().join("docs/settings.md")).expect("it is there"),
-        fs::read_to_string(root().join(".env.example")).expect("it is there"),
+        fs::read_to_string(root().join("docs/settings.md")).expect("exists"),
+        fs::read_to_string(root().join(".env.example")).expect("exists"),
     );
-    let mut faults = Vec::new();
+    let mut errors = Vec::new();
     for name in settings() {
         if !reference.contains(&format!("`{name}`")) {
-            faults.push(format!("docs/settings.md: nothing about {name}"));
+            errors.push(format!("docs/settings.md: {name} is missing"));
         }
         if !words(&example, |c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
             .any(|word| word == name)
         {
-            faults.push(format!(".env.example: nothing about {name}"));
+            errors.push(format!(".env.example: {name} is missing"));
         }
     }
-    check(faults);
+    check(errors);
 }
 
-/// As GitHub makes them of headings.
+/// Anchors of headings, as GitHub generates them.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     let headings = prose(text).filter_map(|(_, line)| {
@@ -146,13 +146,13 @@ fn links(line: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn every_link_resolves() {
     let documents = documents();
-    let mut faults = Vec::new();
+    let mut errors = Vec::new();
     for (path, text) in &documents {
         for (number, line) in prose(text) {
-            let mut fault =
-                |reason: String| faults.push(format!("{}:{}: {reason}", path.display(), number + 1));
+            let mut report =
+                |reason: String| errors.push(format!("{}:{}: {reason}", path.display(), number + 1));
             for target in
                 links(line).filter(|target| !target.contains("://") && !target.starts_with("mailto:"))
             {
@@ -164,43 +164,44 @@ fn links_lead_somewhere() {
                     file => root().join(here).join(file),
                 };
                 let Ok(file) = file.canonicalize() else {
-                    fault(format!("{target} is not there"));
+                    report(format!("{target} does not exist"));
                     continue;
                 };
                 let Some(anchor) = anchor else { continue };
-                let text = fs::read_to_string(&file).expect("a text");
+                let text = fs::read_to_string(&file).expect("a string");
                 if !anchors(&text).contains(anchor) {
-                    fault(format!("{target}: there is no such heading"));
+                    report(format!("{target}: no such heading"));
                 }
             }
         }
     }
-    check(faults);
+    check(errors);
 }
 
 #[test]
-fn files_that_are_named_are_there() {
-    let mut faults = Vec::new();
+fn every_named_file_exists() {
+    let mut errors = Vec::new();
     for (path, text) in documents() {
         for word in words(&text, |c| c.is_ascii_alphanumeric() || "_-./".contains(c)) {
             let word = word.trim_end_matches(['.', '/']);
-            // Made by a command beside it, or a name to fill in.
-            let is_made = word.starts_with("fuzz/corpus/") || word.ends_with("TARGET");
-            if is_made || !DIRECTORIES.iter().any(|directory| word.starts_with(directory)) {
+            // Created by a command in the document, or a placeholder.
+            let is_exempt = word.starts_with("fuzz/corpus/") || word.ends_with("TARGET");
+            if is_exempt || !DIRECTORIES.iter().any(|directory| word.starts_with(directory)) {
                 continue;
             }
             let here = root().join(path.parent().expect("a directory"));
             if ![root(), &here].iter().any(|base| base.join(word).exists()) {
-                faults.push(format!("{}: {word} is not there", path.display()));
+                errors.push(format!("{}: {word} does not exist", path.display()));
             }
         }
     }
-    check(faults);
+    check(errors);
 }
 
 #[test]
-fn commands_that_are_named_exist() {
-    let help = Command::new(env!("CARGO_BIN_EXE_opensecureconf")).arg("--help").output().expect("it runs");
+fn every_named_command_exists() {
+    let help =
+        Command::new(env!("CARGO_BIN_EXE_opensecureconf")).arg("--help").output().expect("the command runs");
     let help = String::from_utf8(help.stdout).expect("UTF-8");
     let commands: BTreeSet<&str> = help
         .lines()
@@ -208,14 +209,14 @@ fn commands_that_are_named_exist() {
         .filter(|word| !word.is_empty())
         .collect();
     assert!(commands.contains("serve") && commands.contains("backup"), "{help}");
-    let mut faults = Vec::new();
+    let mut errors = Vec::new();
     for (path, text) in documents() {
         for rest in text.split("`opensecureconf ").skip(1) {
             let command = words(rest, |c| c.is_ascii_alphanumeric() || c == '-').next().unwrap_or_default();
             if !rest.starts_with('-') && !commands.contains(command) {
-                faults.push(format!("{}: there is no command {command}", path.display()));
+                errors.push(format!("{}: no such command: {command}", path.display()));
             }
         }
     }
-    check(faults);
+    check(errors);
 }

@@ -1,8 +1,8 @@
-//! The fuzz targets of `fuzz/` as seeded loops: mutations of `fuzz/seeds`, always the same ones.
+//! Fuzz targets of `fuzz/` as deterministic tests: mutations of `fuzz/seeds`, always the same ones.
 //!
-//! A failure names its seed; `OSC_TEST_SEED` runs that one again, in the target that is chosen by the name of its
+//! A failure prints its seed; `OSC_TEST_SEED` runs that input again, in the target that is selected by the name of its
 //! test. cargo-fuzz goes further with the same targets, see `docs/checks.md`.
-#![allow(unsafe_code, reason = "an allocator that measures is one")]
+#![allow(unsafe_code, reason = "a global allocator is unsafe")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -14,13 +14,13 @@ use std::path::Path;
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-/// Seeds of one target. What takes longer per input gets a part of them.
+/// Mutations per target. Targets that are fast per input get a multiple.
 const CASES_COUNT: u64 = 4000;
-/// Mutations of one input, at most.
+/// Maximum number of changes to an input.
 const MUTATIONS_COUNT_MAX: usize = 6;
 const INPUT_BYTES_MAX: usize = 64 * 1024;
 
-/// Memory at a time for an input of `len` bytes, at most: the targets themselves hold some twenty copies of it.
+/// Maximum live memory for an input of `len` bytes: the targets themselves hold some twenty copies of it.
 fn memory_bytes_max(len: usize) -> isize {
     (256 * 1024 + 96 * len).cast_signed()
 }
@@ -33,7 +33,7 @@ thread_local! {
 }
 
 fn live(change: isize) {
-    // Threads that end may free after their locals are gone.
+    // Threads that exit may free memory after their thread-local variables are destroyed.
     LIVE_BYTES
         .try_with(|live| {
             live.set(live.get() + change);
@@ -42,23 +42,23 @@ fn live(change: isize) {
         .ok();
 }
 
-// SAFETY: everything is left to the system's allocator; counting does not touch the memory.
+// SAFETY: every call is forwarded to the system allocator; counting does not touch the memory.
 unsafe impl GlobalAlloc for Measuring {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         live(layout.size().cast_signed());
-        // SAFETY: as the caller promises.
+        // SAFETY: upheld by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         live(size.cast_signed() - layout.size().cast_signed());
-        // SAFETY: as the caller promises.
+        // SAFETY: upheld by the caller.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         live(-layout.size().cast_signed());
-        // SAFETY: as the caller promises.
+        // SAFETY: upheld by the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -83,7 +83,7 @@ impl Random {
     }
 
     fn byte(&mut self) -> u8 {
-        // Mostly bytes that some grammar gives a meaning.
+        // Mostly bytes that have a meaning in some grammar.
         const MEANINGFUL: &[u8] = b"\0\t\n\r \"#$%&'*+,-./0159:;<=>?@AEZ[\\]_aefuxz{|}~\x7F\x80\xC3\xED\xFF";
         match self.below(4) {
             0 => self.next().to_le_bytes()[0],
@@ -98,7 +98,7 @@ impl Random {
     }
 }
 
-/// One of the inputs, changed.
+/// Returns one of the inputs with random changes.
 fn mutate(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut input = seeds[random.below(seeds.len())].clone();
     for _ in 0..random.below(MUTATIONS_COUNT_MAX + 1) {
@@ -114,7 +114,7 @@ fn mutate(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             }
             2 => input.insert(random.below(input.len() + 1), random.byte()),
             3 => drop(input.drain(random.range(input.len(), 16))),
-            // A part again, somewhere else and perhaps often.
+            // Repeats a part elsewhere, perhaps many times.
             4 => {
                 let part = input[random.range(input.len(), 64)].to_vec();
                 let at = random.below(input.len() + 1);
@@ -142,20 +142,20 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
     let mut paths: Vec<_> =
         fs::read_dir(&directory).expect("seeds").map(|entry| entry.expect("readable").path()).collect();
-    // A seed must mean the same everywhere.
+    // Sorted, so that a seed means the same on every machine.
     paths.sort();
     assert!(paths.len() >= 3, "{target}: {} seeds", paths.len());
     paths.iter().map(|path| fs::read(path).expect("readable")).collect()
 }
 
-/// What is wrong with a target for this input, if anything.
-fn fault(run: fn(&[u8]), input: &[u8]) -> Option<String> {
+/// Returns why a target fails for this input, if it does.
+fn failure(run: fn(&[u8]), input: &[u8]) -> Option<String> {
     let before = LIVE_BYTES.get();
     PEAK_BYTES.set(before);
     if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| run(input))) {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        return Some(text.unwrap_or("a panic without a text").to_owned());
+        return Some(text.unwrap_or("a panic without a message").to_owned());
     }
     let bytes = PEAK_BYTES.get() - before;
     (bytes > memory_bytes_max(input.len()))
@@ -166,15 +166,15 @@ fn fault(run: fn(&[u8]), input: &[u8]) -> Option<String> {
 fn check(target: &str, run: fn(&[u8]), cases_count: u64) {
     let seeds = seeds(target);
     for (index, seed) in seeds.iter().enumerate() {
-        let fault = fault(run, seed);
-        assert_eq!(fault, None, "{target}: seed file {index}: \"{}\"", seed.escape_ascii());
+        let failure = failure(run, seed);
+        assert_eq!(failure, None, "{target}: seed file {index}: \"{}\"", seed.escape_ascii());
     }
     let chosen = std::env::var("OSC_TEST_SEED").ok().map(|text| text.parse().expect("a number"));
     let cases = chosen.map_or(0..cases_count, |seed: u64| seed..seed + 1);
     for case in cases {
         let input = mutate(&seeds, &mut Random(case));
-        if let Some(fault) = fault(run, &input) {
-            panic!("{target}, OSC_TEST_SEED={case} runs it again: \"{}\": {fault}", input.escape_ascii());
+        if let Some(failure) = failure(run, &input) {
+            panic!("{target}, OSC_TEST_SEED={case} reproduces it: \"{}\": {failure}", input.escape_ascii());
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The layers of `src/lib.rs`: each module imports only from those below it. Rust itself allows cycles.
+//! Layers of `src/lib.rs`: each module imports only from those below it. Rust itself allows cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each module may name after `crate::`.
+/// Modules that each module may name after `crate::`.
 const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("limits", &[]),
     ("model", &["limits"]),
@@ -37,7 +37,7 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("main", &["runtime", "healthcheck", "config", "telemetry"]),
 ];
 
-/// Names that only these files, or the files below these directories, may contain.
+/// Names that may occur only in these files, or in files below these directories.
 const ONLY_IN: [(&str, &[&str]); 16] = [
     ("rustls::", &["tls/"]),
     ("glommio::", &["runtime/engine/", "runtime/ring/"]),
@@ -57,13 +57,13 @@ const ONLY_IN: [(&str, &[&str]); 16] = [
     ("std::process", &["main.rs", "runtime/"]),
 ];
 
-/// What no file may hold.
+/// Text that no file may contain.
 const NOWHERE: [&str; 5] = ["todo!(", "unimplemented!(", "dbg!(", "#[ignore", "FIXME"];
 
 const LINES_MAX: usize = 600;
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).expect("the sources are there") {
+    for entry in fs::read_dir(directory).expect("readable") {
         let path = entry.expect("readable").path();
         if path.is_dir() {
             sources(&path, found);
@@ -73,7 +73,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The top module of a file, and its text without comments.
+/// Returns the top-level module of a file, and its text without comments.
 fn read(root: &Path, path: &Path) -> (String, String) {
     let relative = path.strip_prefix(root).expect("below the root");
     let module = relative.components().next().expect("not empty").as_os_str().to_string_lossy();
@@ -99,7 +99,7 @@ fn all() -> Vec<(PathBuf, String, String)> {
         .collect()
 }
 
-/// The modules named behind `prefix`, also inside a group: `use crate::{a::X, b}`.
+/// Returns the modules named after `prefix`, also inside a group: `use crate::{a::X, b}`.
 fn named_after(code: &str, prefix: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices(prefix) {
@@ -143,7 +143,7 @@ fn imports_point_down() {
     for (path, module, code) in all() {
         let prefix = if module == "main" { "opensecureconf::" } else { "crate::" };
         let Some((_, allowed)) = MAY_IMPORT.iter().find(|(name, _)| *name == module) else {
-            assert_eq!(module, "lib", "{} is in no layer", path.display());
+            assert_eq!(module, "lib", "{} does not belong to a layer", path.display());
             continue;
         };
         for name in named_after(&code, prefix) {
@@ -152,7 +152,7 @@ fn imports_point_down() {
             }
         }
     }
-    assert!(wrong.is_empty(), "imports that point up or aside:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "imports from the same or a higher layer:\n{}", wrong.join("\n"));
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn names_stay_where_they_belong() {
                 wrong.push(format!("{}: {name}", path.display()));
             }
         }
-        // A name that climbs two levels could reach any layer.
+        // A path that climbs two levels could reach any layer.
         if without_tests(&code).contains("super::super::") {
             wrong.push(format!("{}: super::super::", path.display()));
         }
@@ -235,10 +235,10 @@ fn paths_in(code: &str) -> (Vec<String>, Vec<String>) {
     (imported, named)
 }
 
-/// Files that import each other, directly or through others, which could only be understood together. Parents may
+/// Files that import each other, directly or through other files, could only be understood together. Parents may
 /// re-export and use their children, and children name their parents.
 #[test]
-fn no_files_import_each_other() {
+fn files_have_no_import_cycles() {
     let files: BTreeMap<Module, String> = all()
         .into_iter()
         .map(|(path, _, code)| (module_of(&path), without_tests(&code).to_owned()))
@@ -277,7 +277,7 @@ fn no_files_import_each_other() {
             }
         }
     }
-    // The file that defines a name, which a re-export may lead to.
+    // Finds the file that defines a name, which may be behind re-exports.
     let file_of = |mut name: Module| -> Option<Module> {
         for _ in 0..5 {
             let end = (1..=name.len()).rev().find(|end| files.contains_key(&name[..*end]))?;
@@ -295,7 +295,8 @@ fn no_files_import_each_other() {
         edges.insert(module, found.filter(|other| !are_related(other)).collect());
     }
     assert!(edges.values().map(BTreeSet::len).sum::<usize>() > 200, "imports are found");
-    // What remains after files without imports were removed again and again is in a cycle, or imports one.
+    // Removes files without remaining imports until there are none. Whatever is left is in a cycle, or imports one that
+    // is.
     loop {
         let leaves: Vec<Module> = edges
             .iter()
@@ -321,7 +322,7 @@ fn no_files_import_each_other() {
 }
 
 #[test]
-fn the_reader_of_imports_sees_groups() {
+fn imports_in_groups_are_found() {
     let code =
         "use crate::{limits::{A, B}, model::X,\n    store};\nuse crate::http1::Y;\ncrate::service::f();";
     assert_eq!(named_after(code, "crate::"), ["limits", "model", "store", "http1", "service"]);

@@ -1,9 +1,9 @@
-//! Three nodes on a simulated network: real stores and the real machines of their peers, but a clock and
-//! a network that one seeded generator rules. Whatever is lost, late, cut off or restarted meanwhile,
-//! once everything works again all nodes hold the latest version of everything, and then keep quiet.
+//! Deterministic simulation of three nodes: real stores and real peer state machines, on a clock and a network that a
+//! seeded generator controls. Regardless of lost and delayed messages, partitions and restarts, once all faults have
+//! ended every node holds the latest version of every entry, and the nodes then stop exchanging entries.
 //!
-//! `OSC_TEST_SEED` runs one seed again, `OSC_TEST_SIMULATION_SEEDS` says how many are run. A run depends
-//! on its seed alone: the clocks that versions are made from are simulated, too.
+//! `OSC_TEST_SEED` runs one seed again; `OSC_TEST_SIMULATION_SEEDS` sets the number of seeds. A run depends on its seed
+//! only: the clocks from which versions are generated are simulated, too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,23 +26,23 @@ use opensecureconf::store::{
 const NODES_COUNT: usize = 3;
 const KEYS_COUNT: u64 = 8;
 const SEEDS_COUNT: u64 = 1000;
-/// When all of it happens, in milliseconds since 1970: in the year 2200, because rows carry real times, which must
-/// not be ahead of simulated clocks.
+/// Start of the simulated time, in milliseconds since 1970: in the year 2200, because rows carry real times, which must
+/// not be ahead of the simulated clocks.
 const EPOCH_MS: u64 = 7_258_118_400_000;
 const SYNC_INTERVAL_MS: u64 = 30_000;
-/// As the driver has them.
+/// Timeouts as in the server.
 const HEALTH_TIMEOUT_MS: u64 = 5_000;
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
-/// After everything works again: a timeout, the longest backoff, and two comparisons.
+/// Time from the end of all faults to convergence: a timeout, the longest backoff, and two anti-entropy rounds.
 const CONVERGENCE_MS: u64 = 3 * SYNC_INTERVAL_MS;
 const QUIET_MS: u64 = 5 * SYNC_INTERVAL_MS;
-/// More than this at one instant is a machine that has forgotten to wait.
-const ACTIONS_COUNT_MAX_AT_ONCE: u32 = 200;
-/// So few that several answers are needed where many entries differ.
+/// Limit on the actions at one instant; above it, a state machine is in a busy loop.
+const ACTIONS_COUNT_MAX_PER_INSTANT: u32 = 200;
+/// So few that several replies are needed if many entries differ.
 const VERSIONS_BYTES: usize = 300;
 const OWNER: OwnerTag = OwnerTag([1; 32]);
 
-/// `SplitMix64`: small, and the same everywhere.
+/// `SplitMix64`: a small generator with the same sequence on every platform.
 struct Random(u64);
 
 impl Random {
@@ -58,7 +58,7 @@ impl Random {
     }
 
     fn index(&mut self, count: usize) -> usize {
-        usize::try_from(self.below(count as u64)).expect("below a usize")
+        usize::try_from(self.below(count as u64)).expect("fits in usize")
     }
 
     fn percent(&mut self, chance: u64) -> bool {
@@ -66,7 +66,7 @@ impl Random {
     }
 }
 
-/// A request on its way, with what the target needs.
+/// A peer request in transit.
 enum Request {
     Health,
     Apply(Vec<Change>),
@@ -75,10 +75,10 @@ enum Request {
     Entries(Vec<EntryId>),
 }
 
-/// What the target answered.
+/// A reply in transit.
 enum Reply {
-    Introduction(NodeInfo),
-    /// Whether some were refused.
+    NodeInfo(NodeInfo),
+    /// Whether the target refused some changes.
     Applied {
         has_refused: bool,
     },
@@ -88,7 +88,7 @@ enum Reply {
     Entries(Vec<Change>),
 }
 
-/// What the node that asks needs to make an event of the answer.
+/// The state that the requesting node needs to turn the reply into an event.
 enum Pending {
     Health,
     Push(Pushed),
@@ -99,19 +99,19 @@ enum Pending {
 }
 
 impl Pending {
-    fn failed(self, failure: PeerError) -> Event {
+    fn failed(self, error: PeerError) -> Event {
         match self {
-            Self::Health => Event::Health(Err(failure)),
-            Self::Push(_) => Event::Pushed(Err(failure)),
-            Self::Digests { .. } => Event::Digests(Err(failure)),
-            Self::Versions(_) => Event::Versions(Err(failure)),
-            Self::Fetch(_) => Event::Fetched(Err(failure)),
-            Self::Send(_) => Event::Sent(Err(failure)),
+            Self::Health => Event::Health(Err(error)),
+            Self::Push(_) => Event::Pushed(Err(error)),
+            Self::Digests { .. } => Event::Digests(Err(error)),
+            Self::Versions(_) => Event::Versions(Err(error)),
+            Self::Fetch(_) => Event::Fetched(Err(error)),
+            Self::Send(_) => Event::Sent(Err(error)),
         }
     }
 }
 
-/// A conversation: which node asks which, and for which request, so that late answers are told apart.
+/// A peer request between two nodes. The number distinguishes its reply from late replies to earlier requests.
 #[derive(Clone, Copy)]
 struct Call {
     from: usize,
@@ -119,45 +119,46 @@ struct Call {
     number: u64,
 }
 
-enum Happening {
-    Look { node: usize, peer: usize, instance: u64 },
-    Arrival(Call, Request),
-    Answer(Call, Result<Reply, PeerError>),
+/// A scheduled event of the simulation.
+enum SimEvent {
+    WakeUp { node: usize, peer: usize, instance: u64 },
+    RequestArrival(Call, Request),
+    ReplyArrival(Call, Result<Reply, PeerError>),
     Timeout(Call),
-    Client,
-    Weather,
+    ClientWrite,
+    NetworkChange,
     Stop,
     Start { node: usize },
 }
 
-/// What a node knows of another one.
+/// A peer of a node, with the request in flight and the next wake-up.
 struct PeerTask {
     machine: Peer,
-    under_way: Option<(u64, Pending)>,
-    looks_at_ms: Option<u64>,
+    in_flight: Option<(u64, Pending)>,
+    wakes_at_ms: Option<u64>,
 }
 
 struct Node {
     store: Option<Store>,
     directory: tempfile::TempDir,
     instance: u64,
-    number: ReplicaId,
-    outbox_last: Arc<AtomicI64>,
-    /// By the index of the node they are about; the own one is never asked.
+    replica: ReplicaId,
+    log_end: Arc<AtomicI64>,
+    /// Peers by node index; the entry of the node itself is never driven.
     peers: Vec<PeerTask>,
     clock_offset_ms: Arc<AtomicI64>,
 }
 
 impl Node {
     fn store(&self) -> &Store {
-        self.store.as_ref().expect("the node runs")
+        self.store.as_ref().expect("the node is running")
     }
 
-    fn introduction(&self) -> NodeInfo {
+    fn node_info(&self) -> NodeInfo {
         NodeInfo {
             name: "node".to_owned(),
             instance: self.instance,
-            node: Some(self.number),
+            node: Some(self.replica),
             is_federated: false,
             salt: Some(1),
             has_entries: true,
@@ -165,16 +166,16 @@ impl Node {
         }
     }
 
-    /// Takes changes of a peer; nothing that a node holds may ever be replaced by something older.
-    /// Says whether some were refused.
+    /// Applies changes of a peer, and returns whether some were refused. Asserts that no version is replaced by an
+    /// older one.
     fn apply(&self, changes: Vec<Change>) -> bool {
         let ids: Vec<EntryId> = changes.iter().map(|change| change.id.clone()).collect();
         let before = self.versions_of(&ids);
         let applied =
-            block_on(self.store().apply(changes).expect("room")).expect("answered").expect("applied");
+            block_on(self.store().apply(changes).expect("room")).expect("a result").expect("applied");
         let after = self.versions_of(&ids);
         for (id, version) in before {
-            assert!(after.get(&id) >= Some(&version), "{id:?} went back");
+            assert!(after.get(&id) >= Some(&version), "{id:?} was replaced by an older version");
         }
         !applied.ahead.is_empty()
     }
@@ -184,44 +185,44 @@ impl Node {
         changes.into_iter().map(|change| (change.id, change.version)).collect()
     }
 
-    fn note(&self, note: PeerProgress) {
-        block_on(self.store().record_progress(note).expect("room")).expect("answered").expect("noted");
+    fn record_progress(&self, progress: PeerProgress) {
+        block_on(self.store().record_progress(progress).expect("room")).expect("a result").expect("recorded");
     }
 }
 
 struct Simulation {
     random: Random,
     now_ms: u64,
-    /// Milliseconds since 1970 at `now_ms`, for those whose clocks are right.
+    /// The correct wall clock at `now_ms`, in milliseconds since 1970.
     clock: Arc<AtomicU64>,
-    queue: BTreeMap<(u64, u64), Happening>,
+    queue: BTreeMap<(u64, u64), SimEvent>,
     scheduled_count: u64,
     nodes: Vec<Node>,
     /// `is_cut[from][to]`.
     is_cut: [[bool; NODES_COUNT]; NODES_COUNT],
     loss_percent: u64,
-    /// From here on everything works.
+    /// The end of all faults.
     heals_at_ms: u64,
-    /// Differences of clocks that no node has had yet.
+    /// Clock offsets in milliseconds that no node has had yet.
     clock_offsets: Vec<i64>,
     skew: Skew,
-    /// Pushes of which a part was refused.
+    /// Pushes that were partly refused.
     refused_count: u64,
-    /// The latest of all changes that were ever made, by entry.
+    /// The latest change ever written, by entry.
     latest: BTreeMap<EntryId, Change>,
     writes_count: u64,
-    /// When a machine last did more than to look whether there is something to do.
-    busy_at_ms: u64,
-    actions_at_once: (u64, u32),
+    /// The time of the last action other than a health check or a digest comparison.
+    active_at_ms: u64,
+    actions_at_instant: (u64, u32),
     trace: VecDeque<String>,
 }
 
-/// How wrong clocks are.
+/// Clock skew of the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Skew {
-    /// By two minutes each way: no version is refused.
+    /// Up to two minutes in either direction: no version is refused.
     Small,
-    /// By an hour each way, until everything works again.
+    /// Up to an hour in either direction, until all faults end.
     Large,
 }
 
@@ -233,11 +234,11 @@ impl Skew {
         }
     }
 
-    /// From when everything works again until all nodes must be equal.
+    /// The time from the end of all faults until all nodes must be equal.
     fn convergence_ms(self) -> u64 {
         match self {
             Self::Small => CONVERGENCE_MS,
-            // The clocks that are right have to reach the versions of those that were not.
+            // The correct clocks must first catch up with the versions from clocks that were ahead.
             Self::Large => CONVERGENCE_MS + 60 * 60 * 1000,
         }
     }
@@ -262,13 +263,13 @@ impl Simulation {
             refused_count: 0,
             latest: BTreeMap::new(),
             writes_count: 0,
-            busy_at_ms: 0,
-            actions_at_once: (0, 0),
+            active_at_ms: 0,
+            actions_at_instant: (0, 0),
             trace: VecDeque::new(),
             random,
         };
         for index in 0..NODES_COUNT {
-            let directory = tempfile::tempdir_in(root).expect("a temporary directory");
+            let directory = tempfile::tempdir_in(root).expect("temporary directory");
             std::fs::write(
                 directory.path().join("c.salt"),
                 std::array::from_fn::<u8, 64, _>(|at| at.to_le_bytes()[0]),
@@ -278,31 +279,31 @@ impl Simulation {
                 store: None,
                 directory,
                 instance: 0,
-                number: ReplicaId::default(),
-                outbox_last: Arc::default(),
+                replica: ReplicaId::default(),
+                log_end: Arc::default(),
                 peers: Vec::new(),
                 clock_offset_ms: Arc::default(),
             });
             // Nodes start together or minutes apart.
             let delay_ms = if simulation.random.percent(50) { 0 } else { simulation.random.below(30_000) };
-            simulation.after(delay_ms, Happening::Start { node: index });
+            simulation.schedule(delay_ms, SimEvent::Start { node: index });
         }
-        simulation.after(1, Happening::Client);
-        simulation.after(1, Happening::Weather);
-        simulation.after(20_000, Happening::Stop);
+        simulation.schedule(1, SimEvent::ClientWrite);
+        simulation.schedule(1, SimEvent::NetworkChange);
+        simulation.schedule(20_000, SimEvent::Stop);
         simulation
     }
 
-    fn after(&mut self, delay_ms: u64, happening: Happening) {
+    fn schedule(&mut self, delay_ms: u64, sim_event: SimEvent) {
         self.scheduled_count += 1;
-        self.queue.insert((self.now_ms + delay_ms, self.scheduled_count), happening);
+        self.queue.insert((self.now_ms + delay_ms, self.scheduled_count), sim_event);
     }
 
     fn is_healed(&self) -> bool {
         self.now_ms >= self.heals_at_ms
     }
 
-    fn note(&mut self, line: String) {
+    fn log(&mut self, line: String) {
         if self.trace.len() == 120 {
             self.trace.pop_front();
         }
@@ -313,51 +314,51 @@ impl Simulation {
         while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end_ms) {
             self.now_ms = entry.key().0;
             self.clock.store(EPOCH_MS + self.now_ms, Ordering::SeqCst);
-            let happening = entry.remove();
-            self.happen(happening);
+            let sim_event = entry.remove();
+            self.dispatch(sim_event);
         }
         self.now_ms = end_ms;
     }
 
-    fn happen(&mut self, happening: Happening) {
-        match happening {
-            Happening::Look { node, peer, instance } => {
+    fn dispatch(&mut self, sim_event: SimEvent) {
+        match sim_event {
+            SimEvent::WakeUp { node, peer, instance } => {
                 if self.nodes[node].store.is_some() && self.nodes[node].instance == instance {
-                    self.nodes[node].peers[peer].looks_at_ms = None;
-                    self.attend(node, peer);
+                    self.nodes[node].peers[peer].wakes_at_ms = None;
+                    self.drive_peer(node, peer);
                 }
             }
-            Happening::Arrival(call, request) => self.arrive(call, request),
-            Happening::Answer(call, answer) => {
+            SimEvent::RequestArrival(call, request) => self.handle_request(call, request),
+            SimEvent::ReplyArrival(call, reply) => {
                 if let Some(pending) = self.take_pending(call) {
-                    let event = self.conclude(call, pending, answer);
-                    self.tell(call.from, call.to, event);
-                    self.attend(call.from, call.to);
+                    let event = self.event_of(call, pending, reply);
+                    self.handle_event(call.from, call.to, event);
+                    self.drive_peer(call.from, call.to);
                 }
             }
-            Happening::Timeout(call) => {
+            SimEvent::Timeout(call) => {
                 if let Some(pending) = self.take_pending(call) {
-                    self.note(format!("{}>{} timeout", call.from, call.to));
-                    self.tell(call.from, call.to, pending.failed(PeerError::Unreachable));
-                    self.attend(call.from, call.to);
+                    self.log(format!("{}>{} timeout", call.from, call.to));
+                    self.handle_event(call.from, call.to, pending.failed(PeerError::Unreachable));
+                    self.drive_peer(call.from, call.to);
                 }
             }
-            Happening::Client => self.write_something(),
-            Happening::Weather => self.change_weather(),
-            Happening::Stop => self.stop_one(),
-            Happening::Start { node } => self.start(node),
+            SimEvent::ClientWrite => self.write_something(),
+            SimEvent::NetworkChange => self.change_network(),
+            SimEvent::Stop => self.stop_random_node(),
+            SimEvent::Start { node } => self.start(node),
         }
     }
 
-    /// The request that this answer belongs to, if the node still waits for it.
+    /// Takes the request that a reply belongs to, if the node still waits for it.
     fn take_pending(&mut self, call: Call) -> Option<Pending> {
         let task = self.nodes[call.from].peers.get_mut(call.to)?;
-        let (_, pending) = task.under_way.take_if(|(number, _)| *number == call.number)?;
+        let (_, pending) = task.in_flight.take_if(|(number, _)| *number == call.number)?;
         self.nodes[call.from].store.is_some().then_some(pending)
     }
 
     fn start(&mut self, index: usize) {
-        // A clock that was set meanwhile, forward or back.
+        // The clock may have been set forward or back in the meantime.
         let choice = self.random.index(self.clock_offsets.len());
         let clock_offset_ms = match self.is_healed() && self.skew == Skew::Large {
             true => 0,
@@ -365,9 +366,9 @@ impl Simulation {
         };
         self.nodes[index].clock_offset_ms.store(clock_offset_ms, Ordering::SeqCst);
         let offset = Arc::clone(&self.nodes[index].clock_offset_ms);
-        self.note(format!("{index} starts, clock off by {clock_offset_ms}"));
-        let outbox_last = Arc::new(AtomicI64::new(0));
-        let grown = Arc::clone(&outbox_last);
+        self.log(format!("{index} starts, clock off by {clock_offset_ms}"));
+        let log_end = Arc::new(AtomicI64::new(0));
+        let grown = Arc::clone(&log_end);
         let clock = Arc::clone(&self.clock);
         let directory = self.nodes[index].directory.path();
         let options = Options {
@@ -379,62 +380,62 @@ impl Simulation {
                 wall_clock: Arc::new(move || {
                     clock.load(Ordering::SeqCst).saturating_add_signed(offset.load(Ordering::SeqCst))
                 }),
-                // Equal stamps are decided by it, and a seed must always run the same.
+                // It decides between equal timestamps, and a run must be reproducible from its seed.
                 node_bits: Some(4 * (u64::try_from(index).expect("few nodes") + 1)),
             },
-            on_fatal: Box::new(|error| panic!("the writer gave up: {error}")),
-            on_log_append: Box::new(move |line| {
-                grown.fetch_max(line, Ordering::SeqCst);
+            on_fatal: Box::new(|error| panic!("the writer failed: {error}")),
+            on_log_append: Box::new(move |sequence| {
+                grown.fetch_max(sequence, Ordering::SeqCst);
             }),
         };
         let store = Store::open(&directory.join("c.db"), &directory.join("c.salt"), options).expect("opens");
         let peers = (0..NODES_COUNT).map(|_| PeerTask {
             machine: Peer::new(self.now_ms, SYNC_INTERVAL_MS, self.random.next()),
-            under_way: None,
-            looks_at_ms: None,
+            in_flight: None,
+            wakes_at_ms: None,
         });
         let peers = peers.collect();
         let node = &mut self.nodes[index];
         node.instance = self.random.next();
-        node.number = store.node().expect("it is clustered");
+        node.replica = store.node().expect("a clustered store");
         node.store = Some(store);
-        node.outbox_last = outbox_last;
+        node.log_end = log_end;
         node.peers = peers;
-        self.attend_all(index);
+        self.drive_peers(index);
     }
 
-    fn stop_one(&mut self) {
+    fn stop_random_node(&mut self) {
         if self.is_healed() {
             return;
         }
         let index = self.random.index(NODES_COUNT);
         if self.nodes[index].store.is_some() && self.clock_offsets.len() > 1 {
-            self.note(format!("{index} stops"));
+            self.log(format!("{index} stops"));
             self.nodes[index].store = None;
             self.nodes[index].peers.clear();
             let rest_ms = self.heals_at_ms - self.now_ms;
             let delay_ms = self.random.below(25_000).min(rest_ms);
-            self.after(delay_ms, Happening::Start { node: index });
+            self.schedule(delay_ms, SimEvent::Start { node: index });
         }
         let delay_ms = 5_000 + self.random.below(60_000);
-        self.after(delay_ms, Happening::Stop);
+        self.schedule(delay_ms, SimEvent::Stop);
     }
 
-    fn change_weather(&mut self) {
+    fn change_network(&mut self) {
         if self.is_healed() {
             self.is_cut = Default::default();
             self.loss_percent = 0;
             if self.skew == Skew::Large {
                 self.nodes.iter().for_each(|node| node.clock_offset_ms.store(0, Ordering::SeqCst));
             }
-            self.note("everything works again".to_owned());
+            self.log("all faults end".to_owned());
             return;
         }
         let index = self.random.index(NODES_COUNT);
         let other = (index + 1 + self.random.index(NODES_COUNT - 1)) % NODES_COUNT;
         match self.random.below(5) {
             0 => self.is_cut = Default::default(),
-            // One direction only: requests arrive and answers do not, or the other way round.
+            // In one direction only: requests arrive and replies do not, or vice versa.
             1 => self.is_cut[index][other] = true,
             2 => self.is_cut[index][other] = false,
             3 => {
@@ -445,20 +446,20 @@ impl Simulation {
             }
             _ => self.loss_percent = self.random.below(40),
         }
-        self.note(format!("cut {:?}, {}% lost", self.is_cut, self.loss_percent));
+        self.log(format!("cut {:?}, {}% lost", self.is_cut, self.loss_percent));
         let rest_ms = self.heals_at_ms - self.now_ms;
         let delay_ms = self.random.below(30_000).min(rest_ms);
-        self.after(delay_ms, Happening::Weather);
+        self.schedule(delay_ms, SimEvent::NetworkChange);
     }
 
-    /// One client, one node, one entry: reads the row as it is there, as the service does, and writes.
+    /// Performs a client write of one entry on one node: reads the current row as the service does, then writes.
     fn write_something(&mut self) {
         if self.is_healed() {
             return;
         }
-        // Several in a row now and then.
+        // Occasionally several in a row.
         let delay_ms = if self.random.percent(30) { self.random.below(20) } else { self.random.below(6_000) };
-        self.after(delay_ms, Happening::Client);
+        self.schedule(delay_ms, SimEvent::ClientWrite);
         let index = self.random.index(NODES_COUNT);
         if self.nodes[index].store.is_none() {
             return;
@@ -488,11 +489,11 @@ impl Simulation {
         };
         let before = store.log_range().expect("readable").1;
         let line = format!("{index} {write:?}");
-        match block_on(store.write(write, OWNER).expect("room")).expect("answered") {
+        match block_on(store.write(write, OWNER).expect("room")).expect("a result") {
             Ok(_) | Err(WriteError::AlreadyExists) => {}
-            // Its version is of a clock that was far ahead.
+            // The version of the entry is from a clock that was far ahead.
             Err(WriteError::Ahead { .. }) if self.skew == Skew::Large => {}
-            Err(error) => panic!("what was just read has not changed: {error}"),
+            Err(error) => panic!("the row has not changed since it was read: {error}"),
         }
         for change in store.log_changes(before).expect("readable").changes {
             let earlier = self.latest.get(&change.id);
@@ -500,88 +501,88 @@ impl Simulation {
                 self.latest.insert(change.id.clone(), change);
             }
         }
-        self.note(line);
-        self.attend_all(index);
+        self.log(line);
+        self.drive_peers(index);
     }
 
-    fn attend_all(&mut self, index: usize) {
+    fn drive_peers(&mut self, index: usize) {
         for peer in (0..NODES_COUNT).filter(|peer| *peer != index) {
-            self.attend(index, peer);
+            self.drive_peer(index, peer);
         }
     }
 
-    /// What `Context::attend` does, until a request is under way or there is nothing to do.
-    fn attend(&mut self, index: usize, peer: usize) {
-        while self.nodes[index].peers[peer].under_way.is_none() {
-            self.look_up_cursor(index, peer);
-            let last = self.nodes[index].outbox_last.load(Ordering::SeqCst);
-            self.tell(index, peer, Event::LogGrew(last));
+    /// Drives a peer as `Context::drive_peer` does, until a request is in flight or there is nothing to do.
+    fn drive_peer(&mut self, index: usize, peer: usize) {
+        while self.nodes[index].peers[peer].in_flight.is_none() {
+            self.load_cursor(index, peer);
+            let last = self.nodes[index].log_end.load(Ordering::SeqCst);
+            self.handle_event(index, peer, Event::LogGrew(last));
             match self.nodes[index].peers[peer].machine.next(self.now_ms) {
                 Action::Wait { until_ms } => {
-                    assert!(until_ms > self.now_ms, "a wait until now is a busy loop");
+                    assert!(until_ms > self.now_ms, "a wait must end in the future");
                     let (task, instance) = {
                         let node = &mut self.nodes[index];
                         (&mut node.peers[peer], node.instance)
                     };
-                    if task.looks_at_ms.is_none_or(|at_ms| until_ms < at_ms) {
-                        task.looks_at_ms = Some(until_ms);
+                    if task.wakes_at_ms.is_none_or(|at_ms| until_ms < at_ms) {
+                        task.wakes_at_ms = Some(until_ms);
                         let delay_ms = until_ms - self.now_ms;
-                        self.after(delay_ms, Happening::Look { node: index, peer, instance });
+                        self.schedule(delay_ms, SimEvent::WakeUp { node: index, peer, instance });
                     }
                     return;
                 }
-                action => self.act(index, peer, action),
+                action => self.perform(index, peer, action),
             }
         }
     }
 
-    fn look_up_cursor(&mut self, index: usize, peer: usize) {
+    fn load_cursor(&mut self, index: usize, peer: usize) {
         let machine = &self.nodes[index].peers[peer].machine;
-        let Some(number) = machine.node().filter(|_| machine.needs_cursor()) else { return };
+        let Some(replica) = machine.node().filter(|_| machine.needs_cursor()) else { return };
         let store = self.nodes[index].store();
         let (first, last) = store.log_range().expect("readable");
         let acknowledged = store.acknowledged().expect("readable");
-        let known = acknowledged.iter().find(|(node, _)| *node == number).map(|(_, line)| *line);
-        let cursor = known.filter(|line| line + 1 >= first).unwrap_or(last);
+        let known = acknowledged.iter().find(|(node, _)| *node == replica).map(|(_, sequence)| *sequence);
+        let cursor = known.filter(|sequence| sequence + 1 >= first).unwrap_or(last);
         self.nodes[index].peers[peer].machine.set_cursor(self.now_ms, cursor);
-        self.nodes[index].note(PeerProgress::Acknowledged { peer: number, sequence: cursor });
+        self.nodes[index].record_progress(PeerProgress::Acknowledged { peer: replica, sequence: cursor });
     }
 
-    fn tell(&mut self, index: usize, peer: usize, event: Event) {
-        let own = self.nodes[index].introduction();
-        let notices = self.nodes[index].peers[peer].machine.step(self.now_ms, event, &own);
-        let number = self.nodes[index].peers[peer].machine.node();
-        for notice in notices {
-            match (notice, number) {
+    fn handle_event(&mut self, index: usize, peer: usize, event: Event) {
+        let own = self.nodes[index].node_info();
+        let effects = self.nodes[index].peers[peer].machine.step(self.now_ms, event, &own);
+        let replica = self.nodes[index].peers[peer].machine.node();
+        for effect in effects {
+            match (effect, replica) {
                 (Effect::Acknowledged(sequence), Some(peer)) => {
-                    self.nodes[index].note(PeerProgress::Acknowledged { peer, sequence });
+                    self.nodes[index].record_progress(PeerProgress::Acknowledged { peer, sequence });
                 }
                 (Effect::Refused { last: sequence, .. }, Some(peer)) => {
                     self.refused_count += 1;
-                    self.nodes[index].note(PeerProgress::Acknowledged { peer, sequence });
+                    self.nodes[index].record_progress(PeerProgress::Acknowledged { peer, sequence });
                 }
                 (Effect::Synced { begun: stamp, forgotten }, Some(peer)) => {
-                    self.nodes[index].note(PeerProgress::Synced { peer, stamp, forgotten });
+                    self.nodes[index].record_progress(PeerProgress::Synced { peer, stamp, forgotten });
                 }
                 (Effect::StateChanged, _) => {
                     let state = self.nodes[index].peers[peer].machine.state().clone();
-                    self.note(format!("{index}>{peer} is {state:?}"));
+                    self.log(format!("{index}>{peer} is {state:?}"));
                 }
-                (notice, None) => panic!("{notice:?} of an unknown peer"),
+                (effect, None) => panic!("{effect:?} of an unknown peer"),
             }
         }
     }
 
-    /// Sends the request of an action on its way, or concludes what needs none.
-    fn act(&mut self, index: usize, peer: usize, action: Action) {
-        self.note(format!("{index}>{peer} {}", brief(&action)));
-        if self.actions_at_once.0 != self.now_ms {
-            self.actions_at_once = (self.now_ms, 0);
+    /// Performs an action: sends its request, or handles the result directly if no request is needed.
+    fn perform(&mut self, index: usize, peer: usize, action: Action) {
+        self.log(format!("{index}>{peer} {}", describe(&action)));
+        if self.actions_at_instant.0 != self.now_ms {
+            self.actions_at_instant = (self.now_ms, 0);
         }
-        self.actions_at_once.1 += 1;
-        assert!(self.actions_at_once.1 < ACTIONS_COUNT_MAX_AT_ONCE, "a busy loop");
+        self.actions_at_instant.1 += 1;
+        assert!(self.actions_at_instant.1 < ACTIONS_COUNT_MAX_PER_INSTANT, "a busy loop");
         if !matches!(action, Action::CheckHealth | Action::CompareDigests) {
-            self.busy_at_ms = self.now_ms;
+            self.active_at_ms = self.now_ms;
         }
         let store = self.nodes[index].store();
         let (request, pending) = match action {
@@ -591,7 +592,7 @@ impl Simulation {
                 let page = store.log_changes(after).expect("readable");
                 let pushed = Pushed { sequence: page.sequence, more: page.more, has_refused: false };
                 if page.changes.is_empty() {
-                    return self.tell(index, peer, Event::Pushed(Ok(pushed)));
+                    return self.handle_event(index, peer, Event::Pushed(Ok(pushed)));
                 }
                 (Request::Apply(page.changes), Pending::Push(pushed))
             }
@@ -607,7 +608,7 @@ impl Simulation {
                 let changes = store.changes(&ids).expect("readable");
                 let count = settled_count(&ids, changes.last().map(|change| &change.id));
                 if changes.is_empty() {
-                    return self.tell(index, peer, Event::Sent(Ok(count)));
+                    return self.handle_event(index, peer, Event::Sent(Ok(count)));
                 }
                 (Request::Apply(changes), Pending::Send(count))
             }
@@ -617,30 +618,30 @@ impl Simulation {
             _ => REQUEST_TIMEOUT_MS,
         };
         let call = Call { from: index, to: peer, number: self.random.next() };
-        self.nodes[index].peers[peer].under_way = Some((call.number, pending));
-        self.after(timeout_ms, Happening::Timeout(call));
-        if let Some(delay_ms) = self.travel(index, peer) {
-            self.after(delay_ms, Happening::Arrival(call, request));
+        self.nodes[index].peers[peer].in_flight = Some((call.number, pending));
+        self.schedule(timeout_ms, SimEvent::Timeout(call));
+        if let Some(delay_ms) = self.transit_ms(index, peer) {
+            self.schedule(delay_ms, SimEvent::RequestArrival(call, request));
         }
     }
 
-    /// How long a message takes; `None` if it is lost.
-    fn travel(&mut self, from: usize, to: usize) -> Option<u64> {
+    /// Returns the transit time of a message in milliseconds; `None` if it is lost.
+    fn transit_ms(&mut self, from: usize, to: usize) -> Option<u64> {
         let is_lost = self.random.percent(self.loss_percent) || self.is_cut[from][to];
-        // A few are so late that the node which asked has given up, asked again and written since.
+        // A few messages are so late that the requesting node has timed out, retried and written in the meantime.
         let is_late = !self.is_healed() && self.random.percent(3);
         let bound_ms = if is_late { 40_000 } else { 2_000 };
         let delay_ms = 1 + self.random.below(bound_ms);
         (!is_lost).then_some(delay_ms)
     }
 
-    /// The target does what it is asked, as the handlers of `/cluster/...` do.
-    fn arrive(&mut self, call: Call, request: Request) {
+    /// Handles a request on the target as the handlers of `/cluster/...` do, and sends the reply.
+    fn handle_request(&mut self, call: Call, request: Request) {
         let node = &self.nodes[call.to];
-        let answer = match (&node.store, request) {
-            // Its port is closed.
+        let reply = match (&node.store, request) {
+            // The node is not running.
             (None, _) => Err(PeerError::Unreachable),
-            (Some(_), Request::Health) => Ok(Reply::Introduction(node.introduction())),
+            (Some(_), Request::Health) => Ok(Reply::NodeInfo(node.node_info())),
             (Some(_), Request::Apply(changes)) => Ok(Reply::Applied { has_refused: node.apply(changes) }),
             (Some(store), Request::Digests(theirs)) => Ok(Reply::Digests(match theirs == digest_of(store) {
                 true => Vec::new(),
@@ -653,18 +654,18 @@ impl Simulation {
                 Ok(Reply::Entries(store.changes(&ids).expect("readable")))
             }
         };
-        if let Some(delay_ms) = self.travel(call.to, call.from) {
-            self.after(delay_ms, Happening::Answer(call, answer));
+        if let Some(delay_ms) = self.transit_ms(call.to, call.from) {
+            self.schedule(delay_ms, SimEvent::ReplyArrival(call, reply));
         }
     }
 
-    /// The node that asked makes of the answer what `Context::{push, compare_digests, ...}` do.
-    fn conclude(&mut self, call: Call, pending: Pending, answer: Result<Reply, PeerError>) -> Event {
+    /// Turns a reply into the event that `Context::{push, compare_digests, ...}` return to the requesting node.
+    fn event_of(&mut self, call: Call, pending: Pending, reply: Result<Reply, PeerError>) -> Event {
         let node = &self.nodes[call.from];
         let store = node.store();
-        match (pending, answer) {
-            (pending, Err(failure)) => pending.failed(failure),
-            (Pending::Health, Ok(Reply::Introduction(introduction))) => Event::Health(Ok(introduction)),
+        match (pending, reply) {
+            (pending, Err(error)) => pending.failed(error),
+            (Pending::Health, Ok(Reply::NodeInfo(node_info))) => Event::Health(Ok(node_info)),
             (Pending::Push(pushed), Ok(Reply::Applied { has_refused })) => {
                 Event::Pushed(Ok(Pushed { has_refused, ..pushed }))
             }
@@ -690,11 +691,11 @@ impl Simulation {
                 node.apply(changes);
                 Event::Fetched(Ok(count))
             }
-            (_, Ok(_)) => unreachable!("the target answers what it was asked"),
+            (_, Ok(_)) => unreachable!("the reply matches its request"),
         }
     }
 
-    /// All nodes hold the same, and of each entry the latest version that was ever made.
+    /// Asserts that all nodes have equal contents: for each entry the latest version ever written.
     fn check_contents(&self) {
         let all: Vec<usize> = (0..BUCKETS_COUNT).collect();
         for (index, node) in self.nodes.iter().enumerate() {
@@ -710,14 +711,14 @@ impl Simulation {
             );
             for known in store.versions(&all, usize::MAX).expect("readable").known {
                 let latest = &self.latest[&known.id];
-                // Deletions count for nothing in digests, so that a node which had the entry deleted may
-                // never hear that it was made and deleted again since.
+                // Digests do not cover tombstones, so a node with a tombstone may never learn that the entry was
+                // recreated and deleted again.
                 let both_deleted = known.digest == Digest::default() && latest.body.is_none();
                 let is_latest = known.version == latest.version;
                 assert!(is_latest || (both_deleted && known.version < latest.version), "{index} {known:?}");
             }
             let page = store.page(&Filter::default(), 0).expect("readable");
-            assert!(page.next_after.is_none(), "one page shows all");
+            assert!(page.next_after.is_none(), "one page holds all rows");
             let rows = page.rows.iter().map(|row| (row.entry_id(), row.ciphertext.clone()));
             let rows: BTreeMap<EntryId, Option<Ciphertext>> = rows.collect();
             let live = self.latest.values().filter(|change| change.body.is_some());
@@ -727,7 +728,7 @@ impl Simulation {
                 assert_eq!(found, std::slice::from_ref(change), "node {index}");
                 let sealed = change.body.as_ref().map(|content| content.ciphertext.clone());
                 assert_eq!(rows[&change.id], sealed, "node {index}");
-                // What clients are answered from the cache is the same.
+                // The cache, from which clients are served, agrees.
                 if let Some(group) = store.cache().get(&change.id.key) {
                     let cached = group.exact(change.id.environment.as_deref()).expect("cached");
                     assert_eq!(cached.ciphertext, sealed, "node {index}");
@@ -742,22 +743,22 @@ impl Simulation {
         let converged_at_ms = heals_at_ms + self.skew.convergence_ms();
         self.run_until(converged_at_ms);
         self.check_contents();
-        let settled_ms = self.busy_at_ms;
+        let settled_ms = self.active_at_ms;
         self.run_until(converged_at_ms + QUIET_MS);
-        assert_eq!(self.busy_at_ms, settled_ms, "nodes that are equal keep quiet");
+        assert_eq!(self.active_at_ms, settled_ms, "equal nodes exchange no entries");
         self.check_contents();
     }
 }
 
-fn brief(action: &Action) -> String {
+fn describe(action: &Action) -> String {
     match action {
         Action::CompareVersions(buckets) => format!("CompareVersions of {} buckets", buckets.len()),
         action => format!("{action:?}"),
     }
 }
 
-/// What went wrong with a seed, with what happened before.
-fn failure_of(seed: u64, root: &Path, skew: Skew, refused_count: &AtomicU64) -> Option<String> {
+/// Runs a seed; returns the failure and the end of the trace, if the run fails.
+fn run_seed(seed: u64, root: &Path, skew: Skew, refused_count: &AtomicU64) -> Option<String> {
     let mut simulation = Simulation::new(seed, root, skew);
     let outcome = catch_unwind(AssertUnwindSafe(|| simulation.run()));
     refused_count.fetch_add(simulation.refused_count, Ordering::Relaxed);
@@ -773,47 +774,47 @@ fn number_from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
-/// In memory, where fsync costs nothing.
+/// Creates a temporary directory in memory, where fsync is cheap.
 fn directory() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let root = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    tempfile::tempdir_in(root).expect("a temporary directory")
+    tempfile::tempdir_in(root).expect("temporary directory")
 }
 
 #[test]
-fn a_seed_always_runs_the_same() {
+fn run_is_reproducible_from_its_seed() {
     let root = directory();
     for seed in 0..5 {
         let run = || {
             let mut simulation = Simulation::new(seed, root.path(), Skew::Small);
             simulation.run();
-            let Simulation { latest, random, scheduled_count, busy_at_ms, .. } = simulation;
+            let Simulation { latest, random, scheduled_count, active_at_ms, .. } = simulation;
             let sealed = |change: Change| change.body.map(|content| content.ciphertext);
             let latest: Vec<_> = latest.into_iter().map(|(id, change)| (id, sealed(change))).collect();
-            (random.0, scheduled_count, busy_at_ms, latest)
+            (random.0, scheduled_count, active_at_ms, latest)
         };
         assert_eq!(run(), run(), "seed {seed}");
     }
 }
 
 #[test]
-fn nodes_agree_whatever_the_network_does() {
-    assert_eq!(simulate(Skew::Small, 1), 0, "nothing is refused as long as clocks are about right");
+fn nodes_converge_despite_network_faults() {
+    assert_eq!(simulate(Skew::Small, 1), 0, "no change is refused while the clock skew is small");
 }
 
-/// What is ahead of a node's clock is refused, and there once the clocks are right and have reached it.
+/// A version ahead of a node's clock is refused, and accepted once the corrected clocks have caught up with it.
 #[test]
-fn nodes_agree_once_wrong_clocks_are_right_again() {
-    assert!(simulate(Skew::Large, 5) > 0, "nothing was refused");
+fn nodes_converge_once_wrong_clocks_are_corrected() {
+    assert!(simulate(Skew::Large, 5) > 0, "no change was refused");
 }
 
-/// Runs one of so many seeds; returns how often something was refused.
-fn simulate(skew: Skew, one_of: u64) -> u64 {
+/// Runs the number of seeds divided by `divisor`; returns the number of refused pushes.
+fn simulate(skew: Skew, divisor: u64) -> u64 {
     let root = directory();
     let refused_count = AtomicU64::new(0);
     let seeds = match number_from_environment("OSC_TEST_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number_from_environment("OSC_TEST_SIMULATION_SEEDS").unwrap_or(SEEDS_COUNT) / one_of,
+        None => 0..number_from_environment("OSC_TEST_SIMULATION_SEEDS").unwrap_or(SEEDS_COUNT) / divisor,
     };
     let next = AtomicU64::new(seeds.start);
     let threads_count = thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -826,22 +827,22 @@ fn simulate(skew: Skew, one_of: u64) -> u64 {
                         if seed >= seeds.end {
                             return None;
                         }
-                        if let Some(failure) = failure_of(seed, root.path(), skew, &refused_count) {
-                            // The others need not go on either.
+                        if let Some(error) = run_seed(seed, root.path(), skew, &refused_count) {
+                            // Stops the other workers.
                             next.store(seeds.end, Ordering::Relaxed);
-                            return Some(failure);
+                            return Some(error);
                         }
                     }
                 })
             })
             .collect();
-        workers.into_iter().filter_map(|worker| worker.join().expect("it catches panics")).collect()
+        workers.into_iter().filter_map(|worker| worker.join().expect("panics are caught")).collect()
     });
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
     refused_count.into_inner()
 }
 
-/// Small stores are added up when they are opened.
+/// Returns the root digest. The digests of a small store are computed when it is opened.
 fn digest_of(store: &Store) -> Digest {
     store.digest_table().root().expect("a small store")
 }

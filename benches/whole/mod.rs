@@ -1,5 +1,5 @@
-//! The whole of a request, without sockets and executors: a real store, a derived key that is cached, and a
-//! connection whose stream is two buffers.
+//! Harness for complete requests without sockets and executors: a real store, a cached derived key, and a connection
+//! whose stream is a pair of buffers.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -16,7 +16,7 @@ use opensecureconf::limits::REQUESTS_COUNT_MAX_PER_CONNECTION;
 use opensecureconf::service::Service;
 use opensecureconf::store::{Options, Store};
 
-/// A client's end of the stream. Once the buffers are as large as they get, it allocates nothing.
+/// The client's end of the stream. Once the buffers have reached their final size, it allocates nothing.
 #[derive(Clone, Default)]
 struct Wire(Rc<RefCell<Buffers>>);
 
@@ -28,7 +28,7 @@ struct Buffers {
 }
 
 impl AsyncRead for Wire {
-    /// Nobody is woken: whoever sends polls the connection afterwards.
+    /// Registers no waker: the sender polls the connection after each request.
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buffers = self.0.borrow_mut();
         let rest = &buffers.sent[buffers.read_count..];
@@ -57,38 +57,38 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// One connection to a server that lives as long as the process.
+/// A connection to an in-process server.
 pub(crate) struct Connection {
     app: Rc<App>,
     wire: Wire,
     serving: Pin<Box<dyn Future<Output = ()>>>,
-    /// Requests that the server takes on this connection.
+    /// Remaining requests that the server accepts on this connection.
     left: u32,
     local: Rc<ExecutorContext>,
     _directory: Rc<tempfile::TempDir>,
 }
 
 impl Connection {
-    /// To a new server.
+    /// Connects to a new server.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let options = Options::standalone(Box::new(|error| panic!("the store gives up: {error}")));
+        let options = Options::standalone(Box::new(|error| panic!("the store failed: {error}")));
         let (database, salt) = (directory.path().join("whole.db"), directory.path().join("whole.salt"));
         let store = Arc::new(Store::open(&database, &salt, options).expect("a new store"));
         let config = PoolConfig { derive_threads: 1, read_threads: 1 };
         let pool = Arc::new(Pool::start(config, 8, 8).expect("threads can be started"));
         let service = Arc::new(Service::new(store, KeyCache::new(), pool, None));
         let settings = Settings::default();
-        let (executors, answers) = (Arc::clone(&settings.executors), Arc::clone(&settings.response_budget));
+        let (executors, responses) = (Arc::clone(&settings.executors), Arc::clone(&settings.response_budget));
         let app = Rc::new(App::new(service, settings));
-        let local = Rc::new(ExecutorContext::new(executors.add(), answers));
+        let local = Rc::new(ExecutorContext::new(executors.add(), responses));
         let (wire, serving) = connect(&app, &local);
         let left = REQUESTS_COUNT_MAX_PER_CONNECTION;
         Self { app, wire, serving, left, local, _directory: Rc::new(directory) }
     }
 
-    /// To the same server.
-    #[allow(dead_code, reason = "only the test of memory needs more than one")]
+    /// Opens another connection to the same server.
+    #[allow(dead_code, reason = "only the allocation tests need a second connection")]
     pub(crate) fn another(&self) -> Self {
         let (wire, serving) = connect(&self.app, &self.local);
         let (app, local, _directory) =
@@ -96,7 +96,7 @@ impl Connection {
         Self { app, wire, serving, left: REQUESTS_COUNT_MAX_PER_CONNECTION, local, _directory }
     }
 
-    /// Sends a request and waits until its answer begins; returns the answer's bytes.
+    /// Sends a request and waits until its response begins; returns the bytes of the response.
     pub(crate) fn exchange(&mut self, request: &[u8]) -> std::cell::Ref<'_, [u8]> {
         if self.left == 0 {
             (self.wire, self.serving) = connect(&self.app, &self.local);
@@ -112,16 +112,16 @@ impl Connection {
         }
         loop {
             let polled = self.serving.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            assert!(polled.is_pending(), "the connection has ended");
+            assert!(polled.is_pending(), "the connection has closed");
             if !self.wire.0.borrow().received.is_empty() {
                 return std::cell::Ref::map(self.wire.0.borrow(), |buffers| buffers.received.as_slice());
             }
-            // A derivation, or the writer.
+            // Yields to a derivation or to the writer.
             std::thread::yield_now();
         }
     }
 
-    /// Makes an entry.
+    /// Creates an entry.
     pub(crate) fn create(&mut self, key: &str, value: &str) {
         let body = format!(r#"{{"key":"{key}","value":{value},"category":"database"}}"#);
         let request =
@@ -137,12 +137,12 @@ fn connect(app: &Rc<App>, local: &Rc<ExecutorContext>) -> (Wire, Pin<Box<dyn Fut
     (wire, serving)
 }
 
-/// What a usual client sends along.
+/// Header fields of a typical client.
 const FIELDS: &str = "Host: config.example.org:9000\r\nUser-Agent: python-requests/2.32\r\nAccept: */*\r\n\
      Accept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\nX-User-Key: correct-horse-battery\r\n\
      Content-Type: application/json\r\n";
 
-/// A read of one entry.
+/// Returns a request that reads one entry.
 pub(crate) fn read(key: &str) -> Vec<u8> {
     format!("GET /configs/{key} HTTP/1.1\r\n{FIELDS}\r\n").into_bytes()
 }

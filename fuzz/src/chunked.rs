@@ -1,4 +1,4 @@
-//! A chunked body: decoded as a naive reading of the grammar says, in the same cases.
+//! Chunked bodies: the decoder accepts the same input, and decodes it to the same body, as a naive reference parser.
 
 use opensecureconf::http1::{Connection, Response, Step};
 use opensecureconf::limits::BODY_BYTES_MAX;
@@ -8,7 +8,7 @@ use super::pieces::Pieces;
 
 const HEAD: &[u8] = b"PUT /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
 
-/// Checks what the server reads from `data`, which follows a head that announces chunks.
+/// Checks the body that the server reads from `data`, sent after a head that announces a chunked body.
 pub fn run(data: &[u8]) {
     for bytes_max in [BODY_BYTES_MAX, 20] {
         let expected = match grammar::chunked(data, bytes_max) {
@@ -22,7 +22,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// What the server makes of the body; the count is always zero.
+/// Returns the body as the server decodes it; the count is always zero.
 fn serve(data: &[u8], bytes_max: usize, mut pieces: Pieces) -> Chunked {
     let input = [HEAD, data].concat();
     let mut connection = Connection::new(0);
@@ -49,7 +49,7 @@ fn serve(data: &[u8], bytes_max: usize, mut pieces: Pieces) -> Chunked {
                 rest = &rest[count..];
                 assert!(
                     connection.buffered_body_bytes() <= 2 * data.len().max(1),
-                    "memory for what was announced, not for what has arrived"
+                    "memory is reserved for announced bytes that have not arrived"
                 );
             }
             Step::Linger | Step::Close => return Chunked::Incomplete,

@@ -1,11 +1,11 @@
-//! Messages between the nodes of a federation: decoding never gives more than was sent, and encoding is its inverse.
+//! Messages between federated nodes: decoding never yields more than was sent, and encoding is its inverse.
 
 use opensecureconf::service::federation::messages::{self, FindReply, RemoteWriteOutcome};
 use opensecureconf::store::SealedEntry;
 
 use super::replication::{are_past, check};
 
-/// Decodes `data` as each message.
+/// Decodes `data` as each type of message.
 pub fn run(data: &[u8]) {
     if let Ok(find) = messages::decode_find(data) {
         check(&find, true, messages::encode_find, messages::decode_find);
@@ -28,13 +28,13 @@ pub fn run(data: &[u8]) {
     if let Ok(message) = messages::decode_page(data) {
         let page = &message.1;
         assert!(page.rows.len() <= data.len(), "more rows than bytes");
-        assert!(!page.more || !page.rows.is_empty(), "an empty page before another");
+        assert!(!page.more || !page.rows.is_empty(), "an empty page with a next page");
         let is_exact = page.rows.iter().all(is_exact);
         check(&message, is_exact, |(salt, page)| messages::encode_page(*salt, page), messages::decode_page);
     }
-    if let Ok(order) = messages::decode_write(data) {
-        assert_eq!(order.id.check(), Ok(()), "{order:?}");
-        check(&order, true, messages::encode_write, messages::decode_write);
+    if let Ok(write) = messages::decode_write(data) {
+        assert_eq!(write.id.check(), Ok(()), "{write:?}");
+        check(&write, true, messages::encode_write, messages::decode_write);
     }
     if let Ok(outcome) = messages::decode_outcome(data) {
         let is_exact = match &outcome {

@@ -1,4 +1,4 @@
-//! Fernet tokens: only a token of the key opens, and a refused one leaves nothing behind.
+//! Fernet tokens: only tokens of the key open, and a rejected token leaves no output.
 
 use opensecureconf::crypto::{self, FernetKey, OpenError, RawKey};
 use opensecureconf::model::Ciphertext;
@@ -14,7 +14,7 @@ pub fn run(data: &[u8]) {
     let other = FernetKey::new(&RawKey::new([0x5A; 32]));
     open(&key, data);
     assert!(other.open(data).is_err(), "a token of one key opens with another");
-    // Bytes that are not base64 are tried as the decoded token as well.
+    // The input is also tried as a decoded token.
     open_raw(&key, data);
 
     let raw = key.seal_raw(data, 0);
@@ -24,13 +24,13 @@ pub fn run(data: &[u8]) {
     let opened = key.open(token.as_bytes()).expect("a sealed token opens");
     assert_eq!(opened.expose(), data);
     assert!(matches!(other.open(token.as_bytes()), Err(OpenError::WrongKey)));
-    // Every bit counts: which one is changed depends on the plaintext.
+    // Every bit is authenticated; the plaintext determines which bit is flipped.
     let bit = data.iter().fold(data.len(), |sum, &byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
         % (8 * raw.len());
     let mut changed = raw;
     changed[bit / 8] ^= 1 << (bit % 8);
-    assert!(!key.verifies_raw(&changed), "bit {bit} does not count");
-    assert!(open_raw(&key, &changed).is_none(), "bit {bit} does not count");
+    assert!(!key.verifies_raw(&changed), "bit {bit} is not authenticated");
+    assert!(open_raw(&key, &changed).is_none(), "bit {bit} is not authenticated");
 }
 
 fn open(key: &FernetKey, token: &[u8]) {
@@ -41,7 +41,7 @@ fn open(key: &FernetKey, token: &[u8]) {
             assert_eq!(opened.err(), Some(OpenError::Malformed));
         }
         Ok(raw) => {
-            assert_eq!(crypto::encode(&raw).as_bytes(), token, "a token has another spelling");
+            assert_eq!(crypto::encode(&raw).as_bytes(), token, "a token has two encodings");
             let stored = Ciphertext::from_text(token).expect("a token is a stored value");
             assert_eq!(stored.as_bytes(), raw);
             assert_eq!(open_raw(key, &raw).as_deref(), opened.ok().as_ref().map(|opened| opened.expose()));

@@ -1,21 +1,21 @@
-//! The grammar of HTTP/1.1 messages (RFC 9112), read naively from a whole buffer: the reference for the state machines
-//! of the server, which see their input in pieces.
+//! Naive reference parser of HTTP/1.1 messages (RFC 9112) for complete buffers, to which the incremental state machines
+//! of the server are compared.
 
 use opensecureconf::limits;
 
-/// A message head: its first line, its fields, and where it ends.
+/// A message head: its first line, its fields and its length.
 #[derive(Debug)]
 pub struct Head<'a> {
     /// The request line or the status line.
     pub line: &'a [u8],
     /// Names and trimmed values, in order.
     pub fields: Vec<(&'a [u8], &'a [u8])>,
-    /// Bytes of the head, the empty line included.
+    /// Length of the head in bytes, the empty line included.
     pub len: usize,
 }
 
 impl<'a> Head<'a> {
-    /// Reads a head strictly; panics on everything that a strict parser must not accept.
+    /// Parses a head strictly; panics on everything that a strict parser must reject.
     pub fn strict(data: &'a [u8]) -> Self {
         let end = find(data, b"\r\n\r\n").expect("an accepted head has an end");
         let len = end + 4;
@@ -28,13 +28,13 @@ impl<'a> Head<'a> {
         Self { line, fields, len }
     }
 
-    /// The values of all fields of a name.
+    /// Returns the values of all fields with this name.
     pub fn all(&self, name: &str) -> Vec<&'a [u8]> {
-        let is_meant = |found: &[u8]| found.eq_ignore_ascii_case(name.as_bytes());
-        self.fields.iter().filter(|(found, _)| is_meant(found)).map(|(_, value)| *value).collect()
+        let is_match = |found: &[u8]| found.eq_ignore_ascii_case(name.as_bytes());
+        self.fields.iter().filter(|(found, _)| is_match(found)).map(|(_, value)| *value).collect()
     }
 
-    /// The only length, if there is one; a strict parser accepts no second one and no twisted one.
+    /// Returns the `Content-Length`, if any; panics if it is repeated or malformed, which a strict parser must reject.
     pub fn content_length(&self) -> Option<usize> {
         let values = self.all("content-length");
         assert!(values.len() <= 1, "accepted lengths: {values:?}");
@@ -43,7 +43,7 @@ impl<'a> Head<'a> {
         Some(text.parse().expect("an accepted length fits"))
     }
 
-    /// Whether the body is chunked; a strict parser accepts no other coding, and no length beside it.
+    /// Returns whether the body is chunked; panics on any other coding and on a `Content-Length` beside it.
     pub fn is_chunked(&self) -> bool {
         let values = self.all("transfer-encoding");
         assert!(values.len() <= 1, "accepted codings: {values:?}");
@@ -72,7 +72,7 @@ fn field(line: &[u8]) -> (&[u8], &[u8]) {
     (name, trim(value))
 }
 
-/// A value without the white space around it (RFC 9110 5.6.3).
+/// Returns a value without surrounding white space (RFC 9110 5.6.3).
 pub fn trim(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -80,17 +80,17 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// `tchar` (RFC 9110 5.6.2).
+/// Returns whether a byte is a `tchar` (RFC 9110 5.6.2).
 pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// HTAB, SP, VCHAR and obs-text.
+/// Returns whether a byte is HTAB, SP, VCHAR or obs-text.
 pub fn is_text(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7F)
 }
 
-/// Where `sought` begins in `data`.
+/// Returns the position of `sought` in `data`.
 pub fn find(data: &[u8], sought: &[u8]) -> Option<usize> {
     data.windows(sought.len()).position(|window| window == sought)
 }
@@ -98,21 +98,21 @@ pub fn find(data: &[u8], sought: &[u8]) -> Option<usize> {
 /// A chunked body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Chunked {
-    /// The body, and how many bytes it took with its chunks and trailers.
+    /// The body, and the number of input bytes, chunk framing and trailers included.
     Complete(Vec<u8>, usize),
     /// The input ends before the body does.
     Incomplete,
-    /// Not a chunked body, or beyond a limit.
+    /// Not a chunked body, or above a limit.
     Malformed,
 }
 
-/// Why reading stopped.
+/// Why parsing stopped.
 enum Stop {
     Incomplete,
     Malformed,
 }
 
-/// Reads `data` from the front.
+/// A cursor over `data`.
 struct Reader<'a> {
     data: &'a [u8],
     at: usize,
@@ -123,9 +123,9 @@ impl Reader<'_> {
         self.data.get(self.at).copied().ok_or(Stop::Incomplete)
     }
 
-    fn take_while(&mut self, belongs: impl Fn(u8) -> bool) -> Result<&[u8], Stop> {
+    fn take_while(&mut self, is_accepted: impl Fn(u8) -> bool) -> Result<&[u8], Stop> {
         let start = self.at;
-        while belongs(self.peek()?) {
+        while is_accepted(self.peek()?) {
             self.at += 1;
         }
         Ok(&self.data[start..self.at])
@@ -171,14 +171,14 @@ fn read_chunked(reader: &mut Reader<'_>, bytes_max: usize) -> Result<Vec<u8>, St
             return Err(Stop::Malformed);
         }
         if reader.peek()? == b';' {
-            // The semicolon counts.
-            let (left, extension_max) =
+            // The semicolon counts towards the limits.
+            let (remaining, extension_max) =
                 (limits::CHUNK_EXTENSIONS_BYTES_MAX - extensions_count, limits::CHUNK_EXTENSION_BYTES_MAX);
             let mut count = 0;
             while is_text(reader.peek()?) {
                 count += 1;
                 reader.at += 1;
-                if count > left.min(extension_max) {
+                if count > remaining.min(extension_max) {
                     return Err(Stop::Malformed);
                 }
             }

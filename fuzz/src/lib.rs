@@ -1,6 +1,6 @@
-//! Properties of everything that parses bytes from outside, one module for each fuzz target.
+//! Properties of all parsers of untrusted input, one module per fuzz target.
 //!
-//! Each `run` takes arbitrary bytes and panics when a property does not hold. cargo-fuzz calls them with the inputs of
+//! Each `run` takes arbitrary bytes and panics if a property does not hold. cargo-fuzz calls them with the inputs of
 //! libFuzzer (`fuzz_targets/`), and `tests/fuzz.rs` with mutations of `seeds/`; see `docs/checks.md`.
 
 pub mod chunked;

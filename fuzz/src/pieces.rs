@@ -1,4 +1,4 @@
-//! Splitting of an input into reads.
+//! Splitting of an input into reads of different sizes.
 
 use std::io;
 use std::pin::Pin;
@@ -9,18 +9,18 @@ use futures_lite::AsyncRead;
 /// Sizes of reads.
 #[derive(Clone, Debug)]
 pub enum Pieces {
-    /// Everything at once.
+    /// The whole input in one read.
     Whole,
-    /// One byte at a time.
+    /// One byte per read.
     Bytes,
     /// Pseudo-random sizes of up to 32 bytes (xorshift).
     Random(u64),
 }
 
 impl Pieces {
-    /// The splittings that a target tries: byte by byte only for short inputs, because it takes time.
+    /// Returns the splittings that a target tries: byte by byte only for short inputs, because it is slow.
     pub fn of(data: &[u8]) -> Vec<Self> {
-        // FNV-1a: the sizes depend on nothing but the input, so an input always fails in the same way.
+        // FNV-1a: the sizes depend only on the input, so failures are reproducible.
         let hash = data.iter().fold(0xCBF2_9CE4_8422_2325_u64, |hash, &byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
         });
@@ -31,7 +31,7 @@ impl Pieces {
         pieces
     }
 
-    /// The size of the next read, at least 1.
+    /// Returns the size of the next read, at least 1.
     pub fn next_size(&mut self) -> usize {
         match self {
             Self::Whole => usize::MAX,
@@ -46,16 +46,16 @@ impl Pieces {
     }
 }
 
-/// A stream of an input in pieces, ready at every second poll.
+/// A stream that yields an input in pieces and is ready at every second poll.
 pub struct Stream<'a> {
-    /// The bytes that were not read yet.
+    /// The unread bytes.
     pub rest: &'a [u8],
     pieces: Pieces,
     is_ready: bool,
 }
 
 impl<'a> Stream<'a> {
-    /// A stream that ends after `data`.
+    /// Creates a stream that ends after `data`.
     pub fn new(data: &'a [u8], pieces: Pieces) -> Self {
         Self { rest: data, pieces, is_ready: false }
     }

@@ -1,4 +1,4 @@
-//! The header of the PROXY protocol: the address that the specification says, and no byte more is read.
+//! PROXY protocol headers: the address is that of a reference parser, and no byte after the header is read.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,13 +16,13 @@ const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 static TRUSTED: LazyLock<Proxies> = LazyLock::new(|| {
     let environment = BTreeMap::from([("OSC_TRUSTED_PROXIES".to_owned(), PROXY.to_string().into())]);
-    config::from_sources(&environment, None).expect("no fault").0.clients.proxies
+    config::from_sources(&environment, None).expect("valid settings").0.clients.proxies
 });
 
-/// Checks the client that `data` names.
+/// Checks the client address that `data` names.
 pub fn run(data: &[u8]) {
     let expected = reference(data);
-    // From a sender that is not trusted, only a connection of its own is accepted.
+    // From an untrusted sender, only a LOCAL header is accepted.
     let from_stranger = expected.filter(|_| data[12] == 0x20);
     let untrusted = Proxies::default();
     let senders = [(&*TRUSTED, expected), (&untrusted, from_stranger)];
@@ -32,7 +32,7 @@ pub fn run(data: &[u8]) {
     {
         let text = format!("{pieces:?}");
         let mut stream = Stream::new(data, pieces);
-        // The clock stands still: the end of the stream ends the wait.
+        // The clock does not advance: the end of the stream ends the wait.
         let clock = Timers::new();
         let proxy = Client { address: Some(PROXY), ..Client::default() };
         let found = block_on(read_proxy_header(&mut stream, &clock, proxy, proxies));
@@ -46,7 +46,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// Section 2.2 of the specification: the address of the client, and the length of the header.
+/// Reference parser after section 2.2 of the specification: returns the client address and the length of the header.
 fn reference(data: &[u8]) -> Option<(IpAddr, usize)> {
     let (fixed, rest) = data.split_first_chunk::<16>()?;
     let [signature @ .., version_and_command, family, high, low] = fixed;

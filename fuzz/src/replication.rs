@@ -1,4 +1,4 @@
-//! Messages between the nodes of a cluster: decoding never gives more than was sent, and encoding is its inverse.
+//! Messages between replicas: decoding never yields more than was sent, and encoding is its inverse.
 
 use std::fmt::Debug;
 
@@ -6,7 +6,7 @@ use opensecureconf::limits::{BUCKETS_COUNT, CHANGES_PER_MESSAGE_MAX, ENTRIES_PER
 use opensecureconf::model::{EntryId, Timestamp};
 use opensecureconf::service::exchange;
 
-/// Decodes `data` as each message.
+/// Decodes `data` as each type of message.
 pub fn run(data: &[u8]) {
     if let Ok(message) = exchange::decode_changes(data) {
         let changes = &message.1;
@@ -45,7 +45,7 @@ pub fn run(data: &[u8]) {
         check(&buckets, true, |buckets| exchange::encode_buckets(buckets), exchange::decode_buckets);
     }
     if let Ok(digests) = exchange::decode_digests(data) {
-        assert_eq!(exchange::encode_digests(&digests), data, "another spelling of digests");
+        assert_eq!(exchange::encode_digests(&digests), data, "digests have two encodings");
     }
     if let Ok(digest) = exchange::decode_digest(data) {
         let encoded = exchange::encode_digest(digest);
@@ -56,12 +56,12 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// Whether all of these times are sent as they are: those in the future are left out.
+/// Returns whether all of these times survive encoding: times in the future are omitted.
 pub(super) fn are_past(times: impl Iterator<Item = Option<Timestamp>>) -> bool {
     times.flatten().all(|time| time <= Timestamp::now())
 }
 
-/// Every name is one that a client can use, and none comes twice.
+/// Checks that every name is valid for clients, and that no name is repeated.
 fn check_ids<'a>(ids: impl Iterator<Item = &'a EntryId>) {
     let mut seen = std::collections::BTreeSet::new();
     for id in ids {
@@ -70,7 +70,7 @@ fn check_ids<'a>(ids: impl Iterator<Item = &'a EntryId>) {
     }
 }
 
-/// Checks that decoding undoes encoding, in all if the message `is_exact`, and that no beginning of a message is one.
+/// Checks that encoding round-trips, completely if the message `is_exact`, and that truncated messages are rejected.
 pub(super) fn check<M: Debug, E: Debug>(
     message: &M,
     is_exact: bool,
@@ -78,12 +78,12 @@ pub(super) fn check<M: Debug, E: Debug>(
     decode: impl Fn(&[u8]) -> Result<M, E>,
 ) {
     let encoded = encode(message);
-    let again = decode(&encoded).expect("an encoded message is read");
+    let again = decode(&encoded).expect("an encoded message decodes");
     if is_exact {
-        assert_eq!(format!("{again:?}"), format!("{message:?}"), "another message");
+        assert_eq!(format!("{again:?}"), format!("{message:?}"), "the message has changed");
     }
-    assert_eq!(encode(&again), encoded, "another text");
+    assert_eq!(encode(&again), encoded, "the encoding has changed");
     for end in [encoded.len() / 3, encoded.len() - 1] {
-        assert!(decode(&encoded[..end]).is_err(), "the first {end} of {} bytes are read", encoded.len());
+        assert!(decode(&encoded[..end]).is_err(), "the first {end} of {} bytes decode", encoded.len());
     }
 }

@@ -1,4 +1,4 @@
-//! A whole server connection: the requests it delivers are those of a strict reading, however its input is split.
+//! Server connections: the requests are those of a strict reference parser, regardless of how the input is split.
 
 use opensecureconf::http1::{Connection, ProtocolError, RequestHead, Response, Step};
 use opensecureconf::limits::BODY_BYTES_MAX;
@@ -15,19 +15,19 @@ struct Request {
     query: Option<Vec<u8>>,
     is_http_11: bool,
     content_length: Option<u64>,
-    /// The fields that the server reads, by name.
+    /// The header fields that the server reads, by name.
     fields: Vec<(&'static str, Option<Vec<u8>>)>,
     body: Vec<u8>,
 }
 
-/// Everything that comes of one input.
+/// All requests and the rejection that result from one input.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     requests: Vec<Request>,
     rejection: Option<ProtocolError>,
 }
 
-/// Checks the requests that `data`, followed by the end of the stream, is read as.
+/// Checks the requests that are parsed from `data` followed by the end of the stream.
 pub fn run(data: &[u8]) {
     let outcome = serve(data, Pieces::Whole);
     for pieces in Pieces::of(data) {
@@ -41,10 +41,10 @@ fn serve(data: &[u8], mut pieces: Pieces) -> Outcome {
     let mut outcome = Outcome { requests: Vec::new(), rejection: None };
     let mut output = Vec::new();
     let mut rest = data;
-    let answer = Response { status: 204, content_type: None, headers: &[], body: b"", date: "" };
+    let response = Response { status: 204, content_type: None, headers: &[], body: b"", date: "" };
     loop {
         let step = connection.step(0);
-        assert_eq!(connection.step(0), step, "a second look gives the same step");
+        assert_eq!(connection.step(0), step, "a repeated call returns the same step");
         match step {
             Step::Head => {
                 assert!(outcome.rejection.is_none(), "a request after a rejection");
@@ -58,11 +58,11 @@ fn serve(data: &[u8], mut pieces: Pieces) -> Outcome {
                 );
                 request.body = connection.take_body().to_vec();
                 outcome.requests.push(request);
-                connection.respond(&answer, 0);
+                connection.respond(&response, 0);
             }
             Step::Reject(rejection) => {
                 assert_eq!(outcome.rejection.replace(rejection), None, "one rejection");
-                connection.respond_and_close(&Response { status: 400, ..answer }, 0);
+                connection.respond_and_close(&Response { status: 400, ..response }, 0);
             }
             Step::Read | Step::Linger => {
                 let written = connection.output();
@@ -82,14 +82,18 @@ fn serve(data: &[u8], mut pieces: Pieces) -> Outcome {
             }
             Step::Close => {
                 output.extend_from_slice(connection.output());
-                let answers = |status: &str| {
+                let responses = |status: &str| {
                     output
                         .windows(13)
                         .filter(|window| *window == format!("HTTP/1.1 {status} ").as_bytes())
                         .count()
                 };
-                assert_eq!(answers("204"), outcome.requests.len(), "one answer for each request");
-                assert_eq!(answers("400"), usize::from(outcome.rejection.is_some()), "one for the rejection");
+                assert_eq!(responses("204"), outcome.requests.len(), "one response per request");
+                assert_eq!(
+                    responses("400"),
+                    usize::from(outcome.rejection.is_some()),
+                    "one response to the rejection"
+                );
                 return outcome;
             }
         }
@@ -106,7 +110,7 @@ fn request(head: RequestHead<'_>) -> Request {
         ("origin", head.origin()),
     ];
     for (name, value) in fields {
-        assert_eq!(head.fields(name).next(), value, "{name}: the first of its fields");
+        assert_eq!(head.fields(name).next(), value, "{name}: the first field with this name");
     }
     Request {
         method: head.method().as_str(),
@@ -120,7 +124,7 @@ fn request(head: RequestHead<'_>) -> Request {
     }
 }
 
-/// Compares the requests with a strict reading of the whole input.
+/// Compares the requests with those of a strict reference parser of the whole input.
 fn check(data: &[u8], requests: &[Request]) {
     let mut rest = data;
     let mut is_last = false;
@@ -172,7 +176,7 @@ fn check_target(request: &Request) {
         Some(query) => [&path[..], query].join(&b'?'),
         None => path.clone(),
     };
-    // An absolute form may have no path, which stands for "/".
+    // An absolute form without a path means "/".
     let is_end = target.ends_with(&whole) || target.ends_with(&whole[1..]);
     assert!(is_end, "path and query are not the end of {target:?}");
     let is_origin = target.starts_with(b"/");

@@ -1,4 +1,4 @@
-//! A client connection to a peer: the response is that of a strict reading, however it is split.
+//! Client connections to peers: the response is that of a strict reference parser, however the input is split.
 
 use opensecureconf::http1::{ClientConnection, ClientFailure, ClientRequest, ClientStep, Method};
 
@@ -7,7 +7,7 @@ use super::pieces::Pieces;
 
 const BODY_BYTES_MAX: usize = 4096;
 
-/// Everything that comes of one call.
+/// Result of one request.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Response { status: u16, node: Option<Vec<u8>>, body: Vec<u8>, is_reusable: bool },
@@ -15,7 +15,7 @@ enum Outcome {
     Waiting,
 }
 
-/// Checks the response that `data` is read as, with the end of the stream behind it and without.
+/// Checks the response that is parsed from `data`, with and without a subsequent end of the stream.
 pub fn run(data: &[u8]) {
     for method in [Method::Get, Method::Head] {
         for has_end in [false, true] {
@@ -50,7 +50,7 @@ fn call(data: &[u8], method: Method, has_end: bool, mut pieces: Pieces) -> Outco
         client.received_eof();
     }
     let step = client.step();
-    assert_eq!(client.step(), step, "a second look gives the same step");
+    assert_eq!(client.step(), step, "a repeated call returns the same step");
     match step {
         ClientStep::Read => Outcome::Waiting,
         ClientStep::Failed(failure) => Outcome::Failed(failure),
@@ -80,7 +80,7 @@ fn check(data: &[u8], method: Method, has_end: bool, outcome: &Outcome) {
         "the status line"
     );
     assert!((200..600).contains(status), "status {status}");
-    assert_eq!(head.all("x-osc-node").first().copied(), node.as_deref(), "the first field of its name");
+    assert_eq!(head.all("x-osc-node").first().copied(), node.as_deref(), "the first field with this name");
     let expected = if method == Method::Head || matches!(status, 204 | 304) {
         Vec::new()
     } else if head.is_chunked() {
@@ -98,6 +98,6 @@ fn check(data: &[u8], method: Method, has_end: bool, outcome: &Outcome) {
         std::mem::take(&mut rest).to_vec()
     };
     assert_eq!(*body, expected, "the body");
-    let may_go_on = !has_end && rest.is_empty();
-    assert!(!is_reusable || may_go_on, "a connection with more bytes, or none to come, is used again");
+    let may_be_reusable = !has_end && rest.is_empty();
+    assert!(!is_reusable || may_be_reusable, "a closed connection, or one with unread bytes, is reused");
 }

@@ -1,13 +1,13 @@
-//! `OSC_CLUSTER_WRITE_ACKS`: when a write is acknowledged while a node is missing.
+//! `OSC_CLUSTER_WRITE_ACKS`: when a write is acknowledged while a node is down.
 
 use std::time::{Duration, Instant};
 
 use crate::link::Mode;
 use crate::nodes::Cluster;
 
-/// How the third node is missing.
+/// Failure of the third node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Missing {
+enum Outage {
     Killed,
     Stalled,
 }
@@ -25,54 +25,54 @@ fn cluster_with(acks: &str) -> Cluster {
     cluster
 }
 
-fn take_away(cluster: &mut Cluster, missing: Missing) {
-    match missing {
-        Missing::Killed => cluster.nodes[2].kill(),
-        Missing::Stalled => cluster.set_links_of(2, Mode::Stalled),
+fn fail_third_node(cluster: &mut Cluster, outage: Outage) {
+    match outage {
+        Outage::Killed => cluster.nodes[2].kill(),
+        Outage::Stalled => cluster.set_links_of(2, Mode::Stalled),
     }
 }
 
-fn bring_back(cluster: &mut Cluster, missing: Missing) {
-    match missing {
-        Missing::Killed => cluster.nodes[2].start(),
-        Missing::Stalled => cluster.set_links_of(2, Mode::Open),
+fn recover_third_node(cluster: &mut Cluster, outage: Outage) {
+    match outage {
+        Outage::Killed => cluster.nodes[2].start(),
+        Outage::Stalled => cluster.set_links_of(2, Mode::Open),
     }
 }
 
 #[test]
-fn all_with_a_node_missing_says_who_has_it_and_the_write_stays() {
+fn all_reports_missing_acks_and_keeps_the_write() {
     let mut cluster = cluster_with("all");
-    for missing in [Missing::Killed, Missing::Stalled] {
-        take_away(&mut cluster, missing);
-        let key = format!("while-{missing:?}");
-        let begun = Instant::now();
+    for outage in [Outage::Killed, Outage::Stalled] {
+        fail_third_node(&mut cluster, outage);
+        let key = format!("while-{outage:?}");
+        let started = Instant::now();
         let response = cluster.nodes[0].create(&key, "1");
-        let took = begun.elapsed();
-        assert_eq!(response.status, 503, "{missing:?}: {response:?}");
-        assert!(took < Duration::from_secs(7), "{missing:?}: {took:?}");
-        assert!(response.detail().contains("only 1 of 2 other nodes"), "{missing:?}: {}", response.detail());
-        assert!(response.headers.contains_key("retry-after"), "{missing:?}: {response:?}");
+        let took = started.elapsed();
+        assert_eq!(response.status, 503, "{outage:?}: {response:?}");
+        assert!(took < Duration::from_secs(7), "{outage:?}: {took:?}");
+        assert!(response.detail().contains("only 1 of 2 other nodes"), "{outage:?}: {}", response.detail());
+        assert!(response.headers.contains_key("retry-after"), "{outage:?}: {response:?}");
         for node in &cluster.nodes[..2] {
-            assert_eq!(node.value(&key).as_deref(), Some("1"), "{missing:?}");
+            assert_eq!(node.value(&key).as_deref(), Some("1"), "{outage:?}");
         }
-        bring_back(&mut cluster, missing);
+        recover_third_node(&mut cluster, outage);
         cluster.wait_for(&key, Some("1"));
         cluster.wait_until_whole();
         let response = cluster.nodes[0].update(&key, "2");
-        assert_eq!(response.status, 200, "{missing:?}: {response:?}");
-        // Nothing to wait for: that is what the acknowledgement says.
+        assert_eq!(response.status, 200, "{outage:?}: {response:?}");
+        // Without a wait: an acknowledged write is on all nodes.
         for node in &cluster.nodes {
-            assert_eq!(node.value(&key).as_deref(), Some("2"), "{missing:?}");
+            assert_eq!(node.value(&key).as_deref(), Some("2"), "{outage:?}");
         }
     }
 }
 
 #[test]
-fn a_quorum_does_without_one_of_three() {
+fn quorum_tolerates_the_loss_of_one_node_of_three() {
     let mut cluster = cluster_with("quorum");
-    for missing in [Missing::Killed, Missing::Stalled] {
-        take_away(&mut cluster, missing);
-        let key = format!("while-{missing:?}");
+    for outage in [Outage::Killed, Outage::Stalled] {
+        fail_third_node(&mut cluster, outage);
+        let key = format!("while-{outage:?}");
         for (what, status, value) in
             [("create", 201, Some("1")), ("update", 200, Some("2")), ("delete", 200, None)]
         {
@@ -81,11 +81,11 @@ fn a_quorum_does_without_one_of_three() {
                 "update" => cluster.nodes[0].update(&key, "2"),
                 _ => cluster.nodes[0].delete(&key),
             };
-            assert_eq!(response.status, status, "{missing:?}, {what}: {response:?}");
-            // One of the others has it already, and only one other can be reached.
-            assert_eq!(cluster.nodes[1].value(&key).as_deref(), value, "{missing:?}, {what}");
+            assert_eq!(response.status, status, "{outage:?}, {what}: {response:?}");
+            // One peer already has the write, and only one peer is reachable.
+            assert_eq!(cluster.nodes[1].value(&key).as_deref(), value, "{outage:?}, {what}");
         }
-        bring_back(&mut cluster, missing);
+        recover_third_node(&mut cluster, outage);
         cluster.wait_until_whole();
     }
     cluster.nodes[1].kill();
@@ -95,25 +95,25 @@ fn a_quorum_does_without_one_of_three() {
     assert!(response.detail().contains("only 0 of 1 other nodes"), "{}", response.detail());
 }
 
-/// The first writes after a start must wait for the same peers as all others, known or not.
+/// The first writes after a start must wait for the same peers as all later ones, whether those peers are known or not.
 #[test]
-fn a_write_that_comes_first_thing_after_the_start_waits_too() {
+fn first_write_after_a_start_waits_for_acks() {
     let mut cluster = Cluster::of(2);
     cluster.nodes[0].set("OSC_CLUSTER_WRITE_ACKS", "all");
-    // It has its salt already, so that a write does not wait for that.
+    // The salt exists, so that a write does not wait for salt agreement.
     std::fs::write(cluster.nodes[0].path("encryption.salt"), crate::support::proper_salt(7))
-        .expect("it can be written");
+        .expect("writable");
     cluster.nodes[0].start();
-    assert_eq!(cluster.nodes[0].states().len(), 1, "the peer is there before anything is known of it");
+    assert_eq!(cluster.nodes[0].states().len(), 1, "the peer is listed before its first health check");
     let response = cluster.nodes[0].create("k", "1");
     assert_eq!(response.status, 503, "{response:?}");
     assert!(response.detail().contains("only 0 of 1 other nodes"), "{}", response.detail());
 }
 
-/// Writes one after the other: a change that is committed while the machine of a peer is being told of
-/// the one before must not lie there until the next health check, twice as long as a write waits.
+/// Consecutive writes: a change that is committed while the state machine of a peer is being informed of the previous
+/// one must not stay unsent until the next health check, which is twice as long as a write waits.
 #[test]
-fn no_write_of_many_is_left_behind() {
+fn concurrent_writes_are_all_acknowledged() {
     let cluster = cluster_with("all");
     let node = &cluster.nodes[0];
     std::thread::scope(|scope| {

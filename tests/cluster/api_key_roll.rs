@@ -1,12 +1,12 @@
-//! A new API key for clients, rolled out as a Deployment or a StatefulSet does it: one node after the other restarts.
+//! Rolling change of the clients' API key, as a Deployment or a StatefulSet does it: one node after another restarts.
 
 use std::fs;
 
 use crate::nodes::{API_KEY, CONVERGENCE, Cluster, Node, within};
 
-const NEW_KEY: &str = "the-api-key-that-takes-its-place-everywhere";
+const NEW_API_KEY: &str = "the-api-key-that-takes-its-place-everywhere";
 
-/// How nodes know each other: by a secret of their own, or by the first API key.
+/// Node authentication: by a cluster secret, or by the first API key.
 const SECRETS: [Option<&str>; 2] = [Some("a-secret-of-nodes-0123456789abcdef"), None];
 
 fn started(secret: Option<&str>) -> Cluster {
@@ -21,9 +21,9 @@ fn started(secret: Option<&str>) -> Cluster {
     cluster
 }
 
-/// Every node that runs is ready, answers its clients and takes their writes.
-fn serve(nodes: &[Node], without: usize, step: &str) {
-    for (index, node) in nodes.iter().enumerate().filter(|(index, _)| *index != without) {
+/// Asserts that every node but `stopped` is ready, serves reads and accepts writes.
+fn assert_serving(nodes: &[Node], stopped: usize, step: &str) {
+    for (index, node) in nodes.iter().enumerate().filter(|(index, _)| *index != stopped) {
         assert!(node.is_ready(), "{step}: node {index}: {:?}\n{}", node.states(), node.log());
         assert_eq!(node.value("k").as_deref(), Some("1"), "{step}: node {index}");
         let created = node.create(&format!("{step}-{index}"), "2");
@@ -32,7 +32,7 @@ fn serve(nodes: &[Node], without: usize, step: &str) {
 }
 
 #[test]
-fn every_node_serves_while_another_api_key_is_rolled_out() {
+fn all_nodes_serve_during_a_rolling_change_of_the_api_key() {
     for secret in SECRETS {
         let mut cluster = started(secret);
         assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
@@ -40,14 +40,14 @@ fn every_node_serves_while_another_api_key_is_rolled_out() {
         cluster.wait_until_equal();
         for index in 0..cluster.nodes.len() {
             cluster.nodes[index].stop();
-            serve(&cluster.nodes, index, &format!("without-{index}"));
-            cluster.nodes[index].set("OSC_API_KEY", NEW_KEY);
-            cluster.nodes[index].api_key = NEW_KEY.to_owned();
+            assert_serving(&cluster.nodes, index, &format!("without-{index}"));
+            cluster.nodes[index].set("OSC_API_KEY", NEW_API_KEY);
+            cluster.nodes[index].api_key = NEW_API_KEY.to_owned();
             cluster.nodes[index].start();
-            within(CONVERGENCE, "it is ready", || cluster.nodes[index].is_ready());
-            serve(&cluster.nodes, usize::MAX, &format!("with-{index}"));
+            within(CONVERGENCE, "the node is ready", || cluster.nodes[index].is_ready());
+            assert_serving(&cluster.nodes, usize::MAX, &format!("with-{index}"));
             if secret.is_some() {
-                within(CONVERGENCE, "the nodes know each other whatever key clients have", || {
+                within(CONVERGENCE, "node authentication does not depend on the clients' API key", || {
                     cluster.nodes.iter().all(|node| node.states().iter().all(|(state, _)| state == "healthy"))
                 });
             }
@@ -55,22 +55,22 @@ fn every_node_serves_while_another_api_key_is_rolled_out() {
         cluster.wait_until_whole();
         cluster.wait_until_equal();
         for (index, node) in cluster.nodes.iter().enumerate() {
-            for other in 0..3 {
-                let key = format!("with-0-{other}");
+            for writer in 0..3 {
+                let key = format!("with-0-{writer}");
                 assert_eq!(node.value(&key).as_deref(), Some("2"), "{secret:?}: node {index}: {key}");
             }
         }
     }
 }
 
-/// Both keys are accepted meanwhile, so that clients can change when they like, and nothing restarts.
+/// Both API keys are accepted in the meantime, so that clients can switch at any time, and no node restarts.
 #[test]
-fn with_two_keys_in_a_file_no_client_is_refused() {
+fn no_client_is_refused_while_a_file_has_both_api_keys() {
     for secret in SECRETS {
         let mut cluster = Cluster::of(3);
         for node in &mut cluster.nodes {
             node.forget("OSC_API_KEY");
-            fs::write(node.path("keys"), API_KEY).expect("written");
+            fs::write(node.path("keys"), API_KEY).expect("writable");
             node.set("OSC_API_KEY_FILE", "keys");
             if let Some(secret) = secret {
                 node.set("OSC_CLUSTER_SECRET", secret);
@@ -80,19 +80,21 @@ fn with_two_keys_in_a_file_no_client_is_refused() {
         cluster.wait_until_whole();
         assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
         cluster.wait_for("k", Some("1"));
-        // The new one is accepted everywhere before it comes first, and the old one goes last.
-        for (step, keys) in [[API_KEY, NEW_KEY], [NEW_KEY, API_KEY], [NEW_KEY, NEW_KEY]].iter().enumerate() {
+        // The new key is accepted on all nodes before it becomes the first one; the old key is removed last.
+        for (step, keys) in
+            [[API_KEY, NEW_API_KEY], [NEW_API_KEY, API_KEY], [NEW_API_KEY, NEW_API_KEY]].iter().enumerate()
+        {
             for index in 0..cluster.nodes.len() {
                 let node = &mut cluster.nodes[index];
                 let before = node.log().matches("configuration reloaded").count();
-                fs::write(node.path("keys"), keys.join("\n")).expect("written");
+                fs::write(node.path("keys"), keys.join("\n")).expect("writable");
                 node.signal("HUP");
-                within(CONVERGENCE, "it is read", || {
+                within(CONVERGENCE, "the settings are reloaded", || {
                     node.log().matches("configuration reloaded").count() > before
                 });
                 node.api_key = keys[1].to_owned();
-                serve(&cluster.nodes, usize::MAX, &format!("step-{step}-{index}"));
-                // Without a secret, the first key is what nodes know each other by.
+                assert_serving(&cluster.nodes, usize::MAX, &format!("step-{step}-{index}"));
+                // Without a cluster secret, nodes authenticate each other by the first API key.
                 for node in cluster.nodes.iter().filter(|_| secret.is_some()) {
                     assert!(!node.states().iter().any(|(state, _)| state == "refused"), "{}", node.log());
                 }

@@ -1,23 +1,23 @@
-//! An old backup that is put back.
+//! Restoring an old backup.
 
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::nodes::{CONVERGENCE, Cluster, within};
 
-/// All files, with whatever belongs to the database beside it; no node runs there meanwhile.
+/// Replaces all files of a directory, the side files of the database included; no node runs on it in the meantime.
 fn replace_files(from: &Path, to: &Path) {
-    for file in std::fs::read_dir(to).expect("it is there") {
-        std::fs::remove_file(file.expect("a file").path()).expect("it can be removed");
+    for file in std::fs::read_dir(to).expect("a directory") {
+        std::fs::remove_file(file.expect("a file").path()).expect("removable");
     }
-    for file in std::fs::read_dir(from).expect("it is there") {
+    for file in std::fs::read_dir(from).expect("a directory") {
         let file = file.expect("a file");
-        std::fs::copy(file.path(), to.join(file.file_name())).expect("it can be copied");
+        std::fs::copy(file.path(), to.join(file.file_name())).expect("copied");
     }
 }
 
 #[test]
-fn what_was_changed_and_deleted_since_the_backup_stays_so() {
+fn changes_and_deletions_since_the_backup_survive_a_restore() {
     let mut cluster = Cluster::started(3);
     for number in 0..8 {
         let node = &cluster.nodes[number % 3];
@@ -36,7 +36,7 @@ fn what_was_changed_and_deleted_since_the_backup_stays_so() {
     for (number, node) in [(3, 1), (5, 0)] {
         assert_eq!(cluster.nodes[node].delete(&format!("k{number}")).status, 200);
     }
-    // Its own change is lost with its files, unless another node has it: they give it back.
+    // The restore loses the node's local changes; its peers return those that have replicated.
     cluster.wait_until_whole();
     assert_eq!(cluster.nodes[2].update("k6", "\"own\"").status, 200);
     assert_eq!(cluster.nodes[2].delete("k7").status, 200);
@@ -59,13 +59,13 @@ fn what_was_changed_and_deleted_since_the_backup_stays_so() {
         ("k7", None),
     ];
     cluster.wait_until_equal();
-    assert_eq!(cluster.nodes[2].digest(), digest, "the newer state is the one that stays");
+    assert_eq!(cluster.nodes[2].digest(), digest, "the newer state wins");
     for (key, value) in expected {
         for node in &cluster.nodes {
             assert_eq!(node.value(key).as_deref(), value, "{key}");
         }
     }
-    // What it writes now is newer than what it wrote in the life that it has forgotten.
+    // New writes are newer than the writes that the restore lost.
     cluster.wait_until_whole();
     assert_eq!(cluster.nodes[2].update("k6", "\"again\"").status, 200);
     cluster.wait_for("k6", Some("\"again\""));
@@ -73,17 +73,17 @@ fn what_was_changed_and_deleted_since_the_backup_stays_so() {
     cluster.wait_for("k7", Some("\"again\""));
 }
 
-/// As if the file were from long ago: what it says of itself is changed, while no node runs on it.
+/// Backdates a timestamp in the metadata of a database on which no node runs.
 fn set_in_database(database: &Path, name: &str, age: Duration) {
     let at = UNIX_EPOCH.elapsed().expect("after 1970") - age;
-    let stamp = i64::try_from(at.as_millis() << 16).expect("48 bits of milliseconds");
-    let connection = rusqlite::Connection::open(database).expect("it can be opened");
+    let timestamp = i64::try_from(at.as_millis() << 16).expect("48 bits of milliseconds");
+    let connection = rusqlite::Connection::open(database).expect("the database opens");
     let sql = "INSERT OR REPLACE INTO osc_meta (name, value) VALUES (?1, ?2)";
-    connection.execute(sql, (name, stamp)).expect("written");
+    connection.execute(sql, (name, timestamp)).expect("writable");
 }
 
 #[test]
-fn a_backup_from_before_what_the_others_remember_is_refused() {
+fn backup_older_than_the_tombstone_retention_window_is_refused() {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     let mut cluster = Cluster::started(2);
     for key in ["deleted", "kept"] {
@@ -94,28 +94,28 @@ fn a_backup_from_before_what_the_others_remember_is_refused() {
     cluster.nodes[1].stop();
     assert_eq!(cluster.nodes[0].delete("deleted").status, 200);
     cluster.nodes[0].stop();
-    // The deletion was long ago, and this backup is from before.
+    // The deletion was long ago, and the data of node 1 predates it.
     let database = cluster.nodes[0].path("configurations.db");
     set_in_database(&database, "forgotten", DAY * 10);
-    let connection = rusqlite::Connection::open(&database).expect("it can be opened");
-    let forgotten = connection.execute("DELETE FROM osc_versions WHERE digest IS NULL", []);
-    assert_eq!(forgotten.expect("deleted"), 1);
+    let connection = rusqlite::Connection::open(&database).expect("the database opens");
+    let removed = connection.execute("DELETE FROM osc_versions WHERE digest IS NULL", []);
+    assert_eq!(removed.expect("deleted"), 1);
     drop(connection);
     set_in_database(&cluster.nodes[1].path("configurations.db"), "synced", DAY * 11);
 
     cluster.start();
     for (node, whose) in [(0, "its data"), (1, "this node's data")] {
-        within(CONVERGENCE, "the other one is refused", || cluster.nodes[node].states()[0].0 == "refused");
+        within(CONVERGENCE, "the peer is refused", || cluster.nodes[node].states()[0].0 == "refused");
         let reason = &cluster.nodes[node].states()[0].1;
-        assert!(reason.starts_with(whose) && reason.contains("empty directory"), "{reason}");
+        assert!(reason.starts_with(whose) && reason.contains("rejoin"), "{reason}");
     }
-    assert!(cluster.nodes[0].is_ready(), "one old backup must not take the others out");
+    assert!(cluster.nodes[0].is_ready(), "an old backup on one node must not make the other nodes unready");
     assert!(!cluster.nodes[1].is_ready());
     assert_eq!(cluster.nodes[0].value("deleted"), None);
-    // As the reason says.
+    // Wipes the data directory, as the reason demands.
     cluster.nodes[1].stop();
-    for file in std::fs::read_dir(cluster.nodes[1].directory.path()).expect("it is there") {
-        std::fs::remove_file(file.expect("a file").path()).expect("it can be removed");
+    for file in std::fs::read_dir(cluster.nodes[1].directory.path()).expect("a directory") {
+        std::fs::remove_file(file.expect("a file").path()).expect("removable");
     }
     cluster.nodes[1].start();
     cluster.wait_until_whole();

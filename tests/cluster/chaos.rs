@@ -1,4 +1,4 @@
-//! Random writes on random nodes of a cluster whose network and nodes fail at random.
+//! Chaos tests: random writes on random nodes of a cluster whose network and nodes fail at random.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,33 +18,33 @@ use crate::nodes::{CONVERGENCE, Cluster, Links, Node, ask, happens_within, withi
 use crate::support::{PATIENCE, USER_KEY};
 
 const SEEDS_COUNT: u64 = 20;
-/// A seed is mostly waiting, so that more of them than there are cores go on at a time.
-const SEEDS_AT_ONCE: usize = 4;
+/// Seeds that run concurrently: more than there are cores, because a run mostly waits.
+const CONCURRENT_SEEDS: usize = 4;
 const KEYS_COUNT: u64 = 12;
 const ACKNOWLEDGED_COUNT_MIN: usize = 24;
-/// Less than the five minutes after which versions are refused; `hostile` has clocks that are further off.
+/// Less than the five minutes beyond which versions are refused; the module `hostile` tests larger clock skew.
 const SKEW_MS: u64 = 4 * 60 * 1000;
 
-/// What lies between the nodes of a cluster, and can fail.
+/// The network between the nodes of a cluster, with fault injection.
 pub(crate) trait Network {
-    /// Nodes must be equal two of these after everything works again.
+    /// Interval of anti-entropy rounds. All nodes must be equal two intervals after the network has healed.
     const SYNC_INTERVAL: Duration;
-    /// How long everything fails.
+    /// How long faults are injected.
     const DURATION: Duration;
-    /// Between two failures.
+    /// Range of the pause between two faults.
     const PAUSE_MS: Range<u64>;
 
-    /// Lets some part fail, or work again.
+    /// Breaks or heals a random part of the network.
     fn disturb(&self, random: &mut Random);
 
-    /// Lets all of it work again.
+    /// Heals the whole network.
     fn heal(&self);
 
-    /// Grows in each sync interval in which nodes exchange more than equal digests.
+    /// Returns a counter that grows in each sync interval in which nodes exchange more than equal digests.
     fn exchanges(&self) -> usize;
 }
 
-/// `SplitMix64`: small, and the same everywhere.
+/// `SplitMix64`: a small generator with the same sequence on every platform.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -57,36 +57,36 @@ impl Random {
     }
 
     pub(crate) fn index(&mut self, end: usize) -> usize {
-        usize::try_from(self.below(end as u64)).expect("it is below a usize")
+        usize::try_from(self.below(end as u64)).expect("fits in usize")
     }
 }
 
-/// What a write leaves behind: a value, or `None` for a deletion. No value is written twice.
+/// The state after a write: a value, or `None` for a deletion. No value is written twice.
 type State = Option<String>;
 
-/// One node's own writes of one key. They are made one after the other.
+/// The sequential writes of one key through one node.
 #[derive(Clone, Debug, Default)]
 struct Traces {
-    /// What the last acknowledged one wrote.
+    /// State after the last acknowledged write.
     last: Option<State>,
-    /// Its version, where that is known.
+    /// Version of that write, if it is known.
     version: Option<Version>,
-    /// What was sent after it and not answered, because the node was killed: it is done, or never will be.
-    unanswered: BTreeSet<State>,
+    /// States of later writes without a response, because the node was killed: each was applied or never will be.
+    unacknowledged: BTreeSet<State>,
     acknowledged_count: usize,
-    /// The largest version that the node told after an acknowledged write, its own or a later one.
+    /// The largest version that the node reported after an acknowledged write: that of the write or of a later one.
     largest: Version,
 }
 
 impl Traces {
-    /// Whether this node may have written a state under a version that names the node.
+    /// Returns whether this node may have written a state under a version that names the node.
     fn explain(&self, version: Version, state: &State) -> bool {
         let is_last = self.last.as_ref() == Some(state);
-        let is_unanswered = self.unanswered.contains(state);
+        let is_unacknowledged = self.unacknowledged.contains(state);
         match self.version {
             Some(last) if last == version => is_last,
-            Some(_) => is_unanswered,
-            None => is_last || is_unanswered,
+            Some(_) => is_unacknowledged,
+            None => is_last || is_unacknowledged,
         }
     }
 }
@@ -123,13 +123,13 @@ impl Network for Links {
 }
 
 #[test]
-fn nodes_agree_after_everything_that_can_happen_to_them() {
+fn nodes_converge_after_network_faults_pauses_and_crashes() {
     for_each_seed(SEEDS_COUNT, |seed| chaos(Cluster::of(3), seed));
 }
 
-/// Digests do not show it, so nothing but a push brings it to the peer.
+/// Digests do not cover tombstones, so only a push delivers one to a peer.
 #[test]
-fn a_deletion_is_pushed_after_a_crash() {
+fn tombstone_is_pushed_after_a_crash() {
     let mut cluster = Cluster::started(2);
     cluster.wait_until_whole();
     cluster.links.iter().for_each(|(.., link)| link.set(Mode::Cut));
@@ -145,8 +145,8 @@ fn a_deletion_is_pushed_after_a_crash() {
     });
 }
 
-/// Runs a trial with so many seeds, or as many as `OSC_TEST_CLUSTER_SEEDS` says, or only with the one that
-/// `OSC_TEST_SEED` says.
+/// Runs a trial with `count` seeds. `OSC_TEST_CLUSTER_SEEDS` overrides the count; `OSC_TEST_SEED` selects a single
+/// seed.
 pub(crate) fn for_each_seed(count: u64, trial: impl Fn(u64) + Sync) {
     let variable = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
     let seeds: Vec<u64> = match variable("OSC_TEST_SEED") {
@@ -159,49 +159,53 @@ pub(crate) fn for_each_seed(count: u64, trial: impl Fn(u64) + Sync) {
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
-        for _ in 0..SEEDS_AT_ONCE {
+        for _ in 0..CONCURRENT_SEEDS {
             let (seeds, next, failed, trial) = (&seeds, &next, &failed, &trial);
             scope.spawn(move || {
                 while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    // Whatever fails is reported with the name of its thread.
+                    // A failure is reported with the name of its thread.
                     let thread = thread::Builder::new().name(format!("seed {seed}"));
-                    let trial = thread.spawn_scoped(scope, move || trial(seed)).expect("a thread");
+                    let trial = thread.spawn_scoped(scope, move || trial(seed)).expect("the thread starts");
                     if trial.join().is_err() {
-                        failed.lock().expect("no panic while it is held").push(seed);
+                        failed.lock().expect("the lock is not poisoned").push(seed);
                     }
                 }
             });
         }
     });
-    let failed = failed.into_inner().expect("no panic while it is held");
+    let failed = failed.into_inner().expect("the lock is not poisoned");
     let count = seeds.len();
-    assert!(failed.is_empty(), "OSC_TEST_SEED=n runs one of those that failed, of {count}: {failed:?}");
+    assert!(
+        failed.is_empty(),
+        "{} of {count} seeds failed, OSC_TEST_SEED=n runs one again: {failed:?}",
+        failed.len()
+    );
 }
 
 pub(crate) fn chaos<N: Network>(mut cluster: Cluster<N>, seed: u64) {
     let mut random = Random(seed);
-    let offset = i64::try_from(random.below(2 * SKEW_MS)).expect("some minutes") - SKEW_MS.cast_signed();
-    let wrong = random.index(cluster.nodes.len());
-    cluster.nodes[wrong].set("OSC_TEST_CLOCK_OFFSET_MS", &offset.to_string());
+    let offset_ms = i64::try_from(random.below(2 * SKEW_MS)).expect("a few minutes") - SKEW_MS.cast_signed();
+    let skewed_node = random.index(cluster.nodes.len());
+    cluster.nodes[skewed_node].set("OSC_TEST_CLOCK_OFFSET_MS", &offset_ms.to_string());
     for node in &mut cluster.nodes {
         node.set("OSC_CLUSTER_SYNC_INTERVAL", &N::SYNC_INTERVAL.as_secs().to_string());
     }
     cluster.start();
     cluster.wait_until_whole();
 
-    let numbers: Vec<ReplicaId> = cluster.nodes.iter().map(number).collect();
-    let is_over = AtomicBool::new(false);
+    let replicas: Vec<ReplicaId> = cluster.nodes.iter().map(replica_id).collect();
+    let is_done = AtomicBool::new(false);
     let serial = AtomicU64::new(0);
     let places: Vec<Place> = cluster.nodes.iter().map(|node| node.place.clone()).collect();
     let journals: Vec<Journal> = thread::scope(|scope| {
         let mut writers = Vec::new();
-        for (index, (place, number)) in places.iter().zip(&numbers).enumerate() {
+        for (index, (place, replica)) in places.iter().zip(&replicas).enumerate() {
             let random = Random(seed ^ (index as u64 + 1) << 32);
-            let (is_over, serial) = (&is_over, &serial);
-            writers.push(scope.spawn(move || write_at_random(place, *number, random, is_over, serial)));
+            let (is_done, serial) = (&is_done, &serial);
+            writers.push(scope.spawn(move || write_at_random(place, *replica, random, is_done, serial)));
         }
-        disturb(&mut cluster, &mut random);
-        is_over.store(true, Ordering::Relaxed);
+        inject_faults(&mut cluster, &mut random);
+        is_done.store(true, Ordering::Relaxed);
         writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
     });
 
@@ -209,21 +213,26 @@ pub(crate) fn chaos<N: Network>(mut cluster: Cluster<N>, seed: u64) {
     let healed = Instant::now();
     cluster.wait_until_equal_within(2 * N::SYNC_INTERVAL);
     let keys: Vec<String> = (0..KEYS_COUNT).map(|number| format!("key-{number}")).collect();
-    // Digests leave deletions out: only the node that made one pushes it, and a push that failed twice waits for its
-    // next attempt.
-    let patience = (3 * N::SYNC_INTERVAL).saturating_sub(healed.elapsed());
+    // Digests do not cover tombstones: only the node that wrote one pushes it, and a push that failed twice backs off
+    // before its next attempt.
+    let timeout = (3 * N::SYNC_INTERVAL).saturating_sub(healed.elapsed());
     let versions = || -> Vec<_> { cluster.nodes.iter().map(|node| versions_on(node, &keys)).collect() };
-    let are_equal = happens_within(patience, || versions().windows(2).all(|pair| pair[0] == pair[1]));
-    assert!(are_equal, "deletions differ after {patience:?}: {:?}\n{}", versions(), cluster.reports());
+    let are_equal = happens_within(timeout, || versions().windows(2).all(|pair| pair[0] == pair[1]));
+    assert!(are_equal, "tombstones differ after {timeout:?}: {:?}\n{}", versions(), cluster.reports());
     cluster.wait_until_whole();
     let digests = cluster.digests();
-    expect_written(&cluster, &keys, &numbers, &journals);
-    expect_quiet(&cluster);
-    assert_eq!(cluster.digests(), digests, "nothing changes any more");
+    assert_latest_writes(&cluster, &keys, &replicas, &journals);
+    assert_quiet(&cluster);
+    assert_eq!(cluster.digests(), digests, "the digests are stable");
 }
 
-/// Every key is everywhere what the write with the largest version made it.
-fn expect_written<N>(cluster: &Cluster<N>, keys: &[String], numbers: &[ReplicaId], journals: &[Journal]) {
+/// Asserts that on all nodes every key has the state of the write with the largest version.
+fn assert_latest_writes<N>(
+    cluster: &Cluster<N>,
+    keys: &[String],
+    replicas: &[ReplicaId],
+    journals: &[Journal],
+) {
     let versions: Vec<_> = cluster.nodes.iter().map(|node| versions_on(node, keys)).collect();
     assert!(versions.iter().all(|other| *other == versions[0]), "{versions:?}");
     let mut acknowledged_count = 0;
@@ -243,45 +252,46 @@ fn expect_written<N>(cluster: &Cluster<N>, keys: &[String], numbers: &[ReplicaId
             );
             continue;
         }
-        let writer = numbers.iter().position(|number| *number == version.replica).expect("one of the nodes");
+        let writer =
+            replicas.iter().position(|replica| *replica == version.replica).expect("one of the nodes");
         let is_explained = journals[writer].get(key).is_some_and(|traces| traces.explain(version, state));
         assert!(
             is_explained,
             "{key} is {state:?} of {version:?}, by node {writer}, the writes were {traces:?}"
         );
     }
-    // Otherwise the nodes agree on next to nothing, which shows nothing.
+    // With few acknowledged writes the agreement proves nothing.
     assert!(
         acknowledged_count > ACKNOWLEDGED_COUNT_MIN,
         "only {acknowledged_count} writes were acknowledged"
     );
 }
 
-/// Once the nodes are equal they stop exchanging entries. A push that waited for its next attempt may
-/// still come, so the time without any has to begin soon, not at once.
-fn expect_quiet<N: Network>(cluster: &Cluster<N>) {
-    // The intervals vary by a tenth; all nodes compare themselves with all others in this time.
-    let long_enough = N::SYNC_INTERVAL * 6 / 5;
+/// Asserts that equal nodes stop exchanging entries. A push that backed off may still arrive, so the quiet time must
+/// begin soon, but not immediately.
+fn assert_quiet<N: Network>(cluster: &Cluster<N>) {
+    // With a jitter of a tenth, every node runs an anti-entropy round with every peer within this time.
+    let quiet_time = N::SYNC_INTERVAL * 6 / 5;
     let (mut last, mut since) = (cluster.links.exchanges(), Instant::now());
-    within(5 * long_enough, "equal nodes are quiet", || {
+    within(5 * quiet_time, "equal nodes exchange no entries", || {
         let now = cluster.links.exchanges();
         if now != last {
             (last, since) = (now, Instant::now());
         }
-        since.elapsed() > long_enough
+        since.elapsed() > quiet_time
     });
 }
 
 fn write_at_random(
     place: &Place,
-    number: ReplicaId,
+    replica: ReplicaId,
     mut random: Random,
-    is_over: &AtomicBool,
+    is_done: &AtomicBool,
     serial: &AtomicU64,
 ) -> Journal {
     let mut journal = Journal::new();
-    while !is_over.load(Ordering::Relaxed) {
-        // Not too fast: disturbances should fall between writes as well as into them.
+    while !is_done.load(Ordering::Relaxed) {
+        // Throttled, so that faults hit between writes as well as during them.
         thread::sleep(Duration::from_millis(random.below(20)));
         let key = format!("key-{}", random.below(KEYS_COUNT));
         let value = serial.fetch_add(1, Ordering::Relaxed).to_string();
@@ -298,18 +308,18 @@ fn write_at_random(
         let traces = journal.entry(key.clone()).or_default();
         match result.map(|response| response.status) {
             Ok(200 | 201) => {
-                let told = versions(address, slice::from_ref(&key)).ok().map(|versions| versions[&key]);
+                let reported = versions(address, slice::from_ref(&key)).ok().map(|versions| versions[&key]);
                 traces.last = Some(state);
-                // Another node's may have come right after it.
-                traces.version = told.filter(|version| version.replica == number);
-                traces.unanswered.clear();
+                // A write of another node may have superseded it immediately.
+                traces.version = reported.filter(|version| version.replica == replica);
+                traces.unacknowledged.clear();
                 traces.acknowledged_count += 1;
-                traces.largest = traces.largest.max(told.unwrap_or_default());
+                traces.largest = traces.largest.max(reported.unwrap_or_default());
             }
-            // It is there already, or not there: nothing was done.
+            // The entry already exists, or does not exist: the request changed nothing.
             Ok(400 | 404 | 409) => {}
             Ok(503) | Err(_) => {
-                traces.unanswered.insert(state);
+                traces.unacknowledged.insert(state);
             }
             Ok(status) => panic!("{status} for {method} {target}"),
         }
@@ -317,7 +327,7 @@ fn write_at_random(
     journal
 }
 
-fn disturb<N: Network>(cluster: &mut Cluster<N>, random: &mut Random) {
+fn inject_faults<N: Network>(cluster: &mut Cluster<N>, random: &mut Random) {
     let deadline = Instant::now() + N::DURATION;
     while Instant::now() < deadline {
         let length_ms = N::PAUSE_MS.end - N::PAUSE_MS.start;
@@ -336,20 +346,20 @@ fn disturb<N: Network>(cluster: &mut Cluster<N>, random: &mut Random) {
                 cluster.nodes[node].start();
             }
         }
-        // How long a disturbance lasts; nothing is waited for.
+        // The duration of the fault; the sleep synchronises nothing.
         thread::sleep(pause);
     }
 }
 
-fn number(node: &Node) -> ReplicaId {
+fn replica_id(node: &Node) -> ReplicaId {
     node.report()["node"].as_str().and_then(|text| text.parse().ok()).expect("a number")
 }
 
 fn versions_on(node: &Node, keys: &[String]) -> BTreeMap<String, Version> {
-    versions(node.place.get().expect("it runs"), keys).expect("it answers")
+    versions(node.place.get().expect("the node is running"), keys).expect("the node responds")
 }
 
-/// The versions of those entries that the node knows, deleted ones too.
+/// Returns the versions of those entries that the node knows, tombstones included.
 fn versions(address: SocketAddr, keys: &[String]) -> io::Result<BTreeMap<String, Version>> {
     let ids: Vec<EntryId> = keys.iter().map(|key| EntryId { key: key.clone(), environment: None }).collect();
     let body = String::from_utf8(encode_ids(&ids)).expect("JSON");

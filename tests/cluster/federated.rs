@@ -1,4 +1,4 @@
-//! Federated mode: each node keeps its own entries and asks the others, once, and in time.
+//! Federated mode: each node stores its own entries and queries every peer at most once, with a timeout.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -16,8 +16,9 @@ use crate::link::{Link, Mode};
 use crate::nodes::{API_KEY, CONVERGENCE, Cluster, Node, ask, within};
 use crate::support::{OTHER_KEY, PATIENCE, Response, USER_KEY};
 
-/// What a request may take that has to wait for a node in vain: the timeout, and a busy machine.
+/// Default timeout of a peer request.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum duration of a request that waits for an unresponsive peer until the timeout, on a busy machine.
 const IN_TIME: Duration = Duration::from_millis(3500);
 
 fn federation(count: usize) -> Cluster {
@@ -35,8 +36,8 @@ fn started(count: usize) -> Cluster {
     cluster
 }
 
-/// Each node has an entry that only it has; their user key is derived everywhere then.
-fn with_an_entry_each(count: usize) -> Cluster {
+/// Creates an entry on each node that no other node has. Afterwards the user key is derived on all nodes.
+fn with_one_entry_per_node(count: usize) -> Cluster {
     let cluster = started(count);
     for (index, node) in cluster.nodes.iter().enumerate() {
         assert_eq!(node.create(&format!("of-{index}"), &index.to_string()).status, 201);
@@ -45,15 +46,15 @@ fn with_an_entry_each(count: usize) -> Cluster {
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let done = work();
-    (done, begun.elapsed())
+    (done, started_at.elapsed())
 }
 
-/// Keys of a list, with their values, in the order of the list.
+/// Returns the keys of a list with their values, in the order of the list.
 fn listed(response: &Response) -> Vec<(String, String)> {
     let entries: Vec<serde_json::Value> = serde_json::from_slice(&response.body).expect("an array");
-    let text = |entry: &serde_json::Value| entry["key"].as_str().expect("a text").to_owned();
+    let text = |entry: &serde_json::Value| entry["key"].as_str().expect("a string").to_owned();
     entries.iter().map(|entry| (text(entry), entry["value"].to_string())).collect()
 }
 
@@ -61,7 +62,7 @@ fn keys(response: &Response) -> Vec<String> {
     listed(response).into_iter().map(|(key, _)| key).collect()
 }
 
-/// What a short answer says in its head, and one that is sent as it comes in its trailer.
+/// Returns a field from the head, where a short response has it, or from the trailer of a streamed response.
 fn field<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
     response.headers.get(name).or(response.trailers.get(name)).map(String::as_str)
 }
@@ -70,13 +71,13 @@ fn partial(response: &Response) -> Option<&str> {
     field(response, "x-partial-result")
 }
 
-fn questions(cluster: &Cluster) -> usize {
+fn peer_requests(cluster: &Cluster) -> usize {
     ["/cluster/find", "/cluster/page", "/cluster/write"].map(|target| cluster.requests(target)).iter().sum()
 }
 
 #[test]
-fn an_entry_is_read_changed_and_deleted_from_any_node() {
-    let cluster = with_an_entry_each(3);
+fn any_node_reads_updates_and_deletes_an_entry() {
+    let cluster = with_one_entry_per_node(3);
     for node in &cluster.nodes {
         for index in 0..3 {
             assert_eq!(node.value(&format!("of-{index}")).as_deref(), Some(index.to_string().as_str()));
@@ -99,12 +100,12 @@ fn an_entry_is_read_changed_and_deleted_from_any_node() {
         assert_eq!(node.update("of-2", "1").status, 404);
         assert_eq!(node.delete("of-2").status, 404);
     }
-    // Whoever cannot open it cannot change it either, from wherever.
+    // A client whose key does not decrypt the entry cannot change it either, through any node.
     for node in &cluster.nodes {
-        let address = node.place.get().expect("it runs");
+        let address = node.place.get().expect("the node is running");
         for (method, body) in [("GET", None), ("PUT", Some(r#"{"value":0}"#)), ("DELETE", None)] {
             let response =
-                ask(address, PATIENCE, method, "/configs/of-0", OTHER_KEY, body).expect("it answers");
+                ask(address, PATIENCE, method, "/configs/of-0", OTHER_KEY, body).expect("the node responds");
             assert_eq!(response.status, 401, "{method}: {response:?}");
         }
     }
@@ -112,7 +113,7 @@ fn an_entry_is_read_changed_and_deleted_from_any_node() {
 }
 
 #[test]
-fn environments_are_found_and_moved_elsewhere() {
+fn remote_environments_are_found_and_moved() {
     let cluster = started(2);
     let [near, far] = [&cluster.nodes[0], &cluster.nodes[1]];
     for environment in ["prod", "test"] {
@@ -126,7 +127,7 @@ fn environments_are_found_and_moved_elsewhere() {
     assert_eq!(response.status, 400, "{response:?}");
     assert!(response.detail().contains("prod, test"), "{}", response.detail());
     assert_eq!(near.ask("DELETE", "/configs/k?environment=test", None).status, 200);
-    // Now there is only one, which a name without an environment means, and a body may move.
+    // One entry is left, so a request without an environment selects it, and the body can move it.
     let response = near.ask("PUT", "/configs/k", Some(r#"{"value":1,"environment":"live"}"#));
     assert_eq!(response.status, 200, "{response:?}");
     assert!(response.text().contains(r#""environment":"live""#), "{}", response.text());
@@ -137,39 +138,39 @@ fn environments_are_found_and_moved_elsewhere() {
 }
 
 #[test]
-fn each_peer_is_asked_once_and_the_second_time_only_the_right_one() {
-    let cluster = with_an_entry_each(4);
+fn lookup_queries_each_peer_once_and_then_only_the_owner() {
+    let cluster = with_one_entry_per_node(4);
     let node = &cluster.nodes[0];
-    let asked = |work: &dyn Fn()| {
-        let before = questions(&cluster);
+    let requests_of = |work: &dyn Fn()| {
+        let before = peer_requests(&cluster);
         work();
-        questions(&cluster) - before
+        peer_requests(&cluster) - before
     };
-    let count = asked(&|| assert_eq!(node.value("nowhere"), None));
-    assert_eq!(count, 3, "one question to each");
-    assert!(asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("3"))) <= 3);
-    let once_more = || asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("3")));
-    // A question to another peer, whose answer the first read did not wait for, may come late.
-    within(CONVERGENCE, "its place is known", || (0..3).all(|_| once_more() == 1));
+    let count = requests_of(&|| assert_eq!(node.value("nowhere"), None));
+    assert_eq!(count, 3, "one request to each peer");
+    assert!(requests_of(&|| assert_eq!(node.value("of-3").as_deref(), Some("3"))) <= 3);
+    let once_more = || requests_of(&|| assert_eq!(node.value("of-3").as_deref(), Some("3")));
+    // The first read did not wait for the replies of the other peers, so a request to one of them may arrive late.
+    within(CONVERGENCE, "the owner is known", || (0..3).all(|_| once_more() == 1));
     for _ in 0..5 {
-        assert_eq!(once_more(), 1, "its place is known");
+        assert_eq!(once_more(), 1, "the owner is known");
     }
-    // The place is known, and wrong.
+    // The owner hint becomes wrong.
     assert_eq!(cluster.nodes[3].delete("of-3").status, 200);
     assert_eq!(cluster.nodes[1].create("of-3", "33").status, 201);
-    let once_more = || asked(&|| assert_eq!(node.value("of-3").as_deref(), Some("33")));
-    assert!((2..=3).contains(&once_more()), "the one that had it, and the others until one has it");
-    within(CONVERGENCE, "its new place is known", || (0..3).all(|_| once_more() == 1));
-    // An update has to know that no nearer one has it, once.
-    assert!(asked(&|| assert_eq!(node.update("of-2", "22").status, 200)) <= 4);
-    assert_eq!(asked(&|| assert_eq!(node.update("of-2", "222").status, 200)), 2, "the entry, and the change");
-    assert_eq!(asked(&|| assert_eq!(keys(&node.ask("GET", "/configs", None)).len(), 4)), 3);
+    let once_more = || requests_of(&|| assert_eq!(node.value("of-3").as_deref(), Some("33")));
+    assert!((2..=3).contains(&once_more()), "the former owner, then the other peers until one has the entry");
+    within(CONVERGENCE, "the new owner is known", || (0..3).all(|_| once_more() == 1));
+    // The first update has to rule out owners that are configured earlier.
+    assert!(requests_of(&|| assert_eq!(node.update("of-2", "22").status, 200)) <= 4);
+    assert_eq!(requests_of(&|| assert_eq!(node.update("of-2", "222").status, 200)), 2, "lookup and write");
+    assert_eq!(requests_of(&|| assert_eq!(keys(&node.ask("GET", "/configs", None)).len(), 4)), 3);
 }
 
 #[test]
-fn a_list_has_everything_once_in_pages_of_any_size() {
+fn list_contains_each_entry_once_for_any_page_size() {
     let cluster = started(3);
-    // Own entries first, by their ids; then those of others, by name.
+    // Local entries come first, ordered by id, then remote entries, ordered by key.
     let mut expected = Vec::new();
     for number in [5, 3, 4] {
         expected.push((format!("own-{number}"), number));
@@ -183,7 +184,7 @@ fn a_list_has_everything_once_in_pages_of_any_size() {
         let body = format!(r#"{{"key":"{key}","value":{value},"category":"{category}"}}"#);
         assert_eq!(cluster.nodes[node].ask("POST", "/configs", Some(&body)).status, 201);
     }
-    // What several have is that of the nearest.
+    // If several nodes have an entry, the local one wins, otherwise that of the peer that is configured first.
     for (node, key) in
         [(1, "own-3"), (2, "own-3"), (2, "far-07"), (1, "far-07"), (2, "far-08"), (1, "far-08")]
     {
@@ -217,7 +218,7 @@ fn a_list_has_everything_once_in_pages_of_any_size() {
             pages.extend(page);
             match field(&response, "x-next-after") {
                 Some(next) => next.clone_into(&mut after),
-                None => break assert!(!is_full || pages.len() == nearest.len(), "there may be more"),
+                None => break assert!(!is_full || pages.len() == nearest.len(), "a page is missing"),
             }
         }
         assert_eq!(pages, nearest, "limit {limit}");
@@ -233,15 +234,15 @@ fn a_list_has_everything_once_in_pages_of_any_size() {
         .map(|entry| {
             let owners = entry["owners"].as_array().expect("an array").iter();
             (
-                entry["key"].as_str().expect("a text"),
-                owners.map(|owner| owner.as_str().expect("a text")).collect(),
+                entry["key"].as_str().expect("a string"),
+                owners.map(|owner| owner.as_str().expect("a string")).collect(),
             )
         })
         .collect();
     let both = vec![addresses[0].as_str(), addresses[1].as_str()];
     let three = vec!["node-0", addresses[0].as_str(), addresses[1].as_str()];
     assert_eq!(found, BTreeMap::from([("far-07", both.clone()), ("far-08", both), ("own-3", three)]));
-    // A change goes to the nearest.
+    // An update goes to the first configured owner.
     for key in ["far-07", "far-08"] {
         assert_eq!(node.update(key, "\"changed\"").status, 200);
         assert_eq!(cluster.nodes[1].value(key).as_deref(), Some("\"changed\""));
@@ -249,13 +250,13 @@ fn a_list_has_everything_once_in_pages_of_any_size() {
     }
 }
 
-/// More than fits one answer, so that it is sent as it comes, and what is to be said comes in the trailer.
+/// The list exceeds the buffer of a response, so it is streamed, and the trailer names the unreachable peers.
 #[test]
-fn a_long_list_says_at_its_end_who_did_not_answer() {
+fn streamed_list_names_unreachable_peers_in_its_trailer() {
     let mut cluster = started(3);
     let filler = "x".repeat(20_000);
     for node in &cluster.nodes {
-        let name = node.report()["node_id"].as_str().expect("a text").to_owned();
+        let name = node.report()["node_id"].as_str().expect("a string").to_owned();
         for number in 0..40 {
             assert_eq!(node.create(&format!("{name}-{number:02}"), &format!("\"{filler}\"")).status, 201);
         }
@@ -273,9 +274,9 @@ fn a_long_list_says_at_its_end_who_did_not_answer() {
     assert_eq!(partial(&rest), Some(cluster.link(0, 1).address.to_string().as_str()), "{:?}", rest.headers);
 }
 
-/// How a peer fails to answer.
+/// Ways in which a peer does not reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failing {
+enum Outage {
     Dead,
     Stalled,
     Slow,
@@ -283,51 +284,51 @@ enum Failing {
 }
 
 #[test]
-fn peers_that_do_not_answer_hold_nobody_up() {
-    for failing in [Failing::Dead, Failing::Stalled, Failing::Slow, Failing::Stopped] {
-        let mut cluster = with_an_entry_each(3);
+fn unresponsive_peers_do_not_delay_requests_beyond_the_timeout() {
+    for outage in [Outage::Dead, Outage::Stalled, Outage::Slow, Outage::Stopped] {
+        let mut cluster = with_one_entry_per_node(3);
         let name = cluster.link(0, 1).address.to_string();
-        match failing {
-            Failing::Dead => cluster.nodes[1].kill(),
-            Failing::Stalled => cluster.set_links_of(1, Mode::Stalled),
-            Failing::Slow => cluster.set_links_of(1, Mode::Delayed(TIMEOUT * 2)),
-            Failing::Stopped => cluster.nodes[1].pause(),
+        match outage {
+            Outage::Dead => cluster.nodes[1].kill(),
+            Outage::Stalled => cluster.set_links_of(1, Mode::Stalled),
+            Outage::Slow => cluster.set_links_of(1, Mode::Delayed(TIMEOUT * 2)),
+            Outage::Stopped => cluster.nodes[1].pause(),
         }
         let node = &cluster.nodes[0];
         let (found, took) = timed(|| node.value("of-2"));
-        assert_eq!(found.as_deref(), Some("2"), "{failing:?}");
-        assert!(took < TIMEOUT / 2, "{failing:?}: the first hit counts, {took:?}");
+        assert_eq!(found.as_deref(), Some("2"), "{outage:?}");
+        assert!(took < TIMEOUT / 2, "{outage:?}: the first hit is used, {took:?}");
         let (missing, took) = timed(|| node.ask("GET", "/configs/nowhere", None));
-        assert_eq!(missing.status, 404, "{failing:?}: {missing:?}");
-        assert_eq!(partial(&missing), Some(name.as_str()), "{failing:?}: {missing:?}");
-        assert!(took < IN_TIME, "{failing:?}: {took:?}");
+        assert_eq!(missing.status, 404, "{outage:?}: {missing:?}");
+        assert_eq!(partial(&missing), Some(name.as_str()), "{outage:?}: {missing:?}");
+        assert!(took < IN_TIME, "{outage:?}: {took:?}");
         let (lost, took) = timed(|| node.ask("GET", "/configs/of-1", None));
-        assert_eq!((lost.status, partial(&lost)), (404, Some(name.as_str())), "{failing:?}: {lost:?}");
-        assert!(took < IN_TIME, "{failing:?}: {took:?}");
+        assert_eq!((lost.status, partial(&lost)), (404, Some(name.as_str())), "{outage:?}: {lost:?}");
+        assert!(took < IN_TIME, "{outage:?}: {took:?}");
         let (list, took) = timed(|| node.ask("GET", "/configs", None));
         assert_eq!(
             (keys(&list), partial(&list)),
             (vec!["of-0".into(), "of-2".into()], Some(name.as_str())),
-            "{failing:?}"
+            "{outage:?}"
         );
-        assert!(took < IN_TIME, "{failing:?}: {took:?}");
-        assert_eq!(node.update("of-2", "22").status, 200, "{failing:?}");
-        // Once it is known to be down, nobody waits for it at all.
-        within(CONVERGENCE, "it is known to be down", || node.states()[0].0 == "down");
+        assert!(took < IN_TIME, "{outage:?}: {took:?}");
+        assert_eq!(node.update("of-2", "22").status, 200, "{outage:?}");
+        // Once the peer is known to be down, requests no longer wait for it.
+        within(CONVERGENCE, "the peer is down", || node.states()[0].0 == "down");
         let (missing, took) = timed(|| node.ask("GET", "/configs/nowhere", None));
-        assert_eq!((missing.status, partial(&missing)), (404, Some(name.as_str())), "{failing:?}");
-        assert!(took < TIMEOUT / 2, "{failing:?}: {took:?}");
-        match failing {
-            Failing::Dead => cluster.nodes[1].start(),
-            Failing::Stalled | Failing::Slow => cluster.set_links_of(1, Mode::Open),
-            Failing::Stopped => cluster.nodes[1].signal("CONT"),
+        assert_eq!((missing.status, partial(&missing)), (404, Some(name.as_str())), "{outage:?}");
+        assert!(took < TIMEOUT / 2, "{outage:?}: {took:?}");
+        match outage {
+            Outage::Dead => cluster.nodes[1].start(),
+            Outage::Stalled | Outage::Slow => cluster.set_links_of(1, Mode::Open),
+            Outage::Stopped => cluster.nodes[1].signal("CONT"),
         }
-        within(CONVERGENCE, "it is asked again", || cluster.nodes[0].value("of-1").as_deref() == Some("1"));
+        within(CONVERGENCE, "it is queried again", || cluster.nodes[0].value("of-1").as_deref() == Some("1"));
     }
 }
 
 #[test]
-fn a_strict_node_does_not_say_that_something_is_missing_before_it_knows() {
+fn strict_mode_returns_503_instead_of_404_while_a_peer_is_unreachable() {
     let mut cluster = federation(3);
     cluster.nodes[0].set("OSC_FEDERATED_STRICT", "true");
     cluster.nodes[0].set("OSC_FEDERATED_TIMEOUT_MS", "300");
@@ -345,38 +346,38 @@ fn a_strict_node_does_not_say_that_something_is_missing_before_it_knows() {
         assert_eq!(partial(&response), Some(name.as_str()), "{method}");
         assert!(response.detail().contains(&name), "{method}: {}", response.detail());
     }
-    assert_eq!(cluster.nodes[0].value("k").as_deref(), Some("1"), "what is found is found");
+    assert_eq!(cluster.nodes[0].value("k").as_deref(), Some("1"), "an entry that is found is returned");
 }
 
-/// What is shaped like a token, and opens nowhere.
+/// A well-formed Fernet token that no key decrypts.
 const TOKEN: &str =
     "gAAAAABnnKuQbjQLnP-zepicpUTmu3gKLHiQHT-zNzh2hRGjBhevoB1L9RIvNEVUxTveLruM0rfj0WAK1jHDhaXXzOI8d4VFmg==";
 
-/// A peer that has the credentials of a node, and answers everything but health checks as it likes.
+/// A peer that has valid credentials and sends a fixed body in reply to everything but health checks.
 struct Impostor {
     address: SocketAddr,
-    asked: Arc<AtomicUsize>,
+    requests_count: Arc<AtomicUsize>,
 }
 
 impl Impostor {
-    /// `answer` is the body of all answers but those to health checks.
-    fn start(answer: Vec<u8>) -> Self {
+    /// Starts an impostor; `reply` is the body of all its responses except those to health checks.
+    fn start(reply: Vec<u8>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&asked);
+        let address = listener.local_addr().expect("bound");
+        let requests_count = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&requests_count);
         let auth = Arc::new(NodeAuth::new(&[], &ApiKeys::new(vec![ApiKey::new(API_KEY)])));
-        // It ends with the process.
+        // The thread ends with the process.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { continue };
-                let (auth, answer, count) = (Arc::clone(&auth), answer.clone(), Arc::clone(&count));
+                let (auth, reply, count) = (Arc::clone(&auth), reply.clone(), Arc::clone(&count));
                 thread::spawn(move || {
                     let mut request = Vec::new();
-                    let mut piece = [0; 4096];
+                    let mut buffer = [0; 4096];
                     loop {
-                        match stream.read(&mut piece) {
-                            Ok(read) if read > 0 => request.extend_from_slice(&piece[..read]),
+                        match stream.read(&mut buffer) {
+                            Ok(read) if read > 0 => request.extend_from_slice(&buffer[..read]),
                             _ => return,
                         }
                         if !request.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -386,8 +387,8 @@ impl Impostor {
                         let is_health = text.starts_with("GET /cluster/health ");
                         count.fetch_add(usize::from(!is_health), Ordering::Relaxed);
                         let (fields, body) = match is_health {
-                            true => introduction(&auth, &text),
-                            false => ("connection: close\r\n".to_owned(), answer.clone()),
+                            true => health_response(&auth, &text),
+                            false => ("connection: close\r\n".to_owned(), reply.clone()),
                         };
                         let length = body.len();
                         let head = format!("HTTP/1.1 200 OK\r\n{fields}content-length: {length}\r\n\r\n");
@@ -399,12 +400,12 @@ impl Impostor {
                 });
             }
         });
-        Self { address, asked }
+        Self { address, requests_count }
     }
 }
 
-/// Header fields and body of an answer to a health check.
-fn introduction(auth: &NodeAuth, request: &str) -> (String, Vec<u8>) {
+/// Returns header fields and body of the response to a health check.
+fn health_response(auth: &NodeAuth, request: &str) -> (String, Vec<u8>) {
     let body = br#"{"status":"healthy","node_id":"impostor"}"#.to_vec();
     let field = |name: &str| {
         let lines = request.lines().filter_map(|line| line.split_once(": "));
@@ -430,7 +431,7 @@ fn introduction(auth: &NodeAuth, request: &str) -> (String, Vec<u8>) {
 }
 
 #[test]
-fn a_peer_that_lies_is_one_that_does_not_answer() {
+fn invalid_replies_are_treated_like_a_missing_reply() {
     let row = |salt: &str, key: &str| {
         format!(r#"{{"row":{{"salt":{salt},"row":{{"i":1,"k":"{key}","t":"{TOKEN}"}}}}}}"#).into_bytes()
     };
@@ -444,14 +445,14 @@ fn a_peer_that_lies_is_one_that_does_not_answer() {
         ("another entry", row("1", "other")),
         ("more, but nothing", page("")),
         ("never anything new", page(&format!(r#"{{"i":1,"k":"a","t":"{TOKEN}"}}"#))),
-        ("larger than any answer", vec![b'['; 17 * 1024 * 1024]),
+        ("larger than any reply", vec![b'['; 17 * 1024 * 1024]),
     ];
     let mut cluster = federation(2);
     cluster.start();
     cluster.wait_until_whole();
     assert_eq!(cluster.nodes[1].create("real", "1").status, 201);
-    for (lie, answer) in lies {
-        let impostor = Impostor::start(answer);
+    for (lie, reply) in lies {
+        let impostor = Impostor::start(reply);
         cluster.nodes[0].stop();
         let peers = format!("{},{}", impostor.address, cluster.link(0, 1).address);
         cluster.nodes[0].set("OSC_CLUSTER_NODES", &peers);
@@ -467,55 +468,55 @@ fn a_peer_that_lies_is_one_that_does_not_answer() {
         assert_eq!((keys(&list), partial(&list)), (vec!["real".to_owned()], Some(name.as_str())), "{lie}");
         assert!(took < IN_TIME, "{lie}: {took:?}");
         assert_eq!(node.update("real", "1").status, 200, "{lie}");
-        assert!(impostor.asked.load(Ordering::Relaxed) >= 2, "{lie}: it was asked");
-        // What is too large is given up before it can be read.
-        let is_shown = lie != "larger than any answer";
+        assert!(impostor.requests_count.load(Ordering::Relaxed) >= 2, "{lie}: the impostor was queried");
+        // A reply that is too large is abandoned before it is parsed.
+        let is_shown = lie != "larger than any reply";
         let reason = "it sends malformed replies";
         within(CONVERGENCE, lie, || (node.states()[0].1 == reason) == is_shown);
     }
 }
 
 #[test]
-fn peers_that_name_each_other_and_themselves_do_not_ask_in_circles() {
+fn circular_peer_lists_cause_no_forwarding() {
     let mut cluster = federation(3);
-    let to_itself: Vec<Link> = cluster.nodes.iter().map(|node| Link::to(node.place.clone())).collect();
-    for (index, own) in to_itself.iter().enumerate() {
+    let links_to_self: Vec<Link> = cluster.nodes.iter().map(|node| Link::to(node.place.clone())).collect();
+    for (index, own) in links_to_self.iter().enumerate() {
         let others = cluster.links.iter().filter(|(from, ..)| *from == index);
         let mut peers: Vec<String> = others.map(|(.., link)| link.address.to_string()).collect();
         peers.insert(0, own.address.to_string());
         cluster.nodes[index].set("OSC_CLUSTER_NODES", &peers.join(","));
     }
     cluster.start();
-    within(CONVERGENCE, "all know all others, and themselves", || {
+    within(CONVERGENCE, "all peers are healthy, and each node recognises itself", || {
         cluster.nodes.iter().all(|node| {
             let mut states: Vec<String> = node.states().into_iter().map(|(state, _)| state).collect();
             states.sort();
             states == ["healthy", "healthy", "self"]
         })
     });
-    let before = questions(&cluster);
+    let before = peer_requests(&cluster);
     let (missing, took) = timed(|| cluster.nodes[0].ask("GET", "/configs/nowhere", None));
     assert_eq!((missing.status, partial(&missing)), (404, None), "{missing:?}");
     assert!(took < TIMEOUT / 2, "{took:?}");
-    assert_eq!(questions(&cluster) - before, 2);
-    assert!(to_itself.iter().all(|link| link.requests("/cluster/find") == 0));
+    assert_eq!(peer_requests(&cluster) - before, 2);
+    assert!(links_to_self.iter().all(|link| link.requests("/cluster/find") == 0));
 }
 
-/// A node that replicates and one that does not would each take the other for something it is not.
+/// A replica and a federated node cannot work together.
 #[test]
 fn nodes_of_different_modes_refuse_each_other() {
     let mut cluster = Cluster::of(2);
     cluster.nodes[1].set("OSC_CLUSTER_MODE", "federated");
     cluster.start();
     for node in &cluster.nodes {
-        within(CONVERGENCE, "the other one is refused", || node.states()[0].0 == "refused");
+        within(CONVERGENCE, "the peer is refused", || node.states()[0].0 == "refused");
         assert!(node.states()[0].1.contains("another cluster mode"), "{:?}", node.states());
     }
 }
 
 #[test]
-fn one_of_two_owners_changes_at_a_time() {
-    let cluster = with_an_entry_each(3);
+fn concurrent_updates_through_all_nodes_succeed() {
+    let cluster = with_one_entry_per_node(3);
     thread::scope(|scope| {
         for (index, node) in cluster.nodes.iter().enumerate() {
             scope.spawn(move || {
@@ -531,7 +532,7 @@ fn one_of_two_owners_changes_at_a_time() {
 }
 
 #[test]
-fn fifty_nodes_answer_in_time_and_go_on_without_ten_of_them() {
+fn fifty_nodes_respond_in_time_and_keep_serving_without_ten_of_them() {
     const COUNT: usize = 50;
     let mut nodes: Vec<Node> = (0..COUNT).map(|_| Node::new()).collect();
     let ports = free_ports(COUNT);
@@ -546,13 +547,12 @@ fn fifty_nodes_answer_in_time_and_go_on_without_ten_of_them() {
         ] {
             node.set(name, value);
         }
-        // So that nobody has to agree on one.
-        std::fs::write(node.path("encryption.salt"), crate::support::proper_salt(7))
-            .expect("it can be written");
+        // A common salt, so that the nodes need not agree on one.
+        std::fs::write(node.path("encryption.salt"), crate::support::proper_salt(7)).expect("writable");
         node.start();
     }
     let healthy = |node: &Node| node.states().iter().filter(|(state, _)| state == "healthy").count();
-    within(CONVERGENCE * 2, "the first one knows all others", || healthy(&nodes[0]) == COUNT - 1);
+    within(CONVERGENCE * 2, "all peers are healthy to the first node", || healthy(&nodes[0]) == COUNT - 1);
     for (index, node) in nodes.iter().enumerate().step_by(7) {
         assert_eq!(node.create(&format!("of-{index:02}"), &index.to_string()).status, 201);
     }
@@ -581,17 +581,17 @@ fn fifty_nodes_answer_in_time_and_go_on_without_ten_of_them() {
     assert_eq!(node.value(&expected[5]).as_deref(), Some("35"));
 }
 
-/// Ports that nobody had a moment ago.
+/// Returns ports that were free a moment ago.
 fn free_ports(count: usize) -> Vec<u16> {
     let held: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    held.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+    held.iter().map(|listener| listener.local_addr().expect("bound").port()).collect()
 }
 
-/// As in replica mode, nothing that only the client should know passes between nodes.
+/// As in replica mode, user keys and plaintext values never pass between nodes.
 #[test]
-fn user_keys_and_values_stay_where_they_came_to() {
-    let cluster = with_an_entry_each(3);
+fn user_keys_and_values_do_not_pass_between_nodes() {
+    let cluster = with_one_entry_per_node(3);
     let canary = "canary-of-a-federated-value";
     assert_eq!(cluster.nodes[0].update("of-1", &format!("\"{canary}\"")).status, 200);
     for node in &cluster.nodes {
@@ -599,7 +599,7 @@ fn user_keys_and_values_stay_where_they_came_to() {
         assert!(node.ask("GET", "/configs", None).text().contains(canary));
     }
     let passed: Vec<u8> = cluster.links.iter().flat_map(|(.., link)| link.passed()).collect();
-    assert!(crate::wire::contains(&passed, b"of-1"), "otherwise the recording is not what it should be");
+    assert!(crate::wire::contains(&passed, b"of-1"), "the recording works");
     for canary in [canary, USER_KEY] {
         for form in crate::wire::forms(canary) {
             assert!(

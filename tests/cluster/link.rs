@@ -1,4 +1,4 @@
-//! One directed link between two nodes: a TCP proxy that can be cut, stalled or slow, and records.
+//! One directed link between two nodes: a recording TCP proxy that can be cut, stalled or slowed down.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,26 +7,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// How often a link that has nothing to do looks at its mode.
+/// How often an idle link checks its mode.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Where a node listens at the moment; it changes with each start, because the system chooses the port.
+/// Current address of a node; it changes with each start, because the system chooses the port.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Place(Arc<Mutex<Option<SocketAddr>>>);
 
-/// What a link does with bytes.
+/// How a link treats bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Open,
-    /// Ends every connection, new ones as soon as they are made.
+    /// Closes every connection, new ones as soon as they are accepted.
     Cut,
-    /// Accepts connections and swallows what comes, as a network that loses every packet does.
+    /// Accepts connections and discards their input, like a network that loses every packet.
     Stalled,
-    /// Passes everything on later.
+    /// Forwards everything after a delay.
     Delayed(Duration),
 }
 
-/// A running proxy. Dropping it ends it and all its connections.
+/// A running proxy. Dropping it closes the listener and all its connections.
 pub(crate) struct Link {
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
@@ -35,7 +35,7 @@ pub(crate) struct Link {
 struct Shared {
     target: Place,
     mode: Mutex<Mode>,
-    is_over: AtomicBool,
+    is_stopped: AtomicBool,
     connections: AtomicUsize,
     requests: Mutex<Vec<u8>>,
     replies: Mutex<Vec<u8>>,
@@ -54,20 +54,20 @@ impl Place {
 impl Link {
     pub(crate) fn to(target: Place) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
-        // So that the thread notices that the link is over.
-        listener.set_nonblocking(true).expect("a listener can be");
+        let address = listener.local_addr().expect("bound");
+        // So that the thread notices that the link is stopped.
+        listener.set_nonblocking(true).expect("non-blocking mode can be set");
         let shared = Arc::new(Shared {
             target,
             mode: Mutex::new(Mode::Open),
-            is_over: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             requests: Mutex::default(),
             replies: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
-            while !accepting.is_over.load(Ordering::Relaxed) {
+            while !accepting.is_stopped.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, _)) => {
                         let shared = Arc::clone(&accepting);
@@ -85,19 +85,19 @@ impl Link {
         *lock(&self.shared.mode) = mode;
     }
 
-    /// Everything that has passed, in both directions.
+    /// Returns all bytes that have passed, in both directions.
     pub(crate) fn passed(&self) -> Vec<u8> {
         let mut all = lock(&self.shared.requests).clone();
         all.extend_from_slice(&lock(&self.shared.replies));
         all
     }
 
-    /// Connections that were made so far.
+    /// Returns the number of connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
-    /// How many requests for this target have passed.
+    /// Returns the number of requests for this target that have passed.
     pub(crate) fn requests(&self, target: &str) -> usize {
         let line = format!(" {target} HTTP/1.1\r\n").into_bytes();
         lock(&self.shared.requests).windows(line.len()).filter(|window| *window == line).count()
@@ -106,26 +106,26 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.shared.is_over.store(true, Ordering::Relaxed);
+        self.shared.is_stopped.store(true, Ordering::Relaxed);
     }
 }
 
 impl Shared {
     fn mode(&self) -> Mode {
-        match self.is_over.load(Ordering::Relaxed) {
+        match self.is_stopped.load(Ordering::Relaxed) {
             true => Mode::Cut,
             false => *lock(&self.mode),
         }
     }
 
     fn serve(self: Arc<Self>, near: TcpStream) {
-        // Accepted sockets do not inherit it everywhere.
+        // Some systems let accepted sockets inherit non-blocking mode.
         if near.set_nonblocking(false).is_err() {
             return;
         }
         if self.mode() == Mode::Stalled {
-            let Ok(nowhere) = near.try_clone() else { return };
-            return self.pump(near, nowhere, |shared| &shared.requests);
+            let Ok(sink) = near.try_clone() else { return };
+            return self.pump(near, sink, |shared| &shared.requests);
         }
         let Some(target) = self.target.get().filter(|_| self.mode() != Mode::Cut) else { return };
         let Ok(far) = TcpStream::connect(target) else { return };
@@ -135,17 +135,17 @@ impl Shared {
         self.pump(near, far, |shared| &shared.requests);
     }
 
-    /// Moves bytes one way until either end, or the link, is done.
+    /// Forwards bytes in one direction until either end closes or the link is cut.
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, record: fn(&Self) -> &Mutex<Vec<u8>>) {
         let are_set = from.set_read_timeout(Some(TICK)).is_ok() && to.set_nodelay(true).is_ok();
-        let mut has_swallowed = self.mode() == Mode::Stalled;
-        let mut piece = [0; 65536];
+        let mut has_discarded = self.mode() == Mode::Stalled;
+        let mut buffer = [0; 65536];
         while are_set && self.mode() != Mode::Cut {
-            // What was swallowed is missing: the connection is of no use any more.
-            if has_swallowed && self.mode() != Mode::Stalled {
+            // Bytes were discarded, so the connection cannot be resumed.
+            if has_discarded && self.mode() != Mode::Stalled {
                 break;
             }
-            let count = match from.read(&mut piece) {
+            let count = match from.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
@@ -154,16 +154,16 @@ impl Shared {
             };
             match self.mode() {
                 Mode::Stalled => {
-                    has_swallowed = true;
+                    has_discarded = true;
                     continue;
                 }
                 Mode::Cut => break,
-                // A slow network is what is wanted here, it synchronises nothing.
+                // The sleep simulates a slow network; it synchronises nothing.
                 Mode::Delayed(delay) => thread::sleep(delay),
                 Mode::Open => {}
             }
-            lock(record(self)).extend_from_slice(&piece[..count]);
-            if to.write_all(&piece[..count]).is_err() {
+            lock(record(self)).extend_from_slice(&buffer[..count]);
+            if to.write_all(&buffer[..count]).is_err() {
                 break;
             }
         }

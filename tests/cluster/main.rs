@@ -1,5 +1,5 @@
-//! Several nodes of the real binary on the loopback interface, connected by links that a test can cut, or in
-//! network namespaces.
+//! Integration tests of clusters: several nodes of the real binary, connected on the loopback interface by links that
+//! a test can cut, or placed in network namespaces.
 
 mod acks;
 mod anti_entropy;
@@ -23,11 +23,11 @@ mod stranger;
 mod tls;
 mod wire;
 
-// Shared with the tests of one server, which use more of it than these do.
-#[allow(dead_code, reason = "these tests need only a part of what the tests of one server need")]
+// Shared with the tests of a single server.
+#[allow(dead_code, reason = "the cluster tests use only a part of the shared helpers")]
 #[path = "../server/support.rs"]
 mod support;
 
-#[allow(dead_code, reason = "these tests need only a part of what the tests of one server need")]
+#[allow(dead_code, reason = "the cluster tests use only a part of the shared helpers")]
 #[path = "../server/certificates.rs"]
 mod certificates;

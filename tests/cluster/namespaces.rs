@@ -1,5 +1,5 @@
-//! Nodes in network namespaces of their own, between which a router loses packets without a word. A proxy
-//! cannot do that: it answers for the peer, and its connections break at once.
+//! Nodes in separate network namespaces, between which a router silently drops packets. A proxy cannot simulate that:
+//! it completes handshakes on behalf of the peer, and its connections break immediately.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -24,22 +24,22 @@ use crate::stranger::Stranger;
 const SEEDS_COUNT: u64 = 2;
 const PORT: u16 = 9000;
 
-/// A namespace that forwards packets between those of the nodes, and between them and the test. Dropping it
-/// removes all of them.
+/// A network namespace that forwards packets between the namespaces of the nodes, and between them and the test.
+/// Dropping it removes all of them.
 struct Router {
-    /// Of its namespace, and of the test's interface to it.
+    /// Name of its namespace, and of the test's interface to it.
     name: String,
     nodes_count: usize,
     subnet: u8,
-    /// Between which nodes packets are lost: `(from, to)`.
+    /// Pairs of nodes between which packets are dropped: `(from, to)`.
     lost: Mutex<BTreeSet<(usize, usize)>>,
 }
 
 impl Router {
-    /// An error says what this machine does not let the test do.
+    /// Fails with a description of what the machine does not permit.
     fn new(nodes_count: usize) -> Result<Self, String> {
         static SERIAL: AtomicUsize = AtomicUsize::new(0);
-        // Fits the 15 characters of the name of an interface.
+        // Fits into the 15 characters of an interface name.
         let name = format!("osc{}x{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
         let mut router = Self { name, nodes_count, subnet: 0, lost: Mutex::default() };
         router.connect_test()?;
@@ -53,7 +53,7 @@ impl Router {
         ip(&format!("netns exec {name} sysctl -qw net.ipv4.ip_forward=1"))?;
         ip(&format!("link add {name} type veth peer name test netns {name}"))?;
         ip(&format!("link set {name} up"))?;
-        // The route is the claim on a subnet: the same one cannot be added twice.
+        // The route claims the subnet: the same route cannot be added twice.
         let claim = |subnet: &u8| {
             ip(&format!("route add 10.213.{subnet}.0/24 via 10.213.{subnet}.2 dev {name} onlink"))
         };
@@ -92,9 +92,9 @@ impl Router {
         format!("{}-{node}", self.name)
     }
 
-    /// Whether packets from one node to another one are lost.
+    /// Sets whether packets from one node to another are dropped.
     fn set_lost(&self, from: usize, to: usize, is_lost: bool) {
-        let mut lost = self.lost.lock().expect("no panic while it is held");
+        let mut lost = self.lost.lock().expect("the lock is not poisoned");
         let has_changed = match is_lost {
             true => lost.insert((from, to)),
             false => lost.remove(&(from, to)),
@@ -102,11 +102,12 @@ impl Router {
         if has_changed {
             let verb = if is_lost { "add" } else { "del" };
             let (from, to) = (self.node_address(from), self.node_address(to));
-            ip(&format!("-n {} rule {verb} from {from} to {to} blackhole", self.name)).expect("a rule");
+            ip(&format!("-n {} rule {verb} from {from} to {to} blackhole", self.name))
+                .expect("a routing rule");
         }
     }
 
-    /// The same for a node and all others, in both directions.
+    /// Sets whether packets between a node and all other nodes are dropped, in both directions.
     fn set_isolated(&self, node: usize, is_isolated: bool) {
         for other in (0..self.nodes_count).filter(|other| *other != node) {
             self.set_lost(node, other, is_isolated);
@@ -114,30 +115,31 @@ impl Router {
         }
     }
 
-    /// A listener at the address of a node, in its namespace.
+    /// Returns a listener on the address of a node, in its namespace.
     fn listener(&self, node: usize) -> TcpListener {
-        let namespace = File::open(format!("/run/netns/{}", self.namespace(node))).expect("it is there");
+        let namespace =
+            File::open(format!("/run/netns/{}", self.namespace(node))).expect("the namespace exists");
         let address = SocketAddr::from((self.node_address(node), PORT));
         let binding = thread::spawn(move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
                 .expect("permitted");
             let mut listener = None;
-            // The kernel frees the socket of a node that was killed somewhat later.
+            // The kernel releases the socket of a killed node with a delay.
             within(CONVERGENCE, "the address is free", || {
                 listener = TcpListener::bind(address).ok();
                 listener.is_some()
             });
-            listener.expect("it was bound")
+            listener.expect("bound above")
         });
         binding.join().expect("no panic")
     }
 
-    /// What a node finds in `/etc/hosts`; `ip netns exec` mounts this file there.
+    /// Sets the contents of `/etc/hosts` of a node; `ip netns exec` mounts the file there.
     fn set_hosts(&self, node: usize, text: &str) {
         let directory = self.files(node);
-        std::fs::create_dir_all(&directory).expect("it can be made");
-        // In place: a running process has this very file.
-        std::fs::write(directory.join("hosts"), text).expect("it can be written");
+        std::fs::create_dir_all(&directory).expect("the directory can be created");
+        // Written in place, because a running process has this very file mounted.
+        std::fs::write(directory.join("hosts"), text).expect("writable");
     }
 
     fn files(&self, node: usize) -> PathBuf {
@@ -147,7 +149,7 @@ impl Router {
 
 impl Drop for Router {
     fn drop(&mut self) {
-        // Parts may be missing, when it was not made to the end.
+        // Parts may be missing if the setup failed halfway.
         ip(&format!("link del {}", self.name)).ok();
         for node in 0..self.nodes_count {
             ip(&format!("netns del {}", self.namespace(node))).ok();
@@ -160,11 +162,11 @@ impl Drop for Router {
 }
 
 impl Network for Router {
-    /// When packets pass again, TCP repeats the lost ones only after as long as it has already waited, so
-    /// that a request may hang until it is given up after 10 s; what it was for may then wait for the next
-    /// comparison. So two intervals must be longer than 10 s and one interval, which varies by a tenth.
+    /// Once packets pass again, TCP retransmits with exponential backoff, so a request may hang until it times out
+    /// after 10 s; its changes may then wait for the next anti-entropy round. Two intervals must therefore be longer
+    /// than 10 s plus one interval, which has a jitter of a tenth.
     const SYNC_INTERVAL: Duration = Duration::from_secs(12);
-    /// Long enough for requests to be given up, and for peers to be taken for down.
+    /// Long enough for requests to time out and for peers to be considered down.
     const DURATION: Duration = Duration::from_secs(25);
     const PAUSE_MS: Range<u64> = 100..1500;
 
@@ -183,8 +185,8 @@ impl Network for Router {
         (0..self.nodes_count).for_each(|node| self.set_isolated(node, false));
     }
 
-    /// Nodes that differ tell each other the digests of all parts; all that equal nodes say in an interval
-    /// is less than that.
+    /// Nodes that differ send each other the digests of all buckets; the total traffic of equal nodes in an interval
+    /// is smaller than that.
     fn exchanges(&self) -> usize {
         let links = ip(&format!("-n {} -s -j link show", self.name)).expect("its interfaces");
         let links: Vec<serde_json::Value> = serde_json::from_str(&links).expect("JSON");
@@ -192,17 +194,17 @@ impl Network for Router {
             |link: &&serde_json::Value| link["ifname"].as_str().unwrap_or_default().starts_with("node");
         let received = |link: &serde_json::Value| link["stats64"]["rx"]["bytes"].as_u64().expect("a number");
         let bytes: u64 = links.iter().filter(is_node).map(received).sum();
-        usize::try_from(bytes).expect("it is below a usize") / (16 * BUCKETS_COUNT)
+        usize::try_from(bytes).expect("fits in usize") / (16 * BUCKETS_COUNT)
     }
 }
 
-/// Nodes that name each other by address; `None` where there are no namespaces.
+/// Creates nodes that list each other by address; `None` if network namespaces are unavailable.
 fn routed(count: usize) -> Option<Cluster<Router>> {
     let links = match Router::new(count) {
         Ok(router) => router,
         Err(reason) => {
-            // Past the harness, which shows nothing of a test that passes.
-            writeln!(io::stderr(), "skipped: no network namespaces: {reason}").ok();
+            // Bypasses the test harness, which captures the output of passing tests.
+            writeln!(io::stderr(), "skipped: network namespaces are unavailable: {reason}").ok();
             return None;
         }
     };
@@ -229,28 +231,28 @@ fn ip(arguments: &str) -> Result<String, String> {
 }
 
 #[test]
-fn nodes_agree_after_packets_were_lost() {
+fn nodes_converge_after_packet_loss() {
     if routed(0).is_some() {
         for_each_seed(SEEDS_COUNT, |seed| chaos(routed(3).expect("namespaces"), seed));
     }
 }
 
 #[test]
-fn a_peer_that_moves_is_found_by_its_name() {
+fn moved_peer_is_found_by_its_name() {
     let Some(mut cluster) = routed(3) else { return };
-    let (asking, before, after) = (0, 1, 2);
+    let (querying, before, after) = (0, 1, 2);
     let hosts = |cluster: &Cluster<Router>, node| format!("{} peer\n", cluster.links.node_address(node));
-    cluster.links.set_hosts(asking, &hosts(&cluster, before));
-    cluster.nodes[asking].set("OSC_CLUSTER_NODES", &format!("peer:{PORT}"));
+    cluster.links.set_hosts(querying, &hosts(&cluster, before));
+    cluster.nodes[querying].set("OSC_CLUSTER_NODES", &format!("peer:{PORT}"));
     for node in [before, after] {
-        // The peer knows only itself, so that whatever passes was begun by the node that asks.
+        // The peer lists only itself, so that all traffic is initiated by the querying node.
         let own = format!("{}:{PORT}", cluster.links.node_address(node));
         cluster.nodes[node].set("OSC_CLUSTER_NODES", &own);
     }
     cluster.nodes[after].directory = Arc::clone(&cluster.nodes[before].directory);
-    for node in [asking, before] {
+    for node in [querying, before] {
         std::fs::write(cluster.nodes[node].path("encryption.salt"), crate::support::proper_salt(7))
-            .expect("it can be written");
+            .expect("writable");
         cluster.nodes[node].start();
     }
     let wait_for = |cluster: &Cluster<Router>, node: usize, value: &str| {
@@ -258,53 +260,59 @@ fn a_peer_that_moves_is_found_by_its_name() {
             cluster.nodes[node].value("k").as_deref() == Some(value)
         });
     };
-    within(CONVERGENCE, "it finds the peer", || cluster.nodes[asking].states()[0].0 == "healthy");
-    assert_eq!(cluster.nodes[asking].create("k", "1").status, 201);
+    within(CONVERGENCE, "the peer is healthy", || cluster.nodes[querying].states()[0].0 == "healthy");
+    assert_eq!(cluster.nodes[querying].create("k", "1").status, 201);
     wait_for(&cluster, before, "1");
 
-    // Before the process ends, so that nobody is told of that.
+    // Isolated before the process exits, so that the querying node does not see the connections close.
     cluster.links.set_isolated(before, true);
     cluster.nodes[before].kill();
-    assert_eq!(cluster.nodes[asking].update("k", "2").status, 200);
+    assert_eq!(cluster.nodes[querying].update("k", "2").status, 200);
     cluster.nodes[after].start();
-    cluster.links.set_hosts(asking, &hosts(&cluster, after));
+    cluster.links.set_hosts(querying, &hosts(&cluster, after));
     wait_for(&cluster, after, "2");
     assert_eq!(cluster.nodes[after].update("k", "3").status, 200);
-    wait_for(&cluster, asking, "3");
+    wait_for(&cluster, querying, "3");
 }
 
-/// The new owner of the old address keeps connections open and answers whatever comes.
+/// The new owner of the old address keeps connections open and responds to every request.
 #[test]
-fn a_peer_that_moves_is_found_though_a_stranger_answers_at_its_old_address() {
+fn moved_peer_is_found_despite_a_stranger_at_its_old_address() {
     for mode in ["replica", "federated"] {
         let Some(mut cluster) = routed(3) else { return };
-        let (asking, before, after) = (0, 1, 2);
+        let (querying, before, after) = (0, 1, 2);
         let hosts = |cluster: &Cluster<Router>, node| format!("{} peer\n", cluster.links.node_address(node));
-        cluster.links.set_hosts(asking, &hosts(&cluster, before));
-        for (node, nodes) in [(asking, "peer"), (before, "127.0.0.1"), (after, "127.0.0.1")] {
+        cluster.links.set_hosts(querying, &hosts(&cluster, before));
+        for (node, nodes) in [(querying, "peer"), (before, "127.0.0.1"), (after, "127.0.0.1")] {
             cluster.nodes[node].set("OSC_CLUSTER_NODES", &format!("{nodes}:{PORT}"));
             cluster.nodes[node].set("OSC_CLUSTER_SECRET", "a-secret-of-nodes-0123456789abcdef");
             cluster.nodes[node].set("OSC_CLUSTER_MODE", mode);
         }
         cluster.nodes[after].directory = Arc::clone(&cluster.nodes[before].directory);
-        for node in [asking, before] {
+        for node in [querying, before] {
             std::fs::write(cluster.nodes[node].path("encryption.salt"), crate::support::proper_salt(7))
-                .expect("it can be written");
+                .expect("writable");
             cluster.nodes[node].start();
         }
-        within(CONVERGENCE, "it finds the peer", || cluster.nodes[asking].states()[0].0 == "healthy");
+        within(CONVERGENCE, "the peer is healthy", || cluster.nodes[querying].states()[0].0 == "healthy");
         assert_eq!(cluster.nodes[before].create("k", "1").status, 201, "{mode}");
-        within(CONVERGENCE, "it is read", || cluster.nodes[asking].value("k").as_deref() == Some("1"));
+        within(CONVERGENCE, "the value is read", || {
+            cluster.nodes[querying].value("k").as_deref() == Some("1")
+        });
 
         cluster.nodes[before].kill();
         let stranger = Stranger::on(cluster.links.listener(before), "");
-        within(CONVERGENCE, "the stranger is asked", || !stranger.received().is_empty());
-        within(CONVERGENCE, "it is refused", || cluster.nodes[asking].states()[0].0 == "refused");
+        within(CONVERGENCE, "the stranger is contacted", || !stranger.received().is_empty());
+        within(CONVERGENCE, "the stranger is refused", || cluster.nodes[querying].states()[0].0 == "refused");
         cluster.nodes[after].start();
-        cluster.links.set_hosts(asking, &hosts(&cluster, after));
-        within(CONVERGENCE, "the peer is found", || cluster.nodes[asking].states()[0].0 == "healthy");
+        cluster.links.set_hosts(querying, &hosts(&cluster, after));
+        within(CONVERGENCE, "the moved peer is healthy", || {
+            cluster.nodes[querying].states()[0].0 == "healthy"
+        });
         assert_eq!(cluster.nodes[after].update("k", "2").status, 200, "{mode}");
-        within(CONVERGENCE, "it is read", || cluster.nodes[asking].value("k").as_deref() == Some("2"));
-        within(CONVERGENCE, "the stranger is left", || stranger.open_count() == 0);
+        within(CONVERGENCE, "the value is read", || {
+            cluster.nodes[querying].value("k").as_deref() == Some("2")
+        });
+        within(CONVERGENCE, "the connections to the stranger are closed", || stranger.open_count() == 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Certificates of nodes: `OSC_CLUSTER_CA_CERTS` names CAs of nodes alone, `OSC_SSL_CA_CERTS` those of clients.
+//! Node certificates: `OSC_CLUSTER_CA_CERTS` names the CAs of nodes only, `OSC_SSL_CA_CERTS` those of clients.
 
 use std::sync::Arc;
 
@@ -29,13 +29,13 @@ impl Authorities {
         Self { nodes: Authority::new("of nodes"), clients: Authority::new("of clients") }
     }
 
-    /// Verifies nodes, and presents this certificate.
+    /// Returns a client configuration that verifies nodes and presents this certificate.
     fn client(&self, presented: Option<&Issued>) -> Arc<ClientConfig> {
         self.nodes.client(presented)
     }
 }
 
-/// Gives a node this certificate, and files of both CAs.
+/// Installs a certificate and the CA files of nodes and clients on a node.
 fn equip(node: &mut Node, issued: &Issued, authorities: &Authorities) {
     let directory = node.directory.path();
     issued.write(directory);
@@ -54,7 +54,7 @@ fn equip(node: &mut Node, issued: &Issued, authorities: &Authorities) {
     node.tls = Some(authorities.client(Some(&authorities.clients.issue())));
 }
 
-fn of(count: usize, authorities: &Authorities, settings: &[(&str, &str)]) -> Cluster {
+fn cluster_of(count: usize, authorities: &Authorities, settings: &[(&str, &str)]) -> Cluster {
     let mut cluster = Cluster::of(count);
     for node in &mut cluster.nodes {
         equip(node, &authorities.nodes.issue(), authorities);
@@ -65,7 +65,8 @@ fn of(count: usize, authorities: &Authorities, settings: &[(&str, &str)]) -> Clu
 
 fn connect(node: &Node, is_for_peers: bool, config: &Arc<ClientConfig>) -> TlsClient {
     let place = if is_for_peers { &node.place_for_peers } else { &node.place };
-    let client = Client::try_connect(place.get().expect("it runs"), PATIENCE).expect("it listens");
+    let client = Client::try_connect(place.get().expect("the node is running"), PATIENCE)
+        .expect("the node accepts connections");
     over_tls(client.stream, config)
 }
 
@@ -74,21 +75,21 @@ fn ask(client: &mut TlsClient, method: &str, target: &str) -> Response {
     client.send(method, target, &[("X-API-Key", API_KEY)], body)
 }
 
-/// How a request fails on a connection that the server refuses.
+/// Returns the error of a request on a connection that the server refuses.
 fn failure(mut client: TlsClient) -> String {
     use std::io::Write;
     let request = crate::support::request("GET", "/health", &[], None);
     client.stream.write_all(&request).ok();
-    client.try_receive(false).expect_err("no answer").to_string()
+    client.try_receive(false).expect_err("no response").to_string()
 }
 
 #[test]
-fn three_nodes_replicate_and_a_certificate_of_a_client_opens_nothing_between_nodes() {
+fn client_certificates_do_not_open_endpoints_between_nodes() {
     for (engine, listen) in [("auto", None), ("epoll", None), ("auto", Some("127.0.0.1:0"))] {
         let authorities = Authorities::new();
         let mut settings = vec![("OSC_ENGINE", engine)];
         settings.extend(listen.map(|listen| ("OSC_CLUSTER_LISTEN", listen)));
-        let mut cluster = of(3, &authorities, &settings);
+        let mut cluster = cluster_of(3, &authorities, &settings);
         cluster.start();
         cluster.wait_until_whole();
         assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
@@ -99,7 +100,7 @@ fn three_nodes_replicate_and_a_certificate_of_a_client_opens_nothing_between_nod
         let [of_client, of_node] = [&authorities.clients, &authorities.nodes].map(Authority::issue);
         let of_client = authorities.client(Some(&of_client));
         let of_node = authorities.client(Some(&of_node));
-        // A resumed session has the certificate from its ticket.
+        // A resumed session takes the certificate from its ticket.
         for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
             let mut client = connect(node, false, &of_client);
             for (method, target) in BETWEEN_NODES {
@@ -110,7 +111,7 @@ fn three_nodes_replicate_and_a_certificate_of_a_client_opens_nothing_between_nod
             assert_eq!(ask(&mut client, "GET", "/cluster/status").status, 200);
             assert_eq!(client.stream.conn.handshake_kind(), Some(kind));
 
-            // The certificate alone is not enough.
+            // A node certificate without the cluster secret is not sufficient.
             let mut client = connect(node, true, &of_node);
             for (method, target) in BETWEEN_NODES {
                 let refused = ask(&mut client, method, target).detail();
@@ -128,11 +129,11 @@ fn three_nodes_replicate_and_a_certificate_of_a_client_opens_nothing_between_nod
     }
 }
 
-/// Where clients need no certificate, nodes need one all the same.
+/// Nodes need a certificate even if clients need none.
 #[test]
-fn clients_without_certificates_are_clients_alone() {
+fn clients_without_certificates_cannot_use_endpoints_between_nodes() {
     let authorities = Authorities::new();
-    let mut cluster = of(2, &authorities, &[]);
+    let mut cluster = cluster_of(2, &authorities, &[]);
     for node in &mut cluster.nodes {
         node.forget("OSC_SSL_CA_CERTS");
         node.tls = Some(authorities.client(None));
@@ -149,16 +150,16 @@ fn clients_without_certificates_are_clients_alone() {
 }
 
 #[test]
-fn a_node_with_the_certificate_of_a_client_is_refused_and_both_say_so() {
+fn node_with_a_client_certificate_is_refused_and_both_sides_report_it() {
     for listen in [None, Some("127.0.0.1:0")] {
         let authorities = Authorities::new();
-        let mut cluster = of(3, &authorities, &[]);
+        let mut cluster = cluster_of(3, &authorities, &[]);
         for node in &mut cluster.nodes {
             if let Some(listen) = listen {
                 node.set("OSC_CLUSTER_LISTEN", listen);
             }
         }
-        // To this test it is a server like the others.
+        // The test itself verifies this node by either CA.
         let both = format!("{}{}", authorities.nodes.certificate, authorities.clients.certificate);
         let odd = &mut cluster.nodes[2];
         equip(odd, &authorities.clients.issue(), &authorities);
@@ -171,21 +172,21 @@ fn a_node_with_the_certificate_of_a_client_is_refused_and_both_say_so() {
             Some(_) => "it does not accept this node's certificate",
         };
         let refused = ("refused".to_owned(), expected.to_owned());
-        within(CONVERGENCE, "it is refused, and says so", || {
+        within(CONVERGENCE, "the odd node is refused and reports it", || {
             cluster.nodes[2].states() == [refused.clone(), refused.clone()]
         });
         let warning = "OSC_SSL_CERTFILE is not a valid node certificate under OSC_CLUSTER_CA_CERTS";
         assert!(cluster.nodes[2].log().contains(warning), "{}", cluster.nodes[2].log());
-        let said = match listen {
+        let expected_log = match listen {
             None => "node credentials refused",
             Some(_) => "TLS handshake with a peer failed",
         };
-        within(CONVERGENCE, "the others say so", || cluster.nodes[0].log().contains(said));
-        within(CONVERGENCE, "the others are ready", || cluster.nodes[..2].iter().all(Node::is_ready));
+        within(CONVERGENCE, "the other nodes log it", || cluster.nodes[0].log().contains(expected_log));
+        within(CONVERGENCE, "the other nodes are ready", || cluster.nodes[..2].iter().all(Node::is_ready));
         assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
-        within(CONVERGENCE, "the others replicate", || cluster.nodes[1].value("k").is_some());
+        within(CONVERGENCE, "the other nodes replicate", || cluster.nodes[1].value("k").is_some());
 
-        // With a right one it is one of them, without a restart.
+        // With a node certificate it joins without a restart.
         authorities.nodes.issue().write(cluster.nodes[2].directory.path());
         cluster.wait_until_whole();
         cluster.wait_for("k", Some("1"));

@@ -1,4 +1,4 @@
-//! The nodes of one cluster, and what the tests ask of them.
+//! Test harness: the nodes of one cluster, and requests to them.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -14,34 +14,34 @@ use crate::support::{Client, Launch, PATIENCE, Response, Server, USER_KEY, liste
 
 pub(crate) const API_KEY: &str = "an-api-key-that-all-nodes-of-the-cluster-share";
 pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-/// Everything has replicated after this time: a peer that was away is asked for every ten seconds,
-/// and a request that got no answer is given up after ten.
+/// Time within which everything has replicated: a peer that was down is checked every ten seconds, and a request
+/// without a response times out after ten.
 pub(crate) const CONVERGENCE: Duration = Duration::from_secs(30);
 
-/// One node: its files and settings, and the process while there is one.
+/// One node: its files and settings, and its process while it runs.
 pub(crate) struct Node {
     pub(crate) directory: Arc<tempfile::TempDir>,
     pub(crate) place: Place,
-    /// Where peers connect; the same place unless there is a listener for them alone.
+    /// Address for peers; the same as `place` unless the node has a dedicated listener for them.
     pub(crate) place_for_peers: Place,
-    /// The network namespace that it runs in, if it is not the test's.
+    /// Network namespace of the node, if it is not that of the test.
     namespace: Option<String>,
     variables: Vec<(String, String)>,
-    /// With which it is asked.
+    /// API key of requests to the node.
     pub(crate) api_key: String,
-    /// How it is spoken to, if it speaks TLS.
+    /// Client configuration, if the node serves TLS.
     pub(crate) tls: Option<Arc<rustls::ClientConfig>>,
     server: Option<Server>,
 }
 
-/// Some nodes, and what lies between them. None runs before it is started.
+/// Nodes and the network between them. No node runs until it is started.
 pub(crate) struct Cluster<L = Links> {
-    // Dropped first: what lies between the nodes is taken away when no node is there any more.
+    // Dropped first: the links are removed only after all nodes are gone.
     pub(crate) nodes: Vec<Node>,
     pub(crate) links: L,
 }
 
-/// A link from each node to each other one: `(from, to, link)`.
+/// A link from each node to every other node: `(from, to, link)`.
 pub(crate) type Links = Vec<(usize, usize, Link)>;
 
 impl Node {
@@ -58,23 +58,24 @@ impl Node {
         }
     }
 
-    /// Stops all its threads, which takes a moment on a busy machine.
+    /// Suspends the process and waits until all its threads are stopped, which takes a moment on a busy machine.
     pub(crate) fn pause(&self) {
         self.signal("STOP");
-        let tasks = format!("/proc/{}/task", self.server.as_ref().expect("it runs").pid());
+        let tasks = format!("/proc/{}/task", self.server.as_ref().expect("the node is running").pid());
         within(CONVERGENCE, "all threads are stopped", || {
-            std::fs::read_dir(&tasks).expect("it runs").flatten().all(|task| {
+            std::fs::read_dir(&tasks).expect("the process exists").flatten().all(|task| {
                 let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
                 stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
             })
         });
     }
 
-    /// Memory that the process holds.
+    /// Resident memory of the process, in KiB.
     pub(crate) fn resident_kib(&self) -> usize {
-        let server = self.server.as_ref().expect("it runs");
-        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("every process has it");
+        let server = self.server.as_ref().expect("the node is running");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the node is running");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a VmRSS line");
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
     }
 
@@ -83,23 +84,23 @@ impl Node {
         Self { namespace: Some(name), ..Self::new() }
     }
 
-    /// What is set later wins.
+    /// Sets an environment variable; a later call overrides an earlier one.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.variables.push((name.to_owned(), value.to_owned()));
     }
 
-    /// What was set last.
+    /// Returns the last value that was set.
     pub(crate) fn setting(&self, name: &str) -> String {
         let found = self.variables.iter().rev().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.clone()).expect("it is set")
+        found.map(|(_, value)| value.clone()).expect("the variable is set")
     }
 
-    /// As if it had never been set.
+    /// Removes a variable.
     pub(crate) fn forget(&mut self, name: &str) {
         self.variables.retain(|(known, _)| known != name);
     }
 
-    /// Makes it one of a cluster.
+    /// Applies the settings of a cluster node.
     pub(crate) fn join(&mut self, name: &str, peers: &str) {
         for (name, value) in [
             ("OSC_CLUSTER_ENABLED", "true"),
@@ -118,13 +119,13 @@ impl Node {
         self.variables.iter().fold(launch, |launch, (name, value)| launch.set(name, value))
     }
 
-    /// `opensecureconf repair --versions`, with what it says.
+    /// Runs `opensecureconf repair --versions`; returns whether it succeeded, and its output.
     pub(crate) fn repair(&self, arguments: &[&str]) -> (bool, String) {
         let mut command = self.launch().command();
         let output =
-            command.args(["repair", "--versions"]).args(arguments).output().expect("it can be started");
-        let told = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+            command.args(["repair", "--versions"]).args(arguments).output().expect("the command starts");
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
     }
 
     pub(crate) fn start(&mut self) {
@@ -142,24 +143,24 @@ impl Node {
         self.server = Some(server);
     }
 
-    /// Asks it to end, and waits.
+    /// Sends SIGTERM, and waits for a successful exit.
     pub(crate) fn stop(&mut self) {
-        let mut server = self.server.take().expect("it runs");
+        let mut server = self.server.take().expect("the node is running");
         let status = server.stop();
         assert!(status.success(), "{status}: {}", server.log());
         self.place.set(None);
         self.place_for_peers.set(None);
     }
 
-    /// As a power failure would, as far as the process is concerned.
+    /// Sends SIGKILL: to the process the same as a power failure.
     pub(crate) fn kill(&mut self) {
-        self.server.take().expect("it runs").kill();
+        self.server.take().expect("the node is running").kill();
         self.place.set(None);
         self.place_for_peers.set(None);
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        self.server.as_ref().expect("it runs").signal(name);
+        self.server.as_ref().expect("the node is running").signal(name);
     }
 
     pub(crate) fn log(&self) -> String {
@@ -175,17 +176,17 @@ impl Node {
     }
 
     pub(crate) fn ask(&self, method: &str, target: &str, body: Option<&str>) -> Response {
-        let address = self.place.get().expect("it runs");
-        let request = inquiry(method, target, &self.api_key, USER_KEY, body);
-        let client = Client::try_connect(address, PATIENCE).expect("it listens");
+        let address = self.place.get().expect("the node is running");
+        let request = encode_request(method, target, &self.api_key, USER_KEY, body);
+        let client = Client::try_connect(address, PATIENCE).expect("the node accepts connections");
         match &self.tls {
-            None => exchange(client, &request, method),
-            Some(config) => exchange(over_tls(client.stream, config), &request, method),
+            None => round_trip(client, &request, method),
+            Some(config) => round_trip(over_tls(client.stream, config), &request, method),
         }
-        .expect("it answers")
+        .expect("the node responds")
     }
 
-    /// A message as another node sends it. All tests that speak as a node do it here.
+    /// Sends a message as a peer would. All tests that act as a node use this function.
     pub(crate) fn as_peer(&self, target: &str, message: &str) -> Response {
         self.ask("POST", target, Some(message))
     }
@@ -202,7 +203,7 @@ impl Node {
         self.ask("DELETE", &format!("/configs/{key}"), None)
     }
 
-    /// The value of a key; `None` when there is no such entry.
+    /// Returns the value of an entry; `None` if the entry does not exist.
     pub(crate) fn value(&self, key: &str) -> Option<String> {
         let response = self.ask("GET", &format!("/configs/{key}"), None);
         match response.status {
@@ -219,13 +220,13 @@ impl Node {
         serde_json::from_slice(&response.body).expect("JSON")
     }
 
-    /// Another text for each node as long as it does not know its digest.
+    /// Returns the digest of the node; a text that is unique to the node as long as its digest is unknown.
     pub(crate) fn digest(&self) -> String {
         let unknown = || format!("unknown in {}", self.directory.path().display());
         self.report()["digest"].as_str().map_or_else(unknown, str::to_owned)
     }
 
-    /// State and reason of each peer, in the order of the configuration.
+    /// Returns state and reason of each peer, in the order of the configuration.
     pub(crate) fn states(&self) -> Vec<(String, String)> {
         let report = self.report();
         let members = report["members"].as_array().expect("an array");
@@ -262,10 +263,10 @@ impl Cluster {
 
     pub(crate) fn link(&self, from: usize, to: usize) -> &Link {
         let found = self.links.iter().find(|(start, end, _)| (*start, *end) == (from, to));
-        &found.expect("there is a link between each two").2
+        &found.expect("every pair of nodes has a link").2
     }
 
-    /// All links that begin or end at a node.
+    /// Sets the mode of all links from and to a node.
     pub(crate) fn set_links_of(&self, node: usize, mode: Mode) {
         for (from, to, link) in &self.links {
             if [*from, *to].contains(&node) {
@@ -284,9 +285,9 @@ impl<L> Cluster<L> {
         self.nodes.iter_mut().for_each(Node::start);
     }
 
-    /// Waits until every node is ready and has reached every other one.
+    /// Waits until every node is ready and every other node is healthy to it.
     pub(crate) fn wait_until_whole(&self) {
-        within(CONVERGENCE, "all nodes see all others", || {
+        within(CONVERGENCE, "all nodes are ready and all peers are healthy", || {
             self.nodes
                 .iter()
                 .all(|node| node.is_ready() && node.states().iter().all(|(state, _)| state == "healthy"))
@@ -301,41 +302,41 @@ impl<L> Cluster<L> {
         self.wait_until_equal_within(CONVERGENCE);
     }
 
-    pub(crate) fn wait_until_equal_within(&self, patience: Duration) {
-        let are_equal = happens_within(patience, || {
+    pub(crate) fn wait_until_equal_within(&self, timeout: Duration) {
+        let are_equal = happens_within(timeout, || {
             let digests = self.digests();
             digests.iter().all(|digest| *digest == digests[0])
         });
-        assert!(are_equal, "not equal after {patience:?}: {}", self.reports());
+        assert!(are_equal, "digests differ after {timeout:?}: {}", self.reports());
     }
 
-    /// Report and log of each node, for a test that fails.
+    /// Returns report and log of each node, for failure messages.
     pub(crate) fn reports(&self) -> String {
         let reports = self.nodes.iter().map(|node| format!("{:#}\n{}", node.report(), node.log()));
         reports.collect::<Vec<_>>().join("\n")
     }
 
-    /// Waits until every node gives this value.
+    /// Waits until every node returns this value.
     pub(crate) fn wait_for(&self, key: &str, value: Option<&str>) {
-        within(CONVERGENCE, &format!("{key} is {value:?} everywhere"), || {
+        within(CONVERGENCE, &format!("{key} is {value:?} on all nodes"), || {
             self.nodes.iter().all(|node| node.value(key).as_deref() == value)
         });
     }
 }
 
-/// Where it listens for peers alone.
+/// Returns the address of the dedicated listener for peers.
 fn address_for_peers(server: &Server) -> SocketAddr {
     let found =
         || server.log().lines().filter(|line| line.contains("serves=\"peers\"")).find_map(listening_at);
-    within(PATIENCE, "it listens for peers", || found().is_some());
-    found().expect("it was there")
+    within(PATIENCE, "the node listens for peers", || found().is_some());
+    found().expect("found above")
 }
 
-/// The same command in a network namespace, with the same process id for whoever starts it.
+/// Wraps a command so that it runs in a network namespace, under the process id that the caller sees.
 fn in_namespace(name: &str, command: &Command) -> Command {
     let mut inside = Command::new("ip");
     inside.args(["netns", "exec", name]).arg(command.get_program()).args(command.get_args());
-    inside.current_dir(command.get_current_dir().expect("the data directory")).stdin(Stdio::null());
+    inside.current_dir(command.get_current_dir().expect("a data directory")).stdin(Stdio::null());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => inside.env(name, value),
@@ -345,40 +346,40 @@ fn in_namespace(name: &str, command: &Command) -> Command {
     inside
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a new connection.
 pub(crate) fn ask(
     address: SocketAddr,
-    patience: Duration,
+    timeout: Duration,
     method: &str,
     target: &str,
     user_key: &str,
     body: Option<&str>,
 ) -> io::Result<Response> {
-    exchange(
-        Client::try_connect(address, patience)?,
-        &inquiry(method, target, API_KEY, user_key, body),
+    round_trip(
+        Client::try_connect(address, timeout)?,
+        &encode_request(method, target, API_KEY, user_key, body),
         method,
     )
 }
 
-fn inquiry(method: &str, target: &str, api_key: &str, user_key: &str, body: Option<&str>) -> Vec<u8> {
+fn encode_request(method: &str, target: &str, api_key: &str, user_key: &str, body: Option<&str>) -> Vec<u8> {
     let headers = [("X-API-Key", api_key), ("X-User-Key", user_key)];
     request(method, target, &headers, body.map(str::as_bytes))
 }
 
-fn exchange(mut client: Client<impl Read + Write>, request: &[u8], method: &str) -> io::Result<Response> {
+fn round_trip(mut client: Client<impl Read + Write>, request: &[u8], method: &str) -> io::Result<Response> {
     client.stream.write_all(request)?;
     client.try_receive(method == "HEAD")
 }
 
-/// Asks until it is so.
-pub(crate) fn within(patience: Duration, what: &str, is_so: impl FnMut() -> bool) {
-    assert!(happens_within(patience, is_so), "not so after {patience:?}: {what}");
+/// Polls a condition until it holds, or fails after the timeout.
+pub(crate) fn within(timeout: Duration, what: &str, condition: impl FnMut() -> bool) {
+    assert!(happens_within(timeout, condition), "timed out after {timeout:?}: {what}");
 }
 
-pub(crate) fn happens_within(patience: Duration, mut is_so: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
-    while !is_so() {
+pub(crate) fn happens_within(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    while !condition() {
         if Instant::now() >= deadline {
             return false;
         }

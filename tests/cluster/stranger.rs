@@ -1,4 +1,4 @@
-//! What may answer at the address of a peer without being one.
+//! A server at the address of a peer that is not a node of the cluster.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -8,7 +8,7 @@ use std::thread;
 
 use crate::wire::contains;
 
-/// A stranger that answers everything with `ok`, and what it has received.
+/// A server that responds to every request with `ok` and records its input.
 pub(crate) struct Stranger {
     pub(crate) address: SocketAddr,
     received: Arc<Mutex<Vec<u8>>>,
@@ -16,13 +16,13 @@ pub(crate) struct Stranger {
 }
 
 impl Stranger {
-    /// With these header fields in each answer.
+    /// Starts a stranger with these header fields in each response.
     pub(crate) fn start(fields: &'static str) -> Self {
         Self::on(TcpListener::bind("127.0.0.1:0").expect("a free port"), fields)
     }
 
     pub(crate) fn on(listener: TcpListener, fields: &'static str) -> Self {
-        let address = listener.local_addr().expect("it is bound");
+        let address = listener.local_addr().expect("bound");
         let (received, open_count) = (Arc::<Mutex<Vec<u8>>>::default(), Arc::<AtomicUsize>::default());
         let (record, open) = (Arc::clone(&received), Arc::clone(&open_count));
         thread::spawn(move || {
@@ -30,18 +30,18 @@ impl Stranger {
                 let (record, open) = (Arc::clone(&record), Arc::clone(&open));
                 open.fetch_add(1, Ordering::Relaxed);
                 thread::spawn(move || {
-                    let mut piece = [0; 65536];
+                    let mut buffer = [0; 65536];
                     let mut request = Vec::new();
-                    while let Ok(count) = stream.read(&mut piece) {
+                    while let Ok(count) = stream.read(&mut buffer) {
                         if count == 0 {
                             break;
                         }
-                        record.lock().expect("no panic").extend_from_slice(&piece[..count]);
-                        request.extend_from_slice(&piece[..count]);
+                        record.lock().expect("the lock is not poisoned").extend_from_slice(&buffer[..count]);
+                        request.extend_from_slice(&buffer[..count]);
                         if contains(&request, b"\r\n\r\n") {
                             request.clear();
-                            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n{fields}\r\nok");
-                            if stream.write_all(answer.as_bytes()).is_err() {
+                            let response = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n{fields}\r\nok");
+                            if stream.write_all(response.as_bytes()).is_err() {
                                 break;
                             }
                         }
@@ -54,10 +54,10 @@ impl Stranger {
     }
 
     pub(crate) fn received(&self) -> Vec<u8> {
-        self.received.lock().expect("no panic").clone()
+        self.received.lock().expect("the lock is not poisoned").clone()
     }
 
-    /// Connections that the node has not closed.
+    /// Returns the number of connections that the node has not closed.
     pub(crate) fn open_count(&self) -> usize {
         self.open_count.load(Ordering::Relaxed)
     }

@@ -1,9 +1,9 @@
-//! Nodes that speak TLS with each other, and show each other certificates.
+//! Mutual TLS between nodes.
 
 use crate::certificates::{Authority, Issued, put};
 use crate::nodes::{CONVERGENCE, Cluster, Node, within};
 
-/// Gives a node this certificate, and this authority to verify everybody by.
+/// Installs a certificate on a node, and the CA by which it verifies peers and clients.
 fn equip(node: &mut Node, issued: &Issued, authority: &Authority) {
     let directory = node.directory.path();
     issued.write(directory);
@@ -19,7 +19,7 @@ fn equip(node: &mut Node, issued: &Issued, authority: &Authority) {
     node.tls = Some(authority.client(Some(issued)));
 }
 
-fn of(count: usize, authority: &Authority, settings: &[(&str, &str)]) -> Cluster {
+fn cluster_of(count: usize, authority: &Authority, settings: &[(&str, &str)]) -> Cluster {
     let mut cluster = Cluster::of(count);
     for node in &mut cluster.nodes {
         equip(node, &authority.issue(), authority);
@@ -29,10 +29,10 @@ fn of(count: usize, authority: &Authority, settings: &[(&str, &str)]) -> Cluster
 }
 
 #[test]
-fn three_replicas_become_equal_and_one_of_another_authority_is_refused() {
+fn replicas_converge_and_a_certificate_of_an_unknown_ca_is_refused() {
     for engine in ["auto", "epoll"] {
         let authority = Authority::new("of the cluster");
-        let mut cluster = of(3, &authority, &[("OSC_ENGINE", engine)]);
+        let mut cluster = cluster_of(3, &authority, &[("OSC_ENGINE", engine)]);
         cluster.start();
         cluster.wait_until_whole();
         for (index, node) in cluster.nodes.iter().enumerate() {
@@ -46,26 +46,28 @@ fn three_replicas_become_equal_and_one_of_another_authority_is_refused() {
         }
         cluster.wait_until_equal();
 
-        // It verifies the others by the right authority, so only its own certificate is wrong.
+        // The node still verifies its peers by the common CA, so only its own certificate is wrong.
         cluster.nodes[2].stop();
-        let stranger = Authority::new("of somebody else");
-        stranger.issue().write(cluster.nodes[2].directory.path());
-        let both = format!("{}{}", authority.certificate, stranger.certificate);
+        let other_authority = Authority::new("of another organisation");
+        other_authority.issue().write(cluster.nodes[2].directory.path());
+        let both = format!("{}{}", authority.certificate, other_authority.certificate);
         cluster.nodes[2].tls = Some(crate::certificates::client(&both, Some(&authority.issue())));
         cluster.nodes[2].start();
-        within(CONVERGENCE, "it is refused, and says so", || {
+        within(CONVERGENCE, "the node is refused and reports it", || {
             let refused = |reason: &str| ("refused".to_owned(), reason.to_owned());
             let here = refused("its certificate was not issued by a CA that this node trusts");
             let there = refused("it does not accept this node's certificate");
             cluster.nodes[..2].iter().all(|node| node.states().contains(&here))
                 && cluster.nodes[2].states() == [there.clone(), there]
         });
-        assert!(cluster.nodes[0].is_ready() && cluster.nodes[1].is_ready(), "the others go on");
+        assert!(cluster.nodes[0].is_ready() && cluster.nodes[1].is_ready(), "the other nodes keep serving");
         assert_eq!(cluster.nodes[0].update("k0", "1").status, 200);
-        within(CONVERGENCE, "they replicate", || cluster.nodes[1].value("k0").as_deref() == Some("1"));
+        within(CONVERGENCE, "the other nodes replicate", || {
+            cluster.nodes[1].value("k0").as_deref() == Some("1")
+        });
         assert_ne!(cluster.nodes[2].value("k0").as_deref(), Some("1"));
 
-        // With a right one it is one of them again, without a start.
+        // With a valid certificate it rejoins without a restart.
         authority.issue().write(cluster.nodes[2].directory.path());
         cluster.wait_until_whole();
         cluster.wait_for("k0", Some("1"));
@@ -73,10 +75,11 @@ fn three_replicas_become_equal_and_one_of_another_authority_is_refused() {
 }
 
 #[test]
-fn two_federated_nodes_ask_each_other() {
+fn two_federated_nodes_query_each_other() {
     for engine in ["auto", "epoll"] {
         let authority = Authority::new("of the federation");
-        let mut cluster = of(2, &authority, &[("OSC_CLUSTER_MODE", "federated"), ("OSC_ENGINE", engine)]);
+        let mut cluster =
+            cluster_of(2, &authority, &[("OSC_CLUSTER_MODE", "federated"), ("OSC_ENGINE", engine)]);
         cluster.start();
         cluster.wait_until_whole();
         assert_eq!(cluster.nodes[0].create("k", "[1.0]").status, 201);
@@ -86,35 +89,35 @@ fn two_federated_nodes_ask_each_other() {
     }
 }
 
-/// A node moves to another authority without a moment in which it does not replicate.
+/// Nodes move to another CA without an interruption of replication.
 #[test]
-fn peers_get_to_see_a_new_certificate() {
+fn certificates_and_ca_are_rotated_without_a_restart() {
     let old = Authority::new("old");
     let new = Authority::new("new");
-    let mut cluster = of(2, &old, &[]);
+    let mut cluster = cluster_of(2, &old, &[]);
     cluster.start();
     cluster.wait_until_whole();
     let both = format!("{}{}", old.certificate, new.certificate);
     for node in &mut cluster.nodes {
         put(node.directory.path(), "ca.pem", &both);
     }
-    let taken = |node: &Node, times| {
-        within(CONVERGENCE, "it is taken", || {
-            node.log().matches("new connections have the certificates").count() == times
+    let wait_for_reload = |node: &Node, times| {
+        within(CONVERGENCE, "the new certificates are in use", || {
+            node.log().matches("certificates reloaded").count() == times
         });
     };
-    cluster.nodes.iter().for_each(|node| taken(node, 1));
+    cluster.nodes.iter().for_each(|node| wait_for_reload(node, 1));
     for node in &mut cluster.nodes {
         let issued = new.issue();
         issued.write(node.directory.path());
         node.tls = Some(crate::certificates::client(&both, Some(&issued)));
     }
-    cluster.nodes.iter().for_each(|node| taken(node, 2));
-    // From now on nobody accepts the old ones.
+    cluster.nodes.iter().for_each(|node| wait_for_reload(node, 2));
+    // From now on no node accepts certificates of the old CA.
     for node in &mut cluster.nodes {
         put(node.directory.path(), "ca.pem", &new.certificate);
     }
-    cluster.nodes.iter().for_each(|node| taken(node, 3));
+    cluster.nodes.iter().for_each(|node| wait_for_reload(node, 3));
     assert_eq!(cluster.nodes[0].create("k", "1").status, 201);
     cluster.wait_for("k", Some("1"));
     cluster.wait_until_equal();
@@ -124,9 +127,9 @@ fn peers_get_to_see_a_new_certificate() {
 }
 
 #[test]
-fn a_name_that_is_not_in_the_certificate_is_refused() {
+fn certificate_without_the_name_of_the_node_is_refused() {
     let authority = Authority::new("of the cluster");
-    let mut cluster = of(2, &authority, &[]);
+    let mut cluster = cluster_of(2, &authority, &[]);
     let elsewhere = authority.issue_with(|params| {
         params.subject_alt_names = vec![
             rcgen::SanType::DnsName("node.example.org".try_into().expect("a name")),
@@ -135,7 +138,7 @@ fn a_name_that_is_not_in_the_certificate_is_refused() {
     });
     equip(&mut cluster.nodes[1], &elsewhere, &authority);
     cluster.start();
-    within(CONVERGENCE, "it is refused", || {
+    within(CONVERGENCE, "the peer is refused", || {
         cluster.nodes[0].states()
             == [(
                 "refused".to_owned(),
@@ -144,9 +147,9 @@ fn a_name_that_is_not_in_the_certificate_is_refused() {
     });
 }
 
-/// Without TLS of its own a node can speak to those that have it, and verifies them by their own file.
+/// A node that does not serve TLS can connect to peers that do, and verifies them by the file of their CA.
 #[test]
-fn nodes_with_and_without_tls_of_their_own() {
+fn plaintext_node_replicates_with_a_tls_node() {
     let authority = Authority::new("of the cluster");
     let mut cluster = Cluster::of(2);
     let issued = authority.issue();
@@ -169,15 +172,15 @@ fn nodes_with_and_without_tls_of_their_own() {
     cluster.wait_for("k", Some("1"));
 }
 
-/// Nothing for peers was read when there were none.
+/// The TLS files for peers were not read at the start, when there were no peers.
 #[test]
-fn the_first_peers_come_while_nodes_run() {
+fn first_peers_are_added_at_runtime() {
     let authority = Authority::new("of the cluster");
-    let mut cluster = of(2, &authority, &[]);
+    let mut cluster = cluster_of(2, &authority, &[]);
     let peers: Vec<String> = cluster.links.iter().map(|(.., link)| link.address.to_string()).collect();
     for node in &mut cluster.nodes {
         node.forget("OSC_CLUSTER_NODES");
-        std::fs::write(node.path("encryption.salt"), crate::support::proper_salt(7)).expect("written");
+        std::fs::write(node.path("encryption.salt"), crate::support::proper_salt(7)).expect("writable");
     }
     cluster.start();
     assert_eq!(cluster.nodes[0].create("k", "1").status, 201);

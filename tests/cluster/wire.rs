@@ -1,4 +1,4 @@
-//! What can be read by somebody who listens between the nodes.
+//! What an eavesdropper between the nodes can read.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -6,8 +6,8 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use crate::nodes::{API_KEY, CONVERGENCE, Cluster, ask, within};
 use crate::support::PATIENCE;
 
-/// A canary as it is, in hexadecimal, and what of its base64 does not depend on its neighbours, for
-/// each of the three places in a group where it may begin.
+/// Returns the encodings of a canary to search for: verbatim, in hexadecimal, and the part of its base64 form that does
+/// not depend on adjacent bytes, for each of the three alignments.
 pub(crate) fn forms(canary: &str) -> Vec<Vec<u8>> {
     let mut forms = vec![canary.as_bytes().to_vec()];
     forms.push(canary.bytes().map(|byte| format!("{byte:02x}")).collect::<String>().into_bytes());
@@ -25,7 +25,7 @@ pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 }
 
 #[test]
-fn neither_keys_nor_secrets_nor_values_pass_between_nodes() {
+fn no_keys_secrets_or_values_pass_between_nodes() {
     let secret = "canary-of-the-secret-of-all-nodes";
     let mut cluster = Cluster::of(3);
     for node in &mut cluster.nodes {
@@ -36,11 +36,11 @@ fn neither_keys_nor_secrets_nor_values_pass_between_nodes() {
     let mut canaries = vec![secret.to_owned(), API_KEY.to_owned()];
     for index in 0..3 {
         if index == 2 {
-            // It has missed everything, so that entries pass by comparison as well as by push.
+            // The node has missed all writes, so that entries pass by anti-entropy as well as by push.
             cluster.nodes[2].start();
         }
         let user_key = format!("canary-of-a-user-key-{index}");
-        let address = cluster.nodes[index].place.get().expect("it runs");
+        let address = cluster.nodes[index].place.get().expect("the node is running");
         let (first, second) = (format!("canary-of-a-value-{index}"), format!("canary-of-an-update-{index}"));
         let create = format!(r#"{{"key":"entry-{index}","value":{{"text":"{first}"}}}}"#);
         let update = format!(r#"{{"value":{{"text":"{second}"}}}}"#);
@@ -49,7 +49,7 @@ fn neither_keys_nor_secrets_nor_values_pass_between_nodes() {
             ("PUT", format!("/configs/entry-{index}"), &update, 200),
         ] {
             let response =
-                ask(address, PATIENCE, method, &target, &user_key, Some(body)).expect("it answers");
+                ask(address, PATIENCE, method, &target, &user_key, Some(body)).expect("the node responds");
             assert_eq!(response.status, status, "{response:?}");
         }
         canaries.extend([user_key, first, second]);
@@ -59,10 +59,10 @@ fn neither_keys_nor_secrets_nor_values_pass_between_nodes() {
     for target in
         ["/cluster/health", "/cluster/changes", "/cluster/digests", "/cluster/versions", "/cluster/entries"]
     {
-        assert!(cluster.requests(target) > 0, "{target} was not seen, so nothing is known of it");
+        assert!(cluster.requests(target) > 0, "{target} was not called, so the test does not cover it");
     }
     let passed: Vec<u8> = cluster.links.iter().flat_map(|(.., link)| link.passed()).collect();
-    // Otherwise the recording is not what it should be.
+    // Proves that the recording works.
     assert!((0..3).all(|index| contains(&passed, format!("entry-{index}").as_bytes())));
     for canary in &canaries {
         for form in forms(canary) {
@@ -71,9 +71,9 @@ fn neither_keys_nor_secrets_nor_values_pass_between_nodes() {
     }
 }
 
-/// Nothing between nodes reads a value, and nothing may write it anew.
+/// Values are not parsed between nodes, and must not be reformatted.
 #[test]
-fn numbers_keep_their_text_on_other_nodes() {
+fn numbers_keep_their_spelling_on_all_nodes() {
     const VALUE: &str = r#"{"t":1749667779000,"n":123456789012345678901234567890,"z":-0,"e":81111e1,"f":1.0,"b":1,"a":0.1000}"#;
     for mode in ["replica", "federated"] {
         let mut cluster = Cluster::of(3);

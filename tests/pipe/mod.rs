@@ -1,4 +1,4 @@
-//! A pipe in memory, for what runs on any futures stream.
+//! In-memory pipe, for code that runs on any futures stream.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -30,29 +30,29 @@ impl Channel {
 pub(crate) struct Reader(Rc<RefCell<Channel>>);
 pub(crate) struct Writer(Rc<RefCell<Channel>>);
 
-#[allow(dead_code, reason = "not every test looks at the other end")]
+#[allow(dead_code, reason = "not every test uses the other end")]
 impl Reader {
-    /// Whether nothing more will be written.
+    /// Whether the writer is closed, so that nothing more will be written.
     pub(crate) fn has_ended(&self) -> bool {
         self.0.borrow().has_ended
     }
 }
 
-#[allow(dead_code, reason = "not every test looks at the other end")]
+#[allow(dead_code, reason = "not every test uses the other end")]
 impl Writer {
-    /// Whether nobody will read what is written.
+    /// Whether the reader is gone, so that nothing more will be read.
     pub(crate) fn has_no_reader(&self) -> bool {
         self.0.borrow().has_no_reader
     }
 
-    /// The connection fails for the other end.
+    /// Fails the connection for the other end.
     pub(crate) fn reset(&self) {
         let mut channel = self.0.borrow_mut();
         channel.was_reset = true;
         channel.changed();
     }
 
-    /// Closing is never done from now on, as when the other end takes nothing.
+    /// Makes closing never complete from now on, as if the other end read nothing.
     pub(crate) fn never_close(&self) {
         self.0.borrow_mut().never_closes = true;
     }
@@ -74,7 +74,7 @@ pub(crate) fn pipe(capacity: usize) -> (End, End) {
 
 impl AsyncRead for Reader {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
-        assert!(!out.is_empty(), "nobody may take an empty read for the end");
+        assert!(!out.is_empty(), "an empty read would be mistaken for the end");
         let mut channel = self.0.borrow_mut();
         if channel.was_reset {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));

@@ -1,4 +1,4 @@
-//! The admin listener: what it serves, to whom, and the health check that uses it.
+//! The admin listener: its endpoints, its access rules, and the health check that uses it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ pub(crate) fn admin_address(server: &Server) -> SocketAddr {
         found = log.lines().find(|line| line.contains("probes and metrics")).and_then(listening_at);
         found.is_some()
     });
-    found.expect("it was found")
+    found.expect("set by the loop above")
 }
 
 fn healthcheck(launch: &Launch, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = launch.command().arg("healthcheck").args(arguments).output().expect("it can be started");
+    let output = launch.command().arg("healthcheck").args(arguments).output().expect("the command starts");
     (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
 }
 
@@ -73,28 +73,29 @@ fn the_health_check_works_under_mutual_tls() {
     for arguments in [&[][..], &["--ready"]] {
         assert_eq!(healthcheck(&with, arguments), (Some(0), String::new()), "{arguments:?}");
     }
-    // No other setting and no file counts for the check.
+    // The check depends on no other setting and on no file.
     std::fs::write(directory.path().join("key.pem"), "damaged").expect("written");
     assert_eq!(healthcheck(&with, &[]), (Some(0), String::new()));
 }
 
 #[test]
-fn addresses_that_cannot_be_used_are_refused() {
+fn invalid_addresses_are_refused() {
     for (listen, part) in [
         ("localhost", "has no port"),
         ("99999", "has no port"),
         ("two words:1", "is neither an address nor a name"),
     ] {
-        let refused = Launch::new().set("OSC_ADMIN_LISTEN", listen).try_start().err().expect("refused");
+        let refused =
+            Launch::new().set("OSC_ADMIN_LISTEN", listen).try_start().err().expect("the start must fail");
         assert_eq!(refused.status.code(), Some(2), "{}", refused.log);
         assert!(refused.log.contains("OSC_ADMIN_LISTEN: ") && refused.log.contains(part), "{}", refused.log);
     }
     let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = other.local_addr().expect("bound").port().to_string();
     let same = Launch::new().set("OSC_HOST_PORT", &port).set("OSC_ADMIN_LISTEN", &port);
-    let refused = same.try_start().err().expect("refused");
+    let refused = same.try_start().err().expect("the start must fail");
     assert!(refused.log.contains("overlaps with OSC_HOST and OSC_HOST_PORT"), "{}", refused.log);
-    let taken = Launch::new().set("OSC_ADMIN_LISTEN", &port).try_start().err().expect("refused");
+    let taken = Launch::new().set("OSC_ADMIN_LISTEN", &port).try_start().err().expect("the start must fail");
     let message = format!("cannot listen on 127.0.0.1:{port}: another process is listening on this port");
     assert!(taken.log.contains(&message), "{}", taken.log);
 }

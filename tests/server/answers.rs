@@ -1,4 +1,4 @@
-//! Large answers: sent piece by piece from what is sealed, byte for byte the same, whoever takes them how.
+//! Large responses: streamed in pieces from the encrypted value, byte for byte correct for every kind of client.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,17 +17,17 @@ use crate::tls::launch_with_tls;
 const MIB: usize = 1024 * 1024;
 const KEY: [(&str, &str); 1] = [("X-User-Key", USER_KEY)];
 
-/// A connection whose system takes little for a client that does not read.
+/// A connection with a small receive buffer, so that the kernel buffers little for a client that does not read.
 pub(crate) fn narrow(server: &Server) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    socket.set_recv_buffer_size(16 * 1024).expect("before it is connected");
+    socket.set_recv_buffer_size(16 * 1024).expect("set before connecting");
     socket.connect(&SockAddr::from(server.address)).expect("the server listens");
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    stream.set_read_timeout(Some(PATIENCE)).expect("the timeout can be set");
     stream
 }
 
-/// A text of so many bytes in which each place can be told from the others.
+/// A JSON string of this many bytes in which no two positions look alike.
 fn value(bytes_count: usize) -> String {
     let mut text = String::with_capacity(bytes_count + 8);
     text.push('"');
@@ -40,10 +40,10 @@ fn value(bytes_count: usize) -> String {
     text + "\""
 }
 
-/// Around each bound of a block, of a piece, and of what is sent whole.
+/// Sizes around the limits of a block, of a piece, and of what is sent in one piece.
 fn sizes() -> Vec<usize> {
     let around = |bound: usize| [bound - 17, bound - 16, bound - 1, bound, bound + 1, bound + 16];
-    // The token around the value has 73 bytes at most.
+    // The Fernet token adds at most 73 bytes to the value.
     let mut sizes: Vec<usize> =
         [LARGE_VALUE_BYTES - 73, LARGE_VALUE_BYTES, 3 * PIECE_BYTES, 32 * PIECE_BYTES]
             .into_iter()
@@ -64,7 +64,7 @@ fn check(response: &Response, status: u16, before: &str, value: &str) {
 }
 
 fn check_sizes<S: Read + Write>(client: &mut Client<S>) {
-    // The entry is made and deleted for each of them, and no id is used twice.
+    // Each size creates and deletes the entry, and ids are never reused.
     for (size, id) in sizes().into_iter().zip(1..) {
         let value = value(size);
         let before = &*format!(r#"{{"id":{id},"key":"k","category":null,"value":"#);
@@ -80,7 +80,7 @@ fn check_sizes<S: Read + Write>(client: &mut Client<S>) {
         assert_eq!(read.text().len(), before.len() + size + 1);
         let head = client.send("HEAD", "/configs/k", &KEY, None);
         assert_eq!((head.status, head.header("content-length")), (200, read.header("content-length")));
-        // The end of the answer has something to say as well.
+        // The response has content after the value, too.
         let full = client.send(
             "PUT",
             "/configs/k?environment=",
@@ -88,15 +88,15 @@ fn check_sizes<S: Read + Write>(client: &mut Client<S>) {
             Some(format!(r#"{{"value":{value}}}"#).as_bytes()),
         );
         check(&full, 200, before, &value);
-        // Several in a row, and small ones between them, on one connection.
+        // Several pipelined requests, with small ones between them, on one connection.
         let reads = ["/configs/k", "/health", "/configs/k?mode=full", "/configs/missing", "/configs/k"];
         client.write(&reads.map(|target| request("GET", target, &KEY, None)).concat());
         for target in reads {
-            let answer = client.receive(false);
+            let response = client.receive(false);
             match target {
-                "/health" => assert_eq!(answer.status, 200),
-                "/configs/missing" => assert_eq!(answer.status, 404),
-                _ => check(&answer, 200, before, &value),
+                "/health" => assert_eq!(response.status, 200),
+                "/configs/missing" => assert_eq!(response.status, 404),
+                _ => check(&response, 200, before, &value),
             }
         }
         assert_eq!(client.send("DELETE", "/configs/k", &KEY, None).status, 200);
@@ -116,9 +116,9 @@ fn large_values_arrive_byte_for_byte_over_tls() {
     check_sizes(&mut over_tls(narrow(&server), &authority.client(None)));
 }
 
-/// Values in which the original left spaces are written anew, and those of another key stay closed.
+/// Values that the Python server stored with spaces are re-serialised; another user key still does not decrypt them.
 #[test]
-fn large_values_keep_their_shapes() {
+fn large_values_are_returned_in_canonical_form() {
     let mut server = Server::start();
     let text = value(200_000);
     let canonical = format!(r#"{{"b":{text},"a":[1,2]}}"#);
@@ -127,17 +127,17 @@ fn large_values_keep_their_shapes() {
         assert_eq!(server.send("POST", "/configs", USER_KEY, Some(&body)).status, 201);
     }
     assert!(server.stop().success());
-    let salt = std::fs::read(server.salt()).expect("it was made");
+    let salt = std::fs::read(server.salt()).expect("created");
     let key = FernetKey::new(&derive(USER_KEY.as_bytes(), &salt));
     let token = key.seal(format!(r#"{{"b": {text}, "a": [1, 2]}}"#).as_bytes(), 1_700_000_000);
     let database = rusqlite::Connection::open(server.database()).expect("a database");
     let update = r#"UPDATE configurations SET encrypted_value = ?1 WHERE "key" = 'theirs'"#;
-    assert_eq!(database.execute(update, [token]).expect("it can be written"), 1);
+    assert_eq!(database.execute(update, [token]).expect("valid"), 1);
     drop(database);
     let server = Launch::at(std::sync::Arc::clone(&server.directory)).start();
     for (id, key) in [(1, "ours"), (2, "theirs")] {
         let before = format!(r#"{{"id":{id},"key":"{key}","category":null,"environment":"prod","value":"#);
-        // The first time the row comes from the file, and then from memory.
+        // The first read takes the row from the file, the second from memory.
         for _ in 0..2 {
             let read = server.get(&format!("/configs/{key}?environment=prod&mode=full"));
             check(&read, 200, &before, &canonical);
@@ -148,10 +148,10 @@ fn large_values_keep_their_shapes() {
     }
 }
 
-/// Memory of the server that is resident, in bytes.
+/// Resident memory of the server, in bytes.
 pub(crate) fn resident_bytes(server: &Server) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux has it");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the server runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("provided by Linux");
     let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
     kib * 1024
 }
@@ -165,15 +165,15 @@ fn check_stalled_readers(target: &str, count: usize, bytes_max_each: usize) {
     let get = request("GET", target, &KEY, None);
     let mut readers: Vec<TcpStream> = (0..count).map(|_| narrow(&server)).collect();
     for reader in &mut readers {
-        reader.write_all(&get).expect("it is read");
-        // The answer has begun, so what it takes is taken.
-        reader.read_exact(&mut [0; 12]).expect("an answer");
+        reader.write_all(&get).expect("the server reads");
+        // The response has begun, so its memory is allocated.
+        reader.read_exact(&mut [0; 12]).expect("a response");
     }
     let grown = resident_bytes(&server).saturating_sub(before);
     assert!(grown < count * bytes_max_each, "{grown} bytes for {count} clients that do not read");
-    // Others get the same entry meanwhile.
+    // Other clients read the same entry in the meantime.
     assert_eq!(server.value("k"), value);
-    eventually("they are dropped", || {
+    eventually("the stalled clients are dropped", || {
         let metrics = server.get("/metrics");
         let held = metrics.text().lines().find_map(|line| line.strip_prefix("osc_answers_waiting_bytes "));
         held.expect("the metric").parse::<f64>().expect("a number") == 0.0
@@ -182,27 +182,27 @@ fn check_stalled_readers(target: &str, count: usize, bytes_max_each: usize) {
 
 #[test]
 fn clients_that_do_not_read_share_one_value() {
-    // Twice what is counted for each: the allocator and the connections need some as well.
+    // Twice the budgeted size: the allocator and the connections take memory, too.
     check_stalled_readers("/configs/k", 120, 2 * PIECE_COPIES * PIECE_BYTES);
 }
 
-/// A page of a list is opened for each client.
+/// Each client holds its own decrypted page of the list.
 #[test]
 fn clients_that_do_not_read_a_list_are_bounded() {
     check_stalled_readers("/configs", 20, 3 * MIB + LIST_PAGE_BYTES);
 }
 
-/// One byte now and then is no progress: it would hold the memory for hours.
+/// An occasional byte does not count as progress: it would hold the memory for hours.
 #[test]
-fn a_client_that_takes_too_little_is_dropped() {
+fn a_client_that_reads_too_slowly_is_dropped() {
     let server = Server::start();
     assert_eq!(server.create("k", &value(4_000_000)).status, 201);
     let mut reader = narrow(&server);
-    reader.write_all(&request("GET", "/configs/k", &KEY, None)).expect("it is read");
-    reader.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout can be set");
+    reader.write_all(&request("GET", "/configs/k", &KEY, None)).expect("the server reads");
+    reader.set_read_timeout(Some(Duration::from_millis(500))).expect("the timeout can be set");
     let begun = Instant::now();
-    eventually("the server has given it up", || {
-        // The time is in the read: there may be nothing yet.
+    eventually("the server has dropped the client", || {
+        // The read timeout paces this loop; a byte may not have arrived yet.
         reader.read_exact(&mut [0; 1]).ok();
         server.get("/metrics").text().contains(r#"endpoint="/configs/{key}",status_code="499"} 1"#)
     });
@@ -210,17 +210,17 @@ fn a_client_that_takes_too_little_is_dropped() {
 }
 
 #[test]
-fn a_large_answer_ends_before_the_server_does() {
+fn a_large_response_completes_before_shutdown() {
     let mut server = Launch::new().start();
     let value = value(4_000_000);
     assert_eq!(server.create("k", &value).status, 201);
     let mut reader = Client::over(narrow(&server));
     reader.write(&request("GET", "/configs/k", &KEY, None));
     let mut first = [0; 12];
-    reader.stream.read_exact(&mut first).expect("an answer");
+    reader.stream.read_exact(&mut first).expect("a response");
     assert_eq!(&first, b"HTTP/1.1 200");
     server.signal("TERM");
-    eventually("it is about to end", || server.log().contains("stopping"));
+    eventually("the shutdown has begun", || server.log().contains("stopping"));
     let rest = String::from_utf8(reader.rest()).expect("text");
     let (_, body) = rest.split_once("\r\n\r\n").expect("a head");
     assert!(body.ends_with(&(value + "}")), "{}", body.len());

@@ -16,13 +16,13 @@ use crate::files::generation;
 use crate::support::{Launch, OTHER_KEY, Server, USER_KEY, copy_files};
 
 /// Exit code, standard output and standard error of a command.
-struct Ran {
+struct CommandOutput {
     code: Option<i32>,
     output: String,
     errors: String,
 }
 
-impl Ran {
+impl CommandOutput {
     fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{}{}", self.output, self.errors);
         self
@@ -30,8 +30,8 @@ impl Ran {
 
     fn says(self, words: &[&str]) -> Self {
         for word in words {
-            let is_said = self.output.contains(word) || self.errors.contains(word);
-            assert!(is_said, "{word:?} is not in: {}{}", self.output, self.errors);
+            let is_present = self.output.contains(word) || self.errors.contains(word);
+            assert!(is_present, "{word:?} is not in: {}{}", self.output, self.errors);
         }
         self
     }
@@ -41,16 +41,16 @@ impl Ran {
     }
 }
 
-fn run(command: &mut Command, arguments: &[&str]) -> Ran {
-    let output = command.args(arguments).output().expect("it can be started");
-    Ran {
+fn run(command: &mut Command, arguments: &[&str]) -> CommandOutput {
+    let output = command.args(arguments).output().expect("the command starts");
+    CommandOutput {
         code: output.status.code(),
         output: String::from_utf8(output.stdout).expect("UTF-8"),
         errors: String::from_utf8(output.stderr).expect("UTF-8"),
     }
 }
 
-fn at(server: &Server, arguments: &[&str]) -> Ran {
+fn at(server: &Server, arguments: &[&str]) -> CommandOutput {
     run(&mut Launch::at(Arc::clone(&server.directory)).command(), arguments)
 }
 
@@ -58,9 +58,9 @@ fn start(server: &Server) -> Server {
     Launch::at(Arc::clone(&server.directory)).start()
 }
 
-/// The content of each file of a directory by its name.
+/// Contents of the files of a directory, by name.
 fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = fs::read_dir(directory).expect("there").map(|entry| entry.expect("readable"));
+    let entries = fs::read_dir(directory).expect("exists").map(|entry| entry.expect("readable"));
     entries
         .filter(|entry| entry.path().is_file())
         .map(|entry| {
@@ -69,7 +69,7 @@ fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// The files that a refused command must not change. The index of the WAL is made again by any reader.
+/// Data files, which a refused command must not change. Any reader may rebuild the index of the WAL.
 fn data(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = contents(directory);
     files.retain(|name, content| {
@@ -79,9 +79,9 @@ fn data(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Row 34 of the second field cases: whatever lies beside the database, the restored state is served.
+/// Row 34 of the second field cases: the restored state is served, whatever other files are beside the database.
 #[test]
-fn a_restore_wins_whatever_was_written_since() {
+fn a_restore_overrides_all_later_writes() {
     for (is_killed, restarts) in [(true, false), (true, true), (false, false)] {
         let mut server = Server::start();
         for key in ["a1", "a2", "a3"] {
@@ -103,12 +103,12 @@ fn a_restore_wins_whatever_was_written_since() {
         }
         let restored = at(&server, &["restore", "b/1"]).expect(0).says(&["restored 3 entries", "kept as"]);
         assert!(restored.errors.is_empty(), "{}", restored.errors);
-        // The ids given out since the backup stay used.
+        // Ids assigned since the backup are not reused.
         let last_id: i64 = Connection::open(server.database())
             .and_then(|database| {
                 database.query_row("SELECT value FROM osc_meta WHERE name = 'last_id'", [], |row| row.get(0))
             })
-            .expect("it is noted");
+            .expect("recorded");
         assert_eq!(last_id, 6);
         let server = start(&server);
         assert_eq!(server.value("a1"), "1");
@@ -116,9 +116,13 @@ fn a_restore_wins_whatever_was_written_since() {
         let created = server.create("b1", "4");
         assert!(created.status == 201 && created.text().contains(r#""id":7,"#), "{created:?}");
 
-        // What was there opens under its new name, its log included.
+        // The replaced database opens under its new name, with its WAL.
         let kept = data(server.directory.path());
-        let name = kept.keys().find(|name| name.contains(".before-restore-")).expect("it was kept").clone();
+        let name = kept
+            .keys()
+            .find(|name| name.contains(".before-restore-"))
+            .expect("the replaced database is kept")
+            .clone();
         let other = Launch::new();
         copy_files(server.directory.path(), other.directory.path(), &["encryption.salt"]);
         for suffix in ["", "-wal"] {
@@ -132,10 +136,9 @@ fn a_restore_wins_whatever_was_written_since() {
     }
 }
 
-/// Restored by hand, with the log of the database that it replaces left there: refused, also within one cycle of
-/// the WAL.
+/// A manual restore that leaves the WAL of the replaced database in place is refused, even within one cycle of the WAL.
 #[test]
-fn a_backup_that_is_copied_beside_another_log_is_refused() {
+fn a_backup_copied_beside_another_wal_is_refused() {
     let mut server = Server::start();
     server.create("a", "1");
     at(&server, &["backup", "b"]).expect(0);
@@ -146,7 +149,7 @@ fn a_backup_that_is_copied_beside_another_log_is_refused() {
     for arguments in [&["backup", "c"][..], &["verify"], &["migrate"]] {
         at(&server, arguments).expect(7).says(&["-wal", "do not belong together"]);
     }
-    let refused = Launch::at(Arc::clone(&server.directory)).try_start().err().expect("it must not start");
+    let refused = Launch::at(Arc::clone(&server.directory)).try_start().err().expect("the start must fail");
     assert!(refused.log.contains("do not belong together"), "{}", refused.log);
     assert_eq!(before, data(server.directory.path()));
     at(&server, &["restore", "b"]).expect(0);
@@ -154,7 +157,7 @@ fn a_backup_that_is_copied_beside_another_log_is_refused() {
 }
 
 #[test]
-fn a_backup_beside_a_writing_server_is_one_state() {
+fn a_backup_during_writes_is_consistent() {
     let server = Server::start();
     assert_eq!(server.create("first", "0").status, 201);
     let is_done = AtomicBool::new(false);
@@ -178,7 +181,7 @@ fn a_backup_beside_a_writing_server_is_one_state() {
             assert_eq!(made["manifest"]["online"], true);
             let entries = made["manifest"]["database"]["entries"].as_u64().expect("a number");
             assert!(entries >= acknowledged as u64, "{entries} of {acknowledged} acknowledged entries");
-            // The entries are the first ones in the order of writing, without a gap.
+            // The backup holds the first entries in write order, without a gap.
             let path = server.directory.path().join(&directory).join("configurations.db");
             let copy = Connection::open(path).expect("a database");
             let last: i64 =
@@ -197,7 +200,7 @@ fn a_backup_beside_a_writing_server_is_one_state() {
 #[test]
 fn a_backup_is_private_complete_and_never_overwritten() {
     let mut server = Server::start();
-    // Without entries there need not be a salt.
+    // Without entries, no salt is required.
     at(&server, &["backup", "empty"]).expect(0).says(&["0 entries", "salt       none"]);
     server.create("k", "1");
     assert!(server.stop().success());
@@ -209,14 +212,14 @@ fn a_backup_is_private_complete_and_never_overwritten() {
     let files = contents(&backup);
     assert_eq!(Vec::from_iter(files.keys()), ["configurations.db", "encryption.salt", "manifest.json"]);
     for path in files.keys().map(|name| backup.join(name)) {
-        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600, "{path:?}");
+        assert_eq!(fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o600, "{path:?}");
     }
-    assert_eq!(fs::metadata(&backup).expect("there").permissions().mode() & 0o777, 0o700);
+    assert_eq!(fs::metadata(&backup).expect("exists").permissions().mode() & 0o777, 0o700);
     at(&server, &["backup", "b"]).expect(5).says(&["not an empty directory"]);
     at(&server, &["backup", "configurations.db"]).expect(5);
     assert_eq!(files, contents(&backup));
     at(&server, &["verify", "b"]).expect(0);
-    assert_eq!(files, contents(&backup), "no file is made beside those of a backup");
+    assert_eq!(files, contents(&backup), "verify creates no file in a backup");
     at(&server, &["restore", "b"]).expect(0);
     assert_eq!(start(&server).value("k"), "1");
 
@@ -230,8 +233,8 @@ fn a_backup_needs_the_salt_of_its_entries() {
     let mut server = Server::start();
     server.create("k", "1");
     assert!(server.stop().success());
-    let salt = fs::read(server.salt()).expect("there");
-    fs::remove_file(server.salt()).expect("there");
+    let salt = fs::read(server.salt()).expect("exists");
+    fs::remove_file(server.salt()).expect("exists");
     at(&server, &["backup", "b"]).expect(7).says(&["encryption.salt is missing"]);
     at(&server, &["verify"]).expect(7).says(&["encryption.salt is missing"]);
     fs::write(server.salt(), crate::support::proper_salt(7)).expect("writable");
@@ -243,7 +246,7 @@ fn a_backup_needs_the_salt_of_its_entries() {
 }
 
 #[test]
-fn a_restore_to_another_machine_brings_the_salt_and_keeps_the_other_one() {
+fn a_restore_to_another_machine_includes_the_salt_and_keeps_the_replaced_one() {
     let server = Server::start();
     server.create("k", "1");
     at(&server, &["backup", "b"]).expect(0);
@@ -252,7 +255,7 @@ fn a_restore_to_another_machine_brings_the_salt_and_keeps_the_other_one() {
 
     let empty = Launch::new().set("OSC_DATABASE_PATH", "d/x.db").set("OSC_SALT_FILE_PATH", "s/x.salt");
     run(&mut empty.command(), &["restore", backup, "--dry-run"]).expect(0).says(&["would restore 1 entries"]);
-    assert!(!empty.directory.path().join("d").exists(), "a dry run makes nothing");
+    assert!(!empty.directory.path().join("d").exists(), "a dry run creates nothing");
     run(&mut empty.command(), &["restore", backup]).expect(0);
     assert_eq!(empty.start().value("k"), "1");
 
@@ -261,12 +264,12 @@ fn a_restore_to_another_machine_brings_the_salt_and_keeps_the_other_one() {
     let before = data(other.directory.path());
     at(&other, &["restore", backup]).expect(5).says(&["in use by another server"]);
     assert!(other.stop().success());
-    let own_salt = fs::read(other.salt()).expect("there");
+    let replaced_salt = fs::read(other.salt()).expect("exists");
     let restored = at(&other, &["restore", backup, "--json"]).expect(0).json();
     let kept: Vec<_> =
         restored["kept"].as_array().expect("a list").iter().filter_map(|name| name.as_str()).collect();
     assert!(
-        kept.iter().any(|name| fs::read(name).expect("kept") == own_salt),
+        kept.iter().any(|name| fs::read(name).expect("kept") == replaced_salt),
         "{kept:?} {:?}",
         before.keys()
     );
@@ -275,7 +278,7 @@ fn a_restore_to_another_machine_brings_the_salt_and_keeps_the_other_one() {
 }
 
 #[test]
-fn a_damaged_backup_is_found_and_not_restored() {
+fn a_damaged_backup_is_detected_and_not_restored() {
     let mut server = Server::start();
     server.create("k", "1");
     at(&server, &["backup", "b"]).expect(0);
@@ -283,11 +286,11 @@ fn a_damaged_backup_is_found_and_not_restored() {
     assert!(server.stop().success());
     let before = data(server.directory.path());
     let good = contents(&server.directory.path().join("b"));
-    let spoil = |name: &str, content: Option<&[u8]>, code: i32, word: &str| {
+    let check_damage = |name: &str, content: Option<&[u8]>, code: i32, word: &str| {
         let path = server.directory.path().join("b").join(name);
         match content {
             Some(content) => fs::write(&path, content).expect("writable"),
-            None => fs::remove_file(&path).expect("there"),
+            None => fs::remove_file(&path).expect("exists"),
         }
         at(&server, &["verify", "b"]).expect(code).says(&[word]);
         at(&server, &["restore", "b"]).expect(code).says(&[word]);
@@ -309,15 +312,15 @@ fn a_damaged_backup_is_found_and_not_restored() {
         ("manifest.json", Some(b"{}"), 7, "is not the manifest"),
         ("manifest.json", None, 3, "manifest.json does not exist"),
     ] {
-        spoil(name, content, code, word);
+        check_damage(name, content, code, word);
     }
     let manifest = String::from_utf8(good["manifest.json"].clone()).expect("UTF-8");
     let later = manifest.replace("\"format\": 1", "\"format\": 2");
-    spoil("manifest.json", Some(later.as_bytes()), 7, "later release");
+    check_damage("manifest.json", Some(later.as_bytes()), 7, "later release");
     at(&server, &["restore", "b"]).expect(0);
 }
 
-/// A power cut at any moment of a restore: the next start is refused, and the next restore puts all right.
+/// After a power failure at any point of a restore, the next start is refused and another restore completes it.
 #[test]
 fn an_interrupted_restore_is_not_served() {
     let mut server = Server::start();
@@ -329,7 +332,7 @@ fn an_interrupted_restore_is_not_served() {
     let all = contents(directory);
     let suffix = ".before-restore-20260101000000";
     let moved = ["configurations.db", "configurations.db-wal"];
-    // How many files were renamed, and whether the restored one was in place already.
+    // Number of files renamed so far, and whether the restored one is already in place.
     for (moved_count, is_placed) in [(0, false), (1, false), (2, false), (2, true)] {
         for (name, content) in &all {
             fs::write(directory.join(name), content).expect("writable");
@@ -337,12 +340,13 @@ fn an_interrupted_restore_is_not_served() {
         fs::write(directory.join("configurations.db.restore-unfinished"), suffix).expect("writable");
         for name in &moved[..moved_count] {
             let kept = name.replacen("configurations.db", &format!("configurations.db{suffix}"), 1);
-            fs::rename(directory.join(name), directory.join(kept)).expect("there");
+            fs::rename(directory.join(name), directory.join(kept)).expect("exists");
         }
         if is_placed {
             fs::copy(directory.join("b/configurations.db"), server.database()).expect("writable");
         }
-        let refused = Launch::at(Arc::clone(&server.directory)).try_start().err().expect("it must not start");
+        let refused =
+            Launch::at(Arc::clone(&server.directory)).try_start().err().expect("the start must fail");
         assert!(refused.log.contains("restore was interrupted"), "{}", refused.log);
         for arguments in [&["backup", "c"][..], &["verify"]] {
             at(&server, arguments).expect(7).says(&["restore was interrupted"]);
@@ -352,7 +356,7 @@ fn an_interrupted_restore_is_not_served() {
         assert!(!after.keys().any(|name| name.ends_with("unfinished")), "{:?}", after.keys());
         let kept =
             after.iter().find(|(name, _)| name.contains(".before-restore-") && !name.ends_with("-wal"));
-        assert_eq!(kept.expect("kept").1, &all["configurations.db"], "the database from before is kept");
+        assert_eq!(kept.expect("kept").1, &all["configurations.db"], "the previous database is kept");
         let mut restored = start(&server);
         assert_eq!((restored.value("k"), restored.get("/configs/later").status), ("1".to_owned(), 404));
         restored.kill();
@@ -363,12 +367,12 @@ fn an_interrupted_restore_is_not_served() {
 }
 
 #[test]
-fn the_files_of_the_python_server_are_backed_up_as_they_are() {
+fn files_of_the_python_server_are_backed_up_unchanged() {
     for name in ["v20", "v23", "v3"] {
         let launch = generation(name);
         let before = data(launch.directory.path());
         run(&mut launch.command(), &["backup", "b"]).expect(0);
-        // One of the entries is not a token, and is backed up all the same.
+        // One entry is not a Fernet token; it is backed up anyway.
         run(&mut launch.command(), &["verify", "b"]).expect(7).says(&["not a token"]);
         let tried = run(&mut launch.command(), &["migrate", "--dry-run", "--json"]).expect(0).json();
         assert_eq!((&tried["due"], &tried["copy"]), (&true.into(), &serde_json::Value::Null), "{tried}");
@@ -376,17 +380,17 @@ fn the_files_of_the_python_server_are_backed_up_as_they_are() {
         run(&mut launch.command(), &["migrate"]).expect(0).says(&["migrated", "kept as"]);
         run(&mut launch.command(), &["migrate", "-n"]).expect(0).says(&["nothing to migrate"]);
         run(&mut launch.command(), &["restore", "b"]).expect(0);
-        let restored = fs::read(launch.directory.path().join("configurations.db")).expect("there");
-        assert!(!restored.windows(8).any(|window| window == b"osc_meta"), "{name} is as it was");
+        let restored = fs::read(launch.directory.path().join("configurations.db")).expect("exists");
+        assert!(!restored.windows(8).any(|window| window == b"osc_meta"), "{name} is unchanged");
         assert_eq!(launch.start().send("GET", "/configs/plain", "alice-user-key", None).status, 200);
     }
 }
 
 #[test]
-fn a_migration_that_would_be_refused_is_found_by_its_trial() {
+fn a_dry_run_detects_a_migration_that_would_fail() {
     let launch = generation("v20");
     Connection::open(launch.directory.path().join("configurations.db"))
-        .expect("there")
+        .expect("exists")
         .execute_batch(
             r#"DROP INDEX ix_configurations_key;
                INSERT INTO configurations ("key", encrypted_value) VALUES ('plain', 'x')"#,
@@ -400,7 +404,7 @@ fn a_migration_that_would_be_refused_is_found_by_its_trial() {
 }
 
 #[test]
-fn verification_counts_what_a_user_key_opens() {
+fn verify_counts_the_entries_that_a_user_key_decrypts() {
     let mut server = Server::start();
     for key in ["a", "b"] {
         server.create(key, "1");
@@ -434,16 +438,16 @@ fn verification_counts_what_a_user_key_opens() {
 
     assert!(server.stop().success());
     Connection::open(server.database())
-        .expect("there")
+        .expect("exists")
         .execute(r#"UPDATE configurations SET encrypted_value = 'gAAA' WHERE "key" = 'a'"#, [])
         .expect("valid");
     let verified = at(&server, &["verify", "--json"]).expect(7).json();
     assert_eq!(verified["entries"]["malformed_entries"][0]["key"], "a");
     assert_eq!(verified["ok"], false);
-    // A token that no key opens is no reason not to have a backup.
+    // A malformed token does not prevent a backup.
     at(&server, &["backup", "c"]).expect(0).says(&[r#"the value of "a" is not a Fernet token"#]);
 
-    let mut damaged = fs::read(server.database()).expect("there");
+    let mut damaged = fs::read(server.database()).expect("exists");
     damaged[4096..8192].fill(0xAA);
     fs::write(server.database(), damaged).expect("writable");
     at(&server, &["verify"]).expect(7);
@@ -451,7 +455,7 @@ fn verification_counts_what_a_user_key_opens() {
     assert!(!server.directory.path().join("d").exists());
 }
 
-/// `script` gives the command a terminal.
+/// `script` runs the command on a terminal.
 #[test]
 fn the_user_key_is_prompted_for_without_echo() {
     let mut server = Server::start();
@@ -475,9 +479,9 @@ fn the_user_key_is_prompted_for_without_echo() {
         shown.push(byte[0]);
     }
     let mut input = child.stdin.take().expect("piped");
-    input.write_all(format!("{USER_KEY}\n").as_bytes()).expect("it reads");
+    input.write_all(format!("{USER_KEY}\n").as_bytes()).expect("the process reads");
     output.read_to_end(&mut shown).expect("readable");
-    assert!(child.wait().expect("it ends").success());
+    assert!(child.wait().expect("the process exits").success());
     let shown = String::from_utf8_lossy(&shown).into_owned();
     assert!(shown.contains("decrypts 1") && !shown.contains(USER_KEY), "{shown}");
 }

@@ -1,4 +1,4 @@
-//! Certificates as an operator would have them, and clients that look at them.
+//! Test certificates as an operator would issue them, and TLS clients that verify them.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::support::Client;
 
 pub(crate) type TlsClient = Client<StreamOwned<ClientConnection, TcpStream>>;
 
-/// Who vouches for others.
+/// A certificate authority.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pub(crate) certificate: String,
 }
 
-/// A certificate and its key in PEM.
+/// A certificate and its private key, in PEM.
 #[derive(Clone)]
 pub(crate) struct Issued {
     pub(crate) certificate: String,
@@ -31,7 +31,7 @@ impl Authority {
         Self::of(name, |params, key| params.self_signed(key).expect("signed").pem())
     }
 
-    /// One that is valid until then.
+    /// Creates a CA whose certificate expires at `ends`.
     pub(crate) fn until(name: &str, ends: std::time::SystemTime) -> Self {
         Self::of(name, |params, key| {
             let mut params = params.clone();
@@ -40,21 +40,21 @@ impl Authority {
         })
     }
 
-    /// One for which this one vouches; its certificate is followed by that of nobody else.
+    /// Creates an intermediate CA. Its `certificate` does not include the rest of the chain.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         Self::of(name, |params, key| params.signed_by(key, &self.issuer).expect("signed").pem())
     }
 
     fn of(name: &str, sign: impl FnOnce(&CertificateParams, &KeyPair) -> String) -> Self {
         let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(Vec::new()).expect("no name is wrong");
+        let mut params = CertificateParams::new(Vec::new()).expect("an empty list of names is valid");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         let certificate = sign(&params, &key);
         Self { issuer: Issuer::new(params, key), certificate }
     }
 
-    /// For this machine, and for ever.
+    /// Issues a certificate for this machine that does not expire in practice.
     pub(crate) fn issue(&self) -> Issued {
         self.issue_with(|_| {})
     }
@@ -62,13 +62,13 @@ impl Authority {
     pub(crate) fn issue_with(&self, change: impl FnOnce(&mut CertificateParams)) -> Issued {
         let key = KeyPair::generate().expect("a key");
         let names = ["localhost", "127.0.0.1"].map(str::to_owned);
-        let mut params = CertificateParams::new(names).expect("these are names");
+        let mut params = CertificateParams::new(names).expect("valid host names");
         change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).expect("signed").pem();
         Issued { certificate, key: key.serialize_pem() }
     }
 
-    /// Trusts this authority, and shows this certificate if it is asked for one.
+    /// Returns a client configuration that trusts this CA and presents `shown` if the server requests a certificate.
     pub(crate) fn client(&self, shown: Option<&Issued>) -> Arc<ClientConfig> {
         client(&self.certificate, shown)
     }
@@ -79,21 +79,21 @@ impl Issued {
         CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("PEM")
     }
 
-    /// Puts both into files as the server's settings name them here.
+    /// Writes both to the files that the settings of these tests name.
     pub(crate) fn write(&self, directory: &Path) {
         put(directory, "cert.pem", &self.certificate);
         put(directory, "key.pem", &self.key);
     }
 }
 
-/// As careful programs replace a file.
+/// Replaces a file atomically, with a rename.
 pub(crate) fn put(directory: &Path, name: &str, text: &str) {
     let new = directory.join(format!("{name}.new"));
     std::fs::write(&new, text).expect("written");
     std::fs::rename(new, directory.join(name)).expect("renamed");
 }
 
-/// Trusts the certificates in `roots`.
+/// Returns a client configuration that trusts the certificates in `roots`.
 pub(crate) fn client(roots: &str, shown: Option<&Issued>) -> Arc<ClientConfig> {
     let mut trusted = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(roots.as_bytes()) {
@@ -102,7 +102,7 @@ pub(crate) fn client(roots: &str, shown: Option<&Issued>) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .expect("there are suites")
+        .expect("the provider supports the default versions")
         .with_root_certificates(trusted);
     Arc::new(match shown {
         None => builder.with_no_client_auth(),
@@ -111,7 +111,7 @@ pub(crate) fn client(roots: &str, shown: Option<&Issued>) -> Arc<ClientConfig> {
                 vec![shown.der()],
                 PrivateKeyDer::from_pem_slice(shown.key.as_bytes()).expect("PEM"),
             )
-            .expect("they belong together"),
+            .expect("the key matches the certificate"),
     })
 }
 

@@ -1,5 +1,5 @@
-//! No connection ever gets bytes of another one: many short connections at a time, which end in every way that lets
-//! the server use a descriptor, a place or a buffer again early. Each client has its own user key and marker.
+//! Isolation of connections: none receives bytes of another. Many short concurrent connections end in every way that
+//! lets the server reuse a file descriptor, a slot or a buffer early. Each client has its own user key and marker.
 
 use std::io::{Read as _, Write as _};
 use std::thread;
@@ -10,20 +10,20 @@ use socket2::SockRef;
 use crate::support::{Client, Response, Server, request};
 
 const CLIENTS: usize = 8;
-/// Connections of each client.
+/// Connections per client.
 const ROUNDS: usize = 400;
-/// More than every buffer on the way out holds.
+/// Repetitions of the marker in a large value, which exceeds all buffers on the response path.
 const LARGE_REPEATS: usize = 20_000;
 const MARKER: &str = "marker-";
 
-/// What one client stores, sends and may get.
-struct Party {
+/// One client: what it stores and sends, and what it may receive.
+struct Tenant {
     name: char,
     user_key: String,
     large: String,
 }
 
-impl Party {
+impl Tenant {
     fn new(number: usize) -> Self {
         let name = char::from(b'a' + u8::try_from(number).expect("few clients"));
         let large = format!("{MARKER}{name};").repeat(LARGE_REPEATS);
@@ -52,17 +52,17 @@ impl Party {
         }
     }
 
-    /// Whether the answer is that to the request of this name, and holds no other client's marker.
-    fn check(&self, answer: &Response, status: u16, id: &str) {
-        let told = format!("{} {id}: {:?} {:.200}", self.name, answer.headers, answer.text());
-        assert_eq!((answer.status, answer.header("x-request-id")), (status, Some(id)), "{told}");
-        self.check_bytes(&answer.body);
+    /// Checks that the response belongs to the request with this id and does not contain another client's marker.
+    fn check(&self, response: &Response, status: u16, id: &str) {
+        let context = format!("{} {id}: {:?} {:.200}", self.name, response.headers, response.text());
+        assert_eq!((response.status, response.header("x-request-id")), (status, Some(id)), "{context}");
+        self.check_bytes(&response.body);
     }
 
     fn check_bytes(&self, bytes: &[u8]) {
         let own = self.name as u8;
         for at in memchr::memmem::find_iter(bytes, MARKER) {
-            // The last one may be cut.
+            // The last marker may be cut off.
             let found = bytes.get(at + MARKER.len()).copied().unwrap_or(own);
             let around = &bytes[at..bytes.len().min(at + 64)];
             assert_eq!(found, own, "client {} got {}", self.name, around.escape_ascii());
@@ -71,12 +71,12 @@ impl Party {
 
     fn get(&self, client: &mut Client, kind: &str, id: &str, value: &str) {
         client.write(&self.request("GET", &self.path(kind), id, None));
-        let answer = client.receive(false);
-        self.check(&answer, 200, id);
-        assert!(answer.value() == format!("\"{value}\""), "{} {id}: another value", self.name);
+        let response = client.receive(false);
+        self.check(&response, 200, id);
+        assert!(response.value() == format!("\"{value}\""), "{} {id}: wrong value", self.name);
     }
 
-    /// One connection, which ends in the way of its round.
+    /// Opens one connection and ends it in the way that its round selects.
     fn connect(&self, server: &Server, round: usize, small: &mut String) {
         let id = format!("{}-{round}", self.name);
         let mut client = server.connect();
@@ -90,7 +90,7 @@ impl Party {
             2 => {
                 client.write(&self.request("GET", &self.path("large"), &id, None));
                 let mut some = vec![0; 1 + round * 97 % 30_000];
-                client.stream.read_exact(&mut some).expect("it has more");
+                client.stream.read_exact(&mut some).expect("more bytes follow");
                 self.check_bytes(&some);
                 reset(client);
             }
@@ -98,7 +98,7 @@ impl Party {
             4 => {
                 let body = format!(r#"{{"value":"{}"}}"#, self.large);
                 let whole = self.request("PUT", &self.path("large"), &id, Some(&body));
-                // The server may have refused it by now.
+                // The server may already have refused the request.
                 client.stream.write_all(&whole[..whole.len() - 1 - round * 331 % 100_000]).ok();
                 reset(client);
             }
@@ -107,10 +107,10 @@ impl Party {
                 let next = self.small(round);
                 let body = format!(r#"{{"value":"{next}"}}"#);
                 client.write(&self.request("PUT", &self.path("small"), &id, Some(&body)));
-                let answer = client.receive(false);
-                self.check(&answer, 200, &id);
+                let response = client.receive(false);
+                self.check(&response, 200, &id);
                 *small = next;
-                assert_eq!(answer.value(), format!("\"{small}\""));
+                assert_eq!(response.value(), format!("\"{small}\""));
                 self.get(&mut client, "small", &format!("{id}-again"), small);
             }
             _ => {
@@ -121,7 +121,7 @@ impl Party {
         }
     }
 
-    /// Answers come in the order of their requests, each with its name.
+    /// Checks that pipelined responses arrive in request order, each with its request id.
     fn pipeline(&self, client: &mut Client, id: &str, small: &str) {
         let names: Vec<String> = (0..6).map(|number| format!("{id}-{number}")).collect();
         let kind = |number: usize| ["small", "none", "large"][number % 3];
@@ -129,18 +129,22 @@ impl Party {
             names.iter().enumerate().map(|(at, name)| self.request("GET", &self.path(kind(at)), name, None));
         client.write(&all.collect::<Vec<_>>().concat());
         for (at, name) in names.iter().enumerate() {
-            let answer = client.receive(false);
-            self.check(&answer, if kind(at) == "none" { 404 } else { 200 }, name);
+            let response = client.receive(false);
+            self.check(&response, if kind(at) == "none" { 404 } else { 200 }, name);
             match kind(at) {
-                "small" => assert_eq!(answer.value(), format!("\"{small}\"")),
-                "large" => assert!(answer.value() == format!("\"{}\"", self.large), "{name}: another value"),
-                _ => assert!(answer.detail().contains(&format!("'none-{}'", self.name)), "{}", answer.text()),
+                "small" => assert_eq!(response.value(), format!("\"{small}\"")),
+                "large" => assert!(response.value() == format!("\"{}\"", self.large), "{name}: wrong value"),
+                _ => assert!(
+                    response.detail().contains(&format!("'none-{}'", self.name)),
+                    "{}",
+                    response.text()
+                ),
             }
         }
     }
 }
 
-/// Ends the connection at once, with a reset instead of an end.
+/// Closes the connection immediately, with a reset instead of a FIN.
 fn reset(client: Client) {
     SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).expect("a socket");
 }
@@ -148,20 +152,20 @@ fn reset(client: Client) {
 #[test]
 fn no_client_gets_bytes_of_another() {
     let server = Server::start();
-    let parties: Vec<Party> = (0..CLIENTS).map(Party::new).collect();
-    parties.iter().for_each(|party| party.store(&server));
+    let tenants: Vec<Tenant> = (0..CLIENTS).map(Tenant::new).collect();
+    tenants.iter().for_each(|tenant| tenant.store(&server));
     thread::scope(|scope| {
-        for party in &parties {
+        for tenant in &tenants {
             let server = &server;
             scope.spawn(move || {
-                let mut small = party.small(0);
-                (0..ROUNDS).for_each(|round| party.connect(server, round, &mut small));
+                let mut small = tenant.small(0);
+                (0..ROUNDS).for_each(|round| tenant.connect(server, round, &mut small));
             });
         }
     });
-    for party in &parties {
+    for tenant in &tenants {
         let mut client = server.connect();
-        party.get(&mut client, "large", "last", &party.large);
+        tenant.get(&mut client, "large", "last", &tenant.large);
     }
     assert!(!server.log().contains("panic"), "{}", server.log());
 }

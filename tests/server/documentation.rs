@@ -1,5 +1,5 @@
-//! The description of the API and its pages, as the server gives them; and that the server answers to the letter
-//! what its description shows.
+//! The OpenAPI document and the documentation pages as the server serves them, and a check that its responses match the
+//! documented ones to the letter.
 
 use std::fs;
 
@@ -15,40 +15,40 @@ fn document(server: &Server) -> Value {
     serde_json::from_slice(&response.body).expect("JSON")
 }
 
-/// The response that is described for an answer.
+/// The documented response with this status.
 fn described<'a>(document: &'a Value, method: &str, path: &str, status: u16) -> &'a Value {
     let operation = &document["paths"][path][method.to_ascii_lowercase()];
     let response = &operation["responses"][status.to_string()];
-    assert!(!response.is_null(), "{method} {path} is not said to answer {status}");
+    assert!(!response.is_null(), "{method} {path} has no documented response with status {status}");
     match response["$ref"].as_str().and_then(|reference| reference.strip_prefix('#')) {
         Some(pointer) => document.pointer(pointer).expect("a response"),
         None => response,
     }
 }
 
-/// The answer is one of those that the description shows, with the header fields that it promises.
-fn check_shown(document: &Value, method: &str, path: &str, answer: &Response) {
-    let response = described(document, method, path, answer.status);
-    let what = format!("{method} {path}: {answer:?}");
-    if let Some(headers) = response["headers"].as_object() {
+/// Checks that the response is one of the documented ones and has the header fields that the document promises.
+fn check_documented(document: &Value, method: &str, path: &str, response: &Response) {
+    let expected = described(document, method, path, response.status);
+    let what = format!("{method} {path}: {response:?}");
+    if let Some(headers) = expected["headers"].as_object() {
         for (name, header) in headers {
             let pointer = header["$ref"].as_str().unwrap_or_default().trim_start_matches('#').to_owned();
             let is_required = document.pointer(&pointer).is_some_and(|header| header["required"] == true);
-            assert!(!is_required || answer.headers.contains_key(&name.to_lowercase()), "{name}: {what}");
+            assert!(!is_required || response.headers.contains_key(&name.to_lowercase()), "{name}: {what}");
         }
     }
-    let Some(content) = response["content"].as_object() else {
-        assert!(answer.body.is_empty(), "{what}");
+    let Some(content) = expected["content"].as_object() else {
+        assert!(response.body.is_empty(), "{what}");
         return;
     };
-    let described = content.get(&answer.headers["content-type"]).unwrap_or_else(|| panic!("{what}"));
-    let Some(examples) = described["examples"].as_object() else { return };
-    let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
-    let is_shown = examples.values().any(|example| timeless(&example["value"]) == timeless(&body));
-    assert!(is_shown, "{what} {:?}", String::from_utf8_lossy(&answer.body));
+    let documented = content.get(&response.headers["content-type"]).unwrap_or_else(|| panic!("{what}"));
+    let Some(examples) = documented["examples"].as_object() else { return };
+    let body: Value = serde_json::from_slice(&response.body).expect("JSON");
+    let is_documented = examples.values().any(|example| timeless(&example["value"]) == timeless(&body));
+    assert!(is_documented, "{what} {:?}", String::from_utf8_lossy(&response.body));
 }
 
-/// Times are never those of the description.
+/// Masks times, which never equal those of the document.
 fn timeless(body: &Value) -> Value {
     let mut body = body.clone();
     for name in ["created_at", "updated_at"] {
@@ -59,15 +59,15 @@ fn timeless(body: &Value) -> Value {
     body
 }
 
-/// Method, target, path as it is described, body, status.
+/// Method, target, documented path, body, status.
 type Exchange<'a> = (&'a str, &'a str, &'a str, &'a str, u16);
 
 fn exchange(document: &Value, client: &mut Client, headers: &[(&str, &str)], exchanges: &[Exchange<'_>]) {
     for &(method, target, path, body, status) in exchanges {
         let body = Some(body.as_bytes()).filter(|body| !body.is_empty());
-        let answer = client.send(method, target, headers, body);
-        assert_eq!(answer.status, status, "{method} {target}: {answer:?}");
-        check_shown(document, method, path, &answer);
+        let response = client.send(method, target, headers, body);
+        assert_eq!(response.status, status, "{method} {target}: {response:?}");
+        check_documented(document, method, path, &response);
     }
 }
 
@@ -78,7 +78,7 @@ const STAGING: &str = r#"{"key":"database","value":1,"environment":"staging"}"#;
 const CONFIG: &str = "/configs/{key}";
 
 #[test]
-fn entries_are_answered_as_it_is_shown() {
+fn entry_responses_match_the_document() {
     let server = Server::start();
     let document = document(&server);
     let mut client = server.connect();
@@ -116,12 +116,12 @@ fn entries_are_answered_as_it_is_shown() {
             ("POST", "/configs", "/configs", "", 422),
         ],
     );
-    let opens_nothing: Vec<Exchange<'_>> = ["GET", "DELETE"]
+    let wrong_key: Vec<Exchange<'_>> = ["GET", "DELETE"]
         .map(|method| (method, "/configs/database", CONFIG, "", 401))
         .into_iter()
         .chain([("PUT", "/configs/database", CONFIG, PLAIN, 401)])
         .collect();
-    exchange(&document, &mut client, &other, &opens_nothing);
+    exchange(&document, &mut client, &other, &wrong_key);
     exchange(&document, &mut client, &own, &[("DELETE", "/configs/database", CONFIG, "", 200)]);
     assert_eq!(client.send("POST", "/configs", &own, Some(STAGING.as_bytes())).status, 201);
     let ambiguous: Vec<Exchange<'_>> = ["GET", "DELETE"]
@@ -133,7 +133,7 @@ fn entries_are_answered_as_it_is_shown() {
 }
 
 #[test]
-fn keys_are_asked_for_as_it_is_shown() {
+fn credential_errors_match_the_document() {
     let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", API_KEY);
     let server = launch.set("OSC_METRICS_AUTH", "true").start();
     let document = document(&server);
@@ -155,25 +155,25 @@ fn keys_are_asked_for_as_it_is_shown() {
                 if operation.is_null() || !security.contains(needed) {
                     continue;
                 }
-                let answer = server.connect().send(method, &target, headers, None);
-                assert_eq!(answer.status, status, "{method} {path} {headers:?}");
-                check_shown(&document, method, path, &answer);
+                let response = server.connect().send(method, &target, headers, None);
+                assert_eq!(response.status, status, "{method} {path} {headers:?}");
+                check_documented(&document, method, path, &response);
             }
         }
     }
 }
 
 #[test]
-fn nodes_are_answered_as_it_is_shown() {
-    let alone = Server::start();
-    let document = document(&alone);
+fn cluster_responses_match_the_document() {
+    let standalone = Server::start();
+    let document = document(&standalone);
     let replica = Launch::new().set("OSC_CLUSTER_ENABLED", "true").start();
     let federated =
         Launch::new().set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_MODE", "federated").start();
     let salt = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     exchange(
         &document,
-        &mut alone.connect(),
+        &mut standalone.connect(),
         &[],
         &[
             ("GET", "/", "/", "", 200),
@@ -200,7 +200,7 @@ fn nodes_are_answered_as_it_is_shown() {
             ("POST", "/cluster/find", "/cluster/find", r#"{"k":"database"}"#, 404),
         ],
     );
-    let order = r#"{"salt":0,"id":{"k":"database"},"seen":"00000000000000000000000000000000"}"#;
+    let remote_write = r#"{"salt":0,"id":{"k":"database"},"seen":"00000000000000000000000000000000"}"#;
     exchange(
         &document,
         &mut federated.connect(),
@@ -208,7 +208,7 @@ fn nodes_are_answered_as_it_is_shown() {
         &[
             ("POST", "/cluster/find", "/cluster/find", r#"{"k":"database"}"#, 200),
             ("POST", "/cluster/find", "/cluster/find", "", 422),
-            ("POST", "/cluster/write", "/cluster/write", order, 409),
+            ("POST", "/cluster/write", "/cluster/write", remote_write, 409),
             ("POST", "/cluster/changes", "/cluster/changes", changes, 404),
             ("GET", "/v1/federation/duplicates?after=x", "/v1/federation/duplicates", "", 422),
         ],
@@ -216,14 +216,14 @@ fn nodes_are_answered_as_it_is_shown() {
 }
 
 #[test]
-fn pages_and_what_they_load() {
+fn pages_and_their_assets() {
     let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", API_KEY).start();
     let document = document(&server);
     let mut client = server.connect();
     for page in ["/docs", "/redoc"] {
-        let answer = client.send("GET", page, &[], None);
-        check_shown(&document, "GET", page, &answer);
-        let text = answer.text();
+        let response = client.send("GET", page, &[], None);
+        check_documented(&document, "GET", page, &response);
+        let text = response.text();
         let loaded: Vec<&str> = [" src=\"", " href=\"docs/"]
             .iter()
             .flat_map(|marker| text.split(marker).skip(1))
@@ -233,14 +233,17 @@ fn pages_and_what_they_load() {
         assert!(loaded.len() >= 2, "{text}");
         for name in loaded {
             let target = format!("/docs/{name}");
-            let answer = client.send("GET", &target, &[], None);
-            assert_eq!(answer.status, 200, "{target}");
-            let is_packed = answer.headers.get("content-encoding").is_some_and(|coding| coding == "gzip");
-            assert_eq!(answer.body.starts_with(b"\x1f\x8b"), is_packed, "{target}");
-            assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{target}");
-            // The connection goes on behind both.
+            let response = client.send("GET", &target, &[], None);
+            assert_eq!(response.status, 200, "{target}");
+            let is_packed = response.headers.get("content-encoding").is_some_and(|coding| coding == "gzip");
+            assert_eq!(response.body.starts_with(b"\x1f\x8b"), is_packed, "{target}");
+            assert_eq!(response.headers["x-content-type-options"], "nosniff", "{target}");
+            // The connection stays in sync after both methods.
             let head = client.send("HEAD", &target, &[], None);
-            assert_eq!((head.status, &head.headers["content-type"]), (200, &answer.headers["content-type"]));
+            assert_eq!(
+                (head.status, &head.headers["content-type"]),
+                (200, &response.headers["content-type"])
+            );
         }
     }
     for target in ["/docs", "/redoc", "/openapi.json"] {
@@ -254,16 +257,17 @@ fn pages_and_what_they_load() {
     }
 }
 
-/// Memory of the server, in KiB.
+/// Resident memory of the server, in KiB.
 fn resident_kib(server: &Server) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("every process has it");
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the server runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("reported for every process");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// Nobody needs a key for the pages, so a crowd that asks and does not read must not cost what it asked for.
+/// The pages need no key, so many clients that request them without reading must not cost the memory of all requested
+/// data.
 #[test]
-fn readers_that_do_not_read_cost_little() {
+fn clients_that_do_not_read_cost_little() {
     const READERS: usize = 200;
     let server = Server::start();
     let page = server.get("/docs");
@@ -272,16 +276,16 @@ fn readers_that_do_not_read_cost_little() {
     let target = format!("/{script}");
     let whole = server.get(&target).body.len();
     let before = resident_kib(&server);
-    // Pipelined, so that the buffers of the sockets cannot hold it all.
-    let asked = request("GET", &target, &[], None).repeat(20);
+    // Pipelined, so that the socket buffers cannot hold everything.
+    let requests = request("GET", &target, &[], None).repeat(20);
     let mut readers: Vec<Client> = (0..READERS).map(|_| server.connect()).collect();
     for reader in &mut readers {
-        reader.write(&asked);
+        reader.write(&requests);
     }
-    eventually("an answer is on its way to each", || {
+    eventually("a response is on its way to each", || {
         readers.iter().all(|reader| reader.stream.peek(&mut [0]).is_ok_and(|count| count == 1))
     });
     let grown = resident_kib(&server).saturating_sub(before);
     let all = READERS * whole / 1024;
-    assert!(grown < all / 2, "{grown} KiB more, of {all} KiB that were asked for");
+    assert!(grown < all / 2, "{grown} KiB more, of {all} KiB that were requested");
 }

@@ -1,4 +1,5 @@
-//! What was acknowledged stays, whatever happens; what was not is there whole or not at all.
+//! Durability: an acknowledged write survives everything; a write that was not acknowledged is stored whole or not at
+//! all.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use seccompiler::SeccompAction;
 use crate::engines::start_without;
 use crate::support::{Client, Launch, Server, USER_KEY, eventually};
 
-/// `fsync` and `fdatasync`.
+/// System call numbers of `fsync` and `fdatasync`.
 #[cfg(target_arch = "x86_64")]
 const SYNCS: [i64; 2] = [74, 75];
 #[cfg(target_arch = "aarch64")]
@@ -20,12 +21,12 @@ const SYNCS: [i64; 2] = [82, 83];
 
 const KEY_HEADER: (&str, &str) = ("X-User-Key", USER_KEY);
 
-/// Reads the environment, or takes the default: more rounds for a long run, a seed to replay one.
+/// Reads a number from the environment, or returns the default: more rounds for a long run, a seed to replay one.
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Small and good enough to spread kill times (xorshift64*).
+/// A small generator, good enough to spread kill times (xorshift64*).
 struct Random(u64);
 
 impl Random {
@@ -37,8 +38,8 @@ impl Random {
     }
 }
 
-/// What one writer knows: the last acknowledged version of each of its keys, and the one after it
-/// that was sent but not answered.
+/// What one writer knows: the last acknowledged version of each of its keys, and the next version if it was sent but
+/// not acknowledged.
 #[derive(Default)]
 struct Ledger {
     acknowledged: HashMap<String, u64>,
@@ -70,7 +71,7 @@ fn write_until_it_breaks(
             return;
         }
         let Ok(response) = client.try_receive(false) else { return };
-        // A create that was in flight when the last process died may have been made.
+        // A create that was in flight when the last process was killed may have been committed.
         let is_repeat = response.status == 400 && known.is_none();
         assert!(matches!(response.status, 200 | 201) || is_repeat, "{response:?}");
         ledger.in_flight = None;
@@ -122,12 +123,12 @@ fn check(server: &Server, ledger: &mut Ledger, seed: u64, round: u64) {
     for (key, version) in &mut ledger.acknowledged {
         let response = client.send("GET", &format!("/configs/{key}"), &[KEY_HEADER], None);
         assert_eq!(response.status, 200, "seed {seed}, round {round}: {key} is lost: {response:?}");
-        let json: serde_json::Value = serde_json::from_slice(&response.body).expect("whole");
+        let json: serde_json::Value = serde_json::from_slice(&response.body).expect("complete JSON");
         let found = json["value"]["version"].as_u64().expect("a number");
         let expected_filler = usize::try_from(found % 900).expect("small");
         assert_eq!(json["value"]["filler"].as_str().map(str::len), Some(expected_filler), "whole: {key}");
         let may_be_newer = in_flight.as_ref().is_some_and(|(sent, newer)| sent == key && *newer == found);
-        // Version 0 stands for a create that was in flight twice: any first version is right.
+        // Version 0 stands for a create that was in flight twice; any first version is correct.
         assert!(
             found == *version || may_be_newer || (*version == 0 && found == 1),
             "seed {seed}, round {round}: {key} has version {found}, acknowledged was {version}"
@@ -136,7 +137,7 @@ fn check(server: &Server, ledger: &mut Ledger, seed: u64, round: u64) {
     }
 }
 
-/// A write that was answered is seen at once through every executor.
+/// An acknowledged write is immediately visible on every executor.
 #[test]
 fn executors_see_each_others_writes() {
     const EXECUTORS: usize = 4;
@@ -202,9 +203,9 @@ fn reads_never_go_back_in_time() {
     });
 }
 
-/// Of many creates and updates of one key at a time each gets a right answer, none a wrong one.
+/// Concurrent creates and updates of one key all get correct responses.
 #[test]
-fn writers_of_one_key_do_not_disturb_each_other() {
+fn concurrent_writers_of_one_key_get_correct_responses() {
     let server = Launch::new().set("OSC_WORKERS", "2").start();
     server.create("warm", "0");
     let statuses: Vec<u16> = thread::scope(|scope| {
@@ -231,9 +232,9 @@ fn writers_of_one_key_do_not_disturb_each_other() {
     assert!(server.value("one").ends_with(",19]"));
 }
 
-/// After a failed fsync nobody knows what is on the disk: the server ends, and the next start recovers.
+/// After a failed fsync the state on disk is unknown: the server exits, and the next start recovers.
 #[test]
-fn a_failing_disk_ends_the_server_and_loses_nothing() {
+fn a_failed_fsync_is_fatal_and_loses_nothing() {
     let mut server = Server::start();
     let value = format!("\"{}\"", "x".repeat(100_000));
     for key in ["one", "two"] {
@@ -241,7 +242,7 @@ fn a_failing_disk_ends_the_server_and_loses_nothing() {
     }
     assert!(server.stop().success());
     let launch = Launch::at(Arc::clone(&server.directory));
-    let mut server = start_without(&SYNCS, SeccompAction::Errno(5), launch).expect("it starts");
+    let mut server = start_without(&SYNCS, SeccompAction::Errno(5), launch).expect("the server starts");
     let failed = server.create("three", &value);
     assert_eq!(failed.status, 503, "{failed:?}");
     assert_eq!(server.wait().code(), Some(1), "{}", server.log());
@@ -252,14 +253,15 @@ fn a_failing_disk_ends_the_server_and_loses_nothing() {
     }
 }
 
-/// Another program reads for a long time: one warning with its name, a metric, and both end with its transaction.
+/// A long read transaction of another program causes one warning that names the program, and a metric; both clear when
+/// the transaction ends.
 #[test]
-fn the_reader_that_keeps_the_log_from_being_emptied_is_named() {
+fn a_reader_that_blocks_the_checkpoint_is_named() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
-    // The process of this test is the other program.
-    let reader = Connection::open(server.database()).expect("there");
-    reader.execute_batch("BEGIN; SELECT count(*) FROM configurations").expect("a transaction for reading");
+    // The test process is the other program.
+    let reader = Connection::open(server.database()).expect("exists");
+    reader.execute_batch("BEGIN; SELECT count(*) FROM configurations").expect("a read transaction");
     let metric = |name: &str| {
         let metrics = server.get("/metrics");
         let line =
@@ -279,8 +281,8 @@ fn the_reader_that_keeps_the_log_from_being_emptied_is_named() {
     assert!(warned.len() == 1 && warned[0].contains("WARN") && warned[0].contains(&pid), "{log}");
     assert_eq!(server.get("/health").status, 200);
 
-    reader.execute_batch("COMMIT").expect("its end");
-    eventually("the log is emptied", || metric("osc_store_wal_bytes") == 0);
+    reader.execute_batch("COMMIT").expect("the transaction ends");
+    eventually("the WAL is emptied", || metric("osc_store_wal_bytes") == 0);
     assert_eq!(metric("osc_store_checkpoint_blocked"), 0);
     eventually("it is logged", || server.log().contains("the write-ahead log is emptied again"));
     assert_eq!(server.log().matches(warning).count(), 1, "{}", server.log());

@@ -1,4 +1,4 @@
-//! Which engine a server runs on, and what it says where io_uring is not to be had.
+//! Engine selection, and the diagnostics where io_uring is unavailable.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
 use crate::support::{Launch, Refused, Server};
 
-/// The same numbers on every architecture.
+/// System call numbers of io_uring, the same on every architecture.
 const SETUP: i64 = 425;
 const ENTER: i64 = 426;
 const REGISTER: i64 = 427;
@@ -20,16 +20,16 @@ const ALL: [i64; 3] = [SETUP, ENTER, REGISTER];
 const EPERM: SeccompAction = SeccompAction::Errno(1);
 const ENOSYS: SeccompAction = SeccompAction::Errno(38);
 
-/// Starts a server for which these calls end so. A filter holds for the thread that asks for it, and for what that
-/// thread starts.
+/// Starts a server for which `action` applies to these system calls. A seccomp filter covers the thread that installs
+/// it and everything that the thread starts.
 pub(crate) fn start_without(calls: &[i64], action: SeccompAction, launch: Launch) -> Result<Server, Refused> {
     let rules: BTreeMap<i64, Vec<_>> = calls.iter().map(|call| (*call, Vec::new())).collect();
-    let arch = std::env::consts::ARCH.try_into().expect("an architecture with filters");
+    let arch = std::env::consts::ARCH.try_into().expect("seccomp supports the architecture");
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).expect("a filter");
     let program: BpfProgram = filter.try_into().expect("a filter");
     thread::scope(|scope| {
         let starting = scope.spawn(|| {
-            apply_filter(&program).expect("filters are possible");
+            apply_filter(&program).expect("the filter can be applied");
             launch.try_start()
         });
         starting.join().expect("no panic")
@@ -44,7 +44,7 @@ fn warnings(log: &str) -> Vec<&str> {
     log.lines().filter(|line| line.contains("WARN")).collect()
 }
 
-/// It does what a server does, and ends well.
+/// Checks that the server works on this engine and exits cleanly.
 fn serves(mut server: Server, engine: &str) {
     assert!(server.log().contains(&format!(" engine={engine}\n")), "{}", server.log());
     assert!(server.get("/health").text().contains(&format!(r#""engine":"{engine}""#)));
@@ -54,7 +54,7 @@ fn serves(mut server: Server, engine: &str) {
 }
 
 #[test]
-fn where_io_uring_is_forbidden_epoll_serves() {
+fn epoll_is_used_where_io_uring_is_forbidden() {
     for (calls, action, failed) in [
         (&ALL[..], EPERM, "io_uring_setup: Operation not permitted"),
         (&ALL, ENOSYS, "io_uring_setup: Function not implemented"),
@@ -62,28 +62,28 @@ fn where_io_uring_is_forbidden_epoll_serves() {
         (&[REGISTER], EPERM, "io_uring_register: Operation not permitted"),
     ] {
         let text = ["a seccomp filter forbids io_uring", failed, "deploy/seccomp-io_uring.json"];
-        let server = start_without(calls, action.clone(), on("auto")).expect("it starts");
+        let server = start_without(calls, action.clone(), on("auto")).expect("the server starts");
         let log = server.log();
         let warnings = warnings(&log);
         assert!(warnings.len() == 1 && text.iter().all(|text| warnings[0].contains(text)), "{log}");
         serves(server, "epoll");
 
         let Refused { status, log } =
-            start_without(calls, action, on("uring")).err().expect("it must not start");
+            start_without(calls, action, on("uring")).err().expect("the start must fail");
         assert_eq!(status.code(), Some(1), "{log}");
         assert!(text.iter().all(|text| log.contains(text)) && !log.contains("panicked"), "{log}");
     }
 }
 
 #[test]
-fn where_io_uring_is_not_wanted_it_is_not_touched() {
-    let server = start_without(&ALL, SeccompAction::KillProcess, on("epoll")).expect("it starts");
+fn the_epoll_engine_does_not_touch_io_uring() {
+    let server = start_without(&ALL, SeccompAction::KillProcess, on("epoll")).expect("the server starts");
     assert!(warnings(&server.log()).is_empty(), "{}", server.log());
     serves(server, "epoll");
 }
 
 #[test]
-fn where_io_uring_is_to_be_had_it_is_taken() {
+fn io_uring_is_used_where_available() {
     for engine in ["auto", "uring"] {
         let server = on(engine).start();
         assert!(warnings(&server.log()).is_empty(), "{}", server.log());
@@ -92,16 +92,16 @@ fn where_io_uring_is_to_be_had_it_is_taken() {
 }
 
 #[test]
-fn check_config_says_which_engine_it_would_be() {
+fn check_config_shows_the_effective_engine() {
     for (engine, effect) in [("auto", "uring"), ("epoll", "epoll")] {
-        let output = on(engine).command().arg("check-config").output().expect("the binary can be started");
+        let output = on(engine).command().arg("check-config").output().expect("the binary starts");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains(&format!("OSC_ENGINE={engine}\n")), "{text}");
         assert!(text.ends_with(&format!("\n# engine on this machine: {effect}\n")), "{text}");
     }
 }
 
-/// A command that starts the server with this limit of locked memory, and without the capability to exceed it.
+/// A command that starts the server with this limit of locked memory and without the capability to exceed it.
 fn with_locked_memory(kib: u32, launch: &Launch) -> Command {
     let inner = launch.command();
     let program = inner.get_program().to_str().expect("a plain path");
@@ -114,22 +114,22 @@ fn with_locked_memory(kib: u32, launch: &Launch) -> Command {
     limited
 }
 
-/// `CAP_IPC_LOCK`, which root has.
+/// Whether this process has `CAP_IPC_LOCK`, as root does.
 fn may_exceed_limits() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is there");
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     let capabilities =
-        status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).expect("there is a line");
+        status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).expect("every process has CapEff");
     u64::from_str_radix(capabilities, 16).expect("hexadecimal") & 1 << 14 != 0
 }
 
 #[test]
-fn without_locked_memory_no_other_engine_is_taken() {
+fn a_shortage_of_locked_memory_causes_no_fallback() {
     for engine in ["auto", "uring"] {
         let launch = on(engine);
         let begun = Instant::now();
         let refused = Server::spawn(&mut with_locked_memory(0, &launch), Arc::clone(&launch.directory));
-        let Refused { status, log } = refused.err().expect("it must not start");
-        assert!(begun.elapsed() > Duration::from_secs(2), "it is tried again for a while");
+        let Refused { status, log } = refused.err().expect("the start must fail");
+        assert!(begun.elapsed() > Duration::from_secs(2), "the start is retried for a while");
         assert_eq!(status.code(), Some(1), "{log}");
         let text =
             ["io_uring cannot lock memory", "the limit is 0 KiB", "--ulimit memlock=", "LimitMEMLOCK="];
@@ -137,36 +137,36 @@ fn without_locked_memory_no_other_engine_is_taken() {
     }
     let launch = on("epoll");
     let server = Server::spawn(&mut with_locked_memory(0, &launch), Arc::clone(&launch.directory));
-    serves(server.expect("it starts"), "epoll");
+    serves(server.expect("the server starts"), "epoll");
 }
 
-/// What the kernel has not taken back yet of a server that is gone is waited for.
+/// The start waits for locked memory of an exited server that the kernel has not released yet.
 #[test]
-fn memory_that_is_about_to_be_free_is_enough() {
+fn memory_of_an_exited_server_is_waited_for() {
     let launch = on("auto");
-    // One executor fits.
+    // Enough for one executor.
     let mut command = with_locked_memory(600, &launch);
-    let mut start = || Server::spawn(&mut command, Arc::clone(&launch.directory)).expect("it starts");
+    let mut start = || Server::spawn(&mut command, Arc::clone(&launch.directory)).expect("the server starts");
     for _ in 0..5 {
         start().kill();
     }
     serves(start(), "uring");
-    // A server that starts only half ends with the reason. Some kernels count so little for an executor that eight
-    // of them fit.
+    // A server whose start fails half-way exits with the reason. Some kernels charge so little for an executor that
+    // eight of them fit.
     let launch = on("auto").set("OSC_WORKERS", "64");
     let refused = Server::spawn(&mut with_locked_memory(600, &launch), Arc::clone(&launch.directory));
-    let Refused { status, log } = refused.err().expect("it must not start");
+    let Refused { status, log } = refused.err().expect("the start must fail");
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("executor") && log.contains("failed"), "{log}");
 }
 
-/// glommio looks up the cores of the machine there, when it is to choose among them.
+/// glommio reads the cores of the machine from `/sys` if it has to choose among them.
 #[test]
-fn nothing_of_sys_is_needed() {
+fn sys_is_not_required() {
     let without = || {
         let mut command = Command::new("unshare");
         command.arg("--mount");
-        // In a namespace of users root's memory counts, too, and that of the test above is short.
+        // In a user namespace the locked memory of root counts, too, and the test above uses it up.
         if !may_exceed_limits() {
             command.args(["--user", "--map-root-user"]);
         }
@@ -174,8 +174,8 @@ fn nothing_of_sys_is_needed() {
         command
     };
     if !without().arg("true").status().is_ok_and(|status| status.success()) {
-        // Not in most containers. By hand, since the harness would keep it to itself.
-        writeln!(io::stderr(), "skipped: no namespace without /sys").ok();
+        // Not permitted in most containers. Written to the stream, because the harness captures `eprintln!`.
+        writeln!(io::stderr(), "skipped: cannot create a mount namespace without /sys").ok();
         return;
     }
     let launch = on("auto");
@@ -183,6 +183,6 @@ fn nothing_of_sys_is_needed() {
     let mut without = without();
     without.arg(inner.get_program()).current_dir(launch.directory.path());
     without.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
-    let server = Server::spawn(&mut without, Arc::clone(&launch.directory)).expect("it starts");
+    let server = Server::spawn(&mut without, Arc::clone(&launch.directory)).expect("the server starts");
     serves(server, "uring");
 }

@@ -1,4 +1,4 @@
-//! Every resource runs out, at the start and later: one clear line, and all goes on that can.
+//! Resource exhaustion, at the start and later: one clear error line, and everything that can continue does.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,21 +11,21 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 use crate::support::{Launch, Refused, Response, Server, USER_KEY, eventually};
 
-/// A page of memory, and a block of a tmpfs.
+/// Size of a memory page, and of a block of a tmpfs.
 const PAGE_BYTES: u64 = 4096;
 const MIB: u64 = 1024 * 1024;
 
 fn skipped(what: &str) {
-    // By hand, since the harness would keep it to itself.
+    // Written to the stream, because the harness captures `eprintln!`.
     writeln!(io::stderr(), "skipped: {what}").ok();
 }
 
-/// Starts a server within limits of `prlimit`.
+/// Starts a server under a limit of `prlimit`.
 fn start_within(limits: &str, directory: &Arc<tempfile::TempDir>) -> Result<Server, Refused> {
     start_by(&["prlimit", limits], directory)
 }
 
-/// Starts a server by another program.
+/// Starts a server through another program.
 fn start_by(program: &[&str], directory: &Arc<tempfile::TempDir>) -> Result<Server, Refused> {
     let inner = Launch::at(Arc::clone(directory)).command();
     let mut command = Command::new(program[0]);
@@ -35,7 +35,7 @@ fn start_by(program: &[&str], directory: &Arc<tempfile::TempDir>) -> Result<Serv
     Server::spawn(&mut command, Arc::clone(directory))
 }
 
-/// The one line of a server that did not start, which ended in a way that a supervisor tries again.
+/// Checks that the start failed with one line and with an exit code after which a supervisor retries.
 fn check_line(refused: &Refused, words: &[&str]) {
     let Refused { status, log } = refused;
     assert_eq!(status.code(), Some(1), "{status}: {log}");
@@ -43,7 +43,7 @@ fn check_line(refused: &Refused, words: &[&str]) {
     assert!(words.iter().all(|word| log.contains(word)), "{words:?}: {log}");
 }
 
-/// It takes some work, and ends well.
+/// Checks that the server handles some requests and exits cleanly.
 fn works(mut server: Server, what: &str) {
     assert_eq!(server.create("worked", "1").status, 201, "{what}");
     assert_eq!(server.get("/configs").status, 200, "{what}");
@@ -51,13 +51,13 @@ fn works(mut server: Server, what: &str) {
     assert!(server.stop().success(), "{what}: {}", server.log());
 }
 
-/// Tries limits from the least on, until a server starts, which must work then.
+/// Raises a limit until a server starts, which must then work.
 fn until_it_serves(name: &str, limits: impl Iterator<Item = u64>, words: &[&str]) {
     let directory = Arc::new(tempfile::tempdir().expect("temporary directory"));
     for (refused_count, limit) in limits.enumerate() {
         match start_within(&format!("--{name}={limit}"), &directory) {
             Ok(server) => {
-                assert!(refused_count > 0, "{name}={limit} is no limit");
+                assert!(refused_count > 0, "{name}={limit} is not a limit");
                 return works(server, &format!("{name}={limit}"));
             }
             Err(refused) => check_line(&refused, words),
@@ -66,9 +66,9 @@ fn until_it_serves(name: &str, limits: impl Iterator<Item = u64>, words: &[&str]
     panic!("{name}: no limit is high enough");
 }
 
-/// With less, the program itself cannot be loaded.
+/// With fewer than the first limit, the program itself cannot be loaded.
 #[test]
-fn descriptors() {
+fn file_descriptors() {
     until_it_serves("nofile", 4..200, &["open files", "LimitNOFILE="]);
 }
 
@@ -78,7 +78,7 @@ fn memory() {
     until_it_serves("as", (96..).step_by(32).map(|size| size * MIB), &["address space", "LimitAS="]);
 }
 
-/// The user of a test that must not be root, and whose processes are counted. No other test has it.
+/// User of the thread test, which must not be root and whose processes are counted. No other test uses it.
 const THREADS_USER: u32 = 44_719;
 
 #[test]
@@ -87,10 +87,10 @@ fn threads() {
         return skipped("only root can become a user without processes");
     }
     let directory = Arc::new(tempfile::tempdir().expect("temporary directory"));
-    // Not where it is built: that may be a directory of root's.
+    // A copy, because the build directory may be accessible to root only.
     let program = directory.path().join("opensecureconf");
     fs::copy(env!("CARGO_BIN_EXE_opensecureconf"), &program).expect("a copy");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("our own file");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("own file");
     chown(directory.path(), Some(THREADS_USER), Some(THREADS_USER)).expect("root may");
     let user = format!("--reuid={THREADS_USER}");
     let group = format!("--regid={THREADS_USER}");
@@ -113,7 +113,7 @@ fn threads() {
 
 #[test]
 fn file_sizes() {
-    // Of a new database.
+    // With a new database.
     let directory = Arc::new(tempfile::tempdir().expect("temporary directory"));
     let mut limits = [1, 63, 64, 4095].into_iter().chain((1..).map(|pages| pages * PAGE_BYTES));
     let server = loop {
@@ -126,13 +126,13 @@ fn file_sizes() {
     };
     drop(server);
 
-    // Of one that is there: it is always read.
+    // With an existing database, which is always readable.
     let mut server = Server::start();
     assert_eq!(server.create("kept", "1").status, 201);
     server.kill();
     let directory = Arc::clone(&server.directory);
     for limit in [1, 64, 4096, 20_000, 32_768, 65_536, 200_000] {
-        let mut server = start_within(&format!("--fsize={limit}"), &directory).expect("it starts");
+        let mut server = start_within(&format!("--fsize={limit}"), &directory).expect("the server starts");
         assert_eq!(server.value("kept"), "1", "{limit}");
         let large = server.create("large", &format!("\"{}\"", "x".repeat(300_000)));
         check_no_room(&server, &large);
@@ -146,14 +146,14 @@ fn check_no_room(server: &Server, refused: &Response) {
     assert_eq!(refused.status, 507, "{refused:?}");
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     for target in ["/health", "/ready"] {
-        let answer = server.get(target);
-        assert_eq!(answer.status, 503, "{target}: {answer:?}");
-        assert!(answer.text().contains("no space is left to write"), "{target}: {answer:?}");
+        let response = server.get(target);
+        assert_eq!(response.status, 503, "{target}: {response:?}");
+        assert!(response.text().contains("no space is left to write"), "{target}: {response:?}");
     }
     eventually("it is logged", || server.log().contains("no space for writes, serving reads only"));
 }
 
-/// A small file system of its own, unmounted when the test ends.
+/// A small dedicated file system, unmounted when the test ends.
 struct SmallDisk(Arc<tempfile::TempDir>);
 
 impl SmallDisk {
@@ -175,12 +175,12 @@ impl SmallDisk {
         self.0.path()
     }
 
-    /// Leaves so many pages free.
+    /// Fills the file system until this many pages are free.
     fn fill(&self, pages_left: u64) {
         let filler = File::create(self.path().join("filler")).expect("an inode");
         let taken = self.pages_free().saturating_sub(pages_left);
         if taken > 0 {
-            fallocate(&filler, FallocateFlags::empty(), 0, taken * PAGE_BYTES).expect("there is room");
+            fallocate(&filler, FallocateFlags::empty(), 0, taken * PAGE_BYTES).expect("space is left");
         }
         assert_eq!(self.pages_free(), pages_left);
     }
@@ -190,7 +190,7 @@ impl SmallDisk {
     }
 
     fn empty(&self) {
-        fs::remove_file(self.path().join("filler")).expect("there");
+        fs::remove_file(self.path().join("filler")).expect("exists");
     }
 }
 
@@ -200,28 +200,28 @@ impl Drop for SmallDisk {
     }
 }
 
-/// What a server has left behind, without the reserve if it is to be so.
+/// Copies the files that a server has left behind, with or without the reserve.
 fn copy_files(from: &Path, to: &Path, with_reserve: bool) {
     for entry in fs::read_dir(to).expect("readable").flatten() {
-        fs::remove_file(entry.path()).expect("ours");
+        fs::remove_file(entry.path()).expect("created by this test");
     }
     for entry in fs::read_dir(from).expect("readable").flatten() {
         let name = entry.file_name();
         if with_reserve || !name.to_string_lossy().ends_with("-reserve") {
-            fs::copy(entry.path(), to.join(name)).expect("there is room");
+            fs::copy(entry.path(), to.join(name)).expect("space is left");
         }
     }
 }
 
-/// After every end of the server, with any room that is left, it serves what it has. Writes work or are refused, and
-/// what is written is there.
-fn check_full_disk(ends_by_kill: bool, with_reserve: bool) {
+/// Checks that after a stop or a kill, with any amount of free space, the server serves its entries. Writes succeed or
+/// are refused, and acknowledged writes are stored.
+fn check_full_disk(is_killed: bool, with_reserve: bool) {
     let Some(disk) = SmallDisk::mount("size=4m") else { return };
     let mut server = Server::start();
     for number in 0..10 {
         assert_eq!(server.create(&format!("k{number}"), &format!("\"{}\"", "x".repeat(2000))).status, 201);
     }
-    match ends_by_kill {
+    match is_killed {
         true => server.kill(),
         false => assert!(server.stop().success()),
     }
@@ -243,7 +243,7 @@ fn check_full_disk(ends_by_kill: bool, with_reserve: bool) {
         }
         disk.empty();
         if pages % 32 == 0 {
-            // By itself, without a write.
+            // The server recovers on its own, without a write.
             eventually("it recovers", || full.get("/ready").status == 200);
         }
         assert_eq!(full.create("after", "1").status, 201, "{pages}");
@@ -273,43 +273,43 @@ fn a_full_disk_without_a_reserve() {
 fn a_new_database_on_a_full_disk_is_refused() {
     let Some(disk) = SmallDisk::mount("size=1m") else { return };
     disk.fill(0);
-    let refused = Launch::at(Arc::clone(&disk.0)).try_start().err().expect("there is no room");
+    let refused = Launch::at(Arc::clone(&disk.0)).try_start().err().expect("the start must fail");
     check_line(&refused, &["cannot write", "configurations.db", "0 bytes left: make room"]);
     disk.empty();
-    works(Launch::at(Arc::clone(&disk.0)).start(), "there is room");
+    works(Launch::at(Arc::clone(&disk.0)).start(), "after space was freed");
 }
 
-/// The write-ahead log never takes so much that it could not be emptied into the database.
+/// The WAL never grows so large that it could not be emptied into the database.
 #[test]
-fn a_server_that_fills_its_disk_can_be_emptied() {
+fn entries_can_be_deleted_after_the_server_has_filled_the_disk() {
     let Some(disk) = SmallDisk::mount("size=8m") else { return };
     let server = Launch::at(Arc::clone(&disk.0)).start();
     let value = format!("\"{}\"", "x".repeat(50_000));
     let mut keys = Vec::new();
     let refused = loop {
         let key = format!("k{}", keys.len());
-        let answer = server.create(&key, &value);
-        if answer.status != 201 {
-            break answer;
+        let response = server.create(&key, &value);
+        if response.status != 201 {
+            break response;
         }
         keys.push(key);
     };
     check_no_room(&server, &refused);
-    // More than half of the disk is in use for entries.
+    // Entries use more than half of the disk.
     assert!(keys.len() > 80, "{}", keys.len());
     for key in &keys {
         assert_eq!(server.value(key), value, "{key}");
         assert_eq!(server.send("DELETE", &format!("/configs/{key}"), USER_KEY, None).status, 200, "{key}");
     }
-    works(server, "it was emptied");
+    works(server, "after all entries were deleted");
 }
 
 #[test]
-fn a_log_file_without_room_goes_to_standard_error_until_there_is_some() {
+fn the_log_goes_to_standard_error_while_its_file_system_is_full() {
     let Some(disk) = SmallDisk::mount("size=1m,nr_inodes=4") else { return };
     let fillers: Vec<_> = (0..3).map(|index| disk.path().join(format!("filler{index}"))).collect();
     for filler in &fillers {
-        File::create(filler).expect("there is room");
+        File::create(filler).expect("space is left");
     }
     let path = disk.path().join("osc.log");
     let mut server = Launch::new().set("OSC_LOG_FILE", path.to_str().expect("UTF-8")).start();
@@ -343,7 +343,7 @@ fn inodes() {
             }
             Err(refused) => check_line(&refused, &["no inode left"]),
         }
-        fs::remove_file(filler).expect("there");
+        fs::remove_file(filler).expect("exists");
     }
     panic!("no number of inodes is enough");
 }

@@ -1,4 +1,4 @@
-//! What happened to people who run servers of this kind, each as a test of the whole kind.
+//! Incidents reported by operators of comparable servers, each turned into a test of its whole class.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,10 +20,10 @@ const WAL: &str = "configurations.db-wal";
 const SHM: &str = "configurations.db-shm";
 
 fn refused(launch: Launch) -> Refused {
-    launch.try_start().err().expect("it must not start")
+    launch.try_start().err().expect("the start must fail")
 }
 
-/// A port that nobody uses, below those that the system gives to outgoing connections.
+/// A free port below the range that the system assigns to outgoing connections.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 9000).expect("small");
@@ -35,7 +35,8 @@ fn free_port() -> u16 {
     }
 }
 
-/// Row 1. A Service named `osc-host` injects a wrong `OSC_HOST_PORT`; others inject what is only odd.
+/// Row 1. A Service named `osc-host` injects an invalid `OSC_HOST_PORT`; others inject variables that are merely
+/// unusual.
 #[test]
 fn variables_that_kubernetes_injects() {
     let fatal = refused(
@@ -49,7 +50,12 @@ fn variables_that_kubernetes_injects() {
     for word in ["OSC_HOST_PORT:", "tcp://10.0.0.7:9000", "allowed: 1 to 65535", "enableServiceLinks"] {
         assert!(fatal.log.contains(word), "{word}: {}", fatal.log);
     }
-    assert_eq!(fatal.log.matches("OSC_").count(), 1, "one fault, nothing about the others: {}", fatal.log);
+    assert_eq!(
+        fatal.log.matches("OSC_").count(),
+        1,
+        "one error, nothing about the other variables: {}",
+        fatal.log
+    );
 
     for service in ["OSC", "OSC_HOST", "OSC_WORKERS", "OSC_API", "OSC_CLUSTER", "OSC_API_KEY"] {
         let mut launch = Launch::new();
@@ -72,14 +78,14 @@ fn variables_that_kubernetes_injects() {
         assert_eq!(server.get("/cluster/health").status, 200);
         let log = server.log();
         let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
-        assert_eq!(warnings.len(), 1, "only the one that a person wrote: {log}");
+        assert_eq!(warnings.len(), 1, "only the variable that was set by hand: {log}");
         assert!(warnings[0].contains("OSC_NO_SUCH_SETTING"), "{log}");
     }
 }
 
-/// Row 2. An editor's byte order mark or line ends must not switch authentication off.
+/// Row 2. An editor's byte order mark or line endings must not disable authentication.
 #[test]
-fn every_line_of_a_dotenv_file_counts() {
+fn every_line_of_a_dotenv_file_is_read() {
     let check = |text: &str| {
         let port = free_port();
         let launch = Launch::new();
@@ -124,9 +130,9 @@ fn every_line_of_a_dotenv_file_counts() {
     }
 }
 
-/// Row 2. A file in an encoding that cannot be read is not a file without settings.
+/// Row 2. A file in an unsupported encoding is not treated as a file without settings.
 #[test]
-fn a_dotenv_file_that_is_no_utf_8_is_refused() {
+fn a_dotenv_file_that_is_not_utf_8_is_refused() {
     let text = "OSC_API_KEY_REQUIRED=true\r\nOSC_API_KEY=k3y-for-an-example\r\n";
     let wide: Vec<u16> = text.encode_utf16().collect();
     let little = [&[0xFF, 0xFE][..], &wide.iter().flat_map(|unit| unit.to_le_bytes()).collect::<Vec<_>>()];
@@ -141,7 +147,7 @@ fn a_dotenv_file_that_is_no_utf_8_is_refused() {
     }
 }
 
-/// Ten megabytes of zeros in thirteen kilobytes (RFC 1951, fixed codes: a zero, then copies of it).
+/// Ten megabytes of zeros, compressed to thirteen kilobytes (RFC 1951, fixed codes: a zero, then copies of it).
 fn zeros_gzipped() -> Vec<u8> {
     const COPIES: u32 = 38_760;
     let mut bits: Vec<u8> = vec![1, 1, 0];
@@ -161,14 +167,14 @@ fn zeros_gzipped() -> Vec<u8> {
 }
 
 fn peak_kibibytes(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel tells it");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the server runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel reports it");
     line.split_whitespace().next().and_then(|text| text.parse().ok()).expect("a number")
 }
 
-/// Row 7. A compressed body is neither unpacked nor taken for JSON.
+/// Row 7. A compressed body is neither decompressed nor parsed as JSON.
 #[test]
-fn compressed_bodies_are_refused_by_their_heads() {
+fn compressed_bodies_are_refused_by_their_headers() {
     const GZIPPED: &[u8] =
         b"\x1f\x8b\x08\0\0\0\0\0\x02\x03\xabV\xcaN\xadT\xb2R\xcaV\xd2Q*K\xcc)MU\xb22\xac\x05\0\xfau\x81\xff\x15\0\0\0";
     let server = Server::start();
@@ -192,7 +198,7 @@ fn compressed_bodies_are_refused_by_their_heads() {
             for body in [GZIPPED, &zeros, plain] {
                 let headers = [KEY_HEADER, ("Content-Encoding", coding)];
                 let mut client = server.connect();
-                // The server may answer, and end the connection, before it has read all of it.
+                // The server may respond and close the connection before it has read the whole body.
                 client.stream.write_all(&request(method, target, &headers, Some(body))).ok();
                 let response = client.receive(false);
                 assert_eq!(response.status, 415, "{method} {coding}: {response:?}");
@@ -212,12 +218,12 @@ fn compressed_bodies_are_refused_by_their_heads() {
         let response = server.connect().send("POST", "/configs", &headers, Some(body.as_bytes()));
         assert_eq!(response.status, 201, "{coding:?}: {response:?}");
     }
-    // Where a body means nothing, its coding does not either.
+    // Where a body is ignored, its coding is ignored, too.
     let headers = [KEY_HEADER, ("Content-Encoding", "gzip")];
     assert_eq!(server.connect().send("GET", "/configs/there", &headers, Some(GZIPPED)).value(), "1");
 }
 
-/// Row 9. A proxy that filters `X-API-Key` must not be passed by one that spells it `X_API_Key`.
+/// Row 9. A proxy that filters `X-API-Key` must not be bypassed with the spelling `X_API_Key`.
 #[test]
 fn underscores_are_not_dashes_in_header_names() {
     let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "right-key").start();
@@ -241,15 +247,19 @@ fn underscores_are_not_dashes_in_header_names() {
         let response = server.connect().send("GET", "/configs/k", headers, None);
         assert_eq!(response.status, status, "{headers:?}: {response:?}");
     }
-    // The same for what frames a body: an underscore there is a request smuggled past somebody.
+    // The same holds for framing: treated as a dash, the underscore would let a request be smuggled past a proxy.
     let mut client = server.connect();
     let bytes = request("POST", "/configs", &[dashed, user, ("Content_Length", "0")], Some(b"{}"));
     client.write(&bytes);
     assert_eq!(client.receive(false).status, 422);
-    assert_eq!(client.send("GET", "/configs/k", &[dashed, user], None).status, 404, "it goes on in step");
+    assert_eq!(
+        client.send("GET", "/configs/k", &[dashed, user], None).status,
+        404,
+        "the connection stays in sync"
+    );
 }
 
-/// Row 10. Behind a TLS proxy an absolute `http://` location makes clients drop their credentials.
+/// Row 10. Behind a TLS proxy, an absolute `http://` location makes clients drop their credentials.
 #[test]
 fn slash_redirects_are_relative() {
     let server = Launch::new().set("OSC_ALLOWED_HOSTS", "conf.example.org,test").start();
@@ -272,7 +282,7 @@ fn slash_redirects_are_relative() {
     ] {
         let mut bytes = request(method, target, &proxied, matches!(method, "POST" | "PUT").then_some(body));
         let host = b"Host: test";
-        let at = bytes.windows(host.len()).position(|window| window == host).expect("there is a host");
+        let at = bytes.windows(host.len()).position(|window| window == host).expect("a Host field");
         bytes.splice(at..at + host.len(), *b"Host: conf.example.org");
         let mut client = server.connect();
         client.write(&bytes);
@@ -280,7 +290,7 @@ fn slash_redirects_are_relative() {
         assert_eq!((response.status, response.headers["location"].as_str()), (307, location), "{method}");
         assert!(!response.closes(), "the client follows on the same connection");
     }
-    // With method and body, the client gets there.
+    // A key that ends with a slash is served; without such an entry, its path redirects.
     assert_eq!(server.send("POST", "/configs", USER_KEY, Some(r#"{"key":"t/","value":1}"#)).status, 201);
     for (method, body) in [("GET", None), ("PUT", Some(r#"{"value":2}"#)), ("DELETE", None), ("GET", None)] {
         let there = server.send(method, "/configs/t/", USER_KEY, body).status;
@@ -289,7 +299,7 @@ fn slash_redirects_are_relative() {
     }
 }
 
-/// Row 12. Numbers keep their text on every path, and across a restart.
+/// Row 12. Numbers keep their text on every path and across a restart.
 #[test]
 fn numbers_keep_their_text_everywhere() {
     const NUMBERS: &str = r#"{"t":1749667779000,"n":123456789012345678901234567890,"z":-0,"e":81111e1,"f":1.0,"g":1E+2,"h":0.1000,"i":-0.0e-0,"j":18446744073709551616,"k":9007199254740993,"l":5e-324,"m":[1e-400,[10.10]]}"#;
@@ -308,7 +318,7 @@ fn numbers_keep_their_text_everywhere() {
             server = server.restart();
         }
     }
-    // What was read goes back as it was.
+    // A value that was read can be written back unchanged.
     let value = server.value("k");
     assert_eq!(server.update("k", &value).value(), NUMBERS);
     for top in ["1749667779000", "-0", "81111e1", "123456789012345678901234567890", "1.0"] {
@@ -316,7 +326,7 @@ fn numbers_keep_their_text_everywhere() {
         assert_eq!(server.value("k"), top);
     }
 
-    // A row of the original, with the text that Python gave its numbers.
+    // A row of the Python server, with numbers as Python formats them.
     let launch = Launch::new();
     let fixtures = std::env::var_os("OSC_TEST_FIXTURES")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), Into::into);
@@ -341,14 +351,14 @@ fn size(path: &Path) -> u64 {
 }
 
 fn sockets(pid: u32) -> usize {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("the server runs");
     let links = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
     links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
 }
 
-/// Row 20. A reader that stops reading must not keep the log of the database growing.
+/// Row 20. A client that stops reading must not keep the WAL growing.
 #[test]
-fn stalled_readers_do_not_pin_the_log() {
+fn stalled_clients_do_not_pin_the_wal() {
     const ENTRIES: usize = 160;
     const READERS: usize = 3;
     const WRITERS: usize = 4;
@@ -372,7 +382,7 @@ fn stalled_readers_do_not_pin_the_log() {
     for writer in 0..WRITERS {
         assert_eq!(server.create(&format!("w{writer}"), "0").status, 201);
     }
-    eventually("the connections of the preparation are gone", || sockets(server.pid()) == sockets_before);
+    eventually("the set-up connections are closed", || sockets(server.pid()) == sockets_before);
     let mut stalled: Vec<TcpStream> = (0..READERS)
         .map(|_| {
             let mut client = server.connect();
@@ -394,7 +404,7 @@ fn stalled_readers_do_not_pin_the_log() {
                 while done.fetch_add(1, Ordering::Relaxed) < WRITES {
                     let response = client.send("PUT", &target, &[KEY_HEADER], Some(body.as_bytes()));
                     assert_eq!(response.status, 200, "{response:?}");
-                    // The log is emptied after an answer, so its largest size shows here.
+                    // The WAL is emptied after a response, so its largest size is visible here.
                     let now = size(wal);
                     largest.fetch_max(now, Ordering::Relaxed);
                     shrinks.fetch_add(u64::from(now < last), Ordering::Relaxed);
@@ -404,20 +414,20 @@ fn stalled_readers_do_not_pin_the_log() {
         }
     });
     let (largest, shrinks) = (largest.into_inner(), shrinks.into_inner());
-    assert!(largest < WAL_BYTES_MAX, "the log had {largest} bytes");
-    assert!(shrinks > 0, "it was never emptied; it had {largest} bytes");
+    assert!(largest < WAL_BYTES_MAX, "the WAL reached {largest} bytes");
+    assert!(shrinks > 0, "the WAL was never emptied; it reached {largest} bytes");
 
-    // Nobody waits for them for ever.
+    // The server does not wait for them indefinitely.
     eventually("the stalled clients are dropped", || sockets(server.pid()) <= sockets_before);
     for stream in &mut stalled {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).ok();
-        assert!(!rest.ends_with(b"\r\n\r\n"), "the list did stall: {} bytes came", rest.len());
+        assert!(!rest.ends_with(b"\r\n\r\n"), "the list did stall: {} bytes arrived", rest.len());
     }
 }
 
-/// Runs a shell script in a mount namespace of its own, so that its mounts vanish with it. An
-/// error where mounting is not permitted.
+/// Returns a command that runs a shell script and then the server in a dedicated mount namespace, so that the mounts
+/// vanish with it. Fails if mounting is not permitted.
 fn in_mount_namespace(launch: &Launch, script: &str) -> Result<Command, String> {
     let data = launch.directory.path();
     let wrapped = |script: &str, program: &std::ffi::OsStr| {
@@ -451,7 +461,7 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Row 23. On a read-only file system the message names it, instead of "unable to open".
+/// Row 23. On a read-only file system the error names the cause, instead of "unable to open".
 #[test]
 fn a_read_only_data_directory_is_refused() {
     for end in ["clean", "killed"] {
@@ -468,7 +478,7 @@ fn a_read_only_data_directory_is_refused() {
             Err(why) => return println!("skipped: {why}"),
         };
         let refused = Server::spawn(&mut command, Arc::clone(&launch.directory)).err();
-        let refused = refused.expect("it must not start");
+        let refused = refused.expect("the start must fail");
         assert!(!refused.status.success());
         for word in [DATABASE, "mounted read-only", "writable directory"] {
             assert!(refused.log.contains(word), "{end}: {word}: {}", refused.log);
@@ -478,7 +488,7 @@ fn a_read_only_data_directory_is_refused() {
     }
 }
 
-/// Row 23. Containers with a read-only root have one writable volume, and need no other.
+/// Row 23. Containers with a read-only root have one writable volume and need no other.
 #[test]
 fn only_the_data_directory_must_be_writable() {
     let launch = Launch::new();
@@ -494,15 +504,15 @@ fn only_the_data_directory_must_be_writable() {
         .unwrap_or_else(|refused| panic!("{}", refused.log));
     assert_eq!(server.create("k", "1").status, 201);
     assert_eq!(server.value("k"), "1");
-    let root = fs::read_to_string(format!("/proc/{}/mounts", server.pid())).expect("it runs");
-    let root = root.lines().rfind(|line| line.split(' ').nth(1) == Some("/")).expect("there is a root");
+    let root = fs::read_to_string(format!("/proc/{}/mounts", server.pid())).expect("the server runs");
+    let root = root.lines().rfind(|line| line.split(' ').nth(1) == Some("/")).expect("a root mount");
     assert!(root.contains(" ro,"), "it was read-only: {root}");
     assert!(server.stop().success(), "{}", server.log());
     let [reserve, lock] = ["-reserve", ".lock"].map(|suffix| format!("{DATABASE}{suffix}"));
     assert_eq!(names(&data), [DATABASE, &reserve, &lock, "encryption.salt"]);
 }
 
-/// Row 23. A salt from a Kubernetes Secret lies on a read-only volume of its own.
+/// Row 23. A salt from a Kubernetes Secret is stored on a dedicated read-only volume.
 #[test]
 fn an_existing_salt_may_be_read_only() {
     let mut first = Server::start();
@@ -524,11 +534,11 @@ fn an_existing_salt_may_be_read_only() {
     assert_eq!(server.create("k", "1").status, 201);
     assert_eq!(
         server.connect().send("GET", "/cluster/salt", &[], None).body,
-        fs::read(first.salt()).expect("there")
+        fs::read(first.salt()).expect("exists")
     );
 }
 
-/// Writes until the server is killed under it; returns when it was.
+/// Kills the server while clients write to it.
 fn kill_under_load(server: &mut Server, writes: u64) {
     let done = AtomicU64::new(0);
     let address = server.address;
@@ -556,7 +566,7 @@ fn kill_under_load(server: &mut Server, writes: u64) {
     });
 }
 
-/// A directory with three keys that were written together, so that a mixture of two states shows.
+/// Writes the same state to three keys, so that a mixture of two states shows.
 fn write_state(server: &Server, state: &str) {
     for key in ["a", "b", "c"] {
         let filler = "f".repeat(3000);
@@ -567,13 +577,13 @@ fn write_state(server: &Server, state: &str) {
     }
 }
 
-/// The state that all entries agree on.
+/// Returns the state, on which all entries must agree.
 fn state(server: &Server) -> String {
     let states: Vec<String> = ["a", "b", "c"]
         .iter()
         .map(|key| {
             let value: serde_json::Value = serde_json::from_str(&server.value(key)).expect("JSON");
-            value[0].as_str().expect("a text").to_owned()
+            value[0].as_str().expect("a string").to_owned()
         })
         .collect();
     assert!(states.iter().all(|state| *state == states[0]), "a mixture: {states:?}");
@@ -584,7 +594,7 @@ fn start_again(server: &Server) -> Result<Server, Refused> {
     Launch::at(Arc::clone(&server.directory)).try_start()
 }
 
-fn end(server: &mut Server, is_crash: bool) {
+fn stop_or_kill(server: &mut Server, is_crash: bool) {
     if is_crash {
         server.kill();
     } else {
@@ -592,10 +602,10 @@ fn end(server: &mut Server, is_crash: bool) {
     }
 }
 
-/// Row 24. Yesterday's database under today's log, with any number of checkpoints in between.
+/// Row 24. Yesterday's database beside today's WAL, with any number of checkpoints in between.
 #[test]
-fn a_database_restored_under_another_log_is_refused() {
-    // A checkpoint is made by a clean end, and by the start after a crash.
+fn a_database_restored_beside_another_wal_is_refused() {
+    // A clean stop runs a checkpoint, and so does the start after a crash.
     for (checkpoints, is_crash) in [(1, false), (2, false), (3, false), (1, true), (2, true), (3, true)] {
         let mut server = Server::start();
         write_state(&server, "yesterday");
@@ -603,35 +613,38 @@ fn a_database_restored_under_another_log_is_refused() {
         let backup = tempfile::tempdir().expect("temporary directory");
         copy_files(server.directory.path(), backup.path(), &[DATABASE]);
         for _ in 0..checkpoints {
-            server = start_again(&server).expect("it starts");
+            server = start_again(&server).expect("the server starts");
             write_state(&server, "today");
-            end(&mut server, is_crash);
+            stop_or_kill(&mut server, is_crash);
         }
-        server = start_again(&server).expect("it starts");
+        server = start_again(&server).expect("the server starts");
         write_state(&server, "now");
         kill_under_load(&mut server, 50);
         copy_files(backup.path(), server.directory.path(), &[DATABASE]);
         for keep_shm in [true, false] {
             if !keep_shm {
-                fs::remove_file(server.directory.path().join(SHM)).expect("there");
+                fs::remove_file(server.directory.path().join(SHM)).expect("exists");
             }
             let refused = match start_again(&server) {
                 Err(refused) => refused,
                 Ok(mixed) => {
-                    panic!("{checkpoints}, {is_crash}: it started: {:.60}", mixed.get("/configs").text())
+                    panic!(
+                        "{checkpoints}, {is_crash}: the server started: {:.60}",
+                        mixed.get("/configs").text()
+                    )
                 }
             };
             assert!(refused.log.contains(WAL), "{checkpoints}, {is_crash}: {}", refused.log);
         }
-        fs::remove_file(server.directory.path().join(WAL)).expect("there");
-        assert_eq!(state(&start_again(&server).expect("it starts")), "yesterday");
+        fs::remove_file(server.directory.path().join(WAL)).expect("exists");
+        assert_eq!(state(&start_again(&server).expect("the server starts")), "yesterday");
     }
 }
 
-/// Row 24. The other way round: an old log beside a newer database. Copied in the middle of a cycle
-/// it holds pages that the database has newer ones of.
+/// Row 24. The reverse: an old WAL beside a newer database. Copied in the middle of a cycle, it holds older versions of
+/// pages in the database.
 #[test]
-fn a_log_restored_beside_a_newer_database_is_refused() {
+fn a_wal_restored_beside_a_newer_database_is_refused() {
     for (later_checkpoints, with_shm, is_crash) in [
         (0, false, false),
         (0, true, false),
@@ -643,7 +656,7 @@ fn a_log_restored_beside_a_newer_database_is_refused() {
         let mut server = Server::start();
         write_state(&server, "before");
         assert!(server.stop().success());
-        server = start_again(&server).expect("it starts");
+        server = start_again(&server).expect("the server starts");
         write_state(&server, "old");
         let backup = tempfile::tempdir().expect("temporary directory");
         copy_files(server.directory.path(), backup.path(), &[WAL, SHM]);
@@ -651,11 +664,11 @@ fn a_log_restored_beside_a_newer_database_is_refused() {
             assert_eq!(server.send("DELETE", &format!("/configs/{key}"), USER_KEY, None).status, 200);
         }
         write_state(&server, "new");
-        end(&mut server, is_crash);
+        stop_or_kill(&mut server, is_crash);
         for _ in 0..later_checkpoints {
-            server = start_again(&server).expect("it starts");
+            server = start_again(&server).expect("the server starts");
             write_state(&server, "new");
-            end(&mut server, is_crash);
+            stop_or_kill(&mut server, is_crash);
         }
         copy_files(backup.path(), server.directory.path(), &[WAL]);
         if with_shm {
@@ -664,49 +677,52 @@ fn a_log_restored_beside_a_newer_database_is_refused() {
         let refused = match start_again(&server) {
             Err(refused) => refused,
             Ok(mixed) => {
-                panic!("{later_checkpoints}, {is_crash}: it started: {:.60}", mixed.get("/configs").text())
+                panic!(
+                    "{later_checkpoints}, {is_crash}: the server started: {:.60}",
+                    mixed.get("/configs").text()
+                )
             }
         };
         assert!(refused.log.contains(WAL), "{}", refused.log);
         if !is_crash {
-            // Then everything was in the database alone.
-            fs::remove_file(server.directory.path().join(WAL)).expect("there");
+            // After a clean stop, the database alone holds everything.
+            fs::remove_file(server.directory.path().join(WAL)).expect("exists");
             fs::remove_file(server.directory.path().join(SHM)).ok();
-            assert_eq!(state(&start_again(&server).expect("it starts")), "new");
+            assert_eq!(state(&start_again(&server).expect("the server starts")), "new");
         }
     }
 }
 
-/// Row 24. Both files of one moment are exactly the state of that moment, with or without `-shm`.
+/// Row 24. Database and WAL of the same moment restore exactly the state of that moment, with or without `-shm`.
 #[test]
-fn database_and_log_restored_together_are_their_state() {
+fn database_and_wal_restored_together_are_consistent() {
     for with_shm in [true, false] {
         let mut server = Server::start();
         write_state(&server, "base");
         assert!(server.stop().success());
-        server = start_again(&server).expect("it starts");
+        server = start_again(&server).expect("the server starts");
         write_state(&server, "backup");
         server.kill();
         let backup = tempfile::tempdir().expect("temporary directory");
         let files = if with_shm { &[DATABASE, WAL, SHM][..] } else { &[DATABASE, WAL] };
         copy_files(server.directory.path(), backup.path(), files);
 
-        server = start_again(&server).expect("it starts");
+        server = start_again(&server).expect("the server starts");
         write_state(&server, "later");
         assert!(server.stop().success());
-        server = start_again(&server).expect("it starts");
+        server = start_again(&server).expect("the server starts");
         write_state(&server, "latest");
         kill_under_load(&mut server, 50);
-        fs::remove_file(server.directory.path().join(SHM)).expect("there");
+        fs::remove_file(server.directory.path().join(SHM)).expect("exists");
         copy_files(backup.path(), server.directory.path(), files);
         let server = start_again(&server).unwrap_or_else(|refused| panic!("{}", refused.log));
         assert_eq!(state(&server), "backup");
         let list = server.get("/configs");
-        assert!(!list.text().contains("load"), "nothing of later is there: {list:?}");
+        assert!(!list.text().contains("load"), "no later write is visible: {list:?}");
     }
 }
 
-/// Row 30. Addresses of both families, in every spelling that people write.
+/// Row 30. Addresses of both families, in every common spelling.
 #[test]
 fn addresses_of_both_families() {
     let has_v6 = TcpListener::bind("[::1]:0").is_ok();
@@ -720,7 +736,7 @@ fn addresses_of_both_families() {
         ("LOCALHOST", &[four]),
         ("::1", &[six]),
         ("[::1]", &[six]),
-        // The only ones that others could reach, for a moment: both families must answer.
+        // The only addresses that are reachable from other machines, for a moment: both families must respond.
         ("::", &[four, six]),
         ("[::]", &[four, six]),
     ] {
@@ -738,14 +754,19 @@ fn addresses_of_both_families() {
             let status = client.send("GET", "/cluster/status", &[], None);
             assert!(status.text().starts_with(r#"{"enabled":false,"#), "{status:?}");
         }
-        let beyond = host.contains("::") && !host.contains('1');
-        assert_eq!(server.log().contains("non-loopback address"), beyond, "{host}: {}", server.log());
+        let is_non_loopback = host.contains("::") && !host.contains('1');
+        assert_eq!(
+            server.log().contains("non-loopback address"),
+            is_non_loopback,
+            "{host}: {}",
+            server.log()
+        );
     }
 }
 
-/// Row 30. A host that is none is told with everything else that is wrong.
+/// Row 30. An invalid host is reported together with all other errors.
 #[test]
-fn a_bad_host_is_told_with_the_other_faults() {
+fn an_invalid_host_is_reported_with_all_other_errors() {
     for host in [":::", "[::", "::1]", "[127.0.0.1]", "127.0.0.1:9000", "[::1]:9000", "tcp://10.0.0.7", "a b"]
     {
         let launch = Launch::new().set("OSC_HOST", host).set("OSC_HOST_PORT", "x").set("OSC_WORKERS", "-1");

@@ -1,4 +1,4 @@
-//! Data files of the Python generations, and files that must be refused without a changed byte.
+//! Data files of the generations of the Python server, and files that must be refused without changing a byte.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,10 +13,10 @@ use crate::support::{Launch, OTHER_KEY, Refused, Server, copy_files, eventually}
 const ALICE: &str = "alice-user-key";
 const BOB: &str = "bob-user-key-2";
 
-/// The committed files, or those that CI has just made with the original's libraries.
+/// The committed fixture, or the one that CI has just generated with the libraries of the Python server.
 fn fixture(name: &str) -> PathBuf {
-    let made_anew = std::env::var_os("OSC_TEST_FIXTURES").map(PathBuf::from);
-    made_anew.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")).join(name)
+    let regenerated = std::env::var_os("OSC_TEST_FIXTURES").map(PathBuf::from);
+    regenerated.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")).join(name)
 }
 
 pub(super) fn generation(name: &str) -> Launch {
@@ -32,7 +32,7 @@ fn read(server: &Server, target: &str, user_key: &str) -> (u16, String) {
     (response.status, response.text().to_owned())
 }
 
-/// What every generation's file holds, read through the server.
+/// Checks the entries that the file of every generation holds.
 fn check_common(server: &Server) {
     let (status, text) = read(server, "/configs/plain", ALICE);
     assert_eq!(status, 200, "{text}");
@@ -58,7 +58,7 @@ fn rows(path: &Path) -> Vec<(i64, String, String, Option<String>)> {
     let database = Connection::open(path).expect("a database");
     let mut statement = database
         .prepare(r#"SELECT id, "key", encrypted_value, category FROM configurations ORDER BY id"#)
-        .expect("the original's columns");
+        .expect("columns of the Python server");
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)));
     rows.expect("readable").collect::<Result<_, _>>().expect("readable")
 }
@@ -80,12 +80,12 @@ fn each_generation_opens_in_place_and_is_copied_once() {
         assert_eq!(read(&server, "/configs/sla/sh", ALICE).0, 404);
         drop(server);
         let copy = directory.path().join(format!("configurations.db.backup-{label}"));
-        assert_eq!(rows(&copy), before, "{name}: the copy holds what was there before");
+        assert_eq!(rows(&copy), before, "{name}: the copy holds the previous rows");
         let copies = fs::read_dir(directory.path()).expect("readable").filter(|entry| {
             entry.as_ref().expect("readable").file_name().to_string_lossy().contains("backup")
         });
-        assert_eq!(copies.count(), 1, "{name}: one copy, not one for each start");
-        assert_eq!(fs::metadata(copy).expect("there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(copies.count(), 1, "{name}: one copy, not one per start");
+        assert_eq!(fs::metadata(copy).expect("exists").permissions().mode() & 0o777, 0o600);
     }
 }
 
@@ -98,7 +98,7 @@ fn environments_of_later_generations() {
     let full = read(&server, "/configs/with%20environment?mode=full", ALICE).1;
     let times = r#""created_at":"2026-01-31T10:00:00.123456Z","updated_at":"2026-02-01T11:30:00.000000Z""#;
     assert_eq!(full, format!(r#"{{"id":8,{entry},{times}}}"#));
-    // Keys were unique in that generation; here they are so within an environment.
+    // Keys were unique in that generation; now they are unique within an environment.
     let body = r#"{"key":"plain","value":2,"environment":"production"}"#;
     assert_eq!(server.send("POST", "/configs", ALICE, Some(body)).status, 201);
 
@@ -106,7 +106,7 @@ fn environments_of_later_generations() {
     let (status, text) = read(&server, "/configs/shared", ALICE);
     assert!(status == 400 && text.contains("production") && text.contains("staging"), "{text}");
     assert!(read(&server, "/configs/shared?environment=staging", ALICE).1.contains(r#""value":{"e":"s"}"#));
-    // "No environment" is the empty text in this generation's column, where NULL is not allowed.
+    // "No environment" is the empty string in this generation's column, where NULL is not allowed.
     let created = server.send("POST", "/configs", ALICE, Some(r#"{"key":"shared","value":0}"#));
     assert_eq!(created.text(), r#"{"id":10,"key":"shared","category":null,"value":0}"#);
     let moved = server.send("PUT", "/configs/plain", ALICE, Some(r#"{"value":1,"environment":"staging"}"#));
@@ -114,9 +114,9 @@ fn environments_of_later_generations() {
     drop(server);
 }
 
-/// The statements are the ones that SQLAlchemy sends for the original 2.0.
+/// The statements are those that SQLAlchemy sends for the Python server 2.0.
 #[test]
-fn a_2_0_file_goes_back_to_the_original() {
+fn a_2_0_file_can_be_used_by_the_python_server_again() {
     let launch = generation("v20");
     let directory = Arc::clone(&launch.directory);
     let mut server = launch.start();
@@ -127,9 +127,9 @@ fn a_2_0_file_goes_back_to_the_original() {
         let database = Connection::open(&path).expect("a database");
         let insert = r#"INSERT INTO configurations ("key", encrypted_value, category) VALUES (?1, ?2, NULL)"#;
         assert!(database.execute(insert, ("ours", "x")).is_err(), "the key is still unique");
-        let token = rows(&path).into_iter().find(|row| row.1 == "ours").expect("it is there").2;
-        assert_eq!(database.execute(insert, ("theirs too", &token)).expect("it works"), 1);
-        database.execute(r#"DELETE FROM configurations WHERE id = 4"#, []).expect("it works");
+        let token = rows(&path).into_iter().find(|row| row.1 == "ours").expect("exists").2;
+        assert_eq!(database.execute(insert, ("theirs too", &token)).expect("valid"), 1);
+        database.execute(r#"DELETE FROM configurations WHERE id = 4"#, []).expect("valid");
     }
     let server = Launch::at(directory).start();
     assert_eq!(
@@ -141,7 +141,7 @@ fn a_2_0_file_goes_back_to_the_original() {
     assert_eq!(full, r#"{"id":9,"key":"theirs too","category":null,"value":{}}"#);
 }
 
-/// Everything in a directory, except the lock file, which holds nothing, and SQLite's shared memory.
+/// Files of a directory with their contents, except empty ones such as the lock file, and SQLite's shared memory.
 fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(directory).expect("readable").map(|entry| entry.expect("readable").path());
     entries
@@ -155,7 +155,7 @@ fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 pub(super) fn refused_unchanged(launch: Launch, words: &[&str]) -> Refused {
     let directory = Arc::clone(&launch.directory);
     let before = contents(directory.path());
-    let refused = launch.try_start().err().unwrap_or_else(|| panic!("it starts, in spite of {words:?}"));
+    let refused = launch.try_start().err().unwrap_or_else(|| panic!("the server starts despite {words:?}"));
     assert!(!refused.status.success());
     for word in words {
         assert!(refused.log.contains(word), "{word:?} is not in: {}", refused.log);
@@ -166,7 +166,10 @@ pub(super) fn refused_unchanged(launch: Launch, words: &[&str]) -> Refused {
         .filter(|(name, bytes)| before.get(*name) != Some(*bytes))
         .map(|(name, _)| name)
         .collect();
-    assert!(changed.is_empty() && after.len() == before.len(), "{words:?}: a refusal changed {changed:?}");
+    assert!(
+        changed.is_empty() && after.len() == before.len(),
+        "{words:?}: the refused start changed {changed:?}"
+    );
     refused
 }
 
@@ -190,19 +193,22 @@ fn unusable_databases_are_refused_unchanged() {
 
     let foreign = Launch::new();
     let path = foreign.directory.path().join("configurations.db");
-    Connection::open(&path).expect("new").execute_batch("CREATE TABLE music (title TEXT)").expect("valid");
+    Connection::open(&path)
+        .expect("a new database")
+        .execute_batch("CREATE TABLE music (title TEXT)")
+        .expect("valid");
     refused_unchanged(foreign, &["another program", "configurations"]);
 
     let odd = Launch::new();
     let path = odd.directory.path().join("configurations.db");
     let table = "CREATE TABLE configurations (id INTEGER PRIMARY KEY, name TEXT)";
-    Connection::open(&path).expect("new").execute_batch(table).expect("valid");
+    Connection::open(&path).expect("a new database").execute_batch(table).expect("valid");
     refused_unchanged(odd, &["unexpected columns", "id, name"]);
 
     let twice = generation("v20");
     let path = twice.directory.path().join("configurations.db");
     Connection::open(&path)
-        .expect("there")
+        .expect("exists")
         .execute_batch(
             r#"DROP INDEX ix_configurations_key;
                INSERT INTO configurations ("key", encrypted_value) VALUES ('plain', 'x')"#,
@@ -219,22 +225,22 @@ fn unusable_databases_are_refused_unchanged() {
 fn a_file_of_a_later_release_is_refused() {
     let mut server = Server::start();
     server.stop();
-    let database = Connection::open(server.database()).expect("there");
-    database.execute("UPDATE osc_meta SET value = 99 WHERE name = 'schema'", []).expect("there");
+    let database = Connection::open(server.database()).expect("exists");
+    database.execute("UPDATE osc_meta SET value = 99 WHERE name = 'schema'", []).expect("valid");
     drop(database);
     refused_unchanged(Launch::at(Arc::clone(&server.directory)), &["later release"]);
 }
 
 #[test]
-fn a_log_without_its_database_is_refused() {
+fn a_wal_without_its_database_is_refused() {
     for replacement in [None, Some(&b""[..])] {
         let mut server = Server::start();
         server.create("k", "1");
         server.kill();
         let wal = server.directory.path().join("configurations.db-wal");
-        assert!(fs::metadata(&wal).expect("the log of a killed server").len() > 0);
+        assert!(fs::metadata(&wal).expect("a killed server leaves a WAL").len() > 0);
         match replacement {
-            None => fs::remove_file(server.database()).expect("there"),
+            None => fs::remove_file(server.database()).expect("exists"),
             Some(bytes) => fs::write(server.database(), bytes).expect("writable"),
         }
         refused_unchanged(Launch::at(Arc::clone(&server.directory)), &["-wal"]);
@@ -248,28 +254,28 @@ fn salt_files() {
     refused_unchanged(empty, &["encryption.salt", "empty"]);
 
     let missing = generation("v20");
-    fs::remove_file(missing.directory.path().join("encryption.salt")).expect("there");
+    fs::remove_file(missing.directory.path().join("encryption.salt")).expect("exists");
     refused_unchanged(missing, &["encryption.salt", "missing", "restore"]);
 
     // Without entries there is nothing that a new salt could orphan.
     let launch = generation("v20");
     let path = launch.directory.path().join("configurations.db");
-    Connection::open(&path).expect("there").execute("DELETE FROM configurations", []).expect("valid");
-    fs::remove_file(launch.directory.path().join("encryption.salt")).expect("there");
+    Connection::open(&path).expect("exists").execute("DELETE FROM configurations", []).expect("valid");
+    fs::remove_file(launch.directory.path().join("encryption.salt")).expect("exists");
     let server = launch.start();
-    assert!(!server.salt().exists(), "it is made at the first use");
+    assert!(!server.salt().exists(), "the salt is created on first use");
     assert_eq!(server.create("k", "1").status, 201);
-    let metadata = fs::metadata(server.salt()).expect("made");
+    let metadata = fs::metadata(server.salt()).expect("created");
     assert_eq!((metadata.len(), metadata.permissions().mode() & 0o777), (64, 0o600));
     assert_eq!(
-        fs::metadata(server.database()).expect("there").permissions().mode() & 0o004,
+        fs::metadata(server.database()).expect("exists").permissions().mode() & 0o004,
         0o004,
-        "kept as it was"
+        "the mode is kept"
     );
 }
 
 #[test]
-fn new_files_are_private_and_directories_are_made() {
+fn new_files_are_private_and_directories_are_created() {
     let launch = Launch::new().set("OSC_DATABASE_PATH", "a/b/c.db").set("OSC_SALT_FILE_PATH", "d/e/c.salt");
     let directory = Arc::clone(&launch.directory);
     let server = launch.start();
@@ -284,35 +290,35 @@ fn new_files_are_private_and_directories_are_made() {
 fn a_second_server_on_the_same_files_is_refused() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
-    let refused = Launch::at(Arc::clone(&server.directory)).try_start().err().expect("it must not start");
+    let refused = Launch::at(Arc::clone(&server.directory)).try_start().err().expect("the start must fail");
     assert!(refused.log.contains("in use by another server"), "{}", refused.log);
-    // Another path to the same file is the same file.
-    symlink(server.database(), server.directory.path().join("link.db")).expect("a link can be made");
+    // Another path to the same file is recognised.
+    symlink(server.database(), server.directory.path().join("link.db")).expect("linked");
     let through_link = Launch::at(Arc::clone(&server.directory)).set("OSC_DATABASE_PATH", "link.db");
     assert!(
-        through_link.try_start().err().expect("it must not start").log.contains("in use by another server")
+        through_link.try_start().err().expect("the start must fail").log.contains("in use by another server")
     );
     assert_eq!(server.value("k"), "1");
 }
 
 /// An operator may remove entries whose user key is lost.
 #[test]
-fn changes_by_another_program_are_noticed() {
+fn changes_by_another_program_are_detected() {
     let server = Server::start();
     for key in ["kept", "removed"] {
         server.create(key, "1");
         assert_eq!(server.value(key), "1");
     }
-    let database = Connection::open(server.database()).expect("there");
+    let database = Connection::open(server.database()).expect("exists");
     database.execute(r#"DELETE FROM configurations WHERE "key" = 'removed'"#, []).expect("valid");
     eventually("the entry is gone", || server.get("/configs/removed").status == 404);
     assert_eq!(server.value("kept"), "1");
     assert_eq!(server.send("GET", "/configs/kept", OTHER_KEY, None).status, 401);
 }
 
-/// Yesterday's database with today's log would be a mixture of two states.
+/// Yesterday's database with today's WAL would be a mixture of two states.
 #[test]
-fn a_restored_database_with_another_log_is_refused() {
+fn a_restored_database_with_another_wal_is_refused() {
     let mut server = Server::start();
     server.create("k", "\"yesterday\"");
     assert!(server.stop().success());
@@ -328,20 +334,21 @@ fn a_restored_database_with_another_log_is_refused() {
     copy_files(backup.path(), server.directory.path(), &["configurations.db"]);
     refused_unchanged(Launch::at(Arc::clone(&server.directory)), &["-wal", "do not belong together"]);
 
-    // What the message asks for helps.
+    // The remedy in the error text works.
     for name in ["configurations.db-wal", "configurations.db-shm"] {
-        fs::remove_file(server.directory.path().join(name)).expect("there");
+        fs::remove_file(server.directory.path().join(name)).expect("exists");
     }
     let server = Launch::at(Arc::clone(&server.directory)).start();
     assert_eq!(server.value("k"), "\"yesterday\"");
 }
 
-/// More than is checked before the server listens: 70,000 small entries of some 85 MiB, none of them sealed.
+/// A database above the size that is checked before the server listens: 70,000 small entries of some 85 MiB, none of
+/// them encrypted.
 fn large() -> Launch {
     let mut server = Server::start();
     server.create("k", "1");
     assert!(server.stop().success());
-    let database = Connection::open(server.database()).expect("there");
+    let database = Connection::open(server.database()).expect("exists");
     database
         .execute_batch(
             r#"PRAGMA synchronous=OFF;
@@ -351,18 +358,18 @@ fn large() -> Launch {
         )
         .expect("valid");
     drop(database);
-    let bytes = fs::metadata(server.database()).expect("there").len();
+    let bytes = fs::metadata(server.database()).expect("exists").len();
     assert!(bytes > opensecureconf::limits::CHECK_AT_START_BYTES_MAX, "{bytes}");
     Launch::at(Arc::clone(&server.directory))
 }
 
 #[test]
-fn a_large_database_is_checked_beside_the_server() {
+fn a_large_database_is_checked_in_the_background() {
     let launch = large();
     let directory = Arc::clone(&launch.directory);
     let mut server = launch.start();
     assert_eq!(server.value("k"), "1");
-    eventually("it is checked", || server.log().contains("database check passed"));
+    eventually("the check has passed", || server.log().contains("database check passed"));
     assert!(server.stop().success());
 
     let path = directory.path().join("configurations.db");
@@ -370,7 +377,7 @@ fn a_large_database_is_checked_beside_the_server() {
     fs::write(&path, &good[..good.len() / 2]).expect("writable");
     refused_unchanged(Launch::at(Arc::clone(&directory)), &["truncated"]);
 
-    // A page in the middle.
+    // Damage a page in the middle.
     let mut damaged = good.clone();
     let middle = damaged.len() / 2 / 4096 * 4096;
     damaged[middle..middle + 4096].fill(0xAA);
@@ -380,10 +387,10 @@ fn a_large_database_is_checked_beside_the_server() {
     for word in ["configurations.db is damaged", ".recover"] {
         assert!(server.log().contains(word), "{word:?} is not in: {}", server.log());
     }
-    // It is not served a second time, not even until it is found out again.
+    // The next start is refused immediately, before the check finds the damage again.
     let refused = refused_unchanged(Launch::at(Arc::clone(&directory)), &["configurations.db is damaged"]);
     assert!(!refused.log.contains("listening"), "{}", refused.log);
-    // What the message asks for helps.
+    // The remedy in the error text works.
     fs::write(&path, &good).expect("writable");
     let server = Launch::at(Arc::clone(&directory)).start();
     assert_eq!(server.value("k"), "1");
@@ -391,14 +398,14 @@ fn a_large_database_is_checked_beside_the_server() {
     assert!(!directory.path().join("configurations.db.damaged").exists());
 }
 
-/// At both ends, or in the schema, damage is found before the server listens however large the file is.
+/// Damage at either end or in the schema is found before the server listens, however large the file is.
 #[test]
 fn a_large_database_with_a_damaged_end_is_refused() {
     let launch = large();
     let directory = Arc::clone(&launch.directory);
     let path = directory.path().join("configurations.db");
     let good = fs::read(&path).expect("readable");
-    let database = Connection::open(&path).expect("there");
+    let database = Connection::open(&path).expect("exists");
     let root: u32 = database
         .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'osc_key_environment'", [], |row| {
             row.get(0)
@@ -416,19 +423,19 @@ fn a_large_database_with_a_damaged_end_is_refused() {
     }
 }
 
-/// A server refuses writes that would be lost with it, says why, and goes on when the file is back.
+/// The server refuses writes that would be lost with the file, reports why, and resumes when the file is back.
 #[test]
-fn a_file_that_is_replaced_under_the_server_is_noticed() {
+fn a_file_that_is_replaced_under_the_server_is_detected() {
     for name in ["configurations.db", "configurations.db-wal", "configurations.db.lock", "encryption.salt"] {
         let server = Server::start();
         assert_eq!(server.create("before", "1").status, 201);
         let path = server.directory.path().join(name);
         let aside = server.directory.path().join("aside");
         for is_replaced in [false, true] {
-            fs::rename(&path, &aside).expect("it is there");
+            fs::rename(&path, &aside).expect("exists");
             if is_replaced {
                 let content =
-                    if name.ends_with("salt") { vec![7; 64] } else { fs::read(&aside).expect("there") };
+                    if name.ends_with("salt") { vec![7; 64] } else { fs::read(&aside).expect("exists") };
                 fs::write(&path, content).expect("writable");
             }
             let refused = server.create("lost", "1");
@@ -439,8 +446,8 @@ fn a_file_that_is_replaced_under_the_server_is_noticed() {
             assert_eq!((health.status, server.get("/ready").status), (503, 503), "{name}: {health:?}");
             assert!(health.text().contains("was removed or replaced"), "{name}: {health:?}");
             assert_eq!(server.value("before"), "1", "{name}");
-            fs::rename(&aside, &path).expect("it is put back");
-            // Noticed by itself.
+            fs::rename(&aside, &path).expect("renamed");
+            // Detected without a write.
             eventually("the server is healthy", || server.get("/health").status == 200);
             assert_eq!(server.create("after", "1").status, if is_replaced { 400 } else { 201 }, "{name}");
         }
@@ -450,52 +457,52 @@ fn a_file_that_is_replaced_under_the_server_is_noticed() {
     }
 }
 
-/// As Kubernetes replaces the files of a Secret, and an idle server notices what is wrong by itself.
+/// Kubernetes replaces the files of a Secret in this way. An idle server also detects a missing database on its own.
 #[test]
-fn the_same_salt_in_another_file_is_the_salt() {
+fn the_same_salt_in_a_new_file_is_accepted() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
-    let salt = fs::read(server.salt()).expect("there");
+    let salt = fs::read(server.salt()).expect("exists");
     fs::write(server.directory.path().join("new"), &salt).expect("writable");
     fs::rename(server.directory.path().join("new"), server.salt()).expect("writable");
     assert_eq!(server.create("l", "1").status, 201);
-    fs::remove_file(server.database()).expect("there");
-    eventually("an idle server notices", || server.get("/health").status == 503);
+    fs::remove_file(server.database()).expect("exists");
+    eventually("an idle server detects it", || server.get("/health").status == 503);
 }
 
-/// What an operator has put in the place of the files is not touched when the server ends.
+/// Files that an operator has put in place of the data files are left untouched at shutdown.
 #[test]
-fn a_replaced_database_keeps_its_log() {
+fn a_replaced_database_and_its_wal_are_left_untouched() {
     let mut server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     let wal = server.directory.path().join("configurations.db-wal");
     for path in [&server.database(), &wal] {
-        fs::remove_file(path).expect("there");
+        fs::remove_file(path).expect("exists");
         fs::write(path, b"of the operator").expect("writable");
     }
-    eventually("it is noticed", || server.get("/health").status == 503);
+    eventually("the replacement is detected", || server.get("/health").status == 503);
     assert!(server.stop().success(), "{}", server.log());
     for path in [&server.database(), &wal] {
-        assert_eq!(fs::read(path).expect("there"), b"of the operator");
+        assert_eq!(fs::read(path).expect("exists"), b"of the operator");
     }
 }
 
 #[test]
-fn another_name_of_the_database_is_the_same_database() {
+fn a_hard_link_to_a_database_in_use_is_refused() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     let other = Launch::new();
     fs::hard_link(server.database(), other.directory.path().join("configurations.db"))
         .expect("one file system");
-    fs::copy(server.salt(), other.directory.path().join("encryption.salt")).expect("there");
-    let refused = other.try_start().err().expect("it is in use");
+    fs::copy(server.salt(), other.directory.path().join("encryption.salt")).expect("exists");
+    let refused = other.try_start().err().expect("the start must fail");
     assert!(refused.log.contains("in use by another server"), "{}", refused.log);
     assert_eq!(server.create("l", "1").status, 201);
 }
 
-/// Whatever the order of backup, writes and crash: what was restored is there, or the start is refused.
+/// For every order of backup, writes and crash, the restored state is served or the start is refused.
 #[test]
-fn a_restored_database_is_never_undone_by_its_log() {
+fn a_restored_database_is_never_undone_by_an_old_wal() {
     for rounds in 0..3 {
         let mut server = Server::start();
         for round in 0..rounds {
@@ -504,7 +511,7 @@ fn a_restored_database_is_never_undone_by_its_log() {
         }
         assert_eq!(server.create("a", "1").status, 201);
         let copy = server.directory.path().join("copy.db");
-        let database = Connection::open(server.database()).expect("there");
+        let database = Connection::open(server.database()).expect("exists");
         database.execute("VACUUM INTO ?1", [copy.to_str().expect("a plain path")]).expect("a backup");
         let mut online = Connection::open(server.directory.path().join("online.db")).expect("a new file");
         let backup = rusqlite::backup::Backup::new(&database, &mut online).expect("a backup");
@@ -513,19 +520,19 @@ fn a_restored_database_is_never_undone_by_its_log() {
         drop((database, online));
         assert_eq!(server.create("b", "1").status, 201);
         server.kill();
-        // After a crash alone everything is there.
+        // As the crash left them, the files hold everything.
         let files =
             ["configurations.db", "configurations.db-wal"].map(|name| server.directory.path().join(name));
-        let saved = files.clone().map(|path| fs::read(path).expect("there"));
+        let saved = files.clone().map(|path| fs::read(path).expect("exists"));
         for name in ["copy.db", "online.db"] {
             for (path, bytes) in files.iter().zip(&saved) {
                 fs::write(path, bytes).expect("writable");
             }
-            // The clock of the file system has a grain of some milliseconds.
-            eventually("the copy is later", || {
-                fs::copy(server.directory.path().join(name), &files[0]).expect("there");
+            // File timestamps have a granularity of some milliseconds.
+            eventually("the copy is newer than the WAL", || {
+                fs::copy(server.directory.path().join(name), &files[0]).expect("exists");
                 let [database, wal] = files.each_ref().map(|path| {
-                    let found = fs::metadata(path).expect("there");
+                    let found = fs::metadata(path).expect("exists");
                     (found.ctime(), found.ctime_nsec())
                 });
                 database > wal
@@ -534,7 +541,7 @@ fn a_restored_database_is_never_undone_by_its_log() {
             match launch.try_start() {
                 Err(refused) => {
                     assert!(refused.log.contains("-wal"), "{name}, {rounds}: {}", refused.log);
-                    fs::remove_file(&files[1]).expect("it is moved away, as the refusal says");
+                    fs::remove_file(&files[1]).expect("removed, as the error text advises");
                     let restored = Launch::at(Arc::clone(&server.directory)).start();
                     assert_eq!(restored.value("a"), "1", "{name}, {rounds}");
                     assert_eq!(restored.get("/configs/b").status, 404, "{name}, {rounds}");
@@ -550,7 +557,7 @@ fn a_restored_database_is_never_undone_by_its_log() {
     }
 }
 
-/// A start that is refused has changed nothing, whatever it is refused for.
+/// A refused start changes nothing, whatever the reason.
 #[test]
 fn a_refused_start_changes_no_file() {
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
@@ -567,7 +574,7 @@ fn a_refused_start_changes_no_file() {
                 settings.iter().fold(generation(name), |launch, (name, value)| launch.set(name, value));
             let directory = Arc::clone(&launch.directory);
             let before = contents(directory.path());
-            let refused = launch.try_start().err().expect("it must not start");
+            let refused = launch.try_start().err().expect("the start must fail");
             assert!(refused.status.code().is_some_and(|code| code > 0), "{settings:?}: {}", refused.log);
             assert_eq!(contents(directory.path()), before, "{settings:?}: {}", refused.log);
         }
@@ -575,10 +582,10 @@ fn a_refused_start_changes_no_file() {
 }
 
 #[test]
-fn no_id_is_used_twice() {
+fn ids_are_never_reused() {
     let mut server = Server::start();
-    let id = |answer: &crate::support::Response| {
-        let entry: serde_json::Value = serde_json::from_slice(&answer.body).expect("an entry");
+    let id = |response: &crate::support::Response| {
+        let entry: serde_json::Value = serde_json::from_slice(&response.body).expect("an entry");
         entry["id"].as_i64().expect("an id")
     };
     for number in 0..3 {
@@ -604,20 +611,20 @@ fn no_id_is_used_twice() {
     assert_eq!(id(&server.create("d", "1")), 6);
 }
 
-/// A clock that was ahead when the entry was made, and was set right since.
+/// The clock was ahead when the entry was created, and has been corrected since.
 #[test]
-fn times_of_an_entry_never_run_backwards() {
+fn times_of_an_entry_never_go_backwards() {
     let mut server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     assert!(server.stop().success());
-    let database = Connection::open(server.database()).expect("there");
+    let database = Connection::open(server.database()).expect("exists");
     let ahead = "2999-01-01 00:00:00.000000";
     database.execute("UPDATE configurations SET created_at = ?1, updated_at = ?1", [ahead]).expect("valid");
     drop(database);
     let server = Launch::at(Arc::clone(&server.directory)).start();
     let updated = server.update("k", "2");
     assert_eq!(updated.status, 200);
-    let database = Connection::open(server.database()).expect("there");
+    let database = Connection::open(server.database()).expect("exists");
     let times: (String, String) = database
         .query_row("SELECT created_at, updated_at FROM configurations", [], |row| {
             Ok((row.get(0)?, row.get(1)?))

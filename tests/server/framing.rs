@@ -1,17 +1,17 @@
-//! Where requests begin and end, on the real binary: inputs from real request smuggling bugs, and
-//! everything that lets one connection carry many requests.
+//! Request framing, on the real binary: inputs from real request smuggling bugs, and everything that lets one
+//! connection carry many requests.
 
 use std::net::Shutdown;
 use std::thread;
 
 use crate::support::{Client, Launch, OTHER_KEY, Response, Server, USER_KEY, request};
 
-/// Its answer says "healthy", which no other one does.
+/// Its response contains "healthy", unlike any other.
 const PIPELINED: &str = "GET /cluster/health HTTP/1.1\r\nHost: x\r\n\r\n";
-/// As many connections at a time as do not disturb the other tests.
+/// Concurrent connections, few enough not to disturb the other tests.
 const THREADS: usize = 8;
 
-/// A row of the table: the bug, the bytes, and the statuses that are right.
+/// A row of the table: the bug, the bytes, and the statuses that are correct.
 struct Hostile {
     name: &'static str,
     input: String,
@@ -22,12 +22,12 @@ fn hostile(name: &'static str, input: impl Into<String>, statuses: &'static [u16
     Hostile { name, input: input.into(), statuses }
 }
 
-/// A request with these header lines whose body the server wants to read.
+/// A request with these header lines, whose body the server would read.
 fn post(fields: &str, body: &str) -> String {
     format!("POST /configs HTTP/1.1\r\nHost: x\r\nX-User-Key: {USER_KEY}\r\n{fields}\r\n{body}")
 }
 
-/// A request whose chunked body is given as it is sent.
+/// A request with this chunked body, given in its encoded form.
 fn chunked(body: &str) -> String {
     post("Transfer-Encoding: chunked\r\n", body)
 }
@@ -144,12 +144,12 @@ fn beginnings() -> Vec<Hostile> {
     ]
 }
 
-/// Everything that a connection answers to these bytes, in pieces of `size`.
+/// Sends the bytes in pieces of `size`; returns the first response and everything after it.
 fn exchange(server: &Server, bytes: &[u8], size: usize) -> (Response, Vec<u8>) {
     let mut client = server.connect();
     for piece in bytes.chunks(size) {
         use std::io::Write;
-        // The server may be through with this connection before the last piece, which is no fault.
+        // The server may close the connection before the last piece, which is not an error.
         if client.stream.write_all(piece).is_err() {
             break;
         }
@@ -167,12 +167,12 @@ fn check(server: &Server, row: &Hostile) {
         ("followed by a request", &followed[..], usize::MAX),
     ] {
         let (response, rest) = exchange(server, bytes, size);
-        let told = format!("{}, {form}, {:?}: {response:?}", row.name, row.input);
-        assert!(row.statuses.contains(&response.status), "{told}");
-        assert!(response.closes() && !response.detail().is_empty(), "{told}");
-        assert!(!response.text().contains("healthy"), "{told}");
-        assert_eq!(String::from_utf8_lossy(&rest), "", "{told}: one answer, then the end");
-        assert_eq!(server.connect().send("GET", "/cluster/health", &[], None).status, 200, "{told}");
+        let context = format!("{}, {form}, {:?}: {response:?}", row.name, row.input);
+        assert!(row.statuses.contains(&response.status), "{context}");
+        assert!(response.closes() && !response.detail().is_empty(), "{context}");
+        assert!(!response.text().contains("healthy"), "{context}");
+        assert_eq!(String::from_utf8_lossy(&rest), "", "{context}: one response, then the close");
+        assert_eq!(server.connect().send("GET", "/cluster/health", &[], None).status, 200, "{context}");
     }
 }
 
@@ -187,14 +187,14 @@ fn hostile_inputs_are_refused_and_nothing_after_them_is_a_request() {
             scope.spawn(move || part.iter().for_each(|row| check(server, row)));
         }
     });
-    // Whatever those bodies looked like, none of them was taken for an entry.
+    // None of those bodies was stored as an entry.
     assert_eq!(server.get("/configs").text(), "[]");
     assert!(!server.log().contains("ERROR"), "{}", server.log());
 }
 
-/// Row 27: a line end that two segments share must not matter, nor any other place to cut.
+/// Row 27: it must not matter where the input is split, even within a line ending.
 #[test]
-fn chunked_bodies_arrive_whole_wherever_they_are_cut() {
+fn chunked_bodies_arrive_whole_wherever_they_are_split() {
     let server = Server::start();
     assert_eq!(server.create("k", "0").status, 201);
     let check = |number: usize, cuts: &[usize]| {
@@ -217,11 +217,11 @@ fn chunked_bodies_arrive_whole_wherever_they_are_cut() {
             start = end;
         }
         client.write(&bytes[start..]);
-        let answer = client.receive(false);
-        // The trailers have not become header fields: the entry is still opened by the first key.
-        assert_eq!((answer.status, answer.value()), (200, format!("{{\"n\":{number}}}")), "{cuts:?}");
-        let answer = client.receive(false);
-        assert!(answer.status == 200 && answer.text().contains("healthy"), "{cuts:?}: {answer:?}");
+        let response = client.receive(false);
+        // Trailers do not become header fields: the first key still decrypts the entry.
+        assert_eq!((response.status, response.value()), (200, format!("{{\"n\":{number}}}")), "{cuts:?}");
+        let response = client.receive(false);
+        assert!(response.status == 200 && response.text().contains("healthy"), "{cuts:?}: {response:?}");
     };
     for cut in 0..110 {
         check(cut, &[cut]);
@@ -231,9 +231,9 @@ fn chunked_bodies_arrive_whole_wherever_they_are_cut() {
     check(201, &[3, 4, 50, 51, 52, 90]);
 }
 
-/// Each answer names the entry that its request named, so the order shows.
+/// Each response names the entry of its request, which shows the order.
 #[test]
-fn pipelined_requests_are_answered_in_their_order() {
+fn pipelined_responses_are_in_request_order() {
     const COUNT: usize = 100;
     let server = Server::start();
     for number in (0..COUNT).step_by(10) {
@@ -243,8 +243,7 @@ fn pipelined_requests_are_answered_in_their_order() {
     let mut bytes = Vec::new();
     for number in 0..COUNT {
         let target = format!("/configs/k{number}");
-        // A new key for an entry that exists must be derived, which takes long; to say that there
-        // is no entry is fast.
+        // A new key for an existing entry requires a derivation, which is slow; a 404 is fast.
         let new_key = format!("pipelined-user-key-{number}");
         let user_key = if number % 20 == 0 { new_key.as_str() } else { USER_KEY };
         bytes.extend(request("GET", &target, &[("X-User-Key", user_key)], None));
@@ -263,7 +262,7 @@ fn pipelined_requests_are_answered_in_their_order() {
         assert_eq!((response.status, response.detail()), expected);
         assert!(!response.closes());
     }
-    assert_eq!(client.send("GET", "/cluster/health", &[], None).status, 200, "and it goes on");
+    assert_eq!(client.send("GET", "/cluster/health", &[], None).status, 200, "the connection stays usable");
 }
 
 fn guarded() -> Server {
@@ -278,7 +277,7 @@ fn with_expectation(target: &str, fields: &[(&str, &str)], length: usize) -> Vec
 }
 
 #[test]
-fn a_body_is_asked_for_only_when_it_will_be_read() {
+fn continue_is_sent_only_if_the_body_will_be_read() {
     let server = guarded();
     let api_key = ("X-API-Key", "a-real-api-key");
     let user_key = ("X-User-Key", USER_KEY);
@@ -292,11 +291,11 @@ fn a_body_is_asked_for_only_when_it_will_be_read() {
     let created = client.receive(false);
     assert!(created.status == 201 && !created.closes(), "{created:?}");
 
-    // Who sends the body at once, or has none, waits for nothing.
+    // A client that sends the body immediately, or has none, waits for nothing.
     let mut bytes = with_expectation("/configs", &[api_key, user_key], body.len());
     bytes.extend_from_slice(body);
     client.write(&bytes);
-    assert_eq!(client.receive(false).status, 400, "it exists");
+    assert_eq!(client.receive(false).status, 400, "the entry exists");
     client.write(&with_expectation("/configs", &[api_key, user_key], 0));
     assert_eq!(client.receive(false).status, 422, "no body");
     let mut old = server.connect();
@@ -308,7 +307,7 @@ fn a_body_is_asked_for_only_when_it_will_be_read() {
         .as_bytes(),
     );
     old.write(body);
-    assert_eq!(old.receive(false).status, 400, "1.0 knows no interim answer");
+    assert_eq!(old.receive(false).status, 400, "HTTP/1.0 has no interim responses");
 
     for (status, fields, length) in [
         (403, &[user_key][..], 10),
@@ -320,13 +319,13 @@ fn a_body_is_asked_for_only_when_it_will_be_read() {
     ] {
         let mut client = server.connect();
         client.write(&with_expectation("/configs", fields, length));
-        let answer = client.receive(false);
-        assert!(answer.status == status && answer.closes(), "{fields:?}: {answer:?}");
+        let response = client.receive(false);
+        assert!(response.status == status && response.closes(), "{fields:?}: {response:?}");
         assert_eq!(client.rest(), b"", "{fields:?}");
     }
     let mut client = server.connect();
-    let answer = client.send("POST", "/configs", &[api_key, user_key, ("Expect", "200-ok")], Some(body));
-    assert!(answer.status == 417 && answer.closes(), "{answer:?}");
+    let response = client.send("POST", "/configs", &[api_key, user_key, ("Expect", "200-ok")], Some(body));
+    assert!(response.status == 417 && response.closes(), "{response:?}");
 }
 
 #[test]
@@ -335,9 +334,9 @@ fn an_early_refusal_reaches_a_client_that_is_still_sending() {
     let body = vec![b' '; 3 * 1024 * 1024];
     for (status, fields) in [(403, ("X-API-Key", "wrong")), (422, ("X-API-Key", "a-real-api-key"))] {
         let mut client = server.connect();
-        // All of it is written before a byte of the answer is read.
-        let answer = client.send("POST", "/configs", &[fields], Some(&body));
-        assert!(answer.status == status && answer.closes() && !answer.body.is_empty(), "{answer:?}");
+        // The whole body is written before a byte of the response is read.
+        let response = client.send("POST", "/configs", &[fields], Some(&body));
+        assert!(response.status == status && response.closes() && !response.body.is_empty(), "{response:?}");
         assert_eq!(client.rest(), b"");
     }
 }
@@ -365,9 +364,9 @@ fn head_is_get_without_the_body() {
         let fields = [("X-User-Key", USER_KEY)];
         let mut head = client.send("HEAD", target, &fields, None);
         let mut get = client.send("GET", target, &fields, None);
-        for answer in [&mut head, &mut get] {
+        for response in [&mut head, &mut get] {
             for name in ["date", "x-request-id"] {
-                answer.headers.remove(name).expect("every answer has it");
+                response.headers.remove(name).expect("every response has it");
             }
         }
         assert_eq!((head.status, &head.headers), (get.status, &get.headers), "{target}");
@@ -393,7 +392,7 @@ fn a_long_list_has_the_same_head_for_head() {
     );
     assert_eq!(get.trailers["x-entries-hidden"], "0");
 
-    // A 1.0 client knows no chunks: for it the end of the connection ends the list.
+    // HTTP/1.0 has no chunked coding: closing the connection ends the list.
     let mut old = server.connect();
     old.write(
         format!("GET /configs HTTP/1.0\r\nConnection: keep-alive\r\nX-User-Key: {USER_KEY}\r\n\r\n")
@@ -407,9 +406,9 @@ fn a_long_list_has_the_same_head_for_head() {
 }
 
 #[test]
-fn whether_a_connection_goes_on() {
+fn connection_persistence() {
     let server = Server::start();
-    for (version, fields, says, goes_on) in [
+    for (version, fields, expected_header, is_kept) in [
         ("1.1", "", None, true),
         ("1.1", "Connection: keep-alive\r\n", None, true),
         ("1.1", "Connection: close\r\n", Some("close"), false),
@@ -423,39 +422,39 @@ fn whether_a_connection_goes_on() {
     ] {
         let mut client = server.connect();
         let one = format!("GET /cluster/health HTTP/{version}\r\nHost: x\r\n{fields}\r\n");
-        // What follows the last request in the same segment is no request any more.
+        // Bytes after the last request in the same segment are not a request.
         client.write(one.repeat(2).as_bytes());
-        let answer = client.receive(false);
-        let told = format!("HTTP/{version} {fields:?}: {answer:?}");
+        let response = client.receive(false);
+        let context = format!("HTTP/{version} {fields:?}: {response:?}");
         assert_eq!(
-            (answer.status, answer.headers.get("connection").map(String::as_str)),
-            (200, says),
-            "{told}"
+            (response.status, response.headers.get("connection").map(String::as_str)),
+            (200, expected_header),
+            "{context}"
         );
-        if goes_on {
-            assert_eq!(client.receive(false).status, 200, "{told}");
-            // Nothing more is asked: the end of input is answered by the end of output.
-            client.stream.shutdown(Shutdown::Write).expect("still open");
+        if is_kept {
+            assert_eq!(client.receive(false).status, 200, "{context}");
+            // The server responds to the end of its input by closing its output.
+            client.stream.shutdown(Shutdown::Write).expect("the connection is open");
         }
-        assert_eq!(client.rest(), b"", "{told}");
+        assert_eq!(client.rest(), b"", "{context}");
     }
 }
 
 #[test]
-fn nothing_is_done_after_the_last_answer() {
+fn nothing_is_executed_after_the_last_response() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     let put = request("PUT", "/configs/k", &[("X-User-Key", USER_KEY)], Some(br#"{"value":2}"#));
     let last = request("GET", "/cluster/health", &[("Connection", "close")], None);
     let refused = b"GET / HTTP/1.1\r\n\r\n".to_vec();
-    for (what, last) in [("asked to close", last), ("refused", refused)] {
+    for (what, last) in [("close requested", last), ("refused", refused)] {
         let pipelined = |client: &mut Client| client.write(&[&last[..], &put[..]].concat());
         let one_by_one = |client: &mut Client| client.write(&last);
         for send in [&pipelined as &dyn Fn(&mut Client), &one_by_one] {
             let mut client = server.connect();
             send(&mut client);
             assert!(client.receive(false).closes(), "{what}");
-            // The server has ended its side but still reads: this is thrown away.
+            // The server has closed its side but still reads; this request is discarded.
             client.write(&put);
             assert_eq!(client.rest(), b"", "{what}");
         }
@@ -479,26 +478,27 @@ fn targets() {
         ("/configs/%63%20d", 200, "c d"),
         ("/configs/%25", 200, "%"),
         ("/%63onfigs/k", 200, "k"),
-        // Decoded once, and `+` is no space in a path.
+        // Decoded only once, and `+` is not a space in a path.
         ("/configs/a%252Fb", 404, "a%2Fb"),
         ("/configs/c+d", 404, "c+d"),
-        // An encoded slash begins no segment.
+        // An encoded slash does not start a segment.
         ("/configs%2Fk", 404, ""),
         ("/cluster%2Fhealth", 404, ""),
-        // Dots are parts of keys, not ways out of a directory.
+        // Dots are part of the key, not path traversal.
         ("/configs/../cluster/health", 404, "../cluster/health"),
     ] {
-        let answer = client.send("GET", target, &[("X-User-Key", USER_KEY)], None);
-        assert_eq!(answer.status, status, "{target}: {answer:?}");
+        let response = client.send("GET", target, &[("X-User-Key", USER_KEY)], None);
+        assert_eq!(response.status, status, "{target}: {response:?}");
         let expected = if status == 200 { format!("\"key\":\"{key}\"") } else { key.to_owned() };
-        assert!(answer.text().contains(&expected), "{target}: {answer:?}");
+        assert!(response.text().contains(&expected), "{target}: {response:?}");
     }
-    let answer = client.send("OPTIONS", "*", &[], None);
-    assert_eq!(answer.status, 204, "{answer:?}");
-    // A method that is not for this path says which are; a body that nobody wants is read over.
-    let answer = client.send("PATCH", "/configs/k", &[("X-User-Key", USER_KEY)], Some(PIPELINED.as_bytes()));
-    assert_eq!((answer.status, answer.headers["allow"].as_str()), (405, "GET, HEAD, PUT, DELETE"));
-    let answer = client.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], Some(PIPELINED.as_bytes()));
-    assert_eq!(answer.value(), "1");
-    assert_eq!(client.send("GET", "/cluster/status", &[], None).status, 200, "no answer was left over");
+    let response = client.send("OPTIONS", "*", &[], None);
+    assert_eq!(response.status, 204, "{response:?}");
+    // A 405 response lists the allowed methods; the body of a request that needs none is skipped.
+    let response =
+        client.send("PATCH", "/configs/k", &[("X-User-Key", USER_KEY)], Some(PIPELINED.as_bytes()));
+    assert_eq!((response.status, response.headers["allow"].as_str()), (405, "GET, HEAD, PUT, DELETE"));
+    let response = client.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], Some(PIPELINED.as_bytes()));
+    assert_eq!(response.value(), "1");
+    assert_eq!(client.send("GET", "/cluster/status", &[], None).status, 200, "no response was left over");
 }

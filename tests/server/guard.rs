@@ -1,4 +1,4 @@
-//! The bounds on clients that try names and keys: no cheap oracle, and no starving of other clients.
+//! Limits on clients that guess names and keys: no cheap oracle, and no starvation of other clients.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -13,10 +13,10 @@ const ATTACKER: [u8; 4] = [127, 0, 0, 2];
 fn metric(server: &Server, series: &str) -> u64 {
     let response = server.connect().send("GET", "/metrics", &[], None);
     let line = response.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no {series}")).parse().expect("a whole number")
+    line.unwrap_or_else(|| panic!("{series} is missing")).parse().expect("a whole number")
 }
 
-/// Nothing tells a stranger that a name is taken before the price of a try is paid.
+/// A stranger learns that a name is taken only after paying for a derivation.
 #[test]
 fn a_taken_name_is_reported_after_the_derivation() {
     let server = Server::start();
@@ -26,18 +26,18 @@ fn a_taken_name_is_reported_after_the_derivation() {
     let body = Some(r#"{"key":"k","value":2}"#);
     assert_eq!(server.send("POST", "/configs", OTHER_KEY, body).status, 400);
     assert_eq!(derivations(), before + 1);
-    // A missing name costs none: 404 is part of the contract, and counts nothing.
+    // A missing name costs no derivation: 404 is part of the contract, and does not count as a failure.
     assert_eq!(server.send("GET", "/configs/none", "a-key-that-was-never-used", None).status, 404);
     assert_eq!(derivations(), before + 1);
     assert_eq!(server.send("GET", "/configs/k", USER_KEY, None).value(), "1");
 }
 
-/// No part of a list differs by names that the caller's key does not open.
+/// Filtered lists do not depend on names that the caller's key does not decrypt.
 #[test]
 fn parts_of_lists_are_equal_with_and_without_foreign_names() {
     let parts =
         ["prefix=secret/", "category=c", "environment=e", "limit=1", "limit=2", "after=0", "after=1&limit=1"];
-    let answers = |has_foreign: bool| {
+    let responses = |has_foreign: bool| {
         let server = Server::start();
         let create = |user_key: &str, key: &str| {
             let body = format!(r#"{{"key":"{key}","value":1,"category":"c","environment":"e"}}"#);
@@ -49,21 +49,21 @@ fn parts_of_lists_are_equal_with_and_without_foreign_names() {
         }
         let lists = ["/configs", "/cluster/configs"].map(|path| parts.map(|part| format!("{path}?{part}")));
         let lists = lists.as_flattened().iter().map(|target| {
-            let mut answer = server.get(target);
-            assert_eq!(answer.status, 200, "{target}: {answer:?}");
+            let mut response = server.get(target);
+            assert_eq!(response.status, 200, "{target}: {response:?}");
             for changing in ["date", "x-request-id"] {
-                assert!(answer.headers.remove(changing).is_some());
+                assert!(response.headers.remove(changing).is_some());
             }
-            let mut headers: Vec<(String, String)> = answer.headers.into_iter().collect();
+            let mut headers: Vec<(String, String)> = response.headers.into_iter().collect();
             headers.sort_unstable();
-            (target.clone(), headers, answer.body)
+            (target.clone(), headers, response.body)
         });
         lists.collect::<Vec<_>>()
     };
-    assert_eq!(answers(true), answers(false));
+    assert_eq!(responses(true), responses(false));
 }
 
-/// Answers that a flood of user keys that were never used before has got, by their kind.
+/// Responses to a flood of user keys that were never used before, by kind.
 #[derive(Default)]
 struct Flood {
     is_over: AtomicBool,
@@ -95,7 +95,7 @@ impl Flood {
     }
 }
 
-/// The flood that once kept every new key of other clients out.
+/// Such a flood once starved every new key of other clients.
 #[test]
 fn new_keys_of_others_are_served_during_a_flood() {
     const CONNECTIONS: usize = 100;
@@ -120,16 +120,16 @@ fn new_keys_of_others_are_served_during_a_flood() {
         flood.is_over.store(true, Relaxed);
         assert_eq!(statuses, [201; HONEST]);
     });
-    assert!(flood.derived.load(Relaxed) > 0, "the flood has its share, too");
+    assert!(flood.derived.load(Relaxed) > 0, "the flood gets its share, too");
 }
 
-/// A request of the attacker, on a connection of its own.
+/// Sends a request of the attacker, on a dedicated connection.
 fn attack(server: &Server, method: &str, target: &str, user_key: &str, body: Option<&str>) -> Response {
     let mut client = Client::connect_from(ATTACKER, server.address);
     client.send(method, target, &[("X-User-Key", user_key)], body.map(str::as_bytes))
 }
 
-/// As many failures are free, and as many more are delayed.
+/// Failures that are free; as many more are delayed.
 const PER_MINUTE: usize = 10;
 
 fn guarded() -> Server {
@@ -138,26 +138,27 @@ fn guarded() -> Server {
     server
 }
 
-fn is_refusal(answer: &Response) -> bool {
-    if answer.status != 429 {
+fn is_refusal(response: &Response) -> bool {
+    if response.status != 429 {
         return false;
     }
-    assert_eq!(answer.detail(), "Too many failed keys, try again later");
-    let wait: u64 = answer.header("retry-after").expect("a time").parse().expect("seconds");
+    assert_eq!(response.detail(), "Too many failed keys, try again later");
+    let wait: u64 = response.header("retry-after").expect("a time").parse().expect("seconds");
     assert!((1..=7).contains(&wait), "{wait}");
     true
 }
 
-/// Tries until one is refused: after as many as are allowed. Those that decayed meanwhile are allowed again.
+/// Guesses until an attempt is refused, which must be after as many as are allowed. Attempts that have decayed in the
+/// meantime are allowed again.
 fn exhaust(what: &str, mut guess: impl FnMut(usize) -> Response, status: u16) {
     let begun = Instant::now();
     let mut count = 0;
     loop {
-        let answer = guess(count);
-        if is_refusal(&answer) {
+        let response = guess(count);
+        if is_refusal(&response) {
             break;
         }
-        assert_eq!(answer.status, status, "{what}, {count}: {answer:?}");
+        assert_eq!(response.status, status, "{what}, {count}: {response:?}");
         count += 1;
         let decayed = usize::try_from(begun.elapsed().as_secs()).expect("a few seconds") * PER_MINUTE / 60;
         assert!(count <= 2 * PER_MINUTE + 1 + decayed, "{what}: {count}");
@@ -172,9 +173,9 @@ fn guessed_user_keys_are_delayed_then_refused_and_forgotten() {
     let mut longest = Duration::ZERO;
     let timed = |number| {
         let begun = Instant::now();
-        let answer = guess(number);
+        let response = guess(number);
         longest = longest.max(begun.elapsed());
-        answer
+        response
     };
     exhaust("user keys", timed, 401);
     assert!(longest >= Duration::from_millis(500), "the last ones are delayed: {longest:?}");
@@ -191,7 +192,7 @@ fn guessed_user_keys_are_delayed_then_refused_and_forgotten() {
         ("GET", "/cluster/configs?prefix=k", None),
     ] {
         eventually("it is refused", || {
-            // A try that has decayed is used up first.
+            // An attempt that has decayed is used up first.
             number += 1;
             while !is_refusal(&guess(number)) {
                 number += 1;
@@ -201,7 +202,7 @@ fn guessed_user_keys_are_delayed_then_refused_and_forgotten() {
             is_refusal(&attack(&server, method, target, &user_key, body)) && derivations() == before
         });
     }
-    // The owner is served at the same address, and everybody at others.
+    // The owner is served from the same address, and every client from other addresses.
     for (method, target, body, status) in [
         ("GET", "/configs/k", None, 200),
         ("PUT", "/configs/k", Some(r#"{"value":2}"#), 200),
@@ -220,11 +221,11 @@ fn guessed_user_keys_are_delayed_then_refused_and_forgotten() {
     let log = server.log();
     let warning = log.lines().find(|line| line.contains("too many failed keys")).expect("a warning");
     assert!(warning.contains("127.0.0.2"), "{warning}");
-    assert!(!log.contains("guess-number"), "no key");
-    eventually("a try is allowed again", || guess(5000).status == 401);
+    assert!(!log.contains("guess-number"), "no key is logged");
+    eventually("an attempt is allowed again", || guess(5000).status == 401);
 }
 
-/// A tenant looks for the names of another one with a key that opens its own entries.
+/// A tenant scans for the names of another tenant, with a key that decrypts its own entries.
 #[test]
 fn names_cannot_be_scanned_with_a_proven_key() {
     let server = guarded();
@@ -234,26 +235,26 @@ fn names_cannot_be_scanned_with_a_proven_key() {
     }
     let body = Some(r#"{"key":"own","value":1}"#);
     assert_eq!(attack(&server, "POST", "/configs", OTHER_KEY, body).status, 201);
-    let ask = |name: &str| attack(&server, "GET", &format!("/configs/{name}"), OTHER_KEY, None);
-    exhaust("names", |number| ask(&foreign(number)), 401);
+    let read = |name: &str| attack(&server, "GET", &format!("/configs/{name}"), OTHER_KEY, None);
+    exhaust("names", |number| read(&foreign(number)), 401);
     let mut number = 0;
     for name in ["foreign-39", "there-is-none"] {
-        eventually("names are alike", || {
+        eventually("existing and missing names are alike", || {
             number += 1;
-            while !is_refusal(&ask(&foreign(number))) {
+            while !is_refusal(&read(&foreign(number))) {
                 number += 1;
             }
-            is_refusal(&ask(name))
+            is_refusal(&read(name))
         });
     }
-    assert_eq!(ask("own").status, 200);
+    assert_eq!(read("own").status, 200);
     let update = attack(&server, "PUT", "/configs/own", OTHER_KEY, Some(r#"{"value":2}"#));
     assert_eq!((update.status, server.value("k")), (200, "1".to_owned()));
 }
 
-/// Every way to learn whether a new key opens anything, or a name is taken, is a try.
+/// Every way to learn whether a new key decrypts anything, or whether a name is taken, counts as an attempt.
 #[test]
-fn lists_and_taken_names_are_tries_of_a_key() {
+fn lists_and_taken_names_count_as_attempts() {
     for (method, target, body, status) in
         [("GET", "/configs", None, 200), ("POST", "/configs", Some(r#"{"key":"k","value":2}"#), 400)]
     {
@@ -262,8 +263,8 @@ fn lists_and_taken_names_are_tries_of_a_key() {
         exhaust(method, guess, status);
         assert_eq!(server.value("k"), "1");
     }
-    // A client that asks again and again for what it does not have yet is not an attacker, and neither is
-    // one that creates what it has.
+    // A client that polls for what it does not have yet is not an attacker, and neither is one that creates an entry of
+    // its own again.
     let server = guarded();
     for _ in 0..5 * PER_MINUTE {
         assert_eq!(attack(&server, "GET", "/configs", OTHER_KEY, None).text(), "[]");
@@ -280,24 +281,24 @@ fn lists_and_taken_names_are_tries_of_a_key() {
 fn guessed_api_keys_are_refused_everywhere_and_keys_in_use_are_not() {
     let launch = Launch::new().set("OSC_FAILED_KEYS_PER_ADDRESS", &PER_MINUTE.to_string());
     let server = launch.set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "the-right-api-key").start();
-    let ask = |method: &str, target: &str, api_key: &str| {
+    let send = |method: &str, target: &str, api_key: &str| {
         let mut client = Client::connect_from(ATTACKER, server.address);
         client.send(method, target, &[("X-API-Key", api_key)], None)
     };
-    // The routes between nodes are outside the limits of rate, and not of this one.
+    // The inter-node endpoints are exempt from the rate limits, but not from this one.
     let targets = ["/", "/cluster/salt", "/cluster/status"];
-    exhaust("API keys", |number| ask("GET", targets[number % targets.len()], "a-guess"), 403);
+    exhaust("API keys", |number| send("GET", targets[number % targets.len()], "a-guess"), 403);
     for target in targets {
-        // Otherwise the difference would tell which guess is right.
+        // Otherwise the difference would reveal which guess is correct.
         eventually("the right key is refused", || {
-            while !is_refusal(&ask("GET", target, "a-guess")) {}
-            is_refusal(&ask("GET", target, "the-right-api-key"))
+            while !is_refusal(&send("GET", target, "a-guess")) {}
+            is_refusal(&send("GET", target, "the-right-api-key"))
         });
     }
     for target in ["/health", "/ready", "/cluster/health", "/metrics"] {
-        assert_eq!(ask("GET", target, "a-guess").status, 200, "{target}");
+        assert_eq!(send("GET", target, "a-guess").status, 200, "{target}");
     }
-    // A client whose key was right since the first of the failures keeps using it.
+    // A client whose key has been correct since the first failure keeps using it.
     let elsewhere = |api_key| server.connect().send("GET", "/", &[("X-API-Key", api_key)], None);
     let guess_beside_it = |_| {
         assert_eq!(elsewhere("the-right-api-key").status, 200);

@@ -1,4 +1,4 @@
-//! `opensecureconf healthcheck`: what it makes of a server, and of whatever else may be there instead.
+//! `opensecureconf healthcheck`, against servers and against whatever else may listen in their place.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Launch, Server, eventually};
 
-/// The exit code, and what is said.
+/// Runs the health check; returns its exit code and error text.
 fn check(address: SocketAddr, host: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let launch = Launch::new().set("OSC_HOST", host).set("OSC_HOST_PORT", &address.port().to_string());
-    let output = launch.command().arg("healthcheck").args(arguments).output().expect("it can be started");
+    let output = launch.command().arg("healthcheck").args(arguments).output().expect("the command starts");
     assert!(output.stdout.is_empty());
     let text = String::from_utf8(output.stderr).expect("UTF-8");
     assert_eq!(output.status.success(), text.is_empty(), "{text}");
@@ -23,33 +23,33 @@ fn refused(address: SocketAddr, arguments: &[&str], word: &str) {
     assert!(text.starts_with("opensecureconf: ") && text.contains(word), "{word} is not in: {text}");
 }
 
-/// Listens, and does this with each connection; until the test ends.
-fn something(act: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
+/// Listens, and runs `act` on each connection until the test ends.
+fn listen_with(act: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");
     thread::spawn(move || listener.incoming().flatten().for_each(act));
     address
 }
 
-/// Reads what is asked, and says that.
-fn says(bytes: &'static [u8]) -> SocketAddr {
-    something(move |mut stream| {
-        let mut asked = Vec::new();
-        while !asked.ends_with(b"\r\n\r\n") {
+/// Reads a request head and responds with these bytes.
+fn respond_with(bytes: &'static [u8]) -> SocketAddr {
+    listen_with(move |mut stream| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
             if stream.read(&mut byte).is_ok_and(|count| count == 0) {
                 return;
             }
-            asked.extend(byte);
+            head.extend(byte);
         }
         stream.write_all(bytes).ok();
     })
 }
 
 #[test]
-fn a_server_that_runs_and_one_that_has_stopped() {
+fn a_running_and_a_stopped_server() {
     let mut server = Server::start();
-    // A server that listens on all addresses is asked on the loopback interface.
+    // A server that listens on all addresses is probed on the loopback interface.
     for host in ["127.0.0.1", "localhost", "0.0.0.0"] {
         for arguments in [&[][..], &["--ready"], &["--timeout", "60"]] {
             assert_eq!(
@@ -61,13 +61,13 @@ fn a_server_that_runs_and_one_that_has_stopped() {
     }
     let address = server.address;
     server.stop();
-    // The kernel closes the listeners of a process that used io_uring a moment after its end.
+    // The kernel closes the listeners of a process that used io_uring shortly after its exit.
     eventually("the port is closed", || TcpStream::connect(address).is_err());
     refused(address, &[], "cannot connect to 127.0.0.1:");
 }
 
 #[test]
-fn one_that_needs_an_api_key_is_asked_without() {
+fn no_api_key_is_needed() {
     let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "some-api-key").start();
     for arguments in [&[][..], &["--ready"]] {
         assert_eq!(check(server.address, "127.0.0.1", arguments).0, Some(0));
@@ -75,27 +75,27 @@ fn one_that_needs_an_api_key_is_asked_without() {
 }
 
 #[test]
-fn a_node_that_serves_and_is_not_ready() {
-    // As long as it waits for this peer's salt, it is not.
-    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let peer = silent.local_addr().expect("bound").to_string();
+fn a_node_that_is_healthy_but_not_ready() {
+    // The node is not ready while it waits for the salt of this peer.
+    let unresponsive = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let peer = unresponsive.local_addr().expect("bound").to_string();
     let server = Launch::new().set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_NODES", &peer).start();
     assert_eq!(check(server.address, "127.0.0.1", &[]).0, Some(0));
     refused(server.address, &["--ready"], "/ready responded with 503: ");
-    drop(silent);
-    eventually("it is ready", || check(server.address, "127.0.0.1", &["--ready"]).0 == Some(0));
+    drop(unresponsive);
+    eventually("the node is ready", || check(server.address, "127.0.0.1", &["--ready"]).0 == Some(0));
 }
 
 #[test]
-fn peers_that_do_not_answer_in_time() {
+fn servers_that_do_not_respond_in_time() {
     let hanging = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let dripping = something(|mut stream| {
+    let dripping = listen_with(|mut stream| {
         stream.write_all(b"HTTP/1.1 200 ").ok();
         while stream.write_all(b"O").is_ok() {
             thread::sleep(Duration::from_millis(20));
         }
     });
-    // A server that is stopped has its connections made by the kernel, like one that has too much to do.
+    // The kernel accepts connections for a stopped process, as it does for an overloaded one.
     let stopped = Server::start();
     stopped.signal("STOP");
     for address in [hanging.local_addr().expect("bound"), dripping, stopped.address] {
@@ -106,8 +106,8 @@ fn peers_that_do_not_answer_in_time() {
 }
 
 #[test]
-fn what_is_no_server_of_this_kind() {
-    refused(something(drop), &[], "no valid response");
+fn other_servers_and_malformed_responses() {
+    refused(listen_with(drop), &[], "no valid response");
     for (bytes, word) in [
         (&b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n"[..], "malformed"),
         (&[0xff; 100_000], "malformed"),
@@ -119,40 +119,40 @@ fn what_is_no_server_of_this_kind() {
         ),
         (b"HTTP/1.1 500 Oh\r\ncontent-length: 9\r\n\r\na\nb\x1b[1mc ", "responded with 500: ab[1mc"),
     ] {
-        refused(says(bytes), &[], word);
+        refused(respond_with(bytes), &[], word);
     }
 }
 
 #[test]
-fn settings_and_arguments_that_name_no_server() {
+fn invalid_settings_and_arguments() {
     refused(SocketAddr::from(([127, 0, 0, 1], 0)), &[], "the configured port is 0");
     let launch = Launch::new().set("OSC_WORKERS", "none");
-    let output = launch.command().arg("healthcheck").output().expect("it can be started");
-    // A container engine takes 2 for something else.
+    let output = launch.command().arg("healthcheck").output().expect("the command starts");
+    // Container runtimes reserve exit code 2.
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("OSC_WORKERS:"));
     for timeout in ["0", "61", "-1", "x"] {
         let output = launch.command().args(["healthcheck", "--timeout", timeout]).output();
-        assert!(!output.expect("it can be started").status.success(), "{timeout}");
+        assert!(!output.expect("the command starts").status.success(), "{timeout}");
     }
 }
 
-/// Nobody stands between the server and those who ask it directly.
+/// Health checks connect to the server directly, not through a proxy.
 #[test]
-fn a_server_that_expects_the_proxy_protocol_is_told_that_there_is_no_proxy() {
+fn direct_connections_send_a_proxy_header_without_addresses() {
     let proxied = || Launch::new().set("OSC_PROXY_PROTOCOL", "true").set("OSC_TRUSTED_PROXIES", "192.0.2.1");
     let server = proxied().start();
     let launch = proxied().set("OSC_HOST_PORT", &server.address.port().to_string());
     for arguments in [&["healthcheck"][..], &["healthcheck", "--ready"]] {
-        let output = launch.command().args(arguments).output().expect("it can be started");
+        let output = launch.command().args(arguments).output().expect("the command starts");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    // Nor between nodes.
+    // Nodes also connect to each other directly.
     let peer = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = peer.local_addr().expect("bound").to_string();
     let _node = proxied().set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_NODES", &address).start();
-    let mut said = [0; 20];
-    peer.accept().expect("it calls").0.read_exact(&mut said).expect("it speaks");
-    assert_eq!(&said, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET ");
+    let mut received = [0; 20];
+    peer.accept().expect("the node connects").0.read_exact(&mut received).expect("the node sends data");
+    assert_eq!(&received, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET ");
 }

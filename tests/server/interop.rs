@@ -1,4 +1,4 @@
-//! HTTP as clients, proxies and load balancers speak it.
+//! HTTP as real clients, proxies and load balancers speak it.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ const KEY_HEADER: (&str, &str) = ("X-User-Key", USER_KEY);
 const NEW_KEY_HEADER: (&str, &str) = ("X-User-Key", "a-key-that-was-never-sent-before");
 const ORIGIN: &str = "https://admin.example.org";
 
-/// A client that sends all its requests, ends its side, and waits for the answers.
+/// Sends all requests, half-closes the connection, and reads the responses.
 fn half_closed<S: Read + Write>(
     mut client: Client<S>,
     end: impl FnOnce(&mut S),
@@ -23,19 +23,19 @@ fn half_closed<S: Read + Write>(
 ) -> Vec<Response> {
     client.write(&requests.concat());
     end(&mut client.stream);
-    let answers = requests.iter().map(|_| client.receive(false)).collect();
-    assert_eq!(client.rest(), b"", "and then the end");
-    answers
+    let responses = requests.iter().map(|_| client.receive(false)).collect();
+    assert_eq!(client.rest(), b"", "then the close");
+    responses
 }
 
-fn check_half_closed(mut ask: impl FnMut(&[Vec<u8>]) -> Vec<Response>) {
+fn check_half_closed(mut send: impl FnMut(&[Vec<u8>]) -> Vec<Response>) {
     let body = |value: &str| format!(r#"{{"key":"k","value":{value}}}"#).into_bytes();
     let post = request("POST", "/configs", &[KEY_HEADER], Some(&body("1")));
     let put = request("PUT", "/configs/k", &[KEY_HEADER], Some(&body("2")));
     let get = request("GET", "/configs/k", &[KEY_HEADER], None);
     let list = request("GET", "/configs", &[KEY_HEADER], None);
     let delete = request("DELETE", "/configs/k", &[KEY_HEADER], None);
-    // The key is derived for the first one.
+    // The first request derives the key.
     for (requests, statuses) in [
         (vec![post.clone()], vec![201]),
         (vec![get.clone()], vec![200]),
@@ -44,16 +44,20 @@ fn check_half_closed(mut ask: impl FnMut(&[Vec<u8>]) -> Vec<Response>) {
         (vec![put, get, list, delete, post], vec![200, 200, 200, 200, 201]),
         (vec![request("GET", "/metrics", &[], None)], vec![200]),
     ] {
-        let answers = ask(&requests);
-        assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), statuses, "{answers:?}");
+        let responses = send(&requests);
+        assert_eq!(
+            responses.iter().map(|response| response.status).collect::<Vec<_>>(),
+            statuses,
+            "{responses:?}"
+        );
     }
 }
 
 #[test]
-fn half_closed_requests_are_answered() {
+fn half_closed_connections_get_all_responses() {
     let server = Server::start();
     check_half_closed(|requests| {
-        let end = |stream: &mut TcpStream| stream.shutdown(Shutdown::Write).expect("it is open");
+        let end = |stream: &mut TcpStream| stream.shutdown(Shutdown::Write).expect("the connection is open");
         half_closed(server.connect(), end, requests)
     });
     let authority = Authority::new("an authority");
@@ -62,16 +66,16 @@ fn half_closed_requests_are_answered() {
         let client = over_tls(server.connect().stream, &authority.client(None));
         let end = |stream: &mut StreamOwned<ClientConnection, TcpStream>| {
             stream.conn.send_close_notify();
-            stream.flush().expect("it is open");
-            stream.sock.shutdown(Shutdown::Write).expect("it is open");
+            stream.flush().expect("the connection is open");
+            stream.sock.shutdown(Shutdown::Write).expect("the connection is open");
         };
         half_closed(client, end, requests)
     });
 }
 
-/// Trailers do not reach programs: `http.client`, `fetch` and nginx drop them.
+/// Trailers do not reach applications: `http.client`, `fetch` and nginx drop them.
 #[test]
-fn a_walk_by_cursor_needs_no_trailer() {
+fn cursor_pagination_needs_no_trailers() {
     let server = Server::start();
     let large = format!("\"{}\"", "x".repeat(LIST_PAGE_BYTES / 10));
     for number in 0..30 {
@@ -121,32 +125,32 @@ fn no_redirect_leads_to_another_resource() {
     ] {
         for method in ["GET", "PUT", "DELETE", "HEAD"] {
             let body = (method == "PUT").then_some(&br#"{"value":2}"#[..]);
-            let answer = server.connect().send(method, path, &[KEY_HEADER], body);
+            let response = server.connect().send(method, path, &[KEY_HEADER], body);
             if path.contains("%5c") {
-                // An encoded separator is none, so the segment is no `..`.
-                assert!([307, 404].contains(&answer.status), "{method} {path}: {answer:?}");
+                // An encoded separator does not separate, so the segment is not `..`.
+                assert!([307, 404].contains(&response.status), "{method} {path}: {response:?}");
                 continue;
             }
-            assert_eq!(answer.status, 404, "{method} {path}: {answer:?}");
-            assert!(answer.header("location").is_none(), "{method} {path}");
+            assert_eq!(response.status, 404, "{method} {path}: {response:?}");
+            assert!(response.header("location").is_none(), "{method} {path}");
         }
     }
-    let answer = server.get("/configs/a.b/");
-    assert_eq!((answer.status, answer.header("location")), (307, Some("/configs/a.b")));
+    let response = server.get("/configs/a.b/");
+    assert_eq!((response.status, response.header("location")), (307, Some("/configs/a.b")));
     assert_eq!(server.value("keep"), "1");
 }
 
-/// HAProxy's check is `OPTIONS /` of HTTP/1.0 without a host.
+/// HAProxy's health check is `OPTIONS /` of HTTP/1.0 without a host.
 #[test]
-fn options_of_every_path_say_its_methods() {
+fn options_lists_the_methods_of_every_path() {
     let server = Launch::new().set("OSC_API_KEY", "an-api-key").set("OSC_RATE_LIMIT_PER_IP", "1").start();
     let document: serde_json::Value =
         serde_json::from_slice(&server.get("/openapi.json").body).expect("the description");
     let paths = document["paths"].as_object().expect("paths");
     let methods = |text: &str| text.split(", ").map(str::to_owned).collect::<BTreeSet<_>>();
     for (path, operations) in paths {
-        let answer = server.connect().send("OPTIONS", &path.replace("{key}", "k"), &[], None);
-        assert_eq!((answer.status, answer.header("content-length")), (204, None), "{path}: {answer:?}");
+        let response = server.connect().send("OPTIONS", &path.replace("{key}", "k"), &[], None);
+        assert_eq!((response.status, response.header("content-length")), (204, None), "{path}: {response:?}");
         let mut expected: BTreeSet<String> = operations
             .as_object()
             .expect("operations")
@@ -158,7 +162,7 @@ fn options_of_every_path_say_its_methods() {
             expected.insert("HEAD".to_owned());
         }
         expected.insert("OPTIONS".to_owned());
-        assert_eq!(methods(answer.header("allow").expect("methods")), expected, "{path}");
+        assert_eq!(methods(response.header("allow").expect("methods")), expected, "{path}");
     }
     let mut all = server.connect().send("OPTIONS", "*", &[], None);
     assert_eq!(all.status, 204, "{all:?}");
@@ -170,7 +174,7 @@ fn options_of_every_path_say_its_methods() {
 }
 
 #[test]
-fn pages_of_an_allowed_origin_see_every_answer() {
+fn an_allowed_origin_can_read_every_response() {
     let server = Launch::new().set("CORS_ORIGINS", ORIGIN).start();
     let head =
         |line: &str, more: &str| format!("{line}\r\nHost: x\r\nOrigin: {ORIGIN}\r\n{more}\r\n").into_bytes();
@@ -202,13 +206,13 @@ fn pages_of_an_allowed_origin_see_every_answer() {
         ("no key", head("GET /configs HTTP/1.1", ""), 422),
     ] {
         let mut client = server.connect();
-        // It may be answered before all of it is sent.
+        // The response may arrive before everything is sent.
         client.stream.write_all(&bytes).ok();
-        let answer = client.receive(false);
-        assert_eq!(answer.status, status, "{what}: {answer:?}");
-        assert_eq!(answer.header("access-control-allow-origin"), Some(ORIGIN), "{what}: {answer:?}");
+        let response = client.receive(false);
+        assert_eq!(response.status, status, "{what}: {response:?}");
+        assert_eq!(response.header("access-control-allow-origin"), Some(ORIGIN), "{what}: {response:?}");
     }
-    // A line that is too long comes before the origin, which is never read.
+    // An overlong request line is refused before the origin is read.
     let mut client = server.connect();
     client.stream.write_all(&[b'G'; REQUEST_LINE_BYTES_MAX + 1]).ok();
     assert_eq!(client.receive(false).status, 414);
@@ -221,9 +225,9 @@ fn pages_of_an_allowed_origin_see_every_answer() {
     assert_eq!(client.receive(false).header("access-control-allow-origin"), None);
 }
 
-/// Until entries have tags, a condition cannot hold, so nothing is done.
+/// Entries have no ETags yet, so a condition cannot hold and nothing is executed.
 #[test]
-fn no_condition_is_ignored() {
+fn conditional_requests_are_not_ignored() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     for condition in
@@ -235,8 +239,8 @@ fn no_condition_is_ignored() {
             ("POST", "/configs", Some(br#"{"key":"n","value":2}"#)),
             ("GET", "/configs/k", None),
         ] {
-            let answer = server.connect().send(method, target, &[KEY_HEADER, condition], body);
-            assert_eq!(answer.status, 412, "{method} {condition:?}: {answer:?}");
+            let response = server.connect().send(method, target, &[KEY_HEADER, condition], body);
+            assert_eq!(response.status, 412, "{method} {condition:?}: {response:?}");
         }
     }
     let new = ("If-None-Match", "*");
@@ -244,7 +248,7 @@ fn no_condition_is_ignored() {
         server.connect().send("PUT", "/configs/k", &[KEY_HEADER, new], Some(br#"{"value":2}"#)).status,
         412
     );
-    // No tag matches, so the entry is sent.
+    // No ETag matches, so the entry is sent.
     assert_eq!(
         server.connect().send("GET", "/configs/k", &[KEY_HEADER, ("If-None-Match", "\"x\"")], None).status,
         200
@@ -253,18 +257,18 @@ fn no_condition_is_ignored() {
     assert_eq!(server.get("/configs/n").status, 404);
 }
 
-/// Ignored, each of these would store something else than the client meant.
+/// If ignored, each of these would store something other than the client intended.
 #[test]
-fn no_part_and_no_environment_of_a_write_is_ignored() {
+fn content_range_and_environment_of_a_write_are_not_ignored() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     let part = ("Content-Range", "bytes 0-12/100");
     for (method, target, body) in
         [("PUT", "/configs/k", &br#"{"value":2}"#[..]), ("POST", "/configs", br#"{"key":"n","value":2}"#)]
     {
-        let answer = server.connect().send(method, target, &[KEY_HEADER, part], Some(body));
+        let response = server.connect().send(method, target, &[KEY_HEADER, part], Some(body));
         assert_eq!(
-            (answer.status, &*answer.detail()),
+            (response.status, &*response.detail()),
             (400, "Content-Range is not supported: the body is the whole")
         );
     }
@@ -275,23 +279,26 @@ fn no_part_and_no_environment_of_a_write_is_ignored() {
         ("/configs?environment=", "", 201),
     ] {
         let body = format!(r#"{{"key":"n","value":2{environment}}}"#);
-        let answer = server.send("POST", target, crate::support::USER_KEY, Some(&body));
-        assert_eq!(answer.status, status, "{target} {body}: {answer:?}");
-        assert!(status == 201 || answer.text().contains(r#""loc":["query","environment"]"#), "{answer:?}");
+        let response = server.send("POST", target, crate::support::USER_KEY, Some(&body));
+        assert_eq!(response.status, status, "{target} {body}: {response:?}");
+        assert!(
+            status == 201 || response.text().contains(r#""loc":["query","environment"]"#),
+            "{response:?}"
+        );
     }
     assert_eq!(server.value("k"), "1");
 }
 
 #[test]
-fn a_missing_value_names_what_is_allowed() {
+fn the_error_of_a_null_value_names_the_allowed_types() {
     let server = Server::start();
-    let answer = server.create("k", "null");
-    assert_eq!(answer.status, 422);
-    assert!(answer.text().contains("Input should be any JSON value but null"), "{answer:?}");
+    let response = server.create("k", "null");
+    assert_eq!(response.status, 422);
+    assert!(response.text().contains("Input should be any JSON value but null"), "{response:?}");
 }
 
 #[test]
-fn every_method_and_page_is_counted_by_its_name() {
+fn requests_are_counted_by_method_and_endpoint() {
     let server = Server::start();
     assert_eq!(server.connect().send("PATCH", "/configs/k", &[], None).status, 405);
     assert_eq!(server.get("/redoc").status, 200);

@@ -1,4 +1,4 @@
-//! Starting, stopping, and the command line.
+//! Start, stop, and the command line.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,7 +14,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use crate::support::{Launch, Server, USER_KEY, request};
 
 fn run(launch: &Launch, arguments: &[&str]) -> (Output, String) {
-    let output = launch.command().args(arguments).output().expect("the binary can be started");
+    let output = launch.command().args(arguments).output().expect("the binary starts");
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (output, text)
@@ -34,7 +34,7 @@ fn the_command_line() {
     assert!(!output.status.success() && text.contains("--nonsense"), "{text}");
     let (output, text) = run(&launch, &["check-config"]);
     assert!(output.status.success() && text.contains("OSC_DATABASE_PATH=configurations.db"), "{text}");
-    // Looking at the settings makes no files.
+    // Checking the settings creates no files.
     assert_eq!(std::fs::read_dir(launch.directory.path()).expect("readable").count(), 0);
 }
 
@@ -46,7 +46,7 @@ fn check_config_hides_secrets() {
 }
 
 #[test]
-fn every_fault_is_named_at_once() {
+fn all_setting_errors_are_reported_together() {
     let launch = Launch::new()
         .set("OSC_HOST", "not a host")
         .set("OSC_HOST_PORT", "tcp://10.0.0.7:9000")
@@ -71,9 +71,9 @@ fn every_fault_is_named_at_once() {
     }
 }
 
-/// At boot the network may come later: a supervisor tries again after 1, and not after 2.
+/// At boot the network may come up later: a supervisor retries after exit code 1, but not after 2.
 #[test]
-fn a_name_that_cannot_be_resolved_now_is_tried_again() {
+fn an_unresolvable_name_is_a_retryable_error() {
     for setting in ["OSC_HOST", "OSC_ADMIN_LISTEN"] {
         let value = if setting == "OSC_HOST" { "no.such.host.invalid" } else { "no.such.host.invalid:9" };
         let launch = Launch::new().set(setting, value);
@@ -84,9 +84,9 @@ fn a_name_that_cannot_be_resolved_now_is_tried_again() {
     }
 }
 
-/// The log of a server on a terminal.
+/// Log output on a terminal.
 #[test]
-fn a_terminal_gets_colors_unless_it_or_its_user_wants_none() {
+fn a_terminal_gets_colors_unless_disabled() {
     for (variables, has_color) in [
         (&[("TERM", "xterm")][..], true),
         (&[("TERM", "dumb")], false),
@@ -100,35 +100,35 @@ fn a_terminal_gets_colors_unless_it_or_its_user_wants_none() {
         let name = ptsname(&terminal, Vec::new()).expect("a name");
         let end = File::options().read(true).write(true).open(name.to_str().expect("UTF-8")).expect("opened");
         command.env_remove("NO_COLOR").envs(variables.iter().copied()).stderr(end);
-        let mut child = command.spawn().expect("it starts");
+        let mut child = command.spawn().expect("the server starts");
         drop(command);
         let mut terminal = File::from(terminal);
         let (mut log, mut bytes) = (Vec::new(), [0; 4096]);
         while !String::from_utf8_lossy(&log).contains("server started") {
-            let count = terminal.read(&mut bytes).expect("it runs");
+            let count = terminal.read(&mut bytes).expect("the server runs");
             log.extend_from_slice(&bytes[..count]);
         }
-        child.kill().expect("it runs");
-        child.wait().expect("it was killed");
+        child.kill().expect("the server runs");
+        child.wait().expect("killed");
         assert_eq!(log.contains(&0x1b), has_color, "{variables:?}: {}", String::from_utf8_lossy(&log));
     }
 }
 
 #[test]
-fn a_required_api_key_must_be_a_real_one() {
+fn a_required_api_key_must_be_set_and_not_the_example() {
     for key in ["", "your-super-secret-api-key-here"] {
         let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", key);
-        let refused = launch.try_start().err().expect("it must not start");
+        let refused = launch.try_start().err().expect("the start must fail");
         assert!(refused.log.contains("OSC_API_KEY:"), "{}", refused.log);
     }
     let refused =
-        Launch::new().set("OSC_API_KEY_REQUIRED", "true").try_start().err().expect("it must not start");
+        Launch::new().set("OSC_API_KEY_REQUIRED", "true").try_start().err().expect("the start must fail");
     assert!(refused.log.contains("OSC_API_KEY:"), "{}", refused.log);
 }
 
 #[test]
-fn listening_beyond_this_machine_without_a_key_warns() {
-    // Checked without listening there: tests stay on the loopback interface.
+fn a_non_loopback_address_without_a_key_causes_a_warning() {
+    // `check-config` does not listen: tests stay on the loopback interface.
     let (_, text) = run(&Launch::new().set("OSC_HOST", "0.0.0.0"), &["check-config"]);
     assert!(
         text.contains("WARN") && text.contains("OSC_HOST") && text.contains("without requiring an API key"),
@@ -144,7 +144,7 @@ fn listening_beyond_this_machine_without_a_key_warns() {
 }
 
 #[test]
-fn signals_end_it_cleanly() {
+fn signals_stop_the_server_cleanly() {
     for signal in ["TERM", "INT"] {
         let mut server = Server::start();
         assert_eq!(server.create("k", "1").status, 201);
@@ -153,37 +153,37 @@ fn signals_end_it_cleanly() {
         let begun = Instant::now();
         server.signal(signal);
         assert_eq!(server.wait().code(), Some(0), "{}", server.log());
-        assert!(begun.elapsed() < Duration::from_secs(5), "an idle connection does not hold it up");
-        assert_eq!(idle.rest(), b"", "it was ended without an answer");
-        // The checkpoint left everything in the database itself.
+        assert!(begun.elapsed() < Duration::from_secs(5), "an idle connection does not delay the shutdown");
+        assert_eq!(idle.rest(), b"", "closed without a response");
+        // The last checkpoint left everything in the database itself.
         let wal = server.directory.path().join("configurations.db-wal");
-        assert!(!wal.exists(), "the log is gone after a clean end");
+        assert!(!wal.exists(), "the WAL is removed by a clean stop");
     }
 }
 
 #[test]
-fn a_request_under_way_is_answered_before_the_end() {
+fn requests_in_flight_complete_before_shutdown() {
     let mut server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     let mut clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
     for (number, client) in clients.iter_mut().enumerate() {
-        // A new user key each: the answer waits for a derivation.
+        // A new user key for each, so that the response waits for a derivation.
         let user_key = format!("another-user-key-{number}");
         client.write(&request("GET", "/configs/k", &[("X-User-Key", &user_key)], None));
     }
-    // They are under way once a later request on the same executor has been answered.
+    // They are in flight once a later request on the same executor has its response.
     assert_eq!(server.get("/configs/k").status, 200);
     server.signal("TERM");
     for client in &mut clients {
         let response = client.receive(false);
         assert_eq!(response.status, 401, "{response:?}");
-        assert_eq!(client.rest(), b"", "and then the connection ends");
+        assert_eq!(client.rest(), b"", "then the connection closes");
     }
     assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
-fn a_client_that_never_ends_does_not_hold_up_the_end() {
+fn an_unfinished_request_does_not_block_the_shutdown() {
     let mut server = Server::start();
     let mut half = server.connect();
     half.write(b"POST /configs HTTP/1.1\r\nHost: x\r\nX-User-Key: 12345678\r\nContent-Length: 100\r\n\r\n{");
@@ -195,13 +195,13 @@ fn a_client_that_never_ends_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_stops_the_server_immediately() {
     let mut server = Server::start();
     let mut half = server.connect();
     half.write(b"GET / HT");
     server.get("/configs/nope");
     server.signal("TERM");
-    crate::support::eventually("it has begun to stop", || server.log().contains("stopping"));
+    crate::support::eventually("the shutdown has begun", || server.log().contains("stopping"));
     server.signal("TERM");
     let status = server.wait();
     assert!(status.code() == Some(130) || status.code() == Some(0), "{status}");
@@ -212,21 +212,21 @@ fn a_second_signal_ends_it_at_once() {
 fn a_port_in_use_is_refused() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("bound").port().to_string();
-    let refused = Launch::new().set("OSC_HOST_PORT", &port).try_start().err().expect("it must not start");
+    let refused = Launch::new().set("OSC_HOST_PORT", &port).try_start().err().expect("the start must fail");
     assert!(
         refused.log.contains("cannot listen on") && refused.log.contains("OSC_HOST_PORT"),
         "{}",
         refused.log
     );
 
-    // Another server of ours on the port, which SO_REUSEPORT alone would allow.
+    // A second opensecureconf server on the port, which SO_REUSEPORT alone would allow.
     let first = Server::start();
     let port = first.address.port().to_string();
-    let refused = Launch::new().set("OSC_HOST_PORT", &port).try_start().err().expect("it must not start");
+    let refused = Launch::new().set("OSC_HOST_PORT", &port).try_start().err().expect("the start must fail");
     assert!(refused.log.contains("cannot listen on"), "{}", refused.log);
 }
 
-/// A server that may have so many files open.
+/// A command that starts the server with this limit of open files.
 pub(crate) fn with_descriptors(launch: &Launch, count: usize) -> Command {
     let inner = launch.command();
     let mut limited = Command::new("sh");
@@ -238,9 +238,9 @@ pub(crate) fn with_descriptors(launch: &Launch, count: usize) -> Command {
     limited
 }
 
-/// However many connections there are, something is left to open files with.
+/// However many connections there are, file descriptors are left to open files with.
 #[test]
-fn connections_leave_descriptors_for_the_database() {
+fn connections_leave_file_descriptors_for_the_database() {
     let launch = Launch::new().set("OSC_WORKERS", "1");
     let mut limited = with_descriptors(&launch, 128);
     let server = Server::spawn(&mut limited, Arc::clone(&launch.directory))
@@ -248,8 +248,8 @@ fn connections_leave_descriptors_for_the_database() {
     assert!(server.log().contains("allows fewer connections than"), "{}", server.log());
     let mut first = server.connect();
     assert_eq!(first.send("GET", "/health", &[], None).status, 200);
-    let mut others: Vec<_> = (0..100).map(|_| server.connect()).collect();
-    let last = others.last_mut().expect("there are some").receive(false);
+    let mut more: Vec<_> = (0..100).map(|_| server.connect()).collect();
+    let last = more.last_mut().expect("not empty").receive(false);
     assert_eq!(last.status, 503);
     let user = [("X-User-Key", USER_KEY)];
     let body = br#"{"key":"k","value":1}"#;
@@ -279,19 +279,18 @@ fn more_executors_than_cores_serve_together() {
 }
 
 #[test]
-fn entries_and_salt_survive_a_restart() {
-    // Data survive a restart, ids and salt included.
+fn entries_ids_and_salt_survive_a_restart() {
     let server = Server::start();
     assert_eq!(server.create("k", "{\"a\":1}").status, 201);
-    let salt = std::fs::read(server.salt()).expect("made");
+    let salt = std::fs::read(server.salt()).expect("created");
     let server = server.restart();
     assert_eq!(server.get("/configs/k").text(), r#"{"id":1,"key":"k","category":null,"value":{"a":1}}"#);
-    assert_eq!(std::fs::read(server.salt()).expect("there"), salt);
+    assert_eq!(std::fs::read(server.salt()).expect("exists"), salt);
 }
 
-/// The kernel frees the address of a process that used io_uring a moment after the process has gone.
+/// The kernel frees the address of a process that used io_uring shortly after the process has exited.
 #[test]
-fn a_server_that_was_killed_can_be_started_again_at_once() {
+fn a_killed_server_can_be_restarted_immediately() {
     let first = Launch::new();
     let directory = Arc::clone(&first.directory);
     let mut server = first.start();

@@ -1,4 +1,4 @@
-//! Every limit on the real binary, with its status; and that who uses a limit up harms no other.
+//! Every limit on the real binary, with its status. A client that exhausts a limit does not affect others.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -14,36 +14,36 @@ use crate::support::{Client, Launch, Response, Server, USER_KEY, eventually, req
 
 const HEALTH: &str = "GET /cluster/health HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// The answer that ends a connection, whatever is sent after it.
-fn last_answer(client: &mut Client, bytes: &[u8]) -> Response {
-    // The server may have seen enough before the last byte.
+/// Sends the bytes and returns the response that closes the connection, whatever is sent after it.
+fn last_response(client: &mut Client, bytes: &[u8]) -> Response {
+    // The server may close the connection before the last byte.
     client.stream.write_all(bytes).ok();
-    let answer = client.receive(false);
-    assert!(answer.closes(), "{answer:?}");
-    assert_eq!(client.rest(), b"", "{answer:?}");
-    answer
+    let response = client.receive(false);
+    assert!(response.closes(), "{response:?}");
+    assert_eq!(client.rest(), b"", "{response:?}");
+    response
 }
 
 fn check_refused(server: &Server, what: &str, bytes: &[u8], status: u16) {
-    let answer = last_answer(&mut server.connect(), &[bytes, HEALTH.as_bytes()].concat());
-    assert_eq!(answer.status, status, "{what}: {answer:?}");
-    assert!(!answer.detail().is_empty(), "{what}");
+    let response = last_response(&mut server.connect(), &[bytes, HEALTH.as_bytes()].concat());
+    assert_eq!(response.status, status, "{what}: {response:?}");
+    assert!(!response.detail().is_empty(), "{what}");
 }
 
-fn check_taken(server: &Server, what: &str, bytes: &[u8], status: u16) {
+fn check_accepted(server: &Server, what: &str, bytes: &[u8], status: u16) {
     let mut client = server.connect();
     client.write(&[bytes, HEALTH.as_bytes()].concat());
-    let answer = client.receive(false);
-    assert!(answer.status == status && !answer.closes(), "{what}: {answer:?}");
+    let response = client.receive(false);
+    assert!(response.status == status && !response.closes(), "{what}: {response:?}");
     assert_eq!(client.receive(false).status, 200, "{what}");
 }
 
 #[test]
 fn heads() {
     let server = Server::start();
-    // `GET ` and ` HTTP/1.1` belong to the line, its end does not.
+    // `GET ` and ` HTTP/1.1` count towards the line, its terminator does not.
     let line = |length: usize| format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(length - 14));
-    check_taken(&server, "line", line(limits::REQUEST_LINE_BYTES_MAX).as_bytes(), 404);
+    check_accepted(&server, "line", line(limits::REQUEST_LINE_BYTES_MAX).as_bytes(), 404);
     check_refused(&server, "line", line(limits::REQUEST_LINE_BYTES_MAX + 1).as_bytes(), 414);
     check_refused(&server, "line without end", &[b'G'; limits::REQUEST_LINE_BYTES_MAX + 1], 414);
 
@@ -51,11 +51,11 @@ fn heads() {
         let rest = length - "GET / HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n".len();
         format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "x".repeat(rest))
     };
-    check_taken(&server, "head", head(limits::HEAD_BYTES_MAX).as_bytes(), 200);
+    check_accepted(&server, "head", head(limits::HEAD_BYTES_MAX).as_bytes(), 200);
     check_refused(&server, "head", head(limits::HEAD_BYTES_MAX + 1).as_bytes(), 431);
 
     let fields = |count: usize| format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(count - 1));
-    check_taken(&server, "fields", fields(limits::HEADERS_COUNT_MAX).as_bytes(), 200);
+    check_accepted(&server, "fields", fields(limits::HEADERS_COUNT_MAX).as_bytes(), 200);
     check_refused(&server, "fields", fields(limits::HEADERS_COUNT_MAX + 1).as_bytes(), 431);
 }
 
@@ -68,23 +68,23 @@ fn bodies() {
         format!(r#"{{"key":"big","value":"{}"}}"#, "x".repeat(value))
     };
     let body = whole(limits::BODY_BYTES_MAX);
-    check_taken(
+    check_accepted(
         &server,
         "length",
         format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes(),
         201,
     );
-    assert_eq!(server.value("big").len(), limits::BODY_BYTES_MAX - 22, "all of it was stored");
+    assert_eq!(server.value("big").len(), limits::BODY_BYTES_MAX - 22, "the whole value was stored");
     let half = limits::BODY_BYTES_MAX / 2;
     let pieces = format!("{half:x}\r\n{}\r\n{half:x}\r\n{}\r\n", &body[..half], &body[half..]);
     let coded = format!("{head}Transfer-Encoding: chunked\r\n\r\n{pieces}0\r\n\r\n");
-    check_taken(&server, "chunks", coded.as_bytes(), 400);
+    check_accepted(&server, "chunks", coded.as_bytes(), 400);
 
     // The length alone decides: no byte of the body is sent.
     for length in ["4194305", "5000000000", "99999999999999999999999999"] {
         let input = format!("{head}Content-Length: {length}\r\n\r\n");
-        let answer = last_answer(&mut server.connect(), input.as_bytes());
-        assert_eq!(answer.status, 413, "{length}");
+        let response = last_response(&mut server.connect(), input.as_bytes());
+        assert_eq!(response.status, 413, "{length}");
     }
     let coded = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
     check_refused(&server, "one more byte", format!("{coded}{pieces}1\r\n").as_bytes(), 413);
@@ -92,28 +92,28 @@ fn bodies() {
 
     let small = r#"{"key":"k","value":1}"#;
     let extended = |length: usize| format!("{coded}15;{}\r\n{small}\r\n0\r\n\r\n", "x".repeat(length - 1));
-    check_taken(&server, "extension", extended(limits::CHUNK_EXTENSION_BYTES_MAX).as_bytes(), 201);
+    check_accepted(&server, "extension", extended(limits::CHUNK_EXTENSION_BYTES_MAX).as_bytes(), 201);
     check_refused(&server, "extension", extended(limits::CHUNK_EXTENSION_BYTES_MAX + 1).as_bytes(), 400);
     let extension = "x".repeat(limits::CHUNK_EXTENSION_BYTES_MAX - 1);
     let many = |count: usize| format!("{coded}{}0\r\n\r\n", format!("1;{extension}\r\n \r\n").repeat(count));
     let most = limits::CHUNK_EXTENSIONS_BYTES_MAX / limits::CHUNK_EXTENSION_BYTES_MAX;
-    check_taken(&server, "extensions", many(most).as_bytes(), 422);
+    check_accepted(&server, "extensions", many(most).as_bytes(), 422);
     check_refused(&server, "extensions", many(most + 1).as_bytes(), 400);
     let trailer =
         |length: usize| format!("{coded}15\r\n{small}\r\n0\r\nA: {}\r\n\r\n", "x".repeat(length - 5));
-    check_taken(&server, "trailers", trailer(limits::TRAILERS_BYTES_MAX).as_bytes(), 400);
+    check_accepted(&server, "trailers", trailer(limits::TRAILERS_BYTES_MAX).as_bytes(), 400);
     check_refused(&server, "trailers", trailer(limits::TRAILERS_BYTES_MAX + 1).as_bytes(), 431);
 }
 
-/// Waits for the answer to what has begun, and says how long that took.
+/// Checks that an unfinished request gets 408, and not before `at_least`.
 fn check_timeout(server: &Server, what: &str, begin: &str, more: Option<&'static str>, at_least: Duration) {
     let mut client = server.connect();
     let begun = Instant::now();
     client.write(begin.as_bytes());
     let has_ended = AtomicBool::new(false);
-    let answer = thread::scope(|scope| {
+    let response = thread::scope(|scope| {
         if let Some(more) = more {
-            let mut stream = client.stream.try_clone().expect("a socket can be shared");
+            let mut stream = client.stream.try_clone().expect("the socket can be cloned");
             let has_ended = &has_ended;
             scope.spawn(move || {
                 while !has_ended.load(Ordering::Relaxed) && stream.write_all(more.as_bytes()).is_ok() {
@@ -121,19 +121,19 @@ fn check_timeout(server: &Server, what: &str, begin: &str, more: Option<&'static
                 }
             });
         }
-        let answer = client.receive(false);
+        let response = client.receive(false);
         has_ended.store(true, Ordering::Relaxed);
-        answer
+        response
     });
     let waited = begun.elapsed();
-    assert!(answer.status == 408 && answer.closes(), "{what}: {answer:?}");
-    // The clock of the server ticks every 100 ms, and so it may be ahead of ours by as much.
+    assert!(response.status == 408 && response.closes(), "{what}: {response:?}");
+    // The clock of the server ticks every 100 ms, so it may be ahead by as much.
     assert!(waited > at_least - Duration::from_millis(200), "{what}: {waited:?}");
     assert!(waited < at_least + Duration::from_secs(8), "{what}: {waited:?}");
 }
 
 #[test]
-fn who_sends_too_slowly_is_told_so() {
+fn slow_requests_time_out() {
     let server = Server::start();
     let put = format!("PUT /configs/k HTTP/1.1\r\nHost: x\r\nX-User-Key: {USER_KEY}\r\n");
     let length = format!("{put}Content-Length: 100\r\n\r\n{{");
@@ -142,12 +142,12 @@ fn who_sends_too_slowly_is_told_so() {
     let earned = format!("{put}Content-Length: 100000\r\n\r\n{}", " ".repeat(3 * enough_once));
     let cases = [
         ("half a head", "GET / HTTP/1.1\r\nHost:", None, limits::HEAD_DEADLINE),
-        // From the first byte on, whatever comes after it.
+        // Counted from the first byte, whatever follows it.
         ("a slow head", "GET / HTTP/1.1\r\n", Some("A: b\r\n"), limits::HEAD_DEADLINE),
         ("half a body", &length, None, limits::BODY_DEADLINE),
         ("a slow body", &length, Some(" "), limits::BODY_DEADLINE),
         ("half a chunk", &coded, None, limits::BODY_DEADLINE),
-        // What has arrived earns no more than the same time again, however much it is.
+        // However much data arrives at once, it earns one window only.
         ("30 KiB at once", &earned, None, limits::BODY_DEADLINE),
     ];
     thread::scope(|scope| {
@@ -158,8 +158,8 @@ fn who_sends_too_slowly_is_told_so() {
     });
 }
 
-/// Field case 15. Each of 200 idle connections sends a write within 50 ms of the moment at which the
-/// server ends it, before or after.
+/// Field case 15. Each of 200 idle connections sends a write within 50 ms of the moment at which the server closes it,
+/// before or after.
 #[test]
 fn idle_connections_end_and_no_request_is_lost_half() {
     const COUNT: u64 = 200;
@@ -168,27 +168,27 @@ fn idle_connections_end_and_no_request_is_lost_half() {
     for number in 0..COUNT {
         assert_eq!(server.create(&format!("k{number}"), "0").status, 201);
     }
-    let mut silent = server.connect();
-    // The limit counts from the last answer.
-    let answered: Vec<Instant> = clients
+    let mut quiet = server.connect();
+    // The idle timeout counts from the last response.
+    let responded_at: Vec<Instant> = clients
         .iter_mut()
         .map(|client| {
             assert_eq!(client.send("GET", "/cluster/health", &[], None).status, 200);
             Instant::now()
         })
         .collect();
-    assert_eq!(silent.send("GET", "/cluster/health", &[], None).status, 200);
-    let silent_since = Instant::now();
+    assert_eq!(quiet.send("GET", "/cluster/health", &[], None).status, 200);
+    let idle_since = Instant::now();
 
     thread::scope(|scope| {
         let writing: Vec<_> = (0..COUNT)
-            .zip(clients.iter_mut().zip(&answered))
-            .map(|(number, (client, &answered))| {
+            .zip(clients.iter_mut().zip(&responded_at))
+            .map(|(number, (client, &responded_at))| {
                 scope.spawn(move || {
-                    // The server notices the limit at its next tick, up to 100 ms after it.
+                    // The server acts on the timeout at its next tick, up to 100 ms later.
                     let at = limits::KEEP_ALIVE_IDLE + Duration::from_millis(number * 200 / COUNT);
                     let early = Duration::from_millis(50);
-                    let moment = answered + at - early;
+                    let moment = responded_at + at - early;
                     thread::sleep(moment.saturating_duration_since(Instant::now()));
                     let target = format!("/configs/k{number}");
                     let fields = [("X-User-Key", USER_KEY)];
@@ -201,30 +201,30 @@ fn idle_connections_end_and_no_request_is_lost_half() {
             })
             .collect();
         for (number, writing) in writing.into_iter().enumerate() {
-            let answer = writing.join().expect("no panic there");
-            // A whole answer and the change, or neither.
-            match answer {
-                Some(answer) => {
-                    assert_eq!(answer.status, 200, "{number}: {answer:?}");
-                    assert_eq!(server.value(&format!("k{number}")), "1", "{number}: an answer was given");
+            let response = writing.join().expect("no panic");
+            // A complete response and the change, or neither.
+            match response {
+                Some(response) => {
+                    assert_eq!(response.status, 200, "{number}: {response:?}");
+                    assert_eq!(server.value(&format!("k{number}")), "1", "{number}: a response arrived");
                 }
-                None => assert_eq!(server.value(&format!("k{number}")), "0", "{number}: no answer was given"),
+                None => assert_eq!(server.value(&format!("k{number}")), "0", "{number}: no response arrived"),
             }
         }
     });
 
-    // No answer: it would be taken for that to the next request. And an orderly end, no reset.
+    // No response, which would be taken for that to the next request; and an orderly close, not a reset.
     let mut rest = Vec::new();
-    silent.stream.read_to_end(&mut rest).expect("the end of input, not a reset");
-    let waited = silent_since.elapsed();
+    quiet.stream.read_to_end(&mut rest).expect("the end of input, not a reset");
+    let waited = idle_since.elapsed();
     assert_eq!(rest, b"");
     assert!(waited > limits::KEEP_ALIVE_IDLE - Duration::from_millis(200), "{waited:?}");
     assert!(waited < limits::KEEP_ALIVE_IDLE + Duration::from_secs(30), "{waited:?}");
 }
 
-/// The state that the kernel shows for the server's side of a connection.
+/// TCP state of the server's side of a connection, as the kernel reports it.
 fn state(server: &Server, client: SocketAddr) -> Option<String> {
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("provided by Linux");
     let (server, client) = (format!(":{:04X}", server.address.port()), format!(":{:04X}", client.port()));
     table.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -234,10 +234,10 @@ fn state(server: &Server, client: SocketAddr) -> Option<String> {
 }
 
 #[test]
-fn a_client_that_takes_no_answer_is_dropped() {
+fn a_client_that_does_not_read_is_dropped() {
     const ESTABLISHED: &str = "01";
     let server = Server::start();
-    // Far more than the kernel takes for a client that does not read.
+    // Far more than the kernel buffers for a client that does not read.
     let value = format!("\"{}\"", "x".repeat(1024 * 1024));
     for number in 0..24 {
         assert_eq!(server.create(&format!("k{number}"), &value).status, 201);
@@ -245,24 +245,30 @@ fn a_client_that_takes_no_answer_is_dropped() {
     let mut stream = narrow(&server);
     let own = stream.local_addr().expect("connected");
     let begun = Instant::now();
-    stream.write_all(&request("GET", "/configs", &[("X-User-Key", USER_KEY)], None)).expect("it is read");
-    let mut others = server.connect();
-    eventually("the server has ended it", || {
-        assert_eq!(others.send("GET", "/cluster/health", &[], None).status, 200, "others are served");
+    stream
+        .write_all(&request("GET", "/configs", &[("X-User-Key", USER_KEY)], None))
+        .expect("the server reads");
+    let mut bystander = server.connect();
+    eventually("the server has closed the connection", || {
+        assert_eq!(
+            bystander.send("GET", "/cluster/health", &[], None).status,
+            200,
+            "other clients are served"
+        );
         state(&server, own).is_none_or(|state| state != ESTABLISHED)
     });
     assert!(begun.elapsed() > limits::WRITE_STALL - Duration::from_millis(200), "{:?}", begun.elapsed());
-    // What the kernel still has arrives, but nobody can take it for the whole list.
+    // What the kernel has buffered still arrives, but cannot be mistaken for the complete list.
     let mut received = Vec::new();
     stream.read_to_end(&mut received).ok();
     assert!(received.starts_with(b"HTTP/1.1 200 ") && !received.ends_with(b"\r\n\r\n"));
     assert_eq!(server.value("k0"), value);
 }
 
-/// Makes room for `count` sockets in this process, if it may.
+/// Raises the file descriptor limit of this process for `count` sockets; returns whether it suffices.
 fn may_open(count: u64) -> bool {
     let mut limit = getrlimit(Resource::Nofile);
-    // The other tests need some as well.
+    // The other tests need file descriptors, too.
     let needed = count + 4000;
     if limit.current.is_none_or(|current| current >= needed) {
         return true;
@@ -280,11 +286,11 @@ fn skip(why: &str) {
 }
 
 #[test]
-fn slow_clients_do_not_disturb_others() {
+fn slow_clients_do_not_delay_others() {
     const COUNT: u64 = 1000;
     const READS: u32 = 200;
     if !may_open(COUNT) {
-        return skip("too few descriptors");
+        return skip("too few file descriptors");
     }
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
@@ -292,7 +298,7 @@ fn slow_clients_do_not_disturb_others() {
     let is_over = AtomicBool::new(false);
     let slowest = thread::scope(|scope| {
         scope.spawn(|| {
-            // Each sends one byte a second.
+            // Each sends one byte per second.
             for byte in HEALTH.as_bytes() {
                 for client in &mut slow {
                     client.write(&[*byte]);
@@ -310,10 +316,10 @@ fn slow_clients_do_not_disturb_others() {
         let mut slowest = Duration::ZERO;
         for _ in 0..READS {
             let begun = Instant::now();
-            let answer = client.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], None);
+            let response = client.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], None);
             slowest = slowest.max(begun.elapsed());
-            assert_eq!(answer.value(), "1");
-            // Spread over some of those seconds.
+            assert_eq!(response.value(), "1");
+            // Spreads the reads over some of those seconds.
             thread::sleep(Duration::from_millis(20));
         }
         is_over.store(true, Ordering::Relaxed);
@@ -326,40 +332,44 @@ fn slow_clients_do_not_disturb_others() {
 fn too_many_connections() {
     let most = u64::try_from(limits::CONNECTIONS_COUNT_MAX).expect("a small number");
     if !may_open(most) {
-        return skip("too few descriptors");
+        return skip("too few file descriptors");
     }
     let server = Server::start();
     let mut clients = Vec::new();
     for number in 0..limits::CONNECTIONS_COUNT_MAX {
         clients.push(server.connect());
-        // The queue of the listening socket holds less than that.
+        // The accept queue of the listening socket holds fewer than that.
         if number % 1000 == 999 {
-            let newest = clients.last_mut().expect("just made");
+            let newest = clients.last_mut().expect("just added");
             assert_eq!(newest.send("GET", "/cluster/health", &[], None).status, 200);
         }
     }
-    assert_eq!(clients.last_mut().expect("many").send("GET", "/", &[], None).status, 200, "the last one");
+    assert_eq!(
+        clients.last_mut().expect("not empty").send("GET", "/", &[], None).status,
+        200,
+        "the last connection"
+    );
     let mut one_too_many = server.connect();
-    let answer = one_too_many.receive(false);
-    assert_eq!((answer.status, answer.headers["retry-after"].as_str()), (503, "1"), "{answer:?}");
-    assert!(answer.closes() && !answer.detail().is_empty());
+    let response = one_too_many.receive(false);
+    assert_eq!((response.status, response.headers["retry-after"].as_str()), (503, "1"), "{response:?}");
+    assert!(response.closes() && !response.detail().is_empty());
     assert_eq!(one_too_many.rest(), b"");
-    // Usual clients send their request before they look for an answer.
+    // Typical clients send their request before they look for a response.
     let mut one_too_many = server.connect();
     one_too_many.stream.write_all(HEALTH.as_bytes()).ok();
     assert_eq!(one_too_many.receive(false).status, 503);
-    // Those that were let in go on, and one that leaves makes room.
+    // Accepted connections keep working, and closing some makes room.
     assert_eq!(clients[0].send("GET", "/cluster/health", &[], None).status, 200);
     clients.truncate(limits::CONNECTIONS_COUNT_MAX - 100);
     eventually("there is room again", || {
         let mut client = server.connect();
         client.stream.write_all(HEALTH.as_bytes()).ok();
-        client.try_receive(false).is_ok_and(|answer| answer.status == 200)
+        client.try_receive(false).is_ok_and(|response| response.status == 200)
     });
 }
 
 #[test]
-fn bodies_that_do_not_end_use_up_a_budget_and_give_way() {
+fn unfinished_bodies_use_up_a_budget_and_give_way() {
     const COUNT: usize = 32;
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
@@ -371,30 +381,30 @@ fn bodies_that_do_not_end_use_up_a_budget_and_give_way() {
     let almost = [head.as_bytes(), &vec![b' '; limits::BODY_BYTES_MAX - 1]].concat();
     let mut clients: Vec<Client> = (0..COUNT).map(|_| server.connect()).collect();
     for client in &mut clients {
-        // Those for which there is no room are ended while they send.
+        // Those without room are closed while they send.
         client.stream.write_all(&almost).ok();
     }
     let begun = Instant::now();
-    // Reads of other clients go on.
+    // Reads of other clients are served.
     assert_eq!(server.value("k"), "1");
-    // An honest body from the same address needs a stalled one to give way, which takes two seconds.
+    // A body that makes progress, from the same address, needs a stalled one to give way, which takes two seconds.
     let value = format!("\"{}\"", "x".repeat(1024 * 1024));
     let mut attempts = 0;
     eventually("there is room for a body that arrives", || {
         attempts += 1;
-        let answer = server.create("honest", &value);
-        assert!(answer.status == 201 || answer.status == 503 && answer.headers["retry-after"] == "1");
-        answer.status == 201
+        let response = server.create("honest", &value);
+        assert!(response.status == 201 || response.status == 503 && response.headers["retry-after"] == "1");
+        response.status == 201
     });
     let waited = begun.elapsed();
     assert!(waited < limits::BODY_DEADLINE / 2, "{waited:?}, {attempts} attempts");
     assert_eq!(server.value("honest"), value);
     let grown = resident_bytes(&server).saturating_sub(before);
     assert!(grown < limits::BODIES_BYTES_MAX_PER_EXECUTOR + 32 * 1024 * 1024, "{grown} bytes");
-    // Each of them is told to try again, because others need its room or because its time is over.
+    // Each gets a retryable status, because another body needed its room or because its deadline passed.
     for client in &mut clients {
-        if let Ok(answer) = client.try_receive(false) {
-            assert!([408, 503].contains(&answer.status) && answer.closes(), "{answer:?}");
+        if let Ok(response) = client.try_receive(false) {
+            assert!([408, 503].contains(&response.status) && response.closes(), "{response:?}");
         }
     }
     let full = format!("\"{}\"", "x".repeat(3 * 1024 * 1024));
@@ -402,9 +412,9 @@ fn bodies_that_do_not_end_use_up_a_budget_and_give_way() {
 }
 
 #[test]
-fn a_full_queue_of_derivations() {
+fn a_full_derivation_queue() {
     const COUNT: usize = 400;
-    // The queue is the only bound here.
+    // The queue is the only limit in this test.
     let server = Launch::new().set("OSC_FAILED_KEYS_PER_ADDRESS", "0").start();
     assert_eq!(server.create("k", "1").status, 201);
     let mut clients: Vec<Client> = (0..COUNT).map(|_| server.connect()).collect();
@@ -412,37 +422,37 @@ fn a_full_queue_of_derivations() {
         let user_key = format!("one-of-many-user-keys-{number}");
         client.write(&request("GET", "/configs/k", &[("X-User-Key", &user_key)], None));
     }
-    // What is cached waits for none of them.
-    let mut others = server.connect();
+    // Cached entries wait for none of them.
+    let mut bystander = server.connect();
     let begun = Instant::now();
     for _ in 0..100 {
-        let answer = others.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], None);
-        assert_eq!(answer.value(), "1");
+        let response = bystander.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], None);
+        assert_eq!(response.value(), "1");
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     let (mut derived, mut refused) = (0, 0);
     for client in &mut clients {
-        let answer = client.receive(false);
-        match answer.status {
+        let response = client.receive(false);
+        match response.status {
             401 => derived += 1,
             503 => {
-                assert_eq!(answer.headers["retry-after"], "1");
+                assert_eq!(response.headers["retry-after"], "1");
                 refused += 1;
             }
-            _ => panic!("{answer:?}"),
+            _ => panic!("{response:?}"),
         }
-        assert!(!answer.closes(), "the connection may ask again: {answer:?}");
+        assert!(!response.closes(), "the connection stays open: {response:?}");
     }
     assert!(derived > 0 && refused > 0, "{derived} derived, {refused} refused");
     assert_eq!(derived + refused, COUNT);
     // The queue is empty again.
-    let answer = clients[COUNT - 1].send("GET", "/configs/k", &[("X-User-Key", "yet-another-key")], None);
-    assert_eq!(answer.status, 401, "{answer:?}");
+    let response = clients[COUNT - 1].send("GET", "/configs/k", &[("X-User-Key", "yet-another-key")], None);
+    assert_eq!(response.status, 401, "{response:?}");
 }
 
-/// More pieces arrive at once than a ring has buffers for; each connection gets its turn all the same.
+/// More data arrives at once than a ring has buffers for; every connection is served nevertheless.
 #[test]
-fn many_requests_at_one_moment() {
+fn many_simultaneous_requests() {
     const COUNT: usize = 600;
     let server = Server::start();
     let mut clients: Vec<Client> = (0..COUNT).map(|_| server.connect()).collect();

@@ -1,4 +1,4 @@
-//! The real binary, started on a free port of the loopback interface, with real files.
+//! Integration tests of the real binary, started on a free loopback port with real files.
 
 mod admin;
 mod answers;

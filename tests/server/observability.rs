@@ -1,11 +1,11 @@
-//! What the server says of itself: health, metrics, the access log, and the names of requests.
+//! Health, metrics, the access log, and request ids.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 
 use crate::support::{Client, Launch, Response, Server, USER_KEY, eventually, listening_at, request};
 
-/// The sample of a metric with exactly these labels, in the order in which they are written.
+/// Value of the sample with exactly these labels, in the order in which they are written.
 fn sample(text: &str, series: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
     Some(line.parse().expect("a number"))
@@ -73,7 +73,7 @@ fn requests_are_counted_by_template_never_by_path() {
 }
 
 #[test]
-fn the_process_is_measured_by_the_names_of_all_prometheus_clients() {
+fn process_metrics_have_the_standard_prometheus_names() {
     let server = Server::start();
     let open_clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
     assert_eq!(server.create("k", "1").status, 201);
@@ -87,13 +87,13 @@ fn the_process_is_measured_by_the_names_of_all_prometheus_clients() {
     assert!(value("process_resident_memory_bytes") > 1_000_000.0);
     assert!(value("process_resident_memory_bytes") < value("process_virtual_memory_bytes"));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
-    // The kernel tells when it has booted in whole seconds.
+    // The kernel reports the boot time in whole seconds.
     let age = now.as_secs_f64() - value("process_start_time_seconds");
     assert!((age - value("osc_uptime_seconds")).abs() < 10.0, "{age}");
 }
 
 #[test]
-fn requests_that_are_not_http_are_no_errors_of_the_server() {
+fn unsupported_requests_are_not_server_errors() {
     let server = Server::start();
     for head in ["PRI * HTTP/2.0\r\n\r\n", "GET / HTTP/3.7\r\n\r\n", "BREW / HTTP/1.1\r\nHost: a\r\n\r\n"] {
         let mut client = server.connect();
@@ -123,16 +123,16 @@ fn the_root_can_be_public() {
 }
 
 fn request_id(response: &Response) -> String {
-    response.header("x-request-id").expect("each answer has one").to_owned()
+    response.header("x-request-id").expect("every response has one").to_owned()
 }
 
 #[test]
-fn each_answer_has_the_name_that_the_client_gave_or_one_of_its_own() {
+fn every_response_has_the_request_id_of_the_client_or_a_new_one() {
     let server = Server::start();
-    let ask = |id: &str| server.connect().send("GET", "/health", &[("X-Request-ID", id)], None);
-    assert_eq!(request_id(&ask("7f9c-1")), "7f9c-1");
+    let send = |id: &str| server.connect().send("GET", "/health", &[("X-Request-ID", id)], None);
+    assert_eq!(request_id(&send("7f9c-1")), "7f9c-1");
     for unfit in ["", "a b", &"x".repeat(129)] {
-        assert_eq!(request_id(&ask(unfit)).len(), 32, "{unfit}");
+        assert_eq!(request_id(&send(unfit)).len(), 32, "{unfit}");
     }
     let (one, other) = (server.get("/nowhere"), server.get("/nowhere"));
     assert_ne!(request_id(&one), request_id(&other));
@@ -142,7 +142,7 @@ fn each_answer_has_the_name_that_the_client_gave_or_one_of_its_own() {
 }
 
 #[test]
-fn no_answer_may_be_kept_or_taken_for_something_else() {
+fn responses_forbid_caching_and_sniffing() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     for target in ["/configs/k", "/configs", "/nowhere", "/health"] {
@@ -154,7 +154,7 @@ fn no_answer_may_be_kept_or_taken_for_something_else() {
 }
 
 #[test]
-fn no_header_comes_twice() {
+fn no_header_is_repeated() {
     let server = Launch::new().set("CORS_ORIGINS", "*").start();
     assert_eq!(server.create("k", "1").status, 201);
     for target in
@@ -163,55 +163,60 @@ fn no_header_comes_twice() {
         let mut client = server.connect();
         let fields = [("X-User-Key", USER_KEY), ("Origin", "https://a.example.org"), ("Connection", "close")];
         client.write(&request("GET", target, &fields, None));
-        let answer = client.rest();
-        let head = answer.split(|&byte| byte == b'\n').skip(1).take_while(|line| *line != b"\r");
+        let response = client.rest();
+        let head = response.split(|&byte| byte == b'\n').skip(1).take_while(|line| *line != b"\r");
         let mut names: Vec<&[u8]> =
             head.map(|line| line.split(|&byte| byte == b':').next().expect("a name")).collect();
         names.sort_unstable();
         let count = names.len();
         names.dedup();
-        assert_eq!((names.len(), count > 3), (count, true), "{target}: {}", String::from_utf8_lossy(&answer));
+        assert_eq!(
+            (names.len(), count > 3),
+            (count, true),
+            "{target}: {}",
+            String::from_utf8_lossy(&response)
+        );
     }
 }
 
 #[test]
-fn pages_of_named_sites_may_use_it() {
+fn pages_of_configured_origins_are_allowed() {
     let server = Launch::new().set("CORS_ORIGINS", "https://admin.example.org,http://localhost:3000").start();
     assert_eq!(server.create("k", "1").status, 201);
-    let ask = |method: &str, target: &str, origin: &str, more: &[(&str, &str)]| {
+    let send = |method: &str, target: &str, origin: &str, more: &[(&str, &str)]| {
         let headers = [&[("Origin", origin), ("X-User-Key", USER_KEY)], more].concat();
         server.connect().send(method, target, &headers, None)
     };
     for target in ["/configs/k", "/configs", "/nowhere"] {
-        let response = ask("GET", target, "https://admin.example.org", &[]);
+        let response = send("GET", target, "https://admin.example.org", &[]);
         assert_eq!(response.header("access-control-allow-origin"), Some("https://admin.example.org"));
         assert_eq!(response.header("vary"), Some("origin"));
         assert_eq!(
-            ask("GET", target, "https://evil.example", &[]).header("access-control-allow-origin"),
+            send("GET", target, "https://evil.example", &[]).header("access-control-allow-origin"),
             None
         );
     }
-    let beforehand =
+    let preflight =
         [("Access-Control-Request-Method", "PUT"), ("Access-Control-Request-Headers", "x-user-key")];
-    let response = ask("OPTIONS", "/configs/k", "http://localhost:3000", &beforehand);
+    let response = send("OPTIONS", "/configs/k", "http://localhost:3000", &preflight);
     assert_eq!((response.status, response.text()), (204, ""));
     assert_eq!(response.header("access-control-allow-origin"), Some("http://localhost:3000"));
     assert!(
         response.header("access-control-allow-headers").is_some_and(|names| names.contains("x-user-key"))
     );
     assert!(response.header("access-control-allow-methods").is_some_and(|names| names.contains("PUT")));
-    assert_eq!(ask("OPTIONS", "/configs/k", "https://evil.example", &beforehand).status, 403);
-    assert_eq!(ask("OPTIONS", "/configs/k", "http://localhost:3000", &[]).status, 204);
+    assert_eq!(send("OPTIONS", "/configs/k", "https://evil.example", &preflight).status, 403);
+    assert_eq!(send("OPTIONS", "/configs/k", "http://localhost:3000", &[]).status, 204);
 }
 
-/// The lines of a log in JSON that tell of requests.
+/// Access log lines of a log in JSON.
 fn access_lines(log: &str) -> Vec<serde_json::Value> {
     let lines = log.lines().map(|line| serde_json::from_str(line).expect("each line is JSON"));
     lines.filter(|line: &serde_json::Value| line["target"] == "access").collect()
 }
 
 #[test]
-fn one_line_for_each_request_without_its_secrets() {
+fn every_request_is_logged_once_without_secrets() {
     let server = Launch::new().set("OSC_LOG_FORMAT", "json").start();
     let send = |method: &str, target: &str, body: Option<&str>| {
         let headers = [("X-User-Key", "canary-user-key"), ("X-Request-ID", "id-7")];
@@ -232,7 +237,7 @@ fn one_line_for_each_request_without_its_secrets() {
                 "{line}"
             );
             assert!(line["duration_us"].is_u64() && line["level"] == "INFO", "{line}");
-            let text = |name: &str| line[name].as_str().expect("a text").to_owned();
+            let text = |name: &str| line[name].as_str().expect("a string").to_owned();
             (text("method"), text("path"), text("endpoint"), line["status"].as_u64().expect("a number"))
         })
         .collect();
@@ -252,7 +257,7 @@ fn one_line_for_each_request_without_its_secrets() {
 }
 
 #[test]
-fn a_flood_of_cached_reads_is_summed_up() {
+fn a_flood_of_cached_reads_is_summarised() {
     const READS_COUNT: u64 = 1000;
     let mut server = Launch::new().set("OSC_LOG_FORMAT", "json").start();
     assert_eq!(server.create("k", "1").status, 201);
@@ -261,27 +266,27 @@ fn a_flood_of_cached_reads_is_summed_up() {
     for _ in 1..READS_COUNT {
         assert_eq!(client.send("GET", "/configs/k", &[("X-User-Key", USER_KEY)], None).status, 200);
     }
-    let told = |log: &str| -> (u64, u64) {
+    let counts = |log: &str| -> (u64, u64) {
         let lines = access_lines(log);
         let single = lines.iter().filter(|line| line["method"] == "GET").count() as u64;
         (single, single + lines.iter().filter_map(|line| line["count"].as_u64()).sum::<u64>())
     };
-    eventually("all reads are told of", || told(&server.log()).1 == READS_COUNT);
+    eventually("all reads are logged", || counts(&server.log()).1 == READS_COUNT);
     assert!(server.stop().success());
-    assert!(told(&server.log()).0 < READS_COUNT, "{}", server.log());
+    assert!(counts(&server.log()).0 < READS_COUNT, "{}", server.log());
 }
 
-/// The lines that may wait, those that fill the pipe, and some more.
+/// More lines than the log queue and the pipe hold together.
 const LINES_COUNT: usize = 20_000;
 
 #[test]
-fn lines_that_nobody_takes_are_dropped_and_counted() {
+fn lines_of_a_blocked_log_are_dropped_and_counted() {
     let launch = Launch::new();
-    let mut child = launch.command().stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+    let mut child = launch.command().stderr(std::process::Stdio::piped()).spawn().expect("the server starts");
     let mut log = BufReader::new(child.stderr.take().expect("piped"));
     let address = loop {
         let mut line = String::new();
-        assert!(log.read_line(&mut line).expect("readable") > 0, "it ended");
+        assert!(log.read_line(&mut line).expect("readable") > 0, "the server exited");
         if let Some(address) = listening_at(&line) {
             break address;
         }
@@ -293,16 +298,16 @@ fn lines_that_nobody_takes_are_dropped_and_counted() {
         (0..100).for_each(|_| assert_eq!(client.receive(false).status, 404));
     }
     let response = client.send("GET", "/metrics", &[], None);
-    child.kill().expect("it runs");
-    child.wait().expect("it was killed");
+    child.kill().expect("the server runs");
+    child.wait().expect("killed");
     let dropped = sample(response.text(), "osc_log_lines_dropped_total").expect("a number");
     assert!(dropped > 0.0 && dropped < LINES_COUNT as f64, "{dropped}");
 }
 
 #[test]
-fn checking_the_settings_leaves_everything_as_it_is() {
+fn check_config_creates_no_files() {
     let launch = Launch::new().set("OSC_LOG_FILE", "logs/osc.log").set("OSC_DATABASE_PATH", "data/c.db");
-    let output = launch.command().arg("check-config").output().expect("it can be started");
+    let output = launch.command().arg("check-config").output().expect("the command starts");
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     assert_eq!(fs::read_dir(launch.directory.path()).expect("readable").count(), 0);
 }

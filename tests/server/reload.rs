@@ -9,10 +9,12 @@ fn write(directory: &Path, name: &str, text: &str) {
     fs::write(directory.join(name), text).expect("written");
 }
 
-/// Reads the settings again, and waits until that has been said so often.
+/// Sends SIGHUP and waits until the log reports this many reloads.
 fn reload(server: &Server, count: usize) {
     server.signal("HUP");
-    eventually("the settings were read", || server.log().matches("configuration reloaded").count() == count);
+    eventually("the configuration is reloaded", || {
+        server.log().matches("configuration reloaded").count() == count
+    });
 }
 
 fn status(server: &Server, api_key: &str) -> u16 {
@@ -25,27 +27,27 @@ fn clients_move_from_an_old_api_key_to_a_new_one() {
     write(launch.directory.path(), "keys", "old-canary\n");
     let server = launch.start();
     let mut kept = server.connect();
-    let mut ask = |api_key: &str| {
+    let mut status_with = |api_key: &str| {
         let headers = [("X-User-Key", USER_KEY), ("X-API-Key", api_key)];
         kept.send("GET", "/configs", &headers, None).status
     };
-    assert_eq!((ask("old-canary"), ask("new-canary")), (200, 403));
+    assert_eq!((status_with("old-canary"), status_with("new-canary")), (200, 403));
     for (round, keys, old, new) in
         [(1, "old-canary\nnew-canary\n", 200, 200), (2, "# moved\nnew-canary", 403, 200)]
     {
         write(server.directory.path(), "keys", keys);
         reload(&server, round);
-        assert_eq!((ask("old-canary"), ask("new-canary")), (old, new), "{keys}");
+        assert_eq!((status_with("old-canary"), status_with("new-canary")), (old, new), "{keys}");
     }
     assert!(!server.log().contains("canary"), "{}", server.log());
 }
 
 #[test]
-fn settings_that_cannot_be_used_change_nothing() {
+fn invalid_settings_change_nothing() {
     let launch = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY_FILE", "keys");
     write(launch.directory.path(), "keys", "a-key-of-a-test\n");
     let mut server = launch.start();
-    for (keys, dotenv, faults) in [
+    for (keys, dotenv, errors) in [
         ("", "", &["OSC_API_KEY_FILE"][..]),
         ("b\u{e4}d canary", "OSC_LOG_LEVEL=loud\nOSC_HOST_PORT=x\n", &["OSC_API_KEY_FILE", "OSC_LOG_LEVEL"]),
     ] {
@@ -53,10 +55,10 @@ fn settings_that_cannot_be_used_change_nothing() {
         write(server.directory.path(), ".env", dotenv);
         let before = server.log().matches("keeping the previous settings").count();
         server.signal("HUP");
-        eventually("all faults are told", || {
+        eventually("all errors are logged", || {
             let log = server.log();
-            log.matches("keeping the previous settings").count() >= before + faults.len()
-                && faults.iter().all(|fault| log.contains(fault))
+            log.matches("keeping the previous settings").count() >= before + errors.len()
+                && errors.iter().all(|error| log.contains(error))
         });
         assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "canary")), (200, 403));
     }
@@ -65,42 +67,42 @@ fn settings_that_cannot_be_used_change_nothing() {
 }
 
 #[test]
-fn the_log_level_changes_and_others_wait_for_the_next_start() {
+fn the_log_level_changes_and_other_settings_need_a_restart() {
     let launch = Launch::new();
     write(launch.directory.path(), ".env", "OSC_LOG_LEVEL=INFO\n");
     let server = launch.start();
-    let has_told = |text: &str| server.log().contains(text);
+    let is_logged = |text: &str| server.log().contains(text);
     assert_eq!(server.get("/first").status, 404);
-    eventually("INFO is logged", || has_told("path=\"/first\""));
+    eventually("INFO is logged", || is_logged("path=\"/first\""));
     write(server.directory.path(), ".env", "OSC_LOG_LEVEL=DEBUG\nOSC_MIN_USER_KEY_LENGTH=12\n");
     reload(&server, 1);
-    assert!(has_told("these settings require a restart"), "{}", server.log());
-    assert!(has_told("OSC_MIN_USER_KEY_LENGTH"), "{}", server.log());
-    assert_eq!(server.get("/configs").status, 200, "shorter keys are still taken");
+    assert!(is_logged("these settings require a restart"), "{}", server.log());
+    assert!(is_logged("OSC_MIN_USER_KEY_LENGTH"), "{}", server.log());
+    assert_eq!(server.get("/configs").status, 200, "shorter keys are still accepted");
     write(server.directory.path(), ".env", "OSC_LOG_LEVEL=ERROR\n");
     server.signal("HUP");
     let mut number = 0;
-    eventually("INFO is not logged any more", || {
+    eventually("INFO is no longer logged", || {
         number += 1;
         let path = format!("/later-{number}");
         assert_eq!(server.get(&path).status, 404);
-        // What was logged before this answer has been written when a second one has come.
+        // Lines that were logged before this response have been written when the second one arrives.
         assert_eq!(server.get("/health").status, 200);
-        number > 20 && !has_told(&path)
+        number > 20 && !is_logged(&path)
     });
 }
 
-/// Whatever happens to the file: a server that demands a key does not stop to while it runs.
+/// Whatever happens to the file, a server that requires a key keeps requiring one until it is restarted.
 #[test]
 fn an_api_key_stays_required() {
     let launch = Launch::new();
-    let whole = "OSC_API_KEY_REQUIRED=true\nOSC_API_KEY=a-key-of-a-test\n";
-    write(launch.directory.path(), ".env", whole);
+    let valid = "OSC_API_KEY_REQUIRED=true\nOSC_API_KEY=a-key-of-a-test\n";
+    write(launch.directory.path(), ".env", valid);
     let server = launch.start();
     assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (200, 403));
-    write(server.directory.path(), ".env", &whole.replace("=true", "=\"true"));
+    write(server.directory.path(), ".env", &valid.replace("=true", "=\"true"));
     server.signal("HUP");
-    eventually("it is a fault", || {
+    eventually("the error is logged", || {
         server.log().contains("the statement that starts in line 1 cannot be parsed")
     });
     assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (200, 403));
@@ -110,7 +112,7 @@ fn an_api_key_stays_required() {
         assert!(server.log().contains("cannot stop requiring an API key"));
         assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (200, 403));
     }
-    write(server.directory.path(), ".env", &whole.replace("a-key-of-a-test", "b-key-of-a-test"));
+    write(server.directory.path(), ".env", &valid.replace("a-key-of-a-test", "b-key-of-a-test"));
     reload(&server, 3);
     assert_eq!((status(&server, "a-key-of-a-test"), status(&server, "b-key-of-a-test")), (403, 200));
 }

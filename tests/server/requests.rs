@@ -1,5 +1,5 @@
-//! The 2.0 endpoints and the rules that cut across them, where they differ from the original or
-//! where a client could not see the difference until it is too late.
+//! The 2.0 endpoints and the rules that cut across them, where they differ from the Python server or where a client
+//! would notice a difference too late.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ use crate::support::{
 
 const KEY_HEADER: (&str, &str) = ("X-User-Key", USER_KEY);
 
-/// A time in an answer: `2026-01-31T10:00:00.123456Z`.
+/// Time in a response: `2026-01-31T10:00:00.123456Z`.
 const TIME_PATTERN: &[u8] = b"0000-00-00T00:00:00.000000Z";
 
 fn is_time(text: &[u8]) -> bool {
@@ -27,7 +27,7 @@ fn is_time(text: &[u8]) -> bool {
         })
 }
 
-/// The text with every time replaced, so that answers can be compared as a whole.
+/// Masks every time in the text, so that whole responses can be compared.
 fn timeless(text: &str) -> String {
     let mut rest = text;
     let mut masked = String::new();
@@ -47,7 +47,7 @@ fn timeless(text: &str) -> String {
     masked
 }
 
-/// One request, and the whole answer that it must get.
+/// Sends one request and compares the whole response.
 fn check(server: &Server, method: &str, target: &str, body: &str, status: u16, text: &str) {
     let body = Some(body).filter(|body| !body.is_empty());
     let response = server.send(method, target, USER_KEY, body);
@@ -59,7 +59,7 @@ fn check(server: &Server, method: &str, target: &str, body: &str, status: u16, t
 }
 
 fn detail(text: &str) -> String {
-    format!("{{\"detail\":{}}}", serde_json::to_string(text).expect("a text can be JSON"))
+    format!("{{\"detail\":{}}}", serde_json::to_string(text).expect("a string can be serialised"))
 }
 
 fn time(response: &Response, name: &str) -> String {
@@ -67,13 +67,13 @@ fn time(response: &Response, name: &str) -> String {
     json[name].as_str().expect("a time").to_owned()
 }
 
-/// What a list shows, by id.
+/// Ids of the entries of a list.
 fn ids(body: &[u8]) -> Vec<i64> {
     let list: serde_json::Value = serde_json::from_slice(body).expect("a list is valid JSON");
     list.as_array().expect("a list").iter().map(|entry| entry["id"].as_i64().expect("an id")).collect()
 }
 
-/// Creates `prefix0`, `prefix1` and so on, over a few connections because each waits for the disk.
+/// Creates `prefix0`, `prefix1` and so on, over several connections because each write waits for the disk.
 fn fill(server: &Server, prefix: &str, count: usize, value: &str, user_key: &str) {
     const CONNECTIONS: usize = 8;
     thread::scope(|scope| {
@@ -113,10 +113,10 @@ fn an_environment_is_part_of_the_identity() {
         ("GET", "/configs/k?environment=a", "", 404, missing(" in environment 'a'")),
         ("POST", "/configs", a, 201, timed(1, "a", "1")),
         ("POST", "/configs", a, 400, exists("a")),
-        // The only one of its key is meant when none is named, by every method.
+        // If none is named, every method uses the only entry of the key.
         ("GET", "/configs/k", "", 200, shown(1, "a", "1")),
         ("PUT", "/configs/k", r#"{"value":11}"#, 200, timed(1, "a", "11")),
-        // An exact question never falls back to another environment.
+        // A named environment never falls back to another one.
         ("GET", "/configs/k?environment=b", "", 404, missing(" in environment 'b'")),
         ("GET", "/configs/k?environment=A", "", 404, missing(" in environment 'A'")),
         ("POST", "/configs", b, 201, timed(2, "b", "2")),
@@ -125,7 +125,7 @@ fn an_environment_is_part_of_the_identity() {
         ("DELETE", "/configs/k", "", 400, several),
         ("GET", "/configs/k?environment=b", "", 200, shown(2, "b", "2")),
         ("POST", "/configs", r#"{"key":"k","value":3,"environment":null}"#, 201, plain.to_owned()),
-        // "No environment" is one of its own, and an empty one is none.
+        // "No environment" is an environment of its own, and an empty name means the same.
         ("GET", "/configs/k", "", 200, plain.to_owned()),
         ("GET", "/configs/k?environment=", "", 200, plain.to_owned()),
         (
@@ -135,7 +135,7 @@ fn an_environment_is_part_of_the_identity() {
             400,
             detail("Configuration with key 'k' already exists"),
         ),
-        // The query names the entry; then the one in the body does not move it.
+        // If the query names the environment, the one in the body does not move the entry.
         ("PUT", "/configs/k?environment=a", r#"{"value":12,"environment":"c"}"#, 200, timed(1, "a", "12")),
         ("GET", "/configs/k?environment=c", "", 404, missing(" in environment 'c'")),
         // Without one in the query it does, but never onto another entry.
@@ -169,7 +169,7 @@ fn an_environment_is_part_of_the_identity() {
     check(&server, "GET", "/configs/k", "", 200, &shown(3, "c", "7"));
 }
 
-/// A key with more environments than the row cache keeps together takes another way to each of them.
+/// A key with more environments than the entry cache keeps together is looked up in another way.
 #[test]
 fn a_key_may_have_very_many_environments() {
     let server = Server::start();
@@ -193,7 +193,7 @@ fn a_key_may_have_very_many_environments() {
     let without = server.create("k", "\"none\"");
     assert_eq!(without.status, 201);
     assert_eq!(server.value("k"), "\"none\"");
-    // Back to a number that the cache takes: nothing that was deleted may come out of it again.
+    // Back to a number that the cache keeps: deleted entries must not reappear from it.
     for number in 0..count - 1 {
         assert_eq!(server.send("DELETE", &one(number), USER_KEY, None).status, 200);
         assert_eq!(server.get(&one(number)).status, 404, "{number}");
@@ -203,14 +203,14 @@ fn a_key_may_have_very_many_environments() {
 }
 
 #[test]
-fn fields_by_what_was_asked_for() {
+fn fields_by_mode_and_environment() {
     let server = Server::start();
     let plain = r#"{"id":1,"key":"p","category":"c","value":1}"#;
     let short = r#"{"id":2,"key":"e","category":"c","environment":"x","value":2}"#;
     let full = r#"{"id":2,"key":"e","category":"c","environment":"x","value":2,"created_at":"TIME","updated_at":"TIME"}"#;
     for (method, target, body, status, text) in [
         ("POST", "/configs", r#"{"key":"p","value":1,"category":"c"}"#, 201, plain.to_owned()),
-        // Fields that nobody knows are ignored, even those of an answer.
+        // Unknown fields are ignored, even those of a response.
         (
             "POST",
             "/configs",
@@ -239,10 +239,10 @@ fn fields_by_what_was_asked_for() {
 }
 
 #[test]
-fn times_tell_creation_and_last_change() {
+fn times_of_creation_and_last_change() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
-    // An entry without an environment has times too; they show once it has one.
+    // An entry without an environment has times, too; they are shown once it has one.
     let moved = server.send("PUT", "/configs/k", USER_KEY, Some(r#"{"value":1,"environment":"e"}"#));
     let created = time(&moved, "created_at");
     assert!(created < time(&moved, "updated_at"), "{moved:?}");
@@ -260,7 +260,7 @@ fn times_tell_creation_and_last_change() {
 }
 
 #[test]
-fn what_a_list_selects() {
+fn filters_of_a_list() {
     let server = Server::start();
     for (key, category, environment) in [
         ("app/a", "x", ""),
@@ -287,7 +287,7 @@ fn what_a_list_selects() {
         ("environment=%D1%91", &[5], None),
         ("environment=", &[1, 2, 3, 4, 5, 6], Some("1")),
         ("prefix=app/", &[1, 2], None),
-        // No wildcards, no folding of case.
+        // No wildcards, no case folding.
         ("prefix=app%25", &[3], None),
         ("prefix=app_", &[], None),
         ("prefix=App", &[4], None),
@@ -303,14 +303,14 @@ fn what_a_list_selects() {
         ("after=1&limit=1&category=x", &[3], None),
         ("limit=&after=&mode=&prefix=", &[1, 2, 3, 4, 5, 6], Some("1")),
         ("LIMIT=1&unknown=1", &[1, 2, 3, 4, 5, 6], Some("1")),
-        // Of several the last one counts, as in the original.
+        // Of repeated parameters the last one counts, as in the Python server.
         ("limit=1&limit=2", &[1, 2], None),
     ] {
         for path in ["/configs", "/cluster/configs"] {
             let response = server.get(&format!("{path}?{query}"));
             assert_eq!(response.status, 200, "{query}: {response:?}");
             assert_eq!(ids(&response.body), expected, "{query}");
-            // The number for a part would show whether foreign names are in it.
+            // The count for a part would reveal whether it contains foreign names.
             assert_eq!(response.header("x-entries-hidden"), hidden, "{query}");
             assert!(!response.headers.contains_key("trailer"), "it came as a header");
         }
@@ -318,33 +318,33 @@ fn what_a_list_selects() {
 }
 
 #[test]
-fn nonsense_in_a_query_is_422() {
+fn invalid_query_parameters_are_422() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
-    let fault = |kind: &str, name: &str, allowed: &str, found: &str| {
+    let error_body = |kind: &str, name: &str, allowed: &str, found: &str| {
         format!(
             r#"{{"detail":[{{"type":"{kind}","loc":["query","{name}"],"msg":"Input should be {allowed}","input":"{found}","url":"https://errors.pydantic.dev/2.5/v/{kind}"}}]}}"#
         )
     };
     for found in ["0", "-1", "1000001", "x", "1.5", "1e3", "99999999999999999999", "0x10"] {
-        let text = fault("int_parsing", "limit", "an integer from 1 to 1000000", found);
+        let text = error_body("int_parsing", "limit", "an integer from 1 to 1000000", found);
         check(&server, "GET", &format!("/configs?limit={found}"), "", 422, &text);
     }
     for found in ["x", "1.5", "9223372036854775808", "--1"] {
-        let text = fault("int_parsing", "after", "the id of an entry, or what X-Next-After gave", found);
+        let text = error_body("int_parsing", "after", "the id of an entry, or what X-Next-After gave", found);
         check(&server, "GET", &format!("/configs?after={found}"), "", 422, &text);
     }
     for path in ["/configs", "/cluster/configs", "/configs/k"] {
         for found in ["FULL", "long", "0"] {
-            let text = fault("literal_error", "mode", "'short' or 'full'", found);
+            let text = error_body("literal_error", "mode", "'short' or 'full'", found);
             check(&server, "GET", &format!("{path}?mode={found}"), "", 422, &text);
         }
     }
 }
 
-/// More than fits into one page, so the server cannot know how many are hidden when it begins.
+/// More than one page, so the server does not know the number of hidden entries when it begins.
 #[test]
-fn a_long_list_is_streamed_and_whole() {
+fn a_long_list_is_streamed_completely() {
     const COUNT: usize = 36;
     let server = Server::start();
     let filler = format!("\"{}\"", "x".repeat(LIST_PAGE_BYTES / 12));
@@ -365,20 +365,21 @@ fn a_long_list_is_streamed_and_whole() {
         assert_eq!(ids.len(), COUNT + 1);
         assert!(ids.is_sorted_by(|one, other| one < other), "by id, each once: {ids:?}");
     }
-    // HEAD has the head of GET and no body, and the connection goes on after it.
+    // HEAD has the header of GET and no body, and the connection stays usable.
     let head = client.send("HEAD", "/configs", &[KEY_HEADER], None);
     assert_eq!((head.status, head.headers["content-type"].as_str()), (200, "application/json"));
     assert_eq!(client.send("GET", "/configs/late0", &[KEY_HEADER], None).value(), "1");
 
-    // Nobody's entries are a long list too: all of it is hidden, and it is still a list.
-    let nobody = client.send("GET", "/configs", &[("X-User-Key", "nobodys-user-key")], None);
-    assert_eq!(nobody.text(), "[]");
-    let hidden = nobody.trailers.get("x-entries-hidden").or_else(|| nobody.headers.get("x-entries-hidden"));
+    // A user key without entries gets a long list, too: everything is hidden, and it is still a list.
+    let stranger = client.send("GET", "/configs", &[("X-User-Key", "nobodys-user-key")], None);
+    assert_eq!(stranger.text(), "[]");
+    let hidden =
+        stranger.trailers.get("x-entries-hidden").or_else(|| stranger.headers.get("x-entries-hidden"));
     assert_eq!(hidden.map(String::as_str), Some("40"));
     let theirs = client.send("GET", "/configs", &[("X-User-Key", OTHER_KEY)], None);
     assert_eq!(ids(&theirs.body).len(), 3);
 
-    // HTTP/1.0 knows no chunks: the end of the connection is the end of the list.
+    // HTTP/1.0 has no chunked coding: closing the connection ends the list.
     let mut old = server.connect();
     old.write(format!("GET /configs HTTP/1.0\r\nX-User-Key: {USER_KEY}\r\n\r\n").as_bytes());
     let whole = String::from_utf8(old.rest()).expect("text");
@@ -390,12 +391,12 @@ fn a_long_list_is_streamed_and_whole() {
 
     let mut old = server.connect();
     old.write(format!("HEAD /configs HTTP/1.0\r\nX-User-Key: {USER_KEY}\r\n\r\n").as_bytes());
-    assert!(old.rest().ends_with(b"\r\n\r\n"), "no body behind HEAD");
+    assert!(old.rest().ends_with(b"\r\n\r\n"), "no body after HEAD");
 }
 
-/// Entries that are there all the time are seen once each, whatever happens around them.
+/// Entries that exist throughout are seen exactly once, whatever is written in the meantime.
 #[test]
-fn paging_misses_nothing_while_others_write() {
+fn pagination_misses_nothing_during_writes() {
     const COUNT: usize = 120;
     let server = Server::start();
     fill(&server, "stays", COUNT, "1", USER_KEY);
@@ -441,10 +442,11 @@ fn paging_misses_nothing_while_others_write() {
     });
 }
 
-/// JSON texts without white space, with every kind of number that JSON has.
+/// JSON texts without white space, with every kind of JSON number.
 fn json_texts() -> impl Strategy<Value = String> {
     let number = r"-?(0|[1-9][0-9]{0,60})(\.[0-9]{1,30})?([eE][+-]?0{0,3}[0-9]{1,2}|[eE]-[0-9]{3})?";
-    let string = || "(?s:.){0,6}".prop_map(|text| serde_json::to_string(&text).expect("a text can be JSON"));
+    let string =
+        || "(?s:.){0,6}".prop_map(|text| serde_json::to_string(&text).expect("a string can be serialised"));
     let leaf = prop_oneof![
         4 => number,
         2 => string(),
@@ -455,7 +457,7 @@ fn json_texts() -> impl Strategy<Value = String> {
         prop_oneof![
             prop::collection::vec(inner, 0..6).prop_map(|items| format!("[{}]", items.join(","))),
             members.prop_map(|members| {
-                // A number in front of each name, because of two equal ones only the last survives.
+                // A number precedes each name, because only the last of equal names survives.
                 let members: Vec<String> = members
                     .iter()
                     .enumerate()
@@ -474,7 +476,7 @@ fn values_come_back_byte_for_byte() {
     let headers = [KEY_HEADER];
     let mut number = 0;
     let mut runner = TestRunner::new(Config { cases: 96, failure_persistence: None, ..Config::default() });
-    let value = || json_texts().prop_filter("null is no value", |text| text != "null");
+    let value = || json_texts().prop_filter("null is not a value", |text| text != "null");
     let property = |(first, second): (String, String)| {
         number += 1;
         let target = format!("/configs/k{number}");
@@ -542,34 +544,34 @@ fn refused_values_leave_nothing_behind() {
     }
 }
 
-/// A client cannot know whether its write was made when it goes away; it was, and once.
+/// A client that disconnects cannot know whether its write was committed; it is, and only once.
 #[test]
 fn a_disconnect_does_not_undo_a_write() {
     let server = Server::start();
     assert_eq!(server.create("k", "0").status, 201);
     for round in 1..=20 {
-        // Now row and key are cached, so the write is submitted as soon as the request is read.
+        // Row and key are cached now, so the write is submitted as soon as the request is read.
         assert_eq!(server.value("k"), (10 * (round - 1)).to_string());
         let body = format!(r#"{{"value":{round}}}"#);
         let mut client = server.connect();
         client.write(&request("PUT", "/configs/k", &[KEY_HEADER], Some(body.as_bytes())));
         drop(client);
-        eventually("the write is made", || server.value("k") == round.to_string());
-        // If it were made a second time, this value would be lost.
+        eventually("the write is committed", || server.value("k") == round.to_string());
+        // If the write were executed twice, this value would be lost.
         assert_eq!(server.update("k", &(10 * round).to_string()).status, 200);
 
         let body = format!(r#"{{"key":"new{round}","value":{round}}}"#);
         let mut client = server.connect();
         client.write(&request("POST", "/configs", &[KEY_HEADER], Some(body.as_bytes())));
         drop(client);
-        eventually("the entry is made", || server.get(&format!("/configs/new{round}")).status == 200);
+        eventually("the entry is created", || server.get(&format!("/configs/new{round}")).status == 200);
     }
     assert_eq!(ids(&server.get("/configs").body), (1..=21).collect::<Vec<_>>());
 }
 
-/// Path and method, API key, user key, body, and only then a derivation.
+/// The order is: path and method, API key, user key, body, and only then a derivation.
 #[test]
-fn what_is_checked_first() {
+fn order_of_checks() {
     const API_KEY: &str = "an-api-key-of-a-test";
     let server = Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", API_KEY).start();
     let missing = r#"{"detail":"API key required but missing. Provide X-API-Key header."}"#;
@@ -612,23 +614,24 @@ fn what_is_checked_first() {
         let response = server.connect().send(method, target, headers, body);
         assert_eq!((response.status, response.text()), (status, text), "{method} {target} {headers:?}");
     }
-    // A bad body costs no derivation: the first one would have made the salt file.
+    // An invalid body costs no derivation, which would have created the salt file.
     for body in ["{not json", "{}", "[]", r#"{"key":"","value":1}"#, r#"{"key":"k","value":null}"#] {
         let response = server.connect().send("POST", "/configs", &[api, user], Some(body.as_bytes()));
         assert_eq!(response.status, 422, "{body}");
         let response = server.connect().send("PUT", "/configs/k", &[api, user], Some(b"{}"));
         assert_eq!(response.status, 422);
     }
-    // Nor does an entry that is not there.
+    // Neither does a missing entry.
     assert_eq!(server.connect().send("GET", "/configs/k", &[api, user], None).status, 404);
     assert!(!server.salt().exists());
 }
 
-/// One raw request with a user key of any bytes.
+/// Sends one raw request with a user key of arbitrary bytes.
 fn send_raw_key(server: &Server, method: &str, target: &str, user_key: &[u8], body: &str) -> Response {
     let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nX-User-Key: ").into_bytes();
     bytes.extend_from_slice(user_key);
-    write!(bytes, "\r\nContent-Length: {}\r\n\r\n{body}", body.len()).expect("a vector takes all");
+    write!(bytes, "\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        .expect("writing to a vector does not fail");
     let mut client = server.connect();
     client.write(&bytes);
     client.receive(false)
@@ -646,13 +649,13 @@ fn user_keys_are_bytes() {
     let (utf8, latin1) = ("pässwört".as_bytes(), &b"p\xE4ssw\xF6rt"[..]);
     assert_eq!(create("utf8", utf8), 201);
     assert_eq!(create("latin1", latin1), 201);
-    // The same text in two encodings is two keys, as it was for the original.
+    // The same text in two encodings is two keys, as in the Python server.
     assert_eq!([read("utf8", utf8), read("utf8", latin1)], [200, 401]);
     assert_eq!([read("latin1", latin1), read("latin1", utf8)], [200, 401]);
     assert_eq!(create("tab", b"tab\tinside"), 201);
-    assert_eq!(read("tab", b"  tab\tinside\t "), 200, "white space around it is no part of it");
+    assert_eq!(read("tab", b"  tab\tinside\t "), 200, "surrounding white space is not part of the key");
     assert_eq!(read("tab", b"tab inside"), 401);
-    // The length is that of the header, in bytes.
+    // The length is that of the header value, in bytes.
     assert_eq!(create("short", "ключ".as_bytes()), 201);
     assert_eq!(create("bytes", "клю\u{e9}".as_bytes()), 201);
     assert_eq!(create("too-short", "клю1".as_bytes()), 401);
@@ -660,10 +663,10 @@ fn user_keys_are_bytes() {
 }
 
 #[test]
-fn the_least_length_of_user_keys() {
-    for (least, short, enough) in [(1, "", "1"), (12, "elevenbytes", "twelve bytes")] {
-        let server = Launch::new().set("OSC_MIN_USER_KEY_LENGTH", &least.to_string()).start();
-        let text = format!("x-user-key header missing or too short (minimum {least} characters)");
+fn minimum_length_of_user_keys() {
+    for (length_min, short, enough) in [(1, "", "1"), (12, "elevenbytes", "twelve bytes")] {
+        let server = Launch::new().set("OSC_MIN_USER_KEY_LENGTH", &length_min.to_string()).start();
+        let text = format!("x-user-key header missing or too short (minimum {length_min} characters)");
         for (method, target) in [("GET", "/configs/k"), ("GET", "/configs"), ("DELETE", "/configs/k")] {
             let response = server.send(method, target, short, None);
             assert_eq!((response.status, response.detail()), (401, text.clone()), "{method} {target}");
@@ -726,11 +729,11 @@ fn redirects_keep_the_query() {
         let response = server.send(method, target, USER_KEY, body);
         assert_eq!((response.status, response.headers["location"].as_str()), (307, location), "{target}");
     }
-    assert_eq!(server.get("/configs").text(), "[]", "a redirect does nothing else");
+    assert_eq!(server.get("/configs").text(), "[]", "a redirect has no other effect");
 }
 
 #[test]
-fn what_the_root_says() {
+fn root_document() {
     let text = |required: bool| {
         format!(
             r#"{{"service":"OpenSecureConf API","version":"2.0.0","features":["encryption","multithreading","async","api-key-auth","clustering","environments"],"api_key_required":{required},"cluster_enabled":false,"cluster_mode":null,"endpoints":{{"create":"POST /configs","read":"GET /configs/{{key}}","update":"PUT /configs/{{key}}","delete":"DELETE /configs/{{key}}","list":"GET /configs","cluster_status":"GET /cluster/status"}}}}"#
@@ -745,7 +748,7 @@ fn what_the_root_says() {
 }
 
 #[test]
-fn a_node_that_stands_alone() {
+fn a_standalone_node() {
     let server = Launch::new().set("OSC_CLUSTER_NODE_ID", "knoten \"ä\"").start();
     let status = r#"{"enabled":false,"mode":null,"node_id":null,"total_nodes":null,"healthy_nodes":null}"#;
     check(&server, "GET", "/cluster/status", "", 200, status);
@@ -756,7 +759,7 @@ fn a_node_that_stands_alone() {
 }
 
 #[test]
-fn the_salt_is_given_and_taken() {
+fn the_salt_is_exported_and_imported() {
     let server = Server::start();
     let mut client = server.connect();
     let mut send = |method: &str, body: Option<&[u8]>| {
@@ -777,11 +780,11 @@ fn the_salt_is_given_and_taken() {
         ("POST", Some(&salt[..]), 200, created.to_owned()),
         ("POST", Some(&salt[..]), 200, same.to_owned()),
         ("POST", Some(&other[..]), 409, differs.clone()),
-        // A salt is never replaced, so its size does not matter any more.
+        // A salt is never replaced, so its size no longer matters.
         ("POST", Some(&salt[..63]), 409, differs),
     ] {
-        let (found, answer, _) = send(method, body);
-        assert_eq!((found, answer), (status, text), "{method}");
+        let (found, response, _) = send(method, body);
+        assert_eq!((found, response), (status, text), "{method}");
     }
     let (status, _, headers) = send("GET", None);
     assert_eq!((status, headers["content-type"].as_str()), (200, "application/octet-stream"));
@@ -789,7 +792,7 @@ fn the_salt_is_given_and_taken() {
     assert_eq!(server.connect().send("GET", "/cluster/salt", &[], None).body, salt);
     assert_eq!(std::fs::read(server.salt()).expect("saved"), salt);
 
-    // Another node with the same salt opens what this one sealed: it is the salt that is used.
+    // Another node with the same salt decrypts what this one encrypted, so the imported salt is in use.
     assert_eq!(server.create("k", "{\"a\":1}").status, 201);
     let second = Server::start();
     assert_eq!(second.connect().send("POST", "/cluster/salt", &[], Some(&salt)).status, 200);
@@ -800,9 +803,9 @@ fn the_salt_is_given_and_taken() {
     assert_eq!(Launch::at(second_files.directory.clone()).start().value("k"), "{\"a\":1}");
 }
 
-/// A page of a stranger in the browser of a user must get nothing from a server in his network.
+/// A foreign page in a user's browser must not get anything from a server in the user's network.
 #[test]
-fn no_answer_invites_other_origins() {
+fn no_response_allows_other_origins() {
     let server = Server::start();
     let foreign = [KEY_HEADER, ("Origin", "https://evil.example"), ("Access-Control-Request-Method", "GET")];
     let create = r#"{"key":"k","value":1}"#;
@@ -815,15 +818,15 @@ fn no_answer_invites_other_origins() {
         ("GET", "/nope", None),
     ] {
         let response = server.connect().send(method, target, &foreign, body.map(str::as_bytes));
-        let invites = response.headers.keys().any(|name| name.starts_with("access-control-"));
-        assert!(!invites, "{method} {target}: {response:?}");
+        let allows = response.headers.keys().any(|name| name.starts_with("access-control-"));
+        assert!(!allows, "{method} {target}: {response:?}");
         assert_eq!(response.status == 204, method == "OPTIONS");
     }
 }
 
-/// A body that is only said to be large is refused before it is read.
+/// A body that is only announced as large is refused before it is read.
 #[test]
-fn too_large_is_said_before_the_body_comes() {
+fn large_bodies_are_refused_before_they_are_read() {
     let server = Launch::new().set("OSC_CLUSTER_ENABLED", "true").start();
     let to_clients = [("POST", "/configs"), ("PUT", "/configs/k"), ("POST", "/cluster/salt")];
     let to_nodes =

@@ -1,4 +1,4 @@
-//! A database and its salt: which salts are taken, and that no entry is ever written under another one.
+//! A database and its salt: which salts are accepted, and that no entry is ever written under another one.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ const DATABASE: &str = "configurations.db";
 const SALT: &str = "encryption.salt";
 const ALICE: &str = "alice-user-key";
 
-/// A server that has an entry, killed right after it has acknowledged that.
+/// A server with an entry, killed right after it has acknowledged the write.
 fn killed_with_an_entry() -> Server {
     let mut server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
@@ -26,9 +26,9 @@ fn again(server: &Server) -> Launch {
     Launch::at(Arc::clone(&server.directory))
 }
 
-/// As the documentation says it is to be found.
+/// Digest of a file, computed as the documentation describes.
 fn sha256sum(path: &Path) -> String {
-    let output = Command::new("sha256sum").arg(path).output().expect("coreutils are there");
+    let output = Command::new("sha256sum").arg(path).output().expect("coreutils are installed");
     let text = String::from_utf8(output.stdout).expect("ASCII");
     text.split_whitespace().next().expect("a digest").to_owned()
 }
@@ -36,20 +36,20 @@ fn sha256sum(path: &Path) -> String {
 fn tag(database: &Path) -> Option<i64> {
     let connection = Connection::open(database).expect("a database");
     let sql = "SELECT value FROM osc_meta WHERE name = 'salt_tag'";
-    connection.query_row(sql, [], |row| row.get(0)).optional().expect("a table of ours")
+    connection.query_row(sql, [], |row| row.get(0)).optional().expect("the table exists")
 }
 
 #[test]
-fn a_wrong_salt_is_refused_and_the_right_one_opens_the_entries() {
+fn a_wrong_salt_is_refused_and_the_right_one_decrypts_the_entries() {
     let server = killed_with_an_entry();
-    let right = fs::read(server.salt()).expect("made");
+    let right = fs::read(server.salt()).expect("created");
     for round in 0..2 {
         fs::write(server.salt(), proper_salt(round)).expect("writable");
         refused_unchanged(again(&server), &[DATABASE, SALT, "another salt", "OSC_ACCEPT_SALT"]);
         fs::write(server.salt(), &right).expect("writable");
         let mut back = again(&server).start();
         assert_eq!(back.value("k"), "1");
-        // With and without a log beside the database.
+        // With and without a WAL beside the database.
         match round {
             0 => drop(back.stop()),
             _ => back.kill(),
@@ -58,12 +58,12 @@ fn a_wrong_salt_is_refused_and_the_right_one_opens_the_entries() {
 }
 
 #[test]
-fn the_tag_is_there_as_soon_as_a_write_is_acknowledged() {
+fn the_tag_is_stored_before_a_write_is_acknowledged() {
     for _ in 0..3 {
         let mut server = Server::start();
         assert_eq!(server.send("POST", "/cluster/salt", USER_KEY, None).status, 400);
         assert_eq!(server.get("/configs/nothing").status, 404);
-        assert_eq!(tag(&server.database()), None, "nothing was sealed yet");
+        assert_eq!(tag(&server.database()), None, "nothing has been encrypted yet");
         assert_eq!(server.create("k", "1").status, 201);
         server.kill();
         let bound = tag(&server.database());
@@ -76,9 +76,9 @@ fn the_tag_is_there_as_soon_as_a_write_is_acknowledged() {
     }
 }
 
-/// The old salt is of no use, so the next write binds the database to the new one.
+/// The old salt is not needed any more, so the next write binds the database to the new one.
 #[test]
-fn a_database_without_entries_takes_any_salt() {
+fn a_database_without_entries_accepts_any_salt() {
     let mut server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     assert_eq!(server.send("DELETE", "/configs/k", USER_KEY, None).status, 200);
@@ -94,21 +94,23 @@ fn a_database_without_entries_takes_any_salt() {
 }
 
 #[test]
-fn a_restored_backup_fits_its_own_salt_only() {
+fn a_restored_backup_matches_its_own_salt_only() {
     let backup = |server: &Server| {
         let copy = server.directory.path().join("copy.db");
         let connection = Connection::open(server.database()).expect("a database");
-        connection.backup("main", &copy, None::<fn(_)>).expect("a copy of the running server's database");
+        connection
+            .backup("main", &copy, None::<fn(_)>)
+            .expect("the database of a running server can be copied");
         copy
     };
     let (mut one, other) = (Server::start(), Server::start());
     for server in [&one, &other] {
         assert_eq!(server.create("k", "1").status, 201);
     }
-    let (own, others) = (backup(&one), backup(&other));
+    let (own, foreign) = (backup(&one), backup(&other));
     assert_eq!(one.create("later", "1").status, 201);
     assert!(one.stop().success());
-    fs::copy(others, one.database()).expect("writable");
+    fs::copy(foreign, one.database()).expect("writable");
     refused_unchanged(again(&one), &[DATABASE, SALT, "another salt"]);
     fs::copy(own, one.database()).expect("writable");
     let back = again(&one).start();
@@ -116,7 +118,7 @@ fn a_restored_backup_fits_its_own_salt_only() {
 }
 
 #[test]
-fn files_that_are_no_proper_salt_are_refused_unless_they_are_named() {
+fn invalid_salt_files_are_refused_unless_accepted_by_digest() {
     let only_15: Vec<u8> = (0..64).map(|at| at % 15).collect();
     for (bytes, reason) in [
         (&b"ten bytes."[..], "has 10 bytes instead of 64, as OpenSecureConf 2.0 leaves it"),
@@ -125,7 +127,7 @@ fn files_that_are_no_proper_salt_are_refused_unless_they_are_named() {
         (&[0; 64], "is not random (distinct byte values: 1)"),
         (&only_15, "is not random (distinct byte values: 15)"),
     ] {
-        // With what was written under it by a release that took any.
+        // With entries that were written by a release that accepted any salt.
         let launch = generation("v20");
         let salt = launch.directory.path().join(SALT);
         fs::write(&salt, bytes).expect("writable");
@@ -141,15 +143,15 @@ fn files_that_are_no_proper_salt_are_refused_unless_they_are_named() {
             assert_eq!(server.create(key, "1").status, 201);
             assert_eq!(server.value("first"), "1");
             assert!(server.stop().success());
-            assert_eq!(tag(&server.database()).is_some(), bytes.len() >= 16, "a short one could be guessed");
+            assert_eq!(tag(&server.database()).is_some(), bytes.len() >= 16, "a short salt could be guessed");
         }
         refused_unchanged(Launch::at(Arc::clone(&directory)), &[SALT, reason]);
-        assert_eq!(fs::read(&salt).expect("there"), bytes);
+        assert_eq!(fs::read(&salt).expect("exists"), bytes);
     }
 }
 
 #[test]
-fn databases_of_the_original_are_bound_at_their_migration() {
+fn databases_of_the_python_server_are_bound_at_their_migration() {
     for name in ["v20", "v23", "v3"] {
         let launch = generation(name);
         let directory = Arc::clone(&launch.directory);
@@ -167,9 +169,9 @@ fn databases_of_the_original_are_bound_at_their_migration() {
     }
 }
 
-/// A database without a tag cannot tell: without a user key nothing is known of the salt.
+/// Without a tag and without a user key, a wrong salt cannot be detected.
 #[test]
-fn a_wrong_salt_at_the_first_start_is_undone_by_naming_the_right_one() {
+fn a_wrong_salt_at_the_first_start_can_be_corrected() {
     let launch = generation("v20");
     let directory = Arc::clone(&launch.directory);
     let salt = directory.path().join(SALT);
@@ -185,7 +187,7 @@ fn a_wrong_salt_at_the_first_start_is_undone_by_naming_the_right_one() {
     assert!(server.log().contains("the database had another salt"), "{}", server.log());
     assert_eq!(server.send("GET", "/configs/plain", ALICE, None).status, 200);
     assert!(server.stop().success());
-    // Once is enough, and from now on the wrong one is refused.
+    // Once is enough, and from now on the wrong salt is refused.
     let mut server = at().start();
     assert_eq!(server.send("GET", "/configs/plain", ALICE, None).status, 200);
     assert!(server.stop().success());
@@ -194,7 +196,7 @@ fn a_wrong_salt_at_the_first_start_is_undone_by_naming_the_right_one() {
 }
 
 #[test]
-fn a_degenerate_salt_is_not_taken_from_a_client() {
+fn a_degenerate_salt_is_not_accepted_from_a_client() {
     let server = Server::start();
     for (body, reason) in [
         (vec![0; 64], "Invalid salt: it is not random (distinct byte values: 1)"),
@@ -208,7 +210,7 @@ fn a_degenerate_salt_is_not_taken_from_a_client() {
         assert_eq!((response.status, response.detail().as_str()), (400, reason));
         assert!(!server.salt().exists());
     }
-    // A file that appears while the server runs is looked at as at the start.
+    // A file that appears while the server runs is checked as at the start.
     fs::write(server.salt(), [0; 64]).expect("writable");
     assert_eq!(server.create("k", "1").status, 503);
     eventually("the salt is refused in the log", || server.log().contains("is not random"));

@@ -1,5 +1,5 @@
-//! No key and no value gets out of the server: not into its log, its error texts, its files, or a core dump. What
-//! stays in its memory is the subject of `memory.rs`.
+//! No key and no value leaves the server: not in its log, its error texts, its files, or a core dump. What stays in its
+//! memory is the subject of `memory.rs`.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -15,7 +15,7 @@ const USER_KEY: &str = "canary-user-key-93b0a2f4";
 const WRONG_API_KEY: &str = "canary-wrong-api-04";
 const WRONG_USER_KEY: &str = "canary-wrong-user-key-58";
 const VALUE: &str = "\"canary-value-c3\"";
-/// The parts of the above that no error text may hold.
+/// Parts of the above that no error text may contain.
 const CREDENTIALS: [&str; 7] = [
     "canary-api",
     "canary-user",
@@ -39,7 +39,7 @@ fn locked(level: &str, format: &str) -> Launch {
         .set("OSC_LOG_FORMAT", format)
 }
 
-fn check_answer(what: &str, response: &Response) {
+fn check_response(what: &str, response: &Response) {
     let body = String::from_utf8_lossy(&response.body);
     let headers = format!("{:?}", response.headers);
     for credential in CREDENTIALS {
@@ -47,7 +47,7 @@ fn check_answer(what: &str, response: &Response) {
     }
 }
 
-/// Requests of every outcome that a client can bring about with a well-formed head.
+/// Sends requests of every outcome that a well-formed head can have.
 fn send_everything(server: &Server) {
     let body = |text: &str| Some(text.as_bytes().to_vec());
     let create = body(&format!(r#"{{"key":"k","value":{VALUE}}}"#));
@@ -102,17 +102,17 @@ fn send_everything(server: &Server) {
     ] {
         let mut client = server.connect();
         let bytes = request(method, target, headers, body.as_deref());
-        // The answer to a body that is too large comes before the server has read it.
+        // The response to a body that is too large arrives before the server has read it.
         std::io::Write::write_all(&mut client.stream, &bytes).ok();
         let response = client.receive(false);
         assert_eq!(response.status, status, "{method} {target} {headers:?}: {response:?}");
         if status >= 300 {
-            check_answer(&format!("{method} {target}"), &response);
+            check_response(&format!("{method} {target}"), &response);
         }
     }
 }
 
-/// Heads that cannot be parsed, with a credential at the very place.
+/// Sends heads that cannot be parsed, with a credential at the very place.
 fn send_malformed(server: &Server) {
     let long = "canary-head".repeat(2000);
     let many = "X-User-Key: canary-head-key\r\n".repeat(70);
@@ -143,7 +143,7 @@ fn send_malformed(server: &Server) {
         client.write(head.as_bytes());
         let response = client.receive(false);
         assert!((400..600).contains(&response.status) && response.status != 500, "{head:.80}: {response:?}");
-        check_answer(head.get(..80).unwrap_or(head), &response);
+        check_response(head.get(..80).unwrap_or(head), &response);
     }
     // Cut off in the middle: of the head, of the key, of the body.
     for part in [
@@ -154,15 +154,15 @@ fn send_malformed(server: &Server) {
     ] {
         let mut client = server.connect();
         client.write(part.as_bytes());
-        client.stream.shutdown(std::net::Shutdown::Write).expect("it is connected");
-        let answer = String::from_utf8_lossy(&client.rest()).into_owned();
-        assert!(!answer.contains("canary"), "{answer}");
+        client.stream.shutdown(std::net::Shutdown::Write).expect("the connection is open");
+        let response = String::from_utf8_lossy(&client.rest()).into_owned();
+        assert!(!response.contains("canary"), "{response}");
     }
 }
 
-/// Clients log the texts of errors, so a 422 answer shows names that are wrong, and never a value.
+/// Clients log error texts, so a 422 response shows names that are wrong, and never a value.
 #[test]
-fn a_422_answer_shows_no_value() {
+fn a_422_response_shows_no_value() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
     let (json, text) = (("Content-Type", "application/json"), ("Content-Type", "text/plain"));
@@ -183,23 +183,23 @@ fn a_422_answer_shows_no_value() {
         ("PUT", json, r#"{"category":["canary-value"],"value":1}"#, "[]"),
         ("PUT", json, &format!(r#"{{"category":"{long}","value":1}}"#), r#""""#),
         ("POST", json, &format!(r#"{{"key":"{escaped}","value":1}}"#), r#""""#),
-        // What is a name is shown.
+        // Names are shown.
         ("POST", json, r#"{"key":7,"value":"canary-value"}"#, "7"),
         ("POST", json, &format!(r#"{{"key":"{name}","value":"canary-value"}}"#), &format!(r#""{name}""#)),
     ] {
         let target = if method == "PUT" { "/configs/k" } else { "/configs" };
-        let answer =
+        let response =
             server.connect().send(method, target, &[key_header, content_type], Some(body.as_bytes()));
-        assert_eq!(answer.status, 422, "{body}: {answer:?}");
-        assert!(answer.text().contains(&format!(r#""input":{input}"#)), "{body}: {}", answer.text());
-        assert!(!answer.text().contains("canary"), "{body}: {}", answer.text());
+        assert_eq!(response.status, 422, "{body}: {response:?}");
+        assert!(response.text().contains(&format!(r#""input":{input}"#)), "{body}: {}", response.text());
+        assert!(!response.text().contains("canary"), "{body}: {}", response.text());
     }
-    let answer = server.get(&format!("/configs?limit={long}"));
-    assert_eq!((answer.status, answer.text().contains("canary")), (422, false), "{}", answer.text());
+    let response = server.get(&format!("/configs?limit={long}"));
+    assert_eq!((response.status, response.text().contains("canary")), (422, false), "{}", response.text());
 }
 
 #[test]
-fn the_log_and_the_error_texts_hold_no_secret() {
+fn the_log_and_the_error_texts_contain_no_secrets() {
     for format in ["console", "json"] {
         let mut server = locked("DEBUG", format).start();
         send_everything(&server);
@@ -211,19 +211,19 @@ fn the_log_and_the_error_texts_hold_no_secret() {
     }
 }
 
-/// What stops the start is told with the value; unless that is a secret.
+/// Start-up errors show the value, unless it is a secret.
 #[test]
-fn faults_of_the_settings_hold_no_secret() {
-    let faulty = [
+fn setting_errors_contain_no_secrets() {
+    let invalid = [
         locked("INFO", "xml").set("OSC_API_KEY", "canary-api-\u{1}"),
         locked("INFO", "json").set("OSC_HOST_PORT", "nonsense"),
         Launch::new().set("OSC_API_KEY", API_KEY).set("OSC_API_KEY_REQUIRED", "maybe"),
     ];
-    for launch in faulty {
-        let refused = launch.try_start().err().expect("it must not start");
+    for launch in invalid {
+        let refused = launch.try_start().err().expect("the start must fail");
         assert!(!refused.log.contains("canary"), "{}", refused.log);
     }
-    // A quote that is never closed takes in the lines behind it.
+    // An unterminated quote includes the lines after it.
     let launch = Launch::new();
     let text = format!("OSC_WORKERS=\"\nOSC_API_KEY_REQUIRED=true\nOSC_API_KEY={API_KEY}\n");
     fs::write(launch.directory.path().join(".env"), text).expect("writable");
@@ -234,7 +234,7 @@ fn faults_of_the_settings_hold_no_secret() {
 }
 
 #[test]
-fn files_hold_no_secret() {
+fn files_contain_no_secrets() {
     let mut server = locked("DEBUG", "json").start();
     send_everything(&server);
     let moved = r#"{"value":"canary-value","environment":"e"}"#;
@@ -251,20 +251,20 @@ fn files_hold_no_secret() {
         names.sort();
         names
     };
-    // Once with everything in the log of the database, once with everything in the database.
+    // Once with everything in the WAL, once with everything in the database.
     server.kill();
     let names = check(&server, "after a kill");
     let all = ["", "-shm", "-wal", ".lock"].map(|suffix| format!("configurations.db{suffix}"));
     assert!(all.iter().all(|name| names.contains(name)), "{names:?}");
     let mut server = Launch::at(Arc::clone(&server.directory)).start();
     assert!(server.stop().success());
-    check(&server, "after a clean end");
+    check(&server, "after a clean stop");
 }
 
-/// Runs `program` with core dumps allowed as far as the limit goes.
+/// Returns a command that runs `program` with core dumps of unlimited size.
 fn with_core_dumps(program: &str) -> Command {
     let mut command = Command::new("sh");
-    // A shell that starts the tests in the background has them ignore SIGQUIT.
+    // A shell that starts the tests in the background makes them ignore SIGQUIT.
     let script = "ulimit -c unlimited
         env --default-signal true 2>/dev/null && exec env --default-signal \"$0\" \"$@\"
         exec \"$0\" \"$@\"";
@@ -274,11 +274,11 @@ fn with_core_dumps(program: &str) -> Command {
 
 fn is_dead(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state stands behind the name, which may hold anything but a closing bracket after it.
+    // The state follows the name, which may contain anything but `) `.
     stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with('Z') || rest.is_empty())
 }
 
-/// What each thread of a process waits for.
+/// State and wait channel of each thread of a process.
 fn tasks(pid: u32) -> String {
     let tasks =
         fs::read_dir(format!("/proc/{pid}/task")).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
@@ -289,13 +289,13 @@ fn tasks(pid: u32) -> String {
     tasks.into_iter().flatten().map(|task| describe(task.path())).collect()
 }
 
-/// A core dump would hold user keys and values, and is often sent elsewhere.
+/// A core dump would contain user keys and values, and is often sent elsewhere.
 #[test]
 fn there_is_no_core_dump() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let mut control = with_core_dumps("sh");
     control.args(["-c", "kill -ABRT $$"]).current_dir(directory.path());
-    let control = control.status().expect("sh is there");
+    let control = control.status().expect("sh is installed");
     if !control.core_dumped() {
         println!("skipped: this system dumps no core of any process ({control})");
         return;
@@ -306,13 +306,18 @@ fn there_is_no_core_dump() {
         let mut command = with_core_dumps(&inner.get_program().to_string_lossy());
         command.current_dir(launch.directory.path());
         command.envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
-        let mut server = Server::spawn(&mut command, Arc::clone(&launch.directory)).expect("it starts");
+        let mut server =
+            Server::spawn(&mut command, Arc::clone(&launch.directory)).expect("the server starts");
         assert_eq!(server.create("k", "1").status, 201);
         // Rust's handler for stack overflows lets the first SIGSEGV pass.
         let begun = Instant::now();
         while !is_dead(server.pid()) {
             server.signal(name);
-            assert!(begun.elapsed() < PATIENCE, "{name} does not end it: {}", tasks(server.pid()));
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{name} does not terminate the server: {}",
+                tasks(server.pid())
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         let status = server.wait();

@@ -1,4 +1,4 @@
-//! What the server reports to systemd, the settings file that it reads again, and the line of its start.
+//! Notifications to systemd, the settings file, which is read again, and the log line of the start.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::{Launch, PATIENCE, Server, eventually};
 
-/// A service manager's socket.
+/// Notification socket of a service manager.
 struct Manager {
     socket: UnixDatagram,
 }
@@ -16,7 +16,7 @@ struct Manager {
 impl Manager {
     fn at(launch: &Launch) -> Self {
         let socket = UnixDatagram::bind(launch.directory.path().join("notify")).expect("a socket");
-        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        socket.set_read_timeout(Some(PATIENCE)).expect("the timeout can be set");
         Self { socket }
     }
 
@@ -26,7 +26,7 @@ impl Manager {
         String::from_utf8(bytes[..count].to_vec()).expect("UTF-8")
     }
 
-    /// The next message other than a sign of life.
+    /// Returns the next message other than a watchdog ping.
     fn report(&self) -> String {
         loop {
             let message = self.message();
@@ -43,16 +43,16 @@ fn start_notifying(launch: &Launch, watchdog: Option<Duration>) -> Server {
     if let Some(watchdog) = watchdog {
         command.env("WATCHDOG_USEC", watchdog.as_micros().to_string());
     }
-    Server::spawn(&mut command, Arc::clone(&launch.directory)).expect("it starts")
+    Server::spawn(&mut command, Arc::clone(&launch.directory)).expect("the server starts")
 }
 
 fn monotonic_usec(message: &str) -> i128 {
     let line = message.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
-    line.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no time: {message}"))
+    line.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("MONOTONIC_USEC is missing: {message}"))
 }
 
 #[test]
-fn readiness_reloads_and_the_end_are_reported() {
+fn readiness_reloads_and_shutdown_are_reported() {
     let launch = Launch::new();
     let manager = Manager::at(&launch);
     let mut server = start_notifying(&launch, None);
@@ -78,9 +78,9 @@ fn the_watchdog_is_reset_while_the_executors_run() {
     let launch = Launch::new();
     let manager = Manager::at(&launch);
     let _server = start_notifying(&launch, Some(Duration::from_secs(2)));
-    let mut signs = 0;
-    while signs < 3 {
-        signs += usize::from(manager.message().contains("WATCHDOG=1"));
+    let mut pings = 0;
+    while pings < 3 {
+        pings += usize::from(manager.message().contains("WATCHDOG=1"));
     }
 }
 
@@ -89,27 +89,27 @@ fn a_settings_file_is_read_again() {
     let launch = Launch::new();
     let path = launch.directory.path().join("settings");
     fs::write(&path, "OSC_API_KEY_REQUIRED=true\nOSC_API_KEY=the-first-api-key\n").expect("written");
-    // What is there beside it does not count.
+    // A `.env` file beside it does not count.
     fs::write(launch.directory.path().join(".env"), "OSC_HOST=no host\n").expect("written");
     let server = launch.set("OSC_ENV_FILE", path.to_str().expect("UTF-8")).start();
     let status = |key| server.connect().send("GET", "/cluster/status", &[("X-API-Key", key)], None).status;
     assert_eq!((status("the-first-api-key"), status("the-second-api-key")), (200, 403));
     fs::write(&path, "OSC_API_KEY_REQUIRED=true\nOSC_API_KEY=the-second-api-key\n").expect("written");
     server.signal("HUP");
-    eventually("the second key is taken", || status("the-second-api-key") == 200);
+    eventually("the second key is accepted", || status("the-second-api-key") == 200);
     assert_eq!(status("the-first-api-key"), 403);
 }
 
 #[test]
-fn half_a_configuration_is_refused() {
+fn configuration_files_that_cannot_be_read_are_refused() {
     let refused = |launch: Launch, variable: &str, part: &str| {
-        let refused = launch.try_start().err().unwrap_or_else(|| panic!("it starts: {part}"));
+        let refused = launch.try_start().err().unwrap_or_else(|| panic!("the server starts: {part}"));
         assert_eq!(refused.status.code(), Some(2), "{}", refused.log);
         let line = refused.log.lines().find(|line| line.starts_with(&format!("{variable}: ")));
         assert!(line.is_some_and(|line| line.contains(part)), "{part}: {}", refused.log);
     };
     let fifo = |path: &std::path::Path| {
-        assert!(Command::new("mkfifo").arg(path).status().expect("mkfifo is there").success());
+        assert!(Command::new("mkfifo").arg(path).status().expect("mkfifo is installed").success());
     };
     type Make<'a> = &'a dyn Fn(&std::path::Path);
     let kinds: [(Make<'_>, &str); 4] = [
@@ -137,19 +137,19 @@ fn half_a_configuration_is_refused() {
     {
         let value = if switch == "OSC_WORKERS" { "1" } else { "true" };
         let launch = Launch::new().set(switch, value).set(variable, "directory");
-        fs::create_dir(launch.directory.path().join("directory")).expect("made");
+        fs::create_dir(launch.directory.path().join("directory")).expect("created");
         refused(launch, variable, "is a directory");
     }
     refused(Launch::new().set("OSC_ENV_FILE", "absent"), "OSC_ENV_FILE", "cannot be read: No such file");
-    // A virtual environment of Python may have this name.
+    // A Python virtual environment may have this name.
     let launch = Launch::new();
-    fs::create_dir(launch.directory.path().join(".env")).expect("made");
+    fs::create_dir(launch.directory.path().join(".env")).expect("created");
     let server = launch.start();
     assert!(server.log().contains(".env: is a directory"), "{}", server.log());
 }
 
 #[test]
-fn doubtful_settings_are_warned_about() {
+fn suspicious_settings_cause_warnings() {
     let server = Launch::new()
         .set("OSC_API_KEY_REQUIRED", "true")
         .set("OSC_API_KEY", "\"k3y-in-quotes-of-an-env-file\"")
@@ -168,7 +168,7 @@ fn doubtful_settings_are_warned_about() {
 }
 
 #[test]
-fn one_line_says_what_runs_where() {
+fn one_line_reports_what_runs_and_where() {
     let server = Launch::new().start();
     let mut line = String::new();
     eventually("it is logged", || {
@@ -188,16 +188,16 @@ fn one_line_says_what_runs_where() {
     }
 }
 
-/// A settings file that no program has read before, or a path with a spelling mistake.
+/// A settings file that was never read before, or a misspelt path.
 #[test]
-fn new_files_beside_those_that_are_there_are_warned_about() {
+fn new_files_beside_existing_ones_cause_a_warning() {
     let launch = Launch::new();
     let directory = Arc::clone(&launch.directory);
     let mut server = launch.start();
     assert_eq!(server.create("k", "1").status, 201);
     assert!(!server.log().contains("WARN"), "{}", server.log());
     assert!(server.stop().success());
-    fs::create_dir(directory.path().join("data")).expect("made");
+    fs::create_dir(directory.path().join("data")).expect("created");
     let settings = "OSC_DATABASE_PATH=data/configurations.db\nOSC_SALT_FILE_PATH=data/encryption.salt\n";
     fs::write(directory.path().join(".env"), settings).expect("written");
     let mut server = Launch::at(Arc::clone(&directory)).start();
@@ -213,23 +213,23 @@ fn new_files_beside_those_that_are_there_are_warned_about() {
     }
     assert_eq!(server.create("k", "2").status, 201);
     assert!(server.stop().success());
-    // From then on it is what the operator wants.
+    // From then on they are what the operator wants.
     let server = Launch::at(Arc::clone(&directory)).start();
     assert!(!server.log().contains("WARN"), "{}", server.log());
 }
 
-/// As systemd passes them, by `LoadCredential=`.
+/// As systemd passes them with `LoadCredential=`.
 #[test]
 fn credentials_are_named_by_their_directory() {
     let launch = Launch::new();
     let directory = launch.directory.path().join("credentials");
-    fs::create_dir(&directory).expect("made");
+    fs::create_dir(&directory).expect("created");
     fs::write(directory.join("api-keys"), "an-api-key-from-a-credential\n").expect("written");
     let settings = "OSC_API_KEY_REQUIRED=true\nOSC_API_KEY_FILE=${CREDENTIALS_DIRECTORY}/api-keys\n";
     fs::write(launch.directory.path().join("settings"), settings).expect("written");
     let mut command = launch.command();
     command.env("OSC_ENV_FILE", "settings").env("CREDENTIALS_DIRECTORY", &directory);
-    let server = Server::spawn(&mut command, Arc::clone(&launch.directory)).expect("it starts");
+    let server = Server::spawn(&mut command, Arc::clone(&launch.directory)).expect("the server starts");
     let mut client = server.connect();
     let user_key = ("X-User-Key", crate::support::USER_KEY);
     for (key, status) in [("an-api-key-from-a-credential", 404), ("another-api-key-of-that-length", 403)] {

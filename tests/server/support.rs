@@ -1,4 +1,4 @@
-//! Starts the real binary on a free port and talks plain HTTP/1.1 to it.
+//! Test harness: starts the real binary on a free port and speaks plain HTTP/1.1 to it.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,15 +13,15 @@ use socket2::{Domain, Socket, Type};
 
 pub(crate) const USER_KEY: &str = "correct-horse-battery";
 pub(crate) const OTHER_KEY: &str = "another-user-key-42";
-/// Everything that must happen happens long before; only a hang lasts so long.
+/// Timeout of every wait in the tests. Everything expected happens long before; only a hang takes this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A proper salt, another one for each number.
+/// A valid salt, different for each number.
 pub(crate) fn proper_salt(number: u8) -> [u8; 64] {
     std::array::from_fn(|at| at.to_le_bytes()[0] ^ number)
 }
 
-/// One running server. Its data directory may outlive it.
+/// A running server. Its data directory may outlive it.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -29,14 +29,14 @@ pub(crate) struct Server {
     log: Arc<Mutex<String>>,
 }
 
-/// How a server that did not start ended.
+/// Exit status and log of a server that failed to start.
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) status: ExitStatus,
     pub(crate) log: String,
 }
 
-/// What to start, and where.
+/// Environment and data directory of a server to start.
 pub(crate) struct Launch {
     pub(crate) directory: Arc<tempfile::TempDir>,
     variables: Vec<(String, String)>,
@@ -62,7 +62,7 @@ impl Launch {
         let mut command = Command::new(env!("CARGO_BIN_EXE_opensecureconf"));
         command.current_dir(self.directory.path()).stdin(Stdio::null());
         for (name, _) in std::env::vars() {
-            // By these the same tests are run on every kind of sockets.
+            // These select the engine and the sockets on which the whole suite runs.
             if name.starts_with("OSC_") && !["OSC_ENGINE", "OSC_TEST_SOCKETS"].contains(&name.as_str()) {
                 command.env_remove(name);
             }
@@ -88,7 +88,7 @@ impl Server {
 
     pub(crate) fn spawn(command: &mut Command, directory: Arc<tempfile::TempDir>) -> Result<Self, Refused> {
         let mut child =
-            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary can be started");
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let log = Arc::new(Mutex::new(String::new()));
         let (found, address) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
@@ -96,11 +96,11 @@ impl Server {
         thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 {
-                    let mut log = copy.lock().expect("no panic while it is held");
+                    let mut log = copy.lock().expect("the lock is not poisoned");
                     log.push_str(&line);
                     log.push('\n');
                 }
-                // Whoever gets the address finds this line in the log.
+                // The log already holds this line when the receiver gets the address.
                 if let Some(address) = listening_at(&line) {
                     found.send(address).ok();
                 }
@@ -111,9 +111,9 @@ impl Server {
             Err(_) => {
                 let status = wait(&mut child, PATIENCE).unwrap_or_else(|| {
                     child.kill().ok();
-                    child.wait().expect("it was killed")
+                    child.wait().expect("killed")
                 });
-                let log = log.lock().expect("no panic while it is held").clone();
+                let log = log.lock().expect("the lock is not poisoned").clone();
                 Err(Refused { status, log })
             }
         }
@@ -128,35 +128,35 @@ impl Server {
     }
 
     pub(crate) fn log(&self) -> String {
-        self.log.lock().expect("no panic while it is held").clone()
+        self.log.lock().expect("the lock is not poisoned").clone()
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Asks it to end, and waits.
+    /// Sends SIGTERM and waits for the exit.
     pub(crate) fn stop(&mut self) -> ExitStatus {
         self.signal("TERM");
-        wait(&mut self.child, PATIENCE).expect("it ends when it is asked to")
+        wait(&mut self.child, PATIENCE).expect("the server exits on SIGTERM")
     }
 
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
-        assert!(status.expect("kill is there").success());
+        assert!(status.expect("kill is installed").success());
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        wait(&mut self.child, PATIENCE).expect("it ends")
+        wait(&mut self.child, PATIENCE).expect("the server exits")
     }
 
-    /// Ends it as a power failure would, as far as the process is concerned.
+    /// Kills the process, which for it is the same as a power failure.
     pub(crate) fn kill(&mut self) {
         self.child.kill().ok();
-        self.child.wait().expect("it was killed");
+        self.child.wait().expect("killed");
     }
 
-    /// The same files, a new process.
+    /// Stops the server cleanly and starts a new process on the same files.
     pub(crate) fn restart(mut self) -> Self {
         let status = self.stop();
         assert!(status.success(), "{status}: {}", self.log());
@@ -197,17 +197,17 @@ impl Drop for Server {
     }
 }
 
-/// From the line of the log that says so, in either format.
+/// Parses the address from the log line that reports it, in either log format.
 pub(crate) fn listening_at(line: &str) -> Option<SocketAddr> {
     let (_, rest) = line.split_once("listening")?;
     let (_, rest) = rest.split_once("address=").or_else(|| rest.split_once(r#""address":""#))?;
     rest.split([' ', '"']).next()?.parse().ok()
 }
 
-fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
-    let deadline = Instant::now() + patience;
+fn wait(child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + timeout;
     while Instant::now() < deadline {
-        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+        if let Some(status) = child.try_wait().expect("the child can be waited on") {
             return Some(status);
         }
         thread::sleep(Duration::from_millis(5));
@@ -215,16 +215,16 @@ fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     None
 }
 
-/// Asks until it is so.
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Polls until the condition holds; fails after [`PATIENCE`].
+pub(crate) fn eventually(condition: &str, mut is_met: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not so after {PATIENCE:?}: {what}");
+    while !is_met() {
+        assert!(Instant::now() < deadline, "not met after {PATIENCE:?}: {condition}");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// One connection.
+/// A client connection.
 pub(crate) struct Client<S = TcpStream> {
     pub(crate) stream: S,
     buffer: Vec<u8>,
@@ -239,7 +239,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// A header field by its name in lower case.
+    /// Header field by its lower-case name.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
@@ -250,10 +250,10 @@ impl Response {
 
     pub(crate) fn detail(&self) -> String {
         let json: serde_json::Value = serde_json::from_slice(&self.body).expect("errors are JSON");
-        json["detail"].as_str().expect("a text").to_owned()
+        json["detail"].as_str().expect("a string").to_owned()
     }
 
-    /// The text of the value of an entry in the plain shape.
+    /// JSON text of an entry's `value`, which must be its last member.
     pub(crate) fn value(&self) -> String {
         let text = self.text();
         let at = text.find("\"value\":").expect("an entry") + "\"value\":".len();
@@ -266,13 +266,13 @@ impl Response {
 }
 
 impl Client<TcpStream> {
-    /// A connection whose client has this address of the loopback interface.
+    /// Connects from this address of the loopback interface.
     pub(crate) fn connect_from(source: [u8; 4], address: SocketAddr) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.bind(&SocketAddr::from((source, 0)).into()).expect("a loopback address");
         socket.connect(&address.into()).expect("the server listens");
         let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(PATIENCE)).expect("the timeout can be set");
         stream.set_nodelay(true).expect("TCP");
         Self::over(stream)
     }
@@ -281,10 +281,10 @@ impl Client<TcpStream> {
         Self::try_connect(address, PATIENCE).expect("the server listens")
     }
 
-    /// For servers that may not be there, or may not answer.
-    pub(crate) fn try_connect(address: SocketAddr, patience: Duration) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, patience)?;
-        stream.set_read_timeout(Some(patience))?;
+    /// Connects to a server that may not be listening or may not respond.
+    pub(crate) fn try_connect(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
         stream.set_nodelay(true)?;
         Ok(Self::over(stream))
     }
@@ -311,12 +311,12 @@ impl<S: Read + Write> Client<S> {
     }
 
     pub(crate) fn receive(&mut self, is_head: bool) -> Response {
-        self.try_receive(is_head).expect("a whole answer")
+        self.try_receive(is_head).expect("a complete response")
     }
 
-    /// `None` when the connection ended before an answer began.
+    /// Fails if the connection closes before the response is complete.
     pub(crate) fn try_receive(&mut self, is_head: bool) -> io::Result<Response> {
-        let head = self.until(b"\r\n\r\n")?;
+        let head = self.read_until(b"\r\n\r\n")?;
         let head = String::from_utf8(head).expect("heads are ASCII");
         let mut lines = head.split("\r\n");
         let status =
@@ -328,18 +328,18 @@ impl<S: Read + Write> Client<S> {
         }
         if response.headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
             loop {
-                let line = self.until(b"\r\n")?;
+                let line = self.read_until(b"\r\n")?;
                 let line = std::str::from_utf8(&line).expect("hexadecimal").trim_end();
                 let size = usize::from_str_radix(line, 16).expect("hexadecimal");
                 if size == 0 {
                     break;
                 }
-                response.body.extend(self.exactly(size)?);
-                assert_eq!(self.exactly(2)?, b"\r\n");
+                response.body.extend(self.read_exactly(size)?);
+                assert_eq!(self.read_exactly(2)?, b"\r\n");
             }
             let mut trailers = Vec::new();
             loop {
-                let line = self.until(b"\r\n")?;
+                let line = self.read_until(b"\r\n")?;
                 if line == b"\r\n" {
                     break;
                 }
@@ -349,20 +349,20 @@ impl<S: Read + Write> Client<S> {
         } else {
             let length =
                 response.headers.get("content-length").map_or(0, |text| text.parse().expect("a number"));
-            response.body = self.exactly(length)?;
+            response.body = self.read_exactly(length)?;
         }
         Ok(response)
     }
 
-    /// Everything until the server ends the connection.
+    /// Returns everything that is received until the server closes the connection.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.buffer);
-        // A reset ends it as well.
+        // A reset ends the stream, too.
         self.stream.read_to_end(&mut rest).ok();
         rest
     }
 
-    fn until(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
+    fn read_until(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
         loop {
             if let Some(at) = self.buffer.windows(end.len()).position(|window| window == end) {
                 return Ok(self.buffer.drain(..at + end.len()).collect());
@@ -371,7 +371,7 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    fn exactly(&mut self, count: usize) -> io::Result<Vec<u8>> {
+    fn read_exactly(&mut self, count: usize) -> io::Result<Vec<u8>> {
         while self.buffer.len() < count {
             self.fill()?;
         }
@@ -387,7 +387,7 @@ impl<S: Read + Write> Client<S> {
                     self.buffer.extend_from_slice(&piece[..count]);
                     return Ok(());
                 }
-                // A read with a time-out is not restarted after the process was stopped and continued (signal(7)).
+                // A read with a timeout is not restarted after a stop and a continue of the process (signal(7)).
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -416,7 +416,7 @@ fn fields<'a>(lines: impl Iterator<Item = &'a str>) -> HashMap<String, String> {
         .collect()
 }
 
-/// Copies the files of one data directory, as an operator would with `cp`.
+/// Copies the named files of a data directory, as an operator would with `cp`.
 pub(crate) fn copy_files(from: &Path, to: &Path, names: &[&str]) {
     for name in names {
         std::fs::copy(from.join(name), to.join(name)).expect("the file can be copied");

@@ -11,7 +11,7 @@ use crate::support::{Client, Launch, PATIENCE, Server, USER_KEY, eventually, req
 
 const ENGINES: [&str; 2] = ["auto", "epoll"];
 
-/// On each, at the same time: what waits for deadlines takes long enough.
+/// Runs the test on both engines concurrently, because waiting for deadlines takes long.
 fn on_both_engines(test: impl Fn(&str) + Sync) {
     thread::scope(|scope| {
         for engine in ENGINES {
@@ -21,13 +21,13 @@ fn on_both_engines(test: impl Fn(&str) + Sync) {
     });
 }
 
-/// A server with a certificate of an authority that is in its directory, too.
+/// A server with TLS, and the CA of its certificate, which is in its directory, too.
 struct Secure {
     authority: Authority,
     server: Server,
 }
 
-/// A server whose certificate is of this authority.
+/// Returns a server configuration with a certificate of this CA.
 pub(crate) fn launch_with_tls(authority: &Authority) -> Launch {
     launch(&authority.issue(), authority)
 }
@@ -56,11 +56,11 @@ impl Secure {
         over_tls(self.server.connect().stream, &self.authority.client(shown))
     }
 
-    /// The certificate that a new connection gets.
+    /// Returns the certificate that a new connection is presented with.
     fn certificate(&self) -> Vec<u8> {
         let mut client = self.connect();
         assert_eq!(client.send("GET", "/health", &[], None).status, 200);
-        client.stream.conn.peer_certificates().expect("it has one")[0].to_vec()
+        client.stream.conn.peer_certificates().expect("a certificate")[0].to_vec()
     }
 
     fn curl(&self, arguments: &[&str]) -> Output {
@@ -81,14 +81,14 @@ impl Secure {
     }
 }
 
-/// How a request over this connection fails.
+/// Returns the error of a request over this connection.
 fn failure(mut client: TlsClient) -> String {
     client.stream.write_all(&request("GET", "/health", &[], None)).ok();
-    client.try_receive(false).expect_err("no answer").to_string()
+    client.try_receive(false).expect_err("no response").to_string()
 }
 
 #[test]
-fn curl_and_openssl_speak_it_in_two_versions() {
+fn curl_and_openssl_connect_with_both_tls_versions() {
     for engine in ENGINES {
         let secure = started(&[("OSC_ENGINE", engine)]);
         for arguments in [&[][..], &["--tlsv1.2", "--tls-max", "1.2"], &["--tlsv1.3"], &["--http1.1"]] {
@@ -117,7 +117,7 @@ fn curl_and_openssl_speak_it_in_two_versions() {
 }
 
 #[test]
-fn requests_are_answered_as_without_it() {
+fn requests_work_as_without_tls() {
     for engine in ENGINES {
         let secure = started(&[("OSC_ENGINE", engine)]);
         let mut client = secure.connect();
@@ -125,8 +125,8 @@ fn requests_are_answered_as_without_it() {
         let value = format!("\"{}\"", "0123456789abcdef".repeat(60_000));
         for index in 0..12 {
             let body = format!(r#"{{"key":"k{index}","value":{value}}}"#);
-            let answer = client.send("POST", "/configs", &headers, Some(body.as_bytes()));
-            assert_eq!(answer.status, 201);
+            let response = client.send("POST", "/configs", &headers, Some(body.as_bytes()));
+            assert_eq!(response.status, 201);
         }
         assert_eq!(client.send("GET", "/configs/k3", &headers, None).value(), value);
         let list = client.send("GET", "/configs", &headers, None);
@@ -134,18 +134,18 @@ fn requests_are_answered_as_without_it() {
         let list: Vec<serde_json::Value> = serde_json::from_slice(&list.body).expect("JSON");
         assert!(list.len() == 12 && list.iter().all(|entry| entry["value"] == value[1..value.len() - 1]));
 
-        // Many at once, more than the answers that the sockets take while nobody reads.
+        // Many pipelined requests, whose responses exceed what the sockets take while the client does not read.
         let one = request("GET", "/configs/k5", &headers, None);
         client.write(&one.repeat(20));
         for _ in 0..20 {
             assert_eq!(client.receive(false).value(), value);
         }
-        // In pieces that have nothing to do with records.
+        // In pieces that do not match TLS records.
         for byte in request("GET", "/health", &[], None) {
             client.write(&[byte]);
         }
         assert_eq!(client.receive(false).status, 200);
-        // Refused by its head, while the body still comes.
+        // Refused by its head, while the body is still being sent.
         client.write(b"POST /configs HTTP/1.1\r\nHost: x\r\nX-User-Key: correct-horse-battery\r\n");
         client.write(b"Content-Length: 99999999\r\n\r\n");
         client.write(&[b'x'; 300_000]);
@@ -153,58 +153,58 @@ fn requests_are_answered_as_without_it() {
     }
 }
 
-/// Without it nobody could tell whether the answer was cut off (RFC 8446, 6.1).
+/// Without `close_notify` a client could not tell whether the response was truncated (RFC 8446, 6.1).
 #[test]
-fn the_end_is_told() {
+fn connections_end_with_close_notify() {
     for engine in ENGINES {
         let mut secure = started(&[("OSC_ENGINE", engine)]);
         let mut closing = secure.connect();
         closing.write(&request("GET", "/health", &[("Connection", "close")], None));
         assert_eq!(closing.receive(false).status, 200);
-        assert_eq!(closing.stream.read(&mut [0]).expect("it is told"), 0);
+        assert_eq!(closing.stream.read(&mut [0]).expect("close_notify"), 0);
 
-        // A client that has nothing more to say, and waits for the end.
+        // A client that ends its side and waits for the server to do the same.
         let mut ending = secure.connect();
         assert_eq!(ending.send("GET", "/health", &[], None).status, 200);
         ending.stream.conn.send_close_notify();
         ending.stream.flush().expect("sent");
-        assert_eq!(ending.stream.read(&mut [0]).expect("it is told"), 0);
+        assert_eq!(ending.stream.read(&mut [0]).expect("close_notify"), 0);
 
-        // One that is cut off is no reason to complain.
+        // A connection that is cut off is not an error.
         let mut cut = secure.connect();
         assert_eq!(cut.send("GET", "/health", &[], None).status, 200);
         cut.stream.sock.shutdown(Shutdown::Both).expect("closed");
 
         let mut idle = secure.connect();
         assert_eq!(idle.send("GET", "/health", &[], None).status, 200);
-        // Somebody who does not get on with the handshake is not waited for when everything ends.
+        // The shutdown does not wait for a client that is stuck in the handshake.
         let mut stalled = secure.server.connect();
         stalled.write(&[22, 3, 1]);
         let begun = Instant::now();
         assert!(secure.server.stop().success(), "{}", secure.server.log());
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-        assert_eq!(idle.stream.read(&mut [0]).expect("it is told"), 0);
+        assert_eq!(idle.stream.read(&mut [0]).expect("close_notify"), 0);
         assert!(!secure.server.log().contains("ERROR"), "{}", secure.server.log());
     }
 }
 
 #[test]
-fn what_is_no_tls_is_told_so() {
+fn plain_http_gets_an_error_response() {
     for engine in ENGINES {
         let secure = started(&[("OSC_ENGINE", engine)]);
         let mut plain = secure.server.connect();
         let body = b"x".repeat(100_000);
-        let answer = plain.send("POST", "/configs", &[("X-User-Key", USER_KEY)], Some(&body));
+        let response = plain.send("POST", "/configs", &[("X-User-Key", USER_KEY)], Some(&body));
         assert_eq!(
-            (answer.status, answer.text()),
+            (response.status, response.text()),
             (400, r#"{"detail":"This port speaks TLS only, use https://"}"#)
         );
-        assert!(answer.closes());
+        assert!(response.closes());
         assert_eq!(plain.rest(), b"");
         for junk in [&b"\0\0\0\0"[..], b"ssh", b"\x16\x03\x01\xff\xff\xff", b"\x16GET / HTTP/1.1\r\n\r\n"] {
             let mut client = secure.server.connect();
             client.write(junk);
-            // The server may have closed before.
+            // The server may have closed the connection before.
             client.stream.shutdown(Shutdown::Write).ok();
             let rest = client.rest();
             // Nothing, or an alert.
@@ -215,11 +215,11 @@ fn what_is_no_tls_is_told_so() {
 }
 
 #[test]
-fn a_handshake_that_does_not_go_on_is_dropped_and_disturbs_nobody() {
+fn stalled_handshakes_time_out_and_delay_no_other_client() {
     on_both_engines(|engine| {
         let secure = started(&[("OSC_ENGINE", engine)]);
         let begun = Instant::now();
-        // One says nothing, the others the beginning of something.
+        // One client sends nothing, the others the beginning of a record.
         let beginnings = [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"];
         let mut stalled: Vec<Client> = beginnings.iter().map(|_| secure.server.connect()).collect();
         for (client, beginning) in stalled.iter_mut().zip(beginnings) {
@@ -227,11 +227,11 @@ fn a_handshake_that_does_not_go_on_is_dropped_and_disturbs_nobody() {
         }
         let dripping = thread::spawn({
             let mut client = secure.server.connect();
-            // A record of 512 bytes that never gets there.
+            // A record of 512 bytes that is never completed.
             client.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc");
             move || {
                 while client.stream.write_all(&[3]).is_ok() {
-                    assert!(begun.elapsed() < PATIENCE, "it is dropped");
+                    assert!(begun.elapsed() < PATIENCE, "the connection is dropped");
                     thread::sleep(Duration::from_millis(200));
                 }
                 begun.elapsed()
@@ -250,7 +250,7 @@ fn a_handshake_that_does_not_go_on_is_dropped_and_disturbs_nobody() {
 }
 
 #[test]
-fn clients_need_a_certificate_where_an_authority_is_named() {
+fn clients_need_a_certificate_if_a_ca_is_configured() {
     let trusted = Authority::new("of clients");
     let other = Authority::new("another");
     for engine in ENGINES {
@@ -276,7 +276,7 @@ fn clients_need_a_certificate_where_an_authority_is_named() {
             let failure = failure(secure.connect_as(shown.as_ref()));
             assert!(failure.contains(alert), "{alert}: {failure}");
         }
-        // By the tools that operators have.
+        // With the tools that operators use.
         let issued = trusted.issue();
         put(secure.server.directory.path(), "client.pem", &issued.certificate);
         put(secure.server.directory.path(), "client.key", &issued.key);
@@ -289,66 +289,66 @@ fn clients_need_a_certificate_where_an_authority_is_named() {
 }
 
 #[test]
-fn certificates_are_replaced_while_connections_are_open() {
+fn certificates_are_reloaded_while_connections_are_open() {
     on_both_engines(|engine| {
         let secure = started(&[("OSC_ENGINE", engine)]);
         let directory = secure.server.directory.path();
         let mut open = secure.connect();
-        let mut goes_on = || assert_eq!(open.send("GET", "/health", &[], None).status, 200);
-        goes_on();
+        let mut check_open = || assert_eq!(open.send("GET", "/health", &[], None).status, 200);
+        check_open();
         let before = secure.certificate();
 
-        // The certificate alone is not taken, and complained about once.
+        // The certificate without its key is not loaded, which is logged once.
         let next = secure.authority.issue();
         put(directory, "cert.pem", &next.certificate);
-        eventually("it is told", || {
+        eventually("the error is logged", || {
             secure.server.log().contains("invalid certificates, keeping the previous ones")
         });
         assert_eq!(secure.certificate(), before);
         thread::sleep(Duration::from_secs(7));
         let log = secure.server.log();
-        let complaints: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
+        let errors: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
         assert!(
-            complaints.len() == 1 && complaints[0].contains("does not match the first certificate"),
-            "{complaints:?}"
+            errors.len() == 1 && errors[0].contains("does not match the first certificate"),
+            "{errors:?}"
         );
-        goes_on();
+        check_open();
 
         let begun = Instant::now();
         put(directory, "key.pem", &next.key);
-        eventually("the new one is shown", || secure.certificate() == *next.der());
+        eventually("the new certificate is presented", || secure.certificate() == *next.der());
         assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
-        goes_on();
+        check_open();
         assert!(secure.server.log().contains("certificates reloaded"));
 
         std::fs::remove_file(directory.join("key.pem")).expect("removed");
-        eventually("it is told", || secure.server.log().contains("cannot be read: No such file"));
+        eventually("the error is logged", || secure.server.log().contains("cannot be read: No such file"));
         assert_eq!(secure.certificate(), *next.der());
 
-        // As Kubernetes does it: a link leads to another directory.
+        // As in Kubernetes: a link leads to another directory.
         let last = secure.authority.issue();
-        std::fs::create_dir(directory.join("v2")).expect("made");
+        std::fs::create_dir(directory.join("v2")).expect("created");
         last.write(&directory.join("v2"));
         for name in ["cert.pem", "key.pem"] {
             std::fs::remove_file(directory.join(name)).ok();
             std::os::unix::fs::symlink(format!("v2/{name}"), directory.join(name)).expect("linked");
         }
-        eventually("the last one is shown", || secure.certificate() == *last.der());
-        goes_on();
+        eventually("the last certificate is presented", || secure.certificate() == *last.der());
+        check_open();
 
-        // What cannot be used yet is taken when it can: nobody changes the files again.
+        // A certificate that is not valid yet is loaded once it is, without another change of the files.
         let begins = SystemTime::now() + Duration::from_secs(12);
         let early = secure.authority.issue_with(|parameters| parameters.not_before = begins.into());
         early.write(&directory.join("v2"));
-        eventually("it is told", || secure.server.log().contains("is not valid before"));
+        eventually("the error is logged", || secure.server.log().contains("is not valid before"));
         assert_eq!(secure.certificate(), *last.der());
-        eventually("its time has come", || secure.certificate() == *early.der());
-        goes_on();
+        eventually("the certificate has become valid", || secure.certificate() == *early.der());
+        check_open();
     });
 }
 
 #[test]
-fn the_header_of_a_proxy_comes_before_tls() {
+fn the_proxy_header_precedes_tls() {
     for engine in ENGINES {
         let secure = started(&[
             ("OSC_ENGINE", engine),
@@ -363,12 +363,12 @@ fn the_header_of_a_proxy_comes_before_tls() {
         let mut client = over_tls(socket, &secure.authority.client(None));
         assert_eq!(client.send("GET", "/health", &[], None).status, 200);
         eventually("the log names the client", || secure.server.log().contains(r#""client":"203.0.113.9""#));
-        assert!(failure(secure.connect()).len() > 1, "not without it");
+        assert!(failure(secure.connect()).len() > 1, "a connection without it fails");
     }
 }
 
 #[test]
-fn sessions_are_resumed_and_nothing_comes_early() {
+fn sessions_are_resumed_without_early_data() {
     let secure = started(&[]);
     let config = secure.authority.client(None);
     for kind in [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed] {
@@ -381,31 +381,31 @@ fn sessions_are_resumed_and_nothing_comes_early() {
 }
 
 #[test]
-fn connections_beyond_the_limit_of_an_address_are_closed() {
+fn connections_above_the_limit_of_an_address_are_closed() {
     let secure = started(&[("OSC_CONNECTIONS_PER_ADDRESS", "1")]);
     let mut first = secure.connect();
     assert_eq!(first.send("GET", "/health", &[], None).status, 200);
     let mut second = secure.server.connect();
-    assert_eq!(second.rest(), b"", "no plain text to a client that expects none");
+    assert_eq!(second.rest(), b"", "no plain text to a client that expects TLS");
     drop(first);
     eventually("there is room again", || {
         let mut client = secure.connect();
         client.stream.write_all(&request("GET", "/health", &[], None)).is_ok()
-            && client.try_receive(false).is_ok_and(|answer| answer.status == 200)
+            && client.try_receive(false).is_ok_and(|response| response.status == 200)
     });
 }
 
-/// What asks for the health of the server on its own machine.
+/// The health check connects to the server on its own machine.
 #[test]
-fn a_machine_can_ask_itself() {
-    for with_clients in [false, true] {
+fn the_server_can_connect_to_itself() {
+    for with_client_ca in [false, true] {
         let authority = Authority::new("an authority");
         let elsewhere = authority.issue_with(|params| {
             params.subject_alt_names =
                 vec![rcgen::SanType::DnsName("conf.example.org".try_into().expect("a name"))];
         });
         let mut launch = launch(&elsewhere, &authority);
-        if with_clients {
+        if with_client_ca {
             launch = launch.set("OSC_SSL_CA_CERTS", "ca.pem");
         }
         let directory = launch.directory.path().to_owned();
@@ -416,29 +416,30 @@ fn a_machine_can_ask_itself() {
             ("OSC_SSL_CERTFILE".to_owned(), path("cert.pem")),
             ("OSC_SSL_KEYFILE".to_owned(), path("key.pem")),
         ]);
-        if with_clients {
+        if with_client_ca {
             environment.insert("OSC_SSL_CA_CERTS".to_owned(), path("ca.pem"));
         }
         let to_self = || {
-            let (config, _) = opensecureconf::config::from_sources(&environment, None).expect("no fault");
-            config.certificates.to_self().expect("it has one")
+            let (config, _) =
+                opensecureconf::config::from_sources(&environment, None).expect("valid settings");
+            config.certificates.to_self().expect("a certificate")
         };
-        let ask = |config| -> io::Result<String> {
+        let get_health = |config| -> io::Result<String> {
             let mut stream =
                 opensecureconf::tls::connect_to_self(TcpStream::connect(server.address)?, config)?;
             stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).map(|_| answer)
+            let mut response = String::new();
+            stream.read_to_string(&mut response).map(|_| response)
         };
-        assert!(ask(to_self()).expect("it answers").starts_with("HTTP/1.1 200"));
-        // Another server in its place is not taken for it.
+        assert!(get_health(to_self()).expect("a response").starts_with("HTTP/1.1 200"));
+        // Another server in its place is not trusted.
         authority.issue().write(&directory);
-        assert!(ask(to_self()).is_err());
+        assert!(get_health(to_self()).is_err());
     }
 }
 
 #[test]
-fn sighup_takes_new_certificates_at_once_and_from_other_files() {
+fn sighup_reloads_certificates_immediately_and_from_other_files() {
     let authority = Authority::new("an authority");
     let launch = Launch::new();
     let directory = std::sync::Arc::clone(&launch.directory);
@@ -447,7 +448,7 @@ fn sighup_takes_new_certificates_at_once_and_from_other_files() {
     };
     let mut issued = Vec::new();
     for name in ["one", "two"] {
-        std::fs::create_dir(directory.path().join(name)).expect("made");
+        std::fs::create_dir(directory.path().join(name)).expect("created");
         issued.push(authority.issue());
         issued[issued.len() - 1].write(&directory.path().join(name));
     }
@@ -456,52 +457,52 @@ fn sighup_takes_new_certificates_at_once_and_from_other_files() {
     assert_eq!(secure.certificate(), *issued[0].der());
     put(directory.path(), ".env", &settings("two"));
     secure.server.signal("HUP");
-    eventually("the settings were read", || secure.server.log().contains("configuration reloaded"));
+    eventually("the configuration is reloaded", || secure.server.log().contains("configuration reloaded"));
     assert_eq!(secure.certificate(), *issued[1].der());
     assert!(!secure.server.log().contains("require a restart"), "{}", secure.server.log());
-    // They are looked at from now on.
+    // The new files are checked for changes from now on.
     let next = secure.authority.issue();
     next.write(&directory.path().join("two"));
-    eventually("the next one is shown", || secure.certificate() == *next.der());
-    // Whether there is TLS is not changed while the server runs.
+    eventually("the next certificate is presented", || secure.certificate() == *next.der());
+    // Whether TLS is used does not change while the server runs.
     put(directory.path(), ".env", "OSC_HTTPS_ENABLED=false\n");
     secure.server.signal("HUP");
-    eventually("it is told", || secure.server.log().contains("OSC_HTTPS_ENABLED"));
+    eventually("the setting is logged", || secure.server.log().contains("OSC_HTTPS_ENABLED"));
     assert_eq!(secure.certificate(), *next.der());
 }
 
 #[test]
-fn the_health_check_needs_no_authority_and_no_name() {
+fn the_health_check_needs_no_ca_and_no_name() {
     let authority = Authority::new("an authority");
-    for clients_must_show in [false, true] {
-        // Another name than the one by which it is asked.
+    for with_client_certificates in [false, true] {
+        // A certificate without the name that the check connects to.
         let issued = authority.issue_with(|params| params.subject_alt_names.clear());
         let launch = launch(&issued, &authority);
-        let launch = match clients_must_show {
+        let launch = match with_client_certificates {
             true => launch.set("OSC_SSL_CA_CERTS", "ca.pem"),
             false => launch,
         };
         let directory = std::sync::Arc::clone(&launch.directory);
         let mut server = launch.start();
         let check = || {
-            let mut again = launch_at(&directory, clients_must_show);
+            let mut again = launch_at(&directory, with_client_certificates);
             again = again.set("OSC_HOST_PORT", &server.address.port().to_string());
-            let output = again.command().arg("healthcheck").output().expect("it can be started");
+            let output = again.command().arg("healthcheck").output().expect("the command starts");
             (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
         };
-        assert_eq!(check(), (Some(0), String::new()), "{clients_must_show}");
-        // Another certificate than the server has: somebody else may have taken its port.
+        assert_eq!(check(), (Some(0), String::new()), "{with_client_certificates}");
+        // Another certificate than the server has: another process may have taken its port.
         authority.issue().write(directory.path());
         let (status, text) = check();
-        // Unless the server has seen the change first.
+        // Unless the server has reloaded the certificate first.
         assert!(status == Some(0) || text.contains("no valid response"), "{text}");
         assert!(server.stop().success());
     }
 }
 
-/// Its own certificate is that of a node, and clients need one of another CA.
+/// The server's own certificate is issued by the CA of the nodes, and clients need one of another CA.
 #[test]
-fn the_health_check_of_a_node_needs_no_certificate_of_a_client() {
+fn the_health_check_of_a_node_needs_no_client_certificate() {
     let (nodes, clients) = (Authority::new("of nodes"), Authority::new("of clients"));
     for listen in ["", "127.0.0.1:0"] {
         let launch = launch(&nodes.issue(), &nodes);
@@ -514,14 +515,14 @@ fn the_health_check_of_a_node_needs_no_certificate_of_a_client() {
         let server = clustered(launch).start();
         let port = server.address.port().to_string();
         let check = clustered(launch_at(&directory, false)).set("OSC_HOST_PORT", &port);
-        let output = check.command().arg("healthcheck").output().expect("it can be started");
+        let output = check.command().arg("healthcheck").output().expect("the command starts");
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
-/// The settings of a server with its files in place.
-fn launch_at(directory: &std::sync::Arc<tempfile::TempDir>, clients_must_show: bool) -> Launch {
+/// Settings of a server whose files are already in place.
+fn launch_at(directory: &std::sync::Arc<tempfile::TempDir>, with_client_certificates: bool) -> Launch {
     let launch = Launch::at(std::sync::Arc::clone(directory)).set("OSC_HTTPS_ENABLED", "true");
     let launch = launch.set("OSC_SSL_CERTFILE", "cert.pem").set("OSC_SSL_KEYFILE", "key.pem");
-    if clients_must_show { launch.set("OSC_SSL_CA_CERTS", "ca.pem") } else { launch }
+    if with_client_certificates { launch.set("OSC_SSL_CA_CERTS", "ca.pem") } else { launch }
 }

@@ -1,4 +1,4 @@
-//! What operators are told of TLS: certificates that end, and handshakes that fail.
+//! TLS diagnostics for operators: certificate expiry and failed handshakes.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -25,7 +25,7 @@ fn metric(server: &Server, name: &str) -> f64 {
     let mut client = Client::connect(admin_address(server));
     let text = client.send("GET", "/metrics", &[], None).text().to_owned();
     let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    found.expect("it is there").parse().expect("a number")
+    found.expect("exists").parse().expect("a number")
 }
 
 fn seconds(time: SystemTime) -> f64 {
@@ -38,37 +38,37 @@ fn expiry_warnings(log: &str, setting: &str) -> usize {
 }
 
 #[test]
-fn the_end_of_a_certificate_is_a_metric_and_near_it_a_warning() {
+fn certificate_expiry_is_a_metric_and_a_warning_when_near() {
     let authority = Authority::new("an authority");
     let begun = SystemTime::now();
     for (days, is_near) in [(1, true), (13, true), (16, false)] {
         let ends = begun + days * DAY + Duration::from_secs(3600);
         let mut server = launch(&issue(&authority, ends)).start();
         assert_eq!(metric(&server, "osc_tls_certificate_expiry_seconds"), seconds(ends));
-        let told = || expiry_warnings(&server.log(), "OSC_SSL_CERTFILE");
+        let warnings_count = || expiry_warnings(&server.log(), "OSC_SSL_CERTFILE");
         let log = server.log();
-        assert!(told() == usize::from(is_near), "{days}: {log}");
+        assert!(warnings_count() == usize::from(is_near), "{days}: {log}");
         assert!(!is_near || log.contains(&format!("days={days}")), "{days}: {log}");
-        // Another one is looked at, too.
+        // A replaced certificate is checked, too.
         let ends = begun + 2 * DAY + Duration::from_secs(3600);
         issue(&authority, ends).write(server.directory.path());
-        eventually("it is told", || server.log().contains("days=2"));
+        eventually("it is logged", || server.log().contains("days=2"));
         assert_eq!(metric(&server, "osc_tls_certificate_expiry_seconds"), seconds(ends));
-        assert_eq!(told(), 1 + usize::from(is_near));
+        assert_eq!(warnings_count(), 1 + usize::from(is_near));
         assert!(server.stop().success());
     }
 }
 
-/// Once it has expired, every client is refused.
+/// Once the CA has expired, every client is refused.
 #[test]
-fn the_end_of_an_authority_is_a_warning_too() {
+fn the_expiry_of_a_ca_causes_a_warning() {
     let server_authority = Authority::new("an authority");
     let soon = SystemTime::now() + 3 * DAY + Duration::from_secs(3600);
     let clients = Authority::until("clients", soon);
     let old = Authority::until("clients, before", SystemTime::now() - DAY);
-    for (bundle, is_told) in [
+    for (bundle, is_reported) in [
         (clients.certificate.clone(), true),
-        // Bundles hold old ones, too.
+        // Bundles contain expired CAs, too.
         (format!("{}{}", old.certificate, clients.certificate), true),
         (format!("{}{}", clients.certificate, Authority::new("clients, next").certificate), false),
     ] {
@@ -76,48 +76,48 @@ fn the_end_of_an_authority_is_a_warning_too() {
         put(launch.directory.path(), "clients.pem", &bundle);
         let server = launch.start();
         let log = server.log();
-        assert_eq!(expiry_warnings(&log, "OSC_SSL_CA_CERTS"), usize::from(is_told), "{log}");
+        assert_eq!(expiry_warnings(&log, "OSC_SSL_CA_CERTS"), usize::from(is_reported), "{log}");
         assert_eq!(expiry_warnings(&log, "OSC_SSL_CERTFILE"), 0, "{log}");
     }
 }
 
 #[test]
-fn a_certificate_that_has_ended_while_the_server_runs_is_an_error() {
+fn a_certificate_that_expires_while_the_server_runs_is_an_error() {
     let authority = Authority::new("an authority");
     let server = launch(&issue(&authority, SystemTime::now() + Duration::from_secs(8))).start();
     assert!(server.log().contains("days=0"), "{}", server.log());
-    eventually("it is told", || {
+    eventually("it is logged", || {
         server.log().lines().any(|line| line.contains("ERROR") && line.contains("has expired"))
     });
 }
 
 #[test]
-fn failed_handshakes_are_counted_and_told_now_and_then() {
+fn failed_handshakes_are_counted_and_logged_at_a_limited_rate() {
     let (authority, clients) = (Authority::new("an authority"), Authority::new("clients"));
     let launch = launch(&authority.issue()).set("OSC_SSL_CA_CERTS", "clients.pem").set("OSC_WORKERS", "1");
     put(launch.directory.path(), "clients.pem", &clients.certificate);
     let server = launch.start();
     let failed = || metric(&server, "osc_tls_handshakes_failed_total");
     assert_eq!(failed(), 0.0);
-    // One that comes and goes, as the check of a load balancer does, is none.
+    // A connection without data, such as the check of a load balancer, does not count.
     drop(server.connect());
     for _ in 0..20 {
         let mut stranger = over_tls(server.connect().stream, &authority.client(None));
         stranger.stream.write_all(&request("GET", "/health", &[], None)).ok();
-        stranger.try_receive(false).expect_err("no answer");
+        stranger.try_receive(false).expect_err("no response");
     }
     eventually("all are counted", || failed() == 20.0);
-    let mut plain = TcpStream::connect(server.address).expect("it listens");
+    let mut plain = TcpStream::connect(server.address).expect("the server listens");
     plain.write_all(&request("GET", "/health", &[], None)).expect("written");
-    let mut answer = String::new();
-    plain.read_to_string(&mut answer).expect("answered");
-    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    let mut response = String::new();
+    plain.read_to_string(&mut response).expect("a response");
+    assert!(response.starts_with("HTTP/1.1 400"), "{response}");
     eventually("it is counted", || failed() == 21.0);
     let log = server.log();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("TLS handshake failed")).collect();
     let words = ["INFO", "address=127.0.0.1", "error=peer sent no certificates"];
     assert!(words.iter().all(|word| lines[0].contains(word)), "{lines:?}");
-    // It takes longer on a machine that is busy, and there is one line in ten seconds.
+    // This takes longer on a busy machine, and one line is logged every ten seconds.
     assert!(lines.len() < 10, "{lines:?}");
     let mut known = over_tls(server.connect().stream, &authority.client(Some(&clients.issue())));
     assert_eq!(known.send("GET", "/health", &[], None).status, 200);

@@ -1,14 +1,14 @@
-//! What a page of another site can do from a browser of this machine: nothing.
+//! Protection against pages of other sites in a browser on this machine.
 
 use std::fs;
 
 use crate::support::{Client, Launch, Response, Server, USER_KEY, proper_salt};
 
-/// The `Host` of [`Client::send`] is `test`.
+/// The user key. [`Client::send`] sends the `Host` `test`.
 const KEY: (&str, &str) = ("X-User-Key", USER_KEY);
 
-/// A read with this `Host`.
-fn ask(server: &Server, host: &str, target: &str) -> Response {
+/// Sends a read with this `Host`.
+fn get_with_host(server: &Server, host: &str, target: &str) -> Response {
     let mut client = server.connect();
     client
         .write(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nX-User-Key: {USER_KEY}\r\n\r\n").as_bytes());
@@ -27,30 +27,30 @@ fn a_rebound_name_does_not_reach_a_server_on_loopback() {
     let with_port = |name: &str| format!("{name}:{port}");
     for host in ["127.0.0.1", "localhost", "LOCALHOST", "app.localhost", "[::1]", "127.9.9.9", "config", ""] {
         for host in [host.to_owned(), if host.is_empty() { String::new() } else { with_port(host) }] {
-            assert_eq!(ask(&server, &host, "/configs/k").status, 200, "{host}");
+            assert_eq!(get_with_host(&server, &host, "/configs/k").status, 200, "{host}");
         }
     }
     for host in
         ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.7", "[2001:db8::1]"]
     {
         for target in ["/configs/k", "/configs", "/", "/metrics", "/cluster/salt", "/docs", "/nowhere"] {
-            assert!(is_refused(&ask(&server, &with_port(host), target)), "{host} {target}");
+            assert!(is_refused(&get_with_host(&server, &with_port(host), target)), "{host} {target}");
         }
-        // What probes ask is answered: it tells nothing.
+        // Probe endpoints are served: they reveal nothing.
         for target in ["/health", "/ready", "/cluster/health"] {
-            assert_eq!(ask(&server, host, target).status, 200, "{host} {target}");
+            assert_eq!(get_with_host(&server, host, target).status, 200, "{host} {target}");
         }
-        assert_eq!(ask(&server, host, "/configs/").status, 307, "{host}");
+        assert_eq!(get_with_host(&server, host, "/configs/").status, 307, "{host}");
     }
-    // The absolute form names the host, whatever the field says.
-    let absolute = |target: &str| ask(&server, "localhost", target);
+    // The absolute form determines the host, whatever the header field contains.
+    let absolute = |target: &str| get_with_host(&server, "localhost", target);
     assert!(is_refused(&absolute("http://evil.example/configs/k")));
     assert_eq!(absolute("http://localhost/configs/k").status, 200);
-    // Only programs of long ago send none; browsers always do.
+    // Only very old clients send no host; browsers always do.
     let mut client = server.connect();
     client.write(format!("GET /configs/k HTTP/1.0\r\nX-User-Key: {USER_KEY}\r\n\r\n").as_bytes());
     assert_eq!(client.receive(false).status, 200);
-    // A refusal does not end the connection.
+    // A refusal does not close the connection.
     let mut client = server.connect();
     for (host, status) in [("evil.example", 421), ("localhost", 200)] {
         client.write(
@@ -61,7 +61,7 @@ fn a_rebound_name_does_not_reach_a_server_on_loopback() {
 }
 
 #[test]
-fn hosts_are_named_by_the_setting() {
+fn allowed_hosts_are_configurable() {
     let server = Launch::new().set("OSC_ALLOWED_HOSTS", "conf.example.org, *.lan:9000").start();
     for (host, is_allowed) in [
         ("conf.example.org", true),
@@ -72,18 +72,18 @@ fn hosts_are_named_by_the_setting() {
         ("localhost", false),
         ("127.0.0.1", false),
     ] {
-        assert_eq!(!is_refused(&ask(&server, host, "/configs")), is_allowed, "{host}");
+        assert_eq!(!is_refused(&get_with_host(&server, host, "/configs")), is_allowed, "{host}");
     }
     for launch in [
         Launch::new().set("OSC_ALLOWED_HOSTS", "*"),
         Launch::new().set("OSC_HOST", "0.0.0.0"),
         Launch::new().set("OSC_API_KEY_REQUIRED", "true").set("OSC_API_KEY", "an-api-key-of-a-test"),
     ] {
-        assert!(!is_refused(&ask(&launch.start(), "any.example", "/configs")));
+        assert!(!is_refused(&get_with_host(&launch.start(), "any.example", "/configs")));
     }
 }
 
-/// Sends a write as a page does.
+/// Sends a write as a page would.
 fn write(server: &Server, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
     let mut client = server.connect();
     client.send(method, target, &[&[KEY], headers].concat(), Some(body))
@@ -93,7 +93,7 @@ fn write(server: &Server, method: &str, target: &str, headers: &[(&str, &str)], 
 fn pages_of_other_sites_cannot_write() {
     let server = Server::start();
     assert_eq!(server.create("k", "1").status, 201);
-    let salt = fs::read(server.salt()).expect("made");
+    let salt = fs::read(server.salt()).expect("created");
     let writes: [(&str, &str, &[u8]); 6] = [
         ("POST", "/configs", br#"{"key":"new","value":1}"#),
         ("PUT", "/configs/k", br#"{"value":2}"#),
@@ -118,14 +118,14 @@ fn pages_of_other_sites_cannot_write() {
             assert_eq!(response.status, 403, "{method} {target} {headers:?}");
             assert_eq!(response.text(), r#"{"detail":"Origin not allowed"}"#);
         }
-        // To read is allowed as before; the browser does not show it to the page.
+        // Reads are allowed; the browser does not show the response to the page.
         let mut client = server.connect();
         let read = client.send("GET", "/configs/k", &[&[KEY], headers].concat(), None);
         assert_eq!((read.status, read.header("access-control-allow-origin")), (200, None));
     }
     assert_eq!(server.value("k"), "1");
     assert_eq!(server.get("/configs/new").status, 404);
-    assert_eq!(fs::read(server.salt()).expect("there"), salt);
+    assert_eq!(fs::read(server.salt()).expect("exists"), salt);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn own_and_allowed_pages_can_write() {
         &[("Origin", "https://TEST")],
         &[("Origin", "https://admin.example.org")],
         &[("Origin", "https://admin.example.org"), ("Sec-Fetch-Site", "cross-site")],
-        // Behind a proxy that sends another Host.
+        // Behind a proxy that changes the Host.
         &[("Origin", "https://conf.example.org"), ("Sec-Fetch-Site", "same-origin")],
         &[("Sec-Fetch-Site", "none")],
     ] {
@@ -154,7 +154,7 @@ fn own_and_allowed_pages_can_write() {
     assert_eq!(created.status, 201);
 }
 
-/// Types that only forms send, without a preflight request. curl calls any body `x-www-form-urlencoded`.
+/// Content types that only forms send, without a preflight request. curl labels any body `x-www-form-urlencoded`.
 #[test]
 fn a_form_cannot_set_the_salt() {
     let server = Server::start();

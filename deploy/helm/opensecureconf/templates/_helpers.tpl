@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride -}}
 {{- end -}}
 
-{{- /* Pods get a number behind it, and a name of a Service may have 63 characters. */ -}}
+{{- /* Leaves room for the ordinals of pods and for suffixes: a Service name has at most 63 characters. */ -}}
 {{- define "osc.fullname" -}}
 {{- $name := include "osc.name" . -}}
 {{- if .Values.fullnameOverride -}}
@@ -50,7 +50,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- default (printf "%s-cluster-secret" (include "osc.fullname" .)) .Values.clusterSecret.existingSecret -}}
 {{- end -}}
 
-{{- /* All nodes. Each finds itself in the list, and leaves itself out. */ -}}
+{{- /* All nodes. Each one recognises itself in the list and skips the entry. */ -}}
 {{- define "osc.nodes" -}}
 {{- $fullname := include "osc.fullname" . -}}
 {{- $nodes := list -}}
