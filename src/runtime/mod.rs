@@ -161,6 +161,8 @@ fn run_on<E: Engine>(
     let node_auth = Arc::new(NodeAuth::new(&config.cluster_secrets, &api_keys));
     let connections_max = descriptors.connections_max();
     let mut expiry = reload::ExpiryWatch::default();
+    // Before the first scrape.
+    expiry.look(&config.certificates, jiff::Timestamp::now());
     let settings = settings(config, kind, connections_max, &api_keys, &node_auth, &expiry);
     let executors = Arc::clone(&settings.executors);
     let watched_executors = Arc::clone(&executors);
@@ -183,7 +185,6 @@ fn run_on<E: Engine>(
         tracing::info!(%expires, "serving over TLS only");
     }
     reload::warn_of_refusal(&config.certificates);
-    expiry.look(&config.certificates, jiff::Timestamp::now());
     let port = addresses.first().map_or(config.port, |(address, _)| address.port());
     log_listeners(addresses, kind, plan.cores.len());
     start_report::log(config, kind, plan.cores.len(), port);
