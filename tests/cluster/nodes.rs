@@ -294,6 +294,14 @@ impl<L> Cluster<L> {
         });
     }
 
+    /// Expects that two federated nodes read and write each other's entries.
+    pub(crate) fn expect_federation(&self) {
+        assert_eq!(self.nodes[0].create("k", "[1.0]").status, 201);
+        assert_eq!(self.nodes[1].value("k").as_deref(), Some("[1.0]"));
+        assert_eq!(self.nodes[1].update("k", "2").status, 200);
+        assert_eq!(self.nodes[0].value("k").as_deref(), Some("2"));
+    }
+
     pub(crate) fn digests(&self) -> Vec<String> {
         self.nodes.iter().map(Node::digest).collect()
     }

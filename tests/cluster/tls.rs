@@ -82,10 +82,7 @@ fn two_federated_nodes_query_each_other() {
             cluster_of(2, &authority, &[("OSC_CLUSTER_MODE", "federated"), ("OSC_ENGINE", engine)]);
         cluster.start();
         cluster.wait_until_whole();
-        assert_eq!(cluster.nodes[0].create("k", "[1.0]").status, 201);
-        assert_eq!(cluster.nodes[1].value("k").as_deref(), Some("[1.0]"));
-        assert_eq!(cluster.nodes[1].update("k", "2").status, 200);
-        assert_eq!(cluster.nodes[0].value("k").as_deref(), Some("2"));
+        cluster.expect_federation();
     }
 }
 

@@ -159,13 +159,18 @@ impl Random {
             "HTTP/2.0\r\n",
             "\0",
         ];
+        self.input_of(&PIECES)
+    }
+
+    /// Returns up to eleven of these pieces, among them some of random bytes.
+    pub(in crate::http1) fn input_of(&mut self, pieces: &[&str]) -> Vec<u8> {
         let mut input = Vec::new();
         for _ in 0..self.below(12) {
             if self.below(8) == 0 {
                 let count = self.below(6);
                 input.extend((0..count).map(|_| u8::try_from(self.below(256)).expect("below 256")));
             } else {
-                input.extend_from_slice(PIECES[self.below(PIECES.len())].as_bytes());
+                input.extend_from_slice(pieces[self.below(pieces.len())].as_bytes());
             }
         }
         input

@@ -37,16 +37,7 @@ fn input(random: &mut Random) -> Vec<u8> {
         "0\r\na: b\r\n\r\n",
         "ffffffff",
     ];
-    let mut input = Vec::new();
-    for _ in 0..random.below(12) {
-        if random.below(8) == 0 {
-            let count = random.below(6);
-            input.extend((0..count).map(|_| u8::try_from(random.below(256)).expect("below 256")));
-        } else {
-            input.extend_from_slice(PIECES[random.below(PIECES.len())].as_bytes());
-        }
-    }
-    input
+    random.input_of(&PIECES)
 }
 
 #[test]
