@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use opensecureconf::limits::{ENTRY_CACHE_BYTES_MAX, ENTRY_CACHE_BYTES_MIN};
-use opensecureconf::model::Ciphertext;
-use opensecureconf::store::{EntryCache, KeyEntries, SealedEntry};
+use opensecureconf::model::{Ciphertext, KeyEntries, SealedEntry};
+use opensecureconf::storage::EntryCache;
 
 const VALUE_BYTES: usize = 200;
 

@@ -11,8 +11,8 @@ use std::path::Path;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use futures_lite::future::block_on;
 use opensecureconf::crypto::{FernetKey, RawKey};
-use opensecureconf::model::Ciphertext;
-use opensecureconf::store::{Filter, Options, OwnerTag, Store, Write};
+use opensecureconf::model::{Ciphertext, Filter, OwnerTag};
+use opensecureconf::storage::{Options, Store, Write};
 
 const ROWS_COUNT: usize = 1000;
 const OWNER: OwnerTag = OwnerTag([7; 32]);

@@ -1,13 +1,13 @@
 //! Encrypted configuration server, compatible with the API and the files of OpenSecureConf.
 //!
-//! Data flows in one direction: socket, head, route, service, crypto and store, response. The layers, highest first;
+//! Data flows in one direction: socket, head, route, service, crypto and storage, response. The layers, highest first;
 //! each imports only from those below it, which `tests/layers.rs` enforces:
 //!
 //! ```text
 //! L4  main -> runtime  |  healthcheck      threads, cores and signals; probing a running server
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
-//! L2  service                             use cases; combines crypto and store
-//! L1  http1  |  crypto  |  store          bytes, keys, rows; independent of each other
+//! L2  service                             use cases; combines crypto and storage
+//! L1  http1  |  crypto  |  storage        bytes, keys, rows; independent of each other
 //! L0  config  tls  limits  model  telemetry   vocabulary; TLS over any stream
 //! ```
 //!
@@ -23,6 +23,6 @@ pub mod limits;
 pub mod model;
 pub mod runtime;
 pub mod service;
-pub mod store;
+pub mod storage;
 pub mod telemetry;
 pub mod tls;

@@ -22,7 +22,7 @@ use opensecureconf::limits::{
     BODIES_BYTES_MAX_PER_EXECUTOR, PIECE_BYTES, PIECE_COPIES, RESPONSES_BYTES_MAX, TRANSFER_BYTES_MIN,
 };
 use opensecureconf::service::Service;
-use opensecureconf::store::{Options, Store};
+use opensecureconf::storage::{Options, Store};
 use opensecureconf::telemetry::Executors;
 use zeroize::Zeroizing;
 

@@ -13,10 +13,10 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("telemetry", &["limits", "model", "config"]),
     ("http1", &["limits"]),
     ("crypto", &["limits", "model", "telemetry"]),
-    ("store", &["limits", "model", "telemetry"]),
-    ("service", &["limits", "model", "telemetry", "config", "crypto", "store"]),
-    ("http", &["limits", "model", "telemetry", "config", "http1", "service", "store"]),
-    ("cluster", &["limits", "model", "telemetry", "config", "tls", "http1", "service", "store"]),
+    ("storage", &["limits", "model", "telemetry"]),
+    ("service", &["limits", "model", "telemetry", "config", "crypto", "storage"]),
+    ("http", &["limits", "model", "telemetry", "config", "http1", "service", "storage"]),
+    ("cluster", &["limits", "model", "telemetry", "config", "tls", "http1", "service", "storage"]),
     (
         "runtime",
         &[
@@ -27,7 +27,7 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
             "tls",
             "http1",
             "crypto",
-            "store",
+            "storage",
             "service",
             "http",
             "cluster",
@@ -44,7 +44,7 @@ const ONLY_IN: [(&str, &[&str]); 16] = [
     ("tokio::", &["runtime/engine/"]),
     ("io_uring::", &["runtime/engine/", "runtime/ring/"]),
     ("socket2::", &["runtime/listener.rs", "runtime/ring/"]),
-    ("rusqlite::", &["store/"]),
+    ("rusqlite::", &["storage/sqlite/"]),
     ("std::env", &["config/"]),
     ("httparse::", &["http1/"]),
     ("rayon::", &["crypto/"]),
@@ -191,7 +191,7 @@ fn without_tests(code: &str) -> &str {
     code.split_once("#[cfg(test)]\nmod tests {").map_or(code, |(code, _)| code)
 }
 
-/// Path of a module, for example `["store", "writer"]`.
+/// Path of a module, for example `["storage", "writer"]`.
 type Module = Vec<String>;
 
 fn module_of(path: &Path) -> Module {
@@ -324,8 +324,8 @@ fn files_have_no_import_cycles() {
 #[test]
 fn imports_in_groups_are_found() {
     let code =
-        "use crate::{limits::{A, B}, model::X,\n    store};\nuse crate::http1::Y;\ncrate::service::f();";
-    assert_eq!(named_after(code, "crate::"), ["limits", "model", "store", "http1", "service"]);
+        "use crate::{limits::{A, B}, model::X,\n    storage};\nuse crate::http1::Y;\ncrate::service::f();";
+    assert_eq!(named_after(code, "crate::"), ["limits", "model", "storage", "http1", "service"]);
 }
 
 #[test]

@@ -18,9 +18,11 @@ use opensecureconf::cluster::{
     settled_count,
 };
 use opensecureconf::limits::{BUCKETS_COUNT, ENTRY_CACHE_BYTES_MIN};
-use opensecureconf::model::{Change, Ciphertext, Digest, EntryId, HlcTimestamp, ReplicaId, VersionedDigest};
-use opensecureconf::store::{
-    Filter, Options, OwnerTag, PeerProgress, Store, VersioningOptions, VersionsPage, Write, WriteError,
+use opensecureconf::model::{
+    Change, Ciphertext, Digest, EntryId, Filter, HlcTimestamp, OwnerTag, ReplicaId, VersionedDigest,
+};
+use opensecureconf::storage::{
+    Options, PeerProgress, Store, VersioningOptions, VersionsPage, Write, WriteError,
 };
 
 const NODES_COUNT: usize = 3;

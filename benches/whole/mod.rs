@@ -14,7 +14,7 @@ use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
 use opensecureconf::http::{App, Client, ExecutorContext, Settings, serve};
 use opensecureconf::limits::REQUESTS_COUNT_MAX_PER_CONNECTION;
 use opensecureconf::service::Service;
-use opensecureconf::store::{Options, Store};
+use opensecureconf::storage::{Options, Store};
 
 /// The client's end of the stream. Once the buffers have reached their final size, it allocates nothing.
 #[derive(Clone, Default)]

@@ -1,7 +1,7 @@
 //! Messages between federated nodes: decoding never yields more than was sent, and encoding is its inverse.
 
+use opensecureconf::model::SealedEntry;
 use opensecureconf::service::federation::messages::{self, FindReply, RemoteWriteOutcome};
-use opensecureconf::store::SealedEntry;
 
 use super::replication::{are_past, check};
 

@@ -16,7 +16,7 @@ use crate::service::exchange::{
     DecodeError, decode_applied, decode_digests, decode_entries, decode_versions, encode_buckets,
     encode_changes, encode_digest, encode_ids,
 };
-use crate::store::root_of;
+use crate::storage::root_of;
 
 impl<N: Network> Context<N> {
     /// Records a problem of a peer, and logs it if it is new.

@@ -43,7 +43,7 @@ use crate::limits::TOMBSTONE_GRACE;
 use crate::model::{Digest, HlcTimestamp, ReplicaId, Timestamp};
 use crate::service::federation::ClusterTaskQueue;
 use crate::service::{ClusterView, Error, Member, NodeAuth, PeerId, Service};
-use crate::store::{PeerProgress, ReplaceResult};
+use crate::storage::{PeerProgress, ReplaceResult};
 
 /// Timeout of a request to a peer, except for a health check.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,7 +1,6 @@
 //! JSON serialization of entries and strings. Values are spliced in verbatim, because they are already JSON text.
 
-use crate::model::json;
-use crate::store::SealedEntry;
+use crate::model::{SealedEntry, json};
 
 /// Appends a JSON string.
 pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::config::Config;
 use crate::model::UserKey;
 use crate::service::{OpenedCounts, VerifyTarget};
-use crate::store::maintenance::{
+use crate::storage::maintenance::{
     self, DataFiles, Examined, MaintenanceError, MaintenanceErrorKind, Migration, Verified,
 };
 

@@ -54,7 +54,7 @@ use crate::http::{App, Audience, ByteBudget, RateLimits, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
 use crate::model::{ApiKeys, Timestamp};
 use crate::service::{ClusterView, Federation, Guard, NodeAuth, SequenceWatch, Service};
-use crate::store::{OpenError, Options, Store, VersioningOptions};
+use crate::storage::{OpenError, Options, Store, VersioningOptions};
 use crate::telemetry::{Executors, Log};
 
 /// Interval at which the certificate files are checked for changes.
@@ -242,7 +242,7 @@ fn open_store(
     events: Sender<ControlEvent>,
     log_position: &Arc<SequenceWatch>,
 ) -> Result<Arc<Store>, Error> {
-    let on_fatal = Box::new(move |error: crate::store::Error| {
+    let on_fatal = Box::new(move |error: crate::storage::Error| {
         let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
         events.send(ControlEvent::Fatal(format!("the database failed: {error}{cause}"))).ok();
     });

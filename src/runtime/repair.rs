@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::config::Config;
 use crate::limits::CLOCK_AHEAD_MAX;
-use crate::store::{OpenError, Repaired, repair_versions};
+use crate::storage::{OpenError, Repaired, repair_versions};
 
 /// Repairs versions that are ahead of the clock, and returns the report; with `is_trial`, changes nothing.
 ///

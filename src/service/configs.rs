@@ -9,8 +9,10 @@ use super::value::{SealedValue, Value};
 use super::{Credentials, Error, Service};
 use crate::crypto::DerivedKey;
 use crate::limits::LARGE_VALUE_BYTES;
-use crate::model::{Category, Ciphertext, EntryKey, Environment, Plaintext, Timestamp};
-use crate::store::{KeyEntries, OwnerTag, SealedEntry, Write, WriteError, WriteResult};
+use crate::model::{
+    Category, Ciphertext, EntryKey, Environment, KeyEntries, OwnerTag, Plaintext, SealedEntry, Timestamp,
+};
+use crate::storage::{Write, WriteError, WriteResult};
 
 /// Maximum number of compare-and-swap attempts of a write. Each failed attempt means that another write succeeded.
 const ATTEMPTS_MAX: usize = 16;

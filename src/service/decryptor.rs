@@ -2,8 +2,7 @@
 
 use super::Error;
 use crate::crypto::{DerivedKey, OpenError};
-use crate::model::{Plaintext, SecretBytes, json};
-use crate::store::SealedEntry;
+use crate::model::{Plaintext, SealedEntry, SecretBytes, json};
 
 /// Decryptor with buffers for one value.
 pub(super) struct Decryptor<'a> {

@@ -1,6 +1,6 @@
 //! Errors of the use cases, distinguished by what the caller can do. HTTP status codes are assigned elsewhere.
 
-use crate::store;
+use crate::storage;
 
 /// Error of a use case.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +110,7 @@ pub enum Error {
     NotJoined,
     /// A read failed for an internal reason that the client cannot act on.
     #[error("store error")]
-    Store(#[source] store::Error),
+    Store(#[source] storage::Error),
 }
 
 impl Error {
@@ -120,14 +120,14 @@ impl Error {
     }
 }
 
-impl From<store::Error> for Error {
-    fn from(error: store::Error) -> Self {
+impl From<storage::Error> for Error {
+    fn from(error: storage::Error) -> Self {
         match error {
-            store::Error::Full => Self::DiskFull,
-            store::Error::Busy => Self::Busy,
-            store::Error::Displaced => Self::Displaced,
-            store::Error::Stopped | store::Error::Damaged { .. } => Self::Unavailable,
-            store::Error::Sqlite(_) => Self::Store(error),
+            storage::Error::Full => Self::DiskFull,
+            storage::Error::Busy => Self::Busy,
+            storage::Error::Displaced => Self::Displaced,
+            storage::Error::Stopped | storage::Error::Damaged { .. } => Self::Unavailable,
+            storage::Error::Engine(_) => Self::Store(error),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::model::{
     Change, Ciphertext, Digest, EntryId, HlcTimestamp, ReplicaId, SealedBody, Timestamp, TombstoneHorizon,
     Version, VersionedDigest,
 };
-use crate::store::{AppliedChanges, VersionsPage, bucket_of};
+use crate::storage::{AppliedChanges, VersionsPage, bucket_of};
 
 /// Header in the response to a health check of another node: instance ID, random for each process.
 pub const INSTANCE_HEADER: &str = "x-osc-instance";

@@ -8,8 +8,8 @@ use super::federation::RemoteEntries;
 use super::{Credentials, Error, Service};
 use crate::crypto::DerivedKey;
 use crate::limits::LIST_INLINE_BYTES;
-use crate::model::{EntryId, SecretBytes};
-use crate::store::{Filter, Page, SealedEntry};
+use crate::model::{EntryId, Filter, SealedEntry, SecretBytes};
+use crate::storage::Page;
 
 /// Function that appends one entry to the bytes of a page. Called between the read and the response; on a pool thread
 /// unless the page is small.

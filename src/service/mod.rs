@@ -47,7 +47,7 @@ pub use value::{SealedValue, Value};
 pub use verify::{OpenedCounts, VerifyTarget, verify};
 
 use crate::crypto::{KeyCache, Pool};
-use crate::store::{ImportResult, Store};
+use crate::storage::{ImportResult, Store};
 
 /// Handles to everything that a use case needs; one per process, shared by all executors.
 #[derive(Debug)]

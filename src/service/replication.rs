@@ -16,7 +16,7 @@ use super::{Error, PeerId, Service};
 use crate::config::{ClusterConfig, PeerAddress, WriteAcks};
 use crate::limits::VERSIONS_BYTES_PER_MESSAGE;
 use crate::model::{Change, Digest, EntryId, ReplicaId, TombstoneHorizon, Version};
-use crate::store::{AppliedChanges, LogPage, OpenError, PeerProgress, ReplaceResult, Store, VersionsPage};
+use crate::storage::{AppliedChanges, LogPage, OpenError, PeerProgress, ReplaceResult, Store, VersionsPage};
 use crate::telemetry::{Durations, Histogram};
 
 /// Cluster status shared with request handlers, and the gates at which requests wait for the cluster.
@@ -270,7 +270,7 @@ impl Service {
                 }
                 Ok(applied)
             }
-            Err(crate::store::WriteError::Store(error)) => Err(error.into()),
+            Err(crate::storage::WriteError::Store(error)) => Err(error.into()),
             Err(_) => Err(Error::Unavailable),
         }
     }
@@ -288,7 +288,7 @@ impl Service {
         let receiver = self.store.record_progress(progress)?;
         match receiver.await.map_err(|_| Error::Unavailable)? {
             Ok(()) => Ok(()),
-            Err(crate::store::WriteError::Store(error)) => Err(error.into()),
+            Err(crate::storage::WriteError::Store(error)) => Err(error.into()),
             Err(_) => Err(Error::Unavailable),
         }
     }
@@ -417,7 +417,7 @@ impl Service {
 
     pub(super) async fn read_store<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Store) -> Result<T, crate::store::Error> + Send + 'static,
+        read: impl FnOnce(&Store) -> Result<T, crate::storage::Error> + Send + 'static,
     ) -> Result<T, Error> {
         let store = Arc::clone(&self.store);
         Ok(self.on_pool(move || read(&store)).await??)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Error, Service};
 use crate::crypto::Counts;
-use crate::store::WriterCounts;
+use crate::storage::WriterCounts;
 use crate::telemetry::ProcessStats;
 
 /// Maximum age of a cached count of the entries; counting scans all of them.

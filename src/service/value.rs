@@ -5,8 +5,7 @@ use std::sync::Arc;
 use super::decryptor::DecryptError;
 use crate::crypto::DerivedKey;
 use crate::limits::LARGE_VALUE_BYTES;
-use crate::model::Plaintext;
-use crate::store::SealedEntry;
+use crate::model::{Plaintext, SealedEntry};
 
 /// Value as canonical JSON.
 #[derive(Debug)]

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use super::decryptor::DecryptError;
 use crate::crypto::{FernetKey, derive};
-use crate::model::{SecretBytes, UserKey, json};
-use crate::store::SealedEntry;
-use crate::store::maintenance::{DataFiles, Inspection, MaintenanceError, Verified};
+use crate::model::{SealedEntry, SecretBytes, UserKey, json};
+use crate::storage::maintenance::{DataFiles, Inspection, MaintenanceError, Verified};
 
 /// Files to verify.
 #[derive(Clone, Copy, Debug)]

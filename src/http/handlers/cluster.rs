@@ -15,7 +15,7 @@ use crate::service::exchange::{
 };
 use crate::service::node_auth::{AUTH_HEADER, CHALLENGE_HEADER, PROOF_HEADER, signed_response};
 use crate::service::{Member, Service};
-use crate::store::{ImportResult, SaltProblem};
+use crate::storage::{ImportResult, SaltProblem};
 
 /// Handles `GET /cluster/status`: counts peers only, not this node.
 pub(in crate::http) fn status(call: &Call<'_>) -> Response {

@@ -16,8 +16,8 @@ use crate::http::query::parameter;
 use crate::http::response::{HandlerOutput, ListStream, Response};
 use crate::http::{ENTRIES_HIDDEN, NEXT_AFTER, PARTIAL_RESULT};
 use crate::limits::{LARGE_VALUE_BYTES, LIST_LIMIT_MAX};
+use crate::model::{Filter, SealedEntry};
 use crate::service::{After, DecryptedEntry, EntryList, Error, ListQuery, Render, RenderedPage, Value};
-use crate::store::{Filter, SealedEntry};
 
 /// A list longer than this, in bytes, is streamed as it is read.
 const FIRST_BYTES: usize = 256 * 1024;

@@ -13,7 +13,7 @@ use crate::service::exchange::{
     DecodeError, decode_buckets, decode_changes, decode_digest, decode_ids, encode_applied, encode_digest,
     encode_digests,
 };
-use crate::store::root_of;
+use crate::storage::root_of;
 
 /// Handles `POST /cluster/changes`: applies those of a peer's changes that supersede the local versions.
 pub(in crate::http) async fn changes(call: Call<'_>) -> Result<Response, Response> {

@@ -6,9 +6,8 @@ use std::collections::BTreeSet;
 use super::listing::RemoteEntries;
 use super::messages::PageQuery;
 use crate::limits::LIST_PAGE_BYTES;
-use crate::model::EntryId;
+use crate::model::{EntryId, Filter};
 use crate::service::{Error, Service};
-use crate::store::Filter;
 
 /// Entry that several nodes have.
 #[derive(Debug, PartialEq, Eq)]
@@ -92,8 +91,8 @@ impl LocalNames<'_> {
             };
             let page = self.service.page_local(query).await?;
             self.more = page.more;
-            self.after = page.rows.last().map(crate::store::SealedEntry::entry_id).or(self.after.take());
-            self.names.extend(page.rows.iter().map(crate::store::SealedEntry::entry_id));
+            self.after = page.rows.last().map(crate::model::SealedEntry::entry_id).or(self.after.take());
+            self.names.extend(page.rows.iter().map(crate::model::SealedEntry::entry_id));
         }
         let mut rest = self.names.split_off(last);
         // The bound is inclusive.

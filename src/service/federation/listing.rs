@@ -8,9 +8,8 @@ use std::time::Instant;
 use super::messages::{NamePage, PAGE, PageQuery, decode_page, encode_query};
 use super::peer_requests::{Answers, Federation, Peers};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
-use crate::model::EntryId;
+use crate::model::{EntryId, Filter, SealedEntry};
 use crate::service::{Error, PeerId, Service};
-use crate::store::{Filter, SealedEntry};
 
 /// Bytes of encrypted values that are held per peer: the maximum with few peers, the minimum with many.
 const PAGE_BYTES_MAX: usize = 256 * 1024;

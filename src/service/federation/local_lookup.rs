@@ -8,10 +8,10 @@ use super::messages::{
 };
 use super::peer_requests::Federation;
 use crate::limits::PEER_INLINE_BYTES;
-use crate::model::{Category, Ciphertext, Digest, Environment};
+use crate::model::{Category, Ciphertext, Digest, Environment, SealedEntry};
 use crate::service::exchange::DecodeError;
 use crate::service::{Error, PeerId, Service, salt_fingerprint};
-use crate::store::{self, SealedEntry, Store, Write, WriteError};
+use crate::storage::{self, Store, Write, WriteError};
 
 /// Returns the digest that identifies an encrypted value.
 pub(super) fn digest_of(ciphertext: Option<&Ciphertext>) -> Digest {
@@ -140,7 +140,7 @@ impl Service {
         };
         let receiver = match self.store.write_for_peer(write) {
             Ok(receiver) => receiver,
-            Err(store::Error::Busy) => return Ok(RemoteWriteOutcome::Busy),
+            Err(storage::Error::Busy) => return Ok(RemoteWriteOutcome::Busy),
             Err(error) => return Err(error.into()),
         };
         match receiver.await.map_err(|_| Error::Unavailable)? {
@@ -151,14 +151,14 @@ impl Service {
             }
             Err(WriteError::AlreadyExists) => Ok(RemoteWriteOutcome::Exists),
             Err(WriteError::Ahead { .. }) => Err(Error::Unavailable),
-            Err(WriteError::Store(store::Error::Full)) => Ok(RemoteWriteOutcome::Full),
-            Err(WriteError::Store(store::Error::Busy)) => Ok(RemoteWriteOutcome::Busy),
+            Err(WriteError::Store(storage::Error::Full)) => Ok(RemoteWriteOutcome::Full),
+            Err(WriteError::Store(storage::Error::Busy)) => Ok(RemoteWriteOutcome::Busy),
             Err(WriteError::Store(error)) => Err(error.into()),
         }
     }
 }
 
-fn page_of(store: &Store, query: PageQuery) -> Result<NamePage, store::Error> {
+fn page_of(store: &Store, query: PageQuery) -> Result<NamePage, storage::Error> {
     let PageQuery { mut after, filter, bytes_max, names_only } = query;
     loop {
         let (mut rows, more) = store.page_by_name(&filter, after.as_ref(), bytes_max, names_only)?;

@@ -8,10 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{CLOCK_AHEAD_MAX, LIST_PAGE_ROWS_MAX, REQUEST_LINE_BYTES_MAX};
 use crate::model::change::EntryError;
-use crate::model::{Category, Ciphertext, Digest, EntryId, Environment, Timestamp};
+use crate::model::{Category, Ciphertext, Digest, EntryId, Environment, Filter, SealedEntry, Timestamp};
 use crate::service::bounded::Bounded;
 use crate::service::exchange::{DecodeError, exchangeable, hexadecimal, id_of};
-use crate::store::{Filter, SealedEntry};
 
 /// `POST /cluster/find`: finds a local entry of the peer.
 pub const FIND: &str = "/cluster/find";

@@ -11,9 +11,8 @@ use futures_channel::oneshot;
 use super::messages::{FIND, Find, FindReply, decode_found, encode_find};
 use super::owner_hints::OwnerHint;
 use super::peer_requests::{Answers, Federation, Peers};
-use crate::model::EntryId;
+use crate::model::{EntryId, SealedEntry};
 use crate::service::{Error, PeerId, Service};
-use crate::store::SealedEntry;
 
 /// Divisor of the timeout: the hinted owner has this fraction of it to reply before the other peers are queried, too.
 const HEDGE_PART: u32 = 4;

@@ -10,10 +10,9 @@ use super::messages::{
 };
 use super::peer_requests::{Answers, Federation};
 use super::remote_lookup::{OwnerPolicy, Remote};
-use crate::model::{Category, EntryId, Environment};
+use crate::model::{Category, EntryId, Environment, SealedEntry};
 use crate::service::configs::{seal, verify};
 use crate::service::{Credentials, DecryptedEntry, Error, Service, Update, Value, salt_fingerprint};
-use crate::store::SealedEntry;
 
 /// Maximum number of compare-and-swap attempts. More than for a local entry, because other writers have a lower latency
 /// to the owner.
