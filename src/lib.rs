@@ -7,12 +7,13 @@
 //! L4  main -> runtime  |  healthcheck      threads, cores and signals; probing a running server
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
 //! L2  service                             use cases; combines crypto and store
-//! L1  http1  |  crypto  |  store          bytes, keys, rows; independent of each other
-//! L0  config  tls  limits  model  telemetry   vocabulary; TLS over any stream
+//! L1  http1  |  crypto  |  store  |  blocking   bytes, keys, rows, blocking jobs; independent of each other
+//! L0  config  tls  limits  model  telemetry  threads   vocabulary; TLS over any stream
 //! ```
 //!
 //! `docs/architecture.md` is the map of the code: entry points, invariants of the modules, threads and request paths.
 
+pub mod blocking;
 pub mod cluster;
 pub mod config;
 pub mod crypto;
@@ -25,4 +26,5 @@ pub mod runtime;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod threads;
 pub mod tls;
