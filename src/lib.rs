@@ -8,11 +8,12 @@
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
 //! L2  service                             use cases; combines crypto and storage
 //! L1  http1  |  crypto  |  storage        bytes, keys, rows; independent of each other
-//! L0  config  tls  limits  model  telemetry   vocabulary; TLS over any stream
+//! L0  config  tls  limits  model  telemetry  blocking  threads   vocabulary; TLS over any stream; blocking jobs
 //! ```
 //!
 //! `docs/architecture.md` is the map of the code: entry points, invariants of the modules, threads and request paths.
 
+pub mod blocking;
 pub mod cluster;
 pub mod config;
 pub mod crypto;
@@ -25,4 +26,5 @@ pub mod runtime;
 pub mod service;
 pub mod storage;
 pub mod telemetry;
+pub mod threads;
 pub mod tls;

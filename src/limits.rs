@@ -135,7 +135,7 @@ pub const WRITES_QUEUED_MAX: usize = 4096;
 pub const WRITES_PER_COMMIT_MAX: usize = 256;
 /// `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_SECONDS: u32 = 1;
-/// Nice value of the pool threads: cached reads take precedence over derivations.
+/// Nice value of the threads of the pool and of derivations: cached reads take precedence.
 pub const POOL_NICE: i32 = 10;
 
 /// Time in which the failures that a client is allowed decay completely.

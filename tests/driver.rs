@@ -12,7 +12,8 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures_lite::future::{block_on, yield_now, zip};
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
+use opensecureconf::blocking::BlockingPool;
+use opensecureconf::crypto::{KeyCache, KeyDeriver};
 use opensecureconf::http::{
     App, Application, ByteBudget, Client, ENDPOINT_LABELS, ExecutorContext, HandlerOutput, HeadDecision,
     RequestLog, Response, Settings, serve,
@@ -636,10 +637,10 @@ impl Stack {
         let (database, salt) = (directory.path().join("test.db"), directory.path().join("test.salt"));
         let options = Options::standalone(Box::new(|error| panic!("the store failed: {error}")));
         let store = Arc::new(Store::open(&database, &salt, options).expect("new files"));
-        let pool = Pool::start(PoolConfig { derive_threads: 2, read_threads: 2 }, 64, 4096);
+        let deriver = Arc::new(KeyDeriver::start(2, 64).expect("threads can be started"));
+        let pool = Arc::new(BlockingPool::start(2, 4096).expect("threads can be started"));
         let keys = KeyCache::new();
-        let service =
-            Arc::new(Service::new(store, keys.clone(), Arc::new(pool.expect("the pool starts")), None));
+        let service = Arc::new(Service::new(store, keys.clone(), deriver, pool, None));
         let settings = Settings::default();
         let app = App::new(service, settings);
         Self { keys, app, executor: executor(), _directory: directory }

@@ -5,16 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that each module may name after `crate::`.
-const MAY_IMPORT: [(&str, &[&str]); 14] = [
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("limits", &[]),
     ("model", &["limits"]),
     ("tls", &["limits"]),
     ("config", &["limits", "model", "tls"]),
     ("telemetry", &["limits", "model", "config"]),
+    ("threads", &["limits"]),
+    ("blocking", &["limits", "threads"]),
     ("http1", &["limits"]),
-    ("crypto", &["limits", "model", "telemetry"]),
-    ("storage", &["limits", "model", "telemetry"]),
-    ("service", &["limits", "model", "telemetry", "config", "crypto", "storage"]),
+    ("crypto", &["limits", "model", "telemetry", "threads"]),
+    ("storage", &["limits", "model", "telemetry", "blocking"]),
+    ("service", &["limits", "model", "telemetry", "config", "blocking", "crypto", "storage"]),
     ("http", &["limits", "model", "telemetry", "config", "http1", "service", "storage"]),
     ("cluster", &["limits", "model", "telemetry", "config", "tls", "http1", "service", "storage"]),
     (
@@ -26,6 +28,7 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
             "config",
             "tls",
             "http1",
+            "blocking",
             "crypto",
             "storage",
             "service",
@@ -38,7 +41,7 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
 ];
 
 /// Names that may occur only in these files, or in files below these directories.
-const ONLY_IN: [(&str, &[&str]); 16] = [
+const ONLY_IN: [(&str, &[&str]); 15] = [
     ("rustls::", &["tls/"]),
     ("glommio::", &["runtime/engine/", "runtime/ring/"]),
     ("tokio::", &["runtime/engine/"]),
@@ -47,7 +50,6 @@ const ONLY_IN: [(&str, &[&str]); 16] = [
     ("rusqlite::", &["storage/sqlite/"]),
     ("std::env", &["config/"]),
     ("httparse::", &["http1/"]),
-    ("rayon::", &["crypto/"]),
     ("governor::", &["http/"]),
     ("ppp::", &["http/"]),
     ("prometheus::", &["telemetry/"]),

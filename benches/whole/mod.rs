@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use futures_lite::{AsyncRead, AsyncWrite};
-use opensecureconf::crypto::{KeyCache, Pool, PoolConfig};
+use opensecureconf::blocking::BlockingPool;
+use opensecureconf::crypto::{KeyCache, KeyDeriver};
 use opensecureconf::http::{App, Client, ExecutorContext, Settings, serve};
 use opensecureconf::limits::REQUESTS_COUNT_MAX_PER_CONNECTION;
 use opensecureconf::service::Service;
@@ -75,9 +76,9 @@ impl Connection {
         let options = Options::standalone(Box::new(|error| panic!("the store failed: {error}")));
         let (database, salt) = (directory.path().join("whole.db"), directory.path().join("whole.salt"));
         let store = Arc::new(Store::open(&database, &salt, options).expect("a new store"));
-        let config = PoolConfig { derive_threads: 1, read_threads: 1 };
-        let pool = Arc::new(Pool::start(config, 8, 8).expect("threads can be started"));
-        let service = Arc::new(Service::new(store, KeyCache::new(), pool, None));
+        let deriver = Arc::new(KeyDeriver::start(1, 8).expect("threads can be started"));
+        let pool = Arc::new(BlockingPool::start(1, 8).expect("threads can be started"));
+        let service = Arc::new(Service::new(store, KeyCache::new(), deriver, pool, None));
         let settings = Settings::default();
         let (executors, responses) = (Arc::clone(&settings.executors), Arc::clone(&settings.response_budget));
         let app = Rc::new(App::new(service, settings));

@@ -1,10 +1,10 @@
-//! Keys and tokens: the derivation of a key from a user key and the salt, the cache of derived keys, the
-//! Fernet format, and the thread pool for slow work.
+//! Keys and tokens: the derivation of a key from a user key and the salt, the threads that derive keys, the
+//! cache of derived keys, and the Fernet format.
 //!
 //! Does no I/O on files or sockets, reads no clock (callers pass the time), and depends on no executor.
 //!
 //! Threads: [`FernetKey`] and [`KeyCache::lookup`] take about a microsecond and run on the calling
-//! executor. A derivation takes tens of milliseconds and belongs on [`Pool`]. Results return over
+//! executor. A derivation takes tens of milliseconds and belongs on [`KeyDeriver`]. Results return over
 //! `futures_channel::oneshot`, whose receivers work on any executor.
 
 mod mac;
@@ -29,11 +29,8 @@ mod fair_queue;
 
 mod kdf_worker;
 
-mod completion_queue;
-pub use completion_queue::CompletionQueue;
-
-mod pool;
-pub use pool::{Pool, PoolConfig, StartError};
+mod key_deriver;
+pub use key_deriver::KeyDeriver;
 
 /// Test vectors, and the set-up that several tests share.
 #[cfg(test)]

@@ -18,8 +18,8 @@ use super::engine::{self, Acceptor, Engine, Sockets};
 use super::per_address::PerAddress;
 use super::shutdown::Stop;
 use super::tls_accept::{Socket, TlsAcceptError, accept};
+use crate::blocking::CompletionQueue;
 use crate::config::Proxies;
-use crate::crypto::CompletionQueue;
 use crate::http::{
     App, Audience, ByteBudget, Client, ExecutorContext, read_proxy_header, serve, too_many_connections,
 };

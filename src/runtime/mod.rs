@@ -1,9 +1,9 @@
 //! Threads, cores and signals: ordered startup, the supervision loop, and shutdown in reverse order.
 //!
 //! The only module that depends on the I/O engines.
-//! Threads: one executor per usable core (`osc-shard-N`), the pool (`osc-derive-N`, `osc-read-N`), the writer
-//! (`osc-writer`), the cluster executor (`osc-cluster`), the signal handler (`osc-signals`), and the main thread,
-//! which waits for control events.
+//! Threads: one executor per usable core (`osc-shard-N`), the deriving threads (`osc-derive-N`), the pool
+//! (`osc-read-N`), the writer (`osc-writer`), the cluster executor (`osc-cluster`), the signal handler
+//! (`osc-signals`), and the main thread, which waits for control events.
 
 mod cache_size;
 mod cluster;
@@ -48,8 +48,9 @@ use self::shutdown::{ControlEvent, Stop};
 use self::supervisor::Supervisor;
 pub use self::terminal::{PromptError, prompt_user_key};
 pub use self::wiping::WipingAllocator;
+use crate::blocking::BlockingPool;
 use crate::config::Config;
-use crate::crypto::{KeyCache, Pool, PoolConfig};
+use crate::crypto::{KeyCache, KeyDeriver};
 use crate::http::{App, Audience, ByteBudget, RateLimits, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
 use crate::model::{ApiKeys, Timestamp};
@@ -145,6 +146,7 @@ fn run_on<E: Engine>(
     let instance = random_number();
     let log_position = Arc::new(SequenceWatch::default());
     let store = open_store(config, plan, events.clone(), &log_position)?;
+    let deriver = start_deriver(plan)?;
     let pool = start_pool(plan)?;
     let keys = KeyCache::new();
     let view =
@@ -154,7 +156,8 @@ fn run_on<E: Engine>(
         .zip(view.as_ref())
         .map(|(federation, view)| Federation::new(federation, Arc::clone(view)))
         .unzip();
-    let service = Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&pool), view);
+    let service =
+        Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&deriver), Arc::clone(&pool), view);
     let guard = Guard::new(config.clients.failed_keys_per_address);
     let service = Arc::new(service.federated(federation).guarded_by(guard));
     let api_keys = ApiKeys::new(config.api_keys.clone());
@@ -214,7 +217,10 @@ fn run_on<E: Engine>(
         tracing::error!(%error, "cluster executor failed");
     }
     drop((shared, service));
-    // The last reference, unless an executor left a request behind; the exit then cuts off the jobs of the pool.
+    // The last references, unless an executor left a request behind; the exit then cuts off their jobs.
+    if let Some(deriver) = Arc::into_inner(deriver) {
+        deriver.stop();
+    }
     if let Some(pool) = Arc::into_inner(pool) {
         pool.stop();
     }
@@ -378,10 +384,15 @@ fn forbid_core_dumps() {
     }
 }
 
-fn start_pool(plan: &Plan) -> Result<Arc<Pool>, Error> {
-    let config = PoolConfig { derive_threads: plan.derive_threads, read_threads: plan.read_threads };
-    let derivations_max = DERIVATIONS_QUEUED_MAX_PER_THREAD * plan.derive_threads;
-    Pool::start(config, derivations_max, STORE_READS_QUEUED_MAX)
+fn start_deriver(plan: &Plan) -> Result<Arc<KeyDeriver>, Error> {
+    let queue_max = DERIVATIONS_QUEUED_MAX_PER_THREAD * plan.derive_threads;
+    KeyDeriver::start(plan.derive_threads, queue_max)
+        .map(Arc::new)
+        .map_err(|error| Error::Part("the deriving threads", error.to_string()))
+}
+
+fn start_pool(plan: &Plan) -> Result<Arc<BlockingPool>, Error> {
+    BlockingPool::start(plan.read_threads, STORE_READS_QUEUED_MAX)
         .map(Arc::new)
         .map_err(|error| Error::Part("the pool", error.to_string()))
 }

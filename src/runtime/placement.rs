@@ -3,12 +3,12 @@
 use std::num::NonZeroUsize;
 use std::thread;
 
-/// Executors with their cores, and the sizes of the pool.
+/// Executors with their cores, and the numbers of background threads.
 #[derive(Debug)]
 pub(super) struct Plan {
     /// Core of each executor; `None` if it is not pinned.
     pub(super) cores: Vec<Option<usize>>,
-    /// Number of pool threads that derive keys.
+    /// Number of threads that derive keys.
     pub(super) derive_threads: usize,
     /// Number of pool threads that read the database.
     pub(super) read_threads: usize,

@@ -43,7 +43,7 @@ impl Service {
                     // Read after the claim was taken: replacing the salt invalidates all earlier claims.
                     let salt = self.salt().and_then(|salt| Salt::new(&salt)).ok_or(Error::Unavailable)?;
                     // A refused claim is dropped, which notifies all its waiters.
-                    self.pool.derive(claim, salt, credentials.requester).map_err(|_| Error::Busy)?;
+                    self.deriver.derive(claim, salt, credentials.requester).map_err(|_| Error::Busy)?;
                     waiter
                 }
             };

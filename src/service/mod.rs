@@ -1,7 +1,7 @@
 //! Use cases: the only layer that sees both keys and rows.
 //!
-//! Knows neither HTTP nor status codes. Runs on the executors; work that may block is offloaded to the pool
-//! (derivations, database reads) or to the store's writer, and returns through a oneshot channel.
+//! Knows neither HTTP nor status codes. Runs on the executors; work that may block is offloaded to
+//! the deriving threads, the pool (database reads) or the store's writer, and returns through a oneshot channel.
 
 mod acks;
 mod bounded;
@@ -46,7 +46,8 @@ pub use stats::Stats;
 pub use value::{SealedValue, Value};
 pub use verify::{OpenedCounts, VerifyTarget, verify};
 
-use crate::crypto::{KeyCache, Pool};
+use crate::blocking::BlockingPool;
+use crate::crypto::{KeyCache, KeyDeriver};
 use crate::storage::{ImportResult, Store};
 
 /// Handles to everything that a use case needs; one per process, shared by all executors.
@@ -54,7 +55,8 @@ use crate::storage::{ImportResult, Store};
 pub struct Service {
     store: Arc<Store>,
     keys: KeyCache,
-    pool: Arc<Pool>,
+    deriver: Arc<KeyDeriver>,
+    pool: Arc<BlockingPool>,
     cluster: Option<Arc<ClusterView>>,
     federation: Option<Federation>,
     guard: Guard,
@@ -69,12 +71,14 @@ impl Service {
     pub fn new(
         store: Arc<Store>,
         keys: KeyCache,
-        pool: Arc<Pool>,
+        deriver: Arc<KeyDeriver>,
+        pool: Arc<BlockingPool>,
         cluster: Option<Arc<ClusterView>>,
     ) -> Self {
         Self {
             store,
             keys,
+            deriver,
             pool,
             cluster,
             federation: None,

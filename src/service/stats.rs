@@ -42,15 +42,13 @@ impl Service {
     /// Returns the current statistics.
     pub fn stats(&self) -> Stats {
         let (rows_cached_bytes, rows_cached) = self.store.cache().usage();
-        let (derivations_queued, reads_queued) = self.pool.queued_counts();
-        let (derivations_queued_max, reads_queued_max) = self.pool.queues_max();
         let (pages_cached_bytes, pages_cached) = self.store.pages_usage();
         Stats {
             keys: self.keys.counts(),
-            derivations_queued,
-            derivations_queued_max,
-            reads_queued,
-            reads_queued_max,
+            derivations_queued: self.deriver.queued_count(),
+            derivations_queued_max: self.deriver.queue_max(),
+            reads_queued: self.pool.queued_count(),
+            reads_queued_max: self.pool.queue_max(),
             writes_queued: self.store.writes_queued().unwrap_or_default(),
             rows_cached_bytes,
             rows_cached,
