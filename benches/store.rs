@@ -11,15 +11,19 @@ use std::path::Path;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use futures_lite::future::block_on;
 use opensecureconf::crypto::{FernetKey, RawKey};
-use opensecureconf::model::{Ciphertext, Filter, OwnerTag};
-use opensecureconf::storage::{Options, Store, Write};
+use opensecureconf::limits::ENTRY_CACHE_BYTES_MIN;
+use opensecureconf::model::{Ciphertext, EntryId, Filter, OwnerTag};
+use opensecureconf::storage::sqlite::Options;
+use opensecureconf::storage::{Storage, Write, WriteBatch};
 
 const ROWS_COUNT: usize = 1000;
 const OWNER: OwnerTag = OwnerTag([7; 32]);
 
-fn open(directory: &Path) -> Store {
+fn open(directory: &Path) -> Storage {
     let options = Options::standalone(Box::new(|error| panic!("the writer failed: {error}")));
-    Store::open(&directory.join("bench.db"), &directory.join("bench.salt"), options).expect("a new store")
+    let (database, salt) = (directory.join("bench.db"), directory.join("bench.salt"));
+    Storage::open_sqlite(&database, &salt, 4 * ENTRY_CACHE_BYTES_MIN, Vec::new(), options)
+        .expect("a new store")
 }
 
 fn ciphertext() -> Ciphertext {
@@ -27,30 +31,25 @@ fn ciphertext() -> Ciphertext {
 }
 
 fn create(number: usize) -> Write {
-    Write::Create {
-        key: format!("key-{number}"),
-        environment: None,
-        category: Some("database".to_owned()),
-        ciphertext: ciphertext(),
-    }
+    let id = EntryId { key: format!("key-{number}"), environment: None };
+    Write::create(id, Some("database".to_owned()), ciphertext())
 }
 
 /// Submits all writes before it waits for the first result, so that the writer can batch them into one transaction.
-fn write(store: &Store, changes: Vec<Write>) {
-    let results: Vec<_> =
-        changes.into_iter().map(|change| store.write(change, OWNER).expect("the queue has room")).collect();
+fn write(store: &Storage, changes: Vec<Write>) {
+    let batch = |write| WriteBatch { writes: vec![write], owner: Some(OWNER) };
+    let results: Vec<_> = changes.into_iter().map(|write| store.commit(batch(write))).collect();
     for result in results {
-        block_on(result).expect("the writer is running").expect("the write is valid");
+        block_on(result).expect("the write is valid");
     }
 }
 
-fn updates(store: &Store, count: usize) -> Vec<Write> {
+fn updates(store: &Storage, count: usize) -> Vec<Write> {
     (0..count)
         .map(|number| {
-            let entries =
-                store.key_entries(&format!("key-{number}")).expect("readable").expect("one environment");
-            let seen = entries.exact(None).expect("created before").clone();
-            Write::Update { seen, category: None, environment: None, ciphertext: ciphertext() }
+            let id = EntryId { key: format!("key-{number}"), environment: None };
+            let seen = block_on(store.get_exact(&id)).expect("readable").expect("created before");
+            Write::update(&seen, None, None, ciphertext())
         })
         .collect()
 }
@@ -61,13 +60,14 @@ fn rows(criterion: &mut Criterion) {
     write(&store, (0..ROWS_COUNT).map(create).collect());
     let mut group = criterion.benchmark_group("store");
 
-    store.key_entries("key-500").expect("readable");
-    group.bench_function("cache_hit", |bencher| bencher.iter(|| store.cache().get(black_box("key-500"))));
-    group.bench_function("group", |bencher| bencher.iter(|| store.key_entries(black_box("key-500"))));
+    block_on(store.get("key-500")).expect("readable");
+    group.bench_function("cache_hit", |bencher| bencher.iter(|| store.cached(black_box("key-500"))));
+    let read = || block_on(store.engine().get(black_box("key-500"))).expect("readable");
+    group.bench_function("group", |bencher| bencher.iter(read));
 
     group.throughput(Throughput::Elements(ROWS_COUNT as u64));
     let page = |after: i64| {
-        let page = store.page(&Filter::default(), black_box(after)).expect("readable");
+        let page = block_on(store.scan(&Filter::default(), black_box(after))).expect("readable");
         assert_eq!(page.rows.len(), ROWS_COUNT);
         page
     };

@@ -20,10 +20,11 @@ use opensecureconf::http::{
 };
 use opensecureconf::http1::RequestHead;
 use opensecureconf::limits::{
-    BODIES_BYTES_MAX_PER_EXECUTOR, PIECE_BYTES, PIECE_COPIES, RESPONSES_BYTES_MAX, TRANSFER_BYTES_MIN,
+    BODIES_BYTES_MAX_PER_EXECUTOR, ENTRY_CACHE_BYTES_MIN, PIECE_BYTES, PIECE_COPIES, RESPONSES_BYTES_MAX,
+    TRANSFER_BYTES_MIN,
 };
 use opensecureconf::service::Service;
-use opensecureconf::storage::{Options, Store};
+use opensecureconf::storage::{Storage, VersioningOptions};
 use opensecureconf::telemetry::Executors;
 use zeroize::Zeroizing;
 
@@ -623,27 +624,24 @@ async fn join<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) {
 
 // --- the whole stack -------------------------------------------------------------------------
 
-/// Everything but the runtime, in a temporary directory.
+/// Everything but the runtime, in memory.
 struct Stack {
     keys: KeyCache,
     app: App,
     executor: ExecutorContext,
-    _directory: tempfile::TempDir,
 }
 
 impl Stack {
     fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let (database, salt) = (directory.path().join("test.db"), directory.path().join("test.salt"));
-        let options = Options::standalone(Box::new(|error| panic!("the store failed: {error}")));
-        let store = Arc::new(Store::open(&database, &salt, options).expect("new files"));
+        let versions = VersioningOptions::new(false);
+        let storage = Arc::new(Storage::in_memory(ENTRY_CACHE_BYTES_MIN, Vec::new(), versions));
         let deriver = Arc::new(KeyDeriver::start(2, 64).expect("threads can be started"));
         let pool = Arc::new(BlockingPool::start(2, 4096).expect("threads can be started"));
         let keys = KeyCache::new();
-        let service = Arc::new(Service::new(store, keys.clone(), deriver, pool, None));
+        let service = Arc::new(Service::new(storage, keys.clone(), deriver, pool, None));
         let settings = Settings::default();
         let app = App::new(service, settings);
-        Self { keys, app, executor: executor(), _directory: directory }
+        Self { keys, app, executor: executor() }
     }
 
     /// Sends each request over its own connection, all concurrently.

@@ -1,4 +1,4 @@
-//! Harness for complete requests without sockets and executors: a real store, a cached derived key, and a connection
+//! Harness for complete requests without sockets and executors: a store in memory, a cached derived key, and a connection
 //! whose stream is a pair of buffers.
 
 use std::cell::RefCell;
@@ -13,9 +13,9 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use opensecureconf::blocking::BlockingPool;
 use opensecureconf::crypto::{KeyCache, KeyDeriver};
 use opensecureconf::http::{App, Client, ExecutorContext, Settings, serve};
-use opensecureconf::limits::REQUESTS_COUNT_MAX_PER_CONNECTION;
+use opensecureconf::limits::{ENTRY_CACHE_BYTES_MIN, REQUESTS_COUNT_MAX_PER_CONNECTION};
 use opensecureconf::service::Service;
-use opensecureconf::storage::{Options, Store};
+use opensecureconf::storage::{Storage, VersioningOptions};
 
 /// The client's end of the stream. Once the buffers have reached their final size, it allocates nothing.
 #[derive(Clone, Default)]
@@ -66,35 +66,31 @@ pub(crate) struct Connection {
     /// Remaining requests that the server accepts on this connection.
     left: u32,
     local: Rc<ExecutorContext>,
-    _directory: Rc<tempfile::TempDir>,
 }
 
 impl Connection {
     /// Connects to a new server.
     pub(crate) fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let options = Options::standalone(Box::new(|error| panic!("the store failed: {error}")));
-        let (database, salt) = (directory.path().join("whole.db"), directory.path().join("whole.salt"));
-        let store = Arc::new(Store::open(&database, &salt, options).expect("a new store"));
+        let versions = VersioningOptions::new(false);
+        let storage = Arc::new(Storage::in_memory(ENTRY_CACHE_BYTES_MIN, Vec::new(), versions));
         let deriver = Arc::new(KeyDeriver::start(1, 8).expect("threads can be started"));
         let pool = Arc::new(BlockingPool::start(1, 8).expect("threads can be started"));
-        let service = Arc::new(Service::new(store, KeyCache::new(), deriver, pool, None));
+        let service = Arc::new(Service::new(storage, KeyCache::new(), deriver, pool, None));
         let settings = Settings::default();
         let (executors, responses) = (Arc::clone(&settings.executors), Arc::clone(&settings.response_budget));
         let app = Rc::new(App::new(service, settings));
         let local = Rc::new(ExecutorContext::new(executors.add(), responses));
         let (wire, serving) = connect(&app, &local);
         let left = REQUESTS_COUNT_MAX_PER_CONNECTION;
-        Self { app, wire, serving, left, local, _directory: Rc::new(directory) }
+        Self { app, wire, serving, left, local }
     }
 
     /// Opens another connection to the same server.
     #[allow(dead_code, reason = "only the allocation tests need a second connection")]
     pub(crate) fn another(&self) -> Self {
         let (wire, serving) = connect(&self.app, &self.local);
-        let (app, local, _directory) =
-            (Rc::clone(&self.app), Rc::clone(&self.local), Rc::clone(&self._directory));
-        Self { app, wire, serving, left: REQUESTS_COUNT_MAX_PER_CONNECTION, local, _directory }
+        let (app, local) = (Rc::clone(&self.app), Rc::clone(&self.local));
+        Self { app, wire, serving, left: REQUESTS_COUNT_MAX_PER_CONNECTION, local }
     }
 
     /// Sends a request and waits until its response begins; returns the bytes of the response.

@@ -19,6 +19,7 @@ mod number;
 mod origins;
 mod secret_file;
 mod settings;
+mod store;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ pub use error::{SettingError, SettingErrors, Warning};
 pub use host::Host;
 pub use log::{LogFormat, LogLevel, allows_color};
 pub use origins::Origins;
+pub use store::StoreChoice;
 pub use user_key::user_key;
 
 use crate::model::{ApiKey, ClusterSecret};
@@ -60,6 +62,8 @@ pub struct Config {
     pub workers: Option<NonZeroUsize>,
     /// `OSC_ENGINE`: I/O engine of the executors.
     pub engine: EngineChoice,
+    /// `OSC_STORE`: where entries are stored.
+    pub store: StoreChoice,
     /// `OSC_DATABASE_PATH`.
     pub database_path: PathBuf,
     /// `OSC_SALT_FILE_PATH`; never the same file as the database.

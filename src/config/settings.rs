@@ -10,6 +10,7 @@ use super::error::{SettingError, SettingErrors, Warning};
 use super::host::{Host, Resolve};
 use super::log::{LogFormat, LogLevel};
 use super::number::integer;
+use super::store::StoreChoice;
 use super::table::{DATABASE_NAME, SALT_NAME, index_of};
 use super::user_key;
 use super::variables::{Variables, shown};
@@ -53,6 +54,7 @@ pub(super) fn read(
         admin: admin(&mut variables, resolve),
         workers: workers(&mut variables),
         engine: variables.choice("OSC_ENGINE", &EngineChoice::NAMES).unwrap_or(EngineChoice::Auto),
+        store: variables.choice("OSC_STORE", &StoreChoice::NAMES).unwrap_or(StoreChoice::Sqlite),
         database_path: path(&mut variables, "OSC_DATABASE_PATH", DATABASE_NAME),
         salt_file_path: path(&mut variables, "OSC_SALT_FILE_PATH", SALT_NAME),
         accepted_salt: accepted_salt(&mut variables),

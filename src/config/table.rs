@@ -26,6 +26,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("OSC_ADMIN_LISTEN", |config| or(config.admin.as_ref(), "(none)")),
     setting!("OSC_WORKERS", |config| or(config.workers, "(one per usable core)")),
     setting!("OSC_ENGINE", |config| text(config.engine)),
+    setting!("OSC_STORE", |config| text(config.store)),
     setting!("OSC_DATABASE_PATH", |config| text(config.database_path.display())),
     setting!("OSC_SALT_FILE_PATH", |config| text(config.salt_file_path.display())),
     setting!("OSC_ACCEPT_SALT", |config| is_set(config.accepted_salt.is_some())),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Ciphertext, EntryId, Timestamp};
+use super::{Ciphertext, EntryId, Revision, Timestamp};
 
 /// Writer of a row, as far as this process saw it: an opaque identity of a user key, random per process and never
 /// stored.
@@ -27,6 +27,8 @@ pub struct SealedEntry {
     pub created_at: Option<Timestamp>,
     /// Time of the last change; unknown for rows of the 2.0 server.
     pub updated_at: Option<Timestamp>,
+    /// Revision that wrote it.
+    pub revision: Revision,
     /// Writer of this row, if this process wrote it and did not read it from the file.
     pub written_by: Option<OwnerTag>,
     canonical: AtomicBool,
@@ -43,8 +45,21 @@ impl SealedEntry {
             ciphertext,
             created_at: None,
             updated_at: None,
+            revision: Revision::default(),
             written_by: None,
             canonical: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns a copy with another encrypted value, whose plaintext is not known to be canonical.
+    #[must_use]
+    pub fn copy_with(&self, ciphertext: Option<Ciphertext>) -> Self {
+        Self {
+            category: self.category.clone(),
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            revision: self.revision,
+            ..Self::new(self.id, self.key.clone(), self.environment.clone(), ciphertext)
         }
     }
 

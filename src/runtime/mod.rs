@@ -49,13 +49,13 @@ use self::supervisor::Supervisor;
 pub use self::terminal::{PromptError, prompt_user_key};
 pub use self::wiping::WipingAllocator;
 use crate::blocking::BlockingPool;
-use crate::config::Config;
+use crate::config::{Config, StoreChoice};
 use crate::crypto::{KeyCache, KeyDeriver};
 use crate::http::{App, Audience, ByteBudget, RateLimits, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
 use crate::model::{ApiKeys, Timestamp};
 use crate::service::{ClusterView, Federation, Guard, NodeAuth, SequenceWatch, Service};
-use crate::storage::{OpenError, Options, Store, VersioningOptions};
+use crate::storage::{OpenError, Storage, Subscriber, VersioningOptions, sqlite};
 use crate::telemetry::{Executors, Log};
 
 /// Interval at which the certificate files are checked for changes.
@@ -145,9 +145,9 @@ fn run_on<E: Engine>(
     let listeners = bind(config, plan.cores.len())?;
     let instance = random_number();
     let log_position = Arc::new(SequenceWatch::default());
-    let store = open_store(config, plan, events.clone(), &log_position)?;
-    let deriver = start_deriver(plan)?;
     let pool = start_pool(plan)?;
+    let storage = open_storage(config, plan, &pool, events.clone(), &log_position)?;
+    let deriver = start_deriver(plan)?;
     let keys = KeyCache::new();
     let view =
         config.cluster.as_ref().map(|cluster| Arc::new(ClusterView::new(instance, log_position, cluster)));
@@ -157,7 +157,7 @@ fn run_on<E: Engine>(
         .map(|(federation, view)| Federation::new(federation, Arc::clone(view)))
         .unzip();
     let service =
-        Service::new(Arc::clone(&store), keys.clone(), Arc::clone(&deriver), Arc::clone(&pool), view);
+        Service::new(Arc::clone(&storage), keys.clone(), Arc::clone(&deriver), Arc::clone(&pool), view);
     let guard = Guard::new(config.clients.failed_keys_per_address);
     let service = Arc::new(service.federated(federation).guarded_by(guard));
     let api_keys = ApiKeys::new(config.api_keys.clone());
@@ -224,7 +224,7 @@ fn run_on<E: Engine>(
     if let Some(pool) = Arc::into_inner(pool) {
         pool.stop();
     }
-    store.close();
+    storage.close();
     keys.clear();
     conclude(event, outcome)
 }
@@ -241,31 +241,33 @@ fn conclude(event: ControlEvent, outcome: Result<(), Error>) -> Result<(), Error
     }
 }
 
-/// Opens the store. A fatal error of its writer ends the server.
-fn open_store(
+/// Opens the storage. A fatal error of its engine ends the server.
+fn open_storage(
     config: &Config,
     plan: &Plan,
+    pool: &Arc<BlockingPool>,
     events: Sender<ControlEvent>,
     log_position: &Arc<SequenceWatch>,
-) -> Result<Arc<Store>, Error> {
+) -> Result<Arc<Storage>, Error> {
+    let cache_bytes_max = cache_size::entry_cache_bytes_max();
+    let subscribers = vec![Arc::<SequenceWatch>::clone(log_position) as Arc<dyn Subscriber>];
+    if config.store == StoreChoice::Memory {
+        tracing::warn!("entries are in memory: they and the salt are lost when this server stops");
+        return Ok(Arc::new(Storage::in_memory(cache_bytes_max, subscribers, versions(config))));
+    }
     let on_fatal = Box::new(move |error: crate::storage::Error| {
         let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
         events.send(ControlEvent::Fatal(format!("the database failed: {error}{cause}"))).ok();
     });
-    let advanced = Arc::clone(log_position);
-    let options = Options {
-        cache_bytes_max: cache_size::entry_cache_bytes_max(),
+    let options = sqlite::Options {
         accepted_salt: config.accepted_salt,
+        pool: Some(Arc::downgrade(pool)),
         readers_count: plan.read_threads,
         versions: versions(config),
         on_fatal,
-        on_log_append: Box::new(move |last| advanced.advance(last)),
     };
-    let store = Arc::new(Store::open(&config.database_path, &config.salt_file_path, options)?);
-    if let Some(copy) = store.migration_backup() {
-        tracing::info!(copy = %copy.display(), "database migrated, keeping a copy of the previous file");
-    }
-    Ok(store)
+    let (database, salt) = (&config.database_path, &config.salt_file_path);
+    Ok(Arc::new(Storage::open_sqlite(database, salt, cache_bytes_max, subscribers, options)?))
 }
 
 fn settings(

@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use super::EngineKind;
-use crate::config::Config;
+use crate::config::{Config, StoreChoice};
 
 /// Logs one line with everything that identifies this server: address, files, engine and mode.
 pub(super) fn log(config: &Config, engine: EngineKind, executors: usize, port: u16) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         url = url(config, port),
-        database = absolute(&config.database_path),
-        salt = absolute(&config.salt_file_path),
+        database = file(config, &config.database_path),
+        salt = file(config, &config.salt_file_path),
         engine = engine.name(),
         executors,
         mode = mode(config),
@@ -24,7 +24,7 @@ pub(super) fn log(config: &Config, engine: EngineKind, executors: usize, port: u
 
 /// Returns a short form of the log line, for `systemctl status`.
 pub(super) fn status(config: &Config, engine: EngineKind, port: u16) -> String {
-    let database = absolute(&config.database_path);
+    let database = file(config, &config.database_path);
     format!("serving {database} at {} ({}, {})", url(config, port), mode(config), engine.name())
 }
 
@@ -46,6 +46,14 @@ fn mode(config: &Config) -> &'static str {
         None => "single",
         Some(cluster) if cluster.federation.is_some() => "federated",
         Some(_) => "replica",
+    }
+}
+
+/// Returns the name of a data file; `memory` without one.
+fn file(config: &Config, path: &Path) -> String {
+    match config.store {
+        StoreChoice::Sqlite => absolute(path),
+        StoreChoice::Memory => config.store.to_string(),
     }
 }
 

@@ -10,9 +10,10 @@ use super::{Credentials, Error, Service};
 use crate::crypto::DerivedKey;
 use crate::limits::LARGE_VALUE_BYTES;
 use crate::model::{
-    Category, Ciphertext, EntryKey, Environment, KeyEntries, OwnerTag, Plaintext, SealedEntry, Timestamp,
+    Category, Ciphertext, EntryId, EntryKey, Environment, KeyEntries, OwnerTag, Plaintext, SealedEntry,
+    Timestamp,
 };
-use crate::storage::{Write, WriteError, WriteResult};
+use crate::storage::{Write, WriteError};
 
 /// Maximum number of compare-and-swap attempts of a write. Each failed attempt means that another write succeeded.
 const ATTEMPTS_MAX: usize = 16;
@@ -87,7 +88,7 @@ impl Service {
         key: &str,
         environment: Option<&str>,
     ) -> Option<CachedEntry> {
-        let group = self.store.cache().get(key)?;
+        let group = self.storage.cached(key)?;
         let row = match environment {
             Some(_) => Arc::clone(group.exact(environment)?),
             None => select(&group, key).ok()?,
@@ -152,12 +153,9 @@ impl Service {
         let key = new.key.as_str();
         let environment = new.environment.as_ref().map(Environment::as_str);
         let derived = self.derived_key(credentials).await?;
-        let write = Write::Create {
-            key: key.to_owned(),
-            environment: environment.map(str::to_owned),
-            category: new.category.as_ref().map(|category| category.as_str().to_owned()),
-            ciphertext: seal(&derived, &new.value),
-        };
+        let id = EntryId { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        let category = new.category.as_ref().map(|category| category.as_str().to_owned());
+        let write = Write::create(id, category, seal(&derived, &new.value));
         match self.write(write, &derived).await? {
             Ok(row) => {
                 derived.mark_proven();
@@ -228,12 +226,9 @@ impl Service {
                 let value = Value::of(&derived, &seen, update.value);
                 return Ok(DecryptedEntry { row: seen, value });
             }
-            let write = Write::Update {
-                seen,
-                category: update.category.as_ref().map(|category| category.as_str().to_owned()),
-                environment: moved.map(|environment| environment.as_str().to_owned()),
-                ciphertext: seal(&derived, &update.value),
-            };
+            let category = update.category.as_ref().map(|category| category.as_str().to_owned());
+            let environment_to = moved.map(|environment| environment.as_str().to_owned());
+            let write = Write::update(&seen, category, environment_to, seal(&derived, &update.value));
             match self.write(write, &derived).await? {
                 Ok(row) => {
                     let value = Value::of(&derived, &row, update.value);
@@ -279,7 +274,7 @@ impl Service {
                 }
                 (owned, _) => owned?,
             };
-            match self.write(Write::Delete { seen }, &derived).await? {
+            match self.write(Write::delete(&seen), &derived).await? {
                 Ok(_) => return Ok(()),
                 Err(WriteError::Changed | WriteError::AlreadyExists) => {}
                 Err(WriteError::Ahead { ahead_ms }) => return Err(Error::version_ahead(key, ahead_ms)),
@@ -302,14 +297,18 @@ impl Service {
         Ok((row, derived))
     }
 
-    async fn write(&self, write: Write, derived: &DerivedKey) -> Result<WriteResult, Error> {
-        if !self.store.salt().pin(derived.salt().as_bytes()) {
+    /// Commits a write; returns the new entry, or the deleted one.
+    async fn write(
+        &self,
+        write: Write,
+        derived: &DerivedKey,
+    ) -> Result<Result<Arc<SealedEntry>, WriteError>, Error> {
+        if !self.storage.salt().pin(derived.salt().as_bytes()) {
             // The salt has just been replaced by that of another node; a retry derives the key again.
             return Err(Error::Busy);
         }
-        let receiver = self.store.write(write, OwnerTag(*derived.id()))?;
         // From here on the change is made, even if the request is cancelled.
-        let result = receiver.await.map_err(|_| Error::Unavailable)?;
+        let result = self.storage.commit_one(write, Some(OwnerTag(*derived.id()))).await;
         if let (Ok(_), Some(cluster)) = (&result, self.cluster()) {
             cluster.wait_for_write_acks().await?;
         }
@@ -343,7 +342,7 @@ impl Service {
         if environment.is_some() {
             return self.exact(key, environment).await?.ok_or_else(missing);
         }
-        match self.group(key).await? {
+        match self.storage.get(key).await? {
             Some(group) => select(&group, key),
             // More environments than are read together: only the entry without one can be named by the key alone.
             None => {
@@ -360,32 +359,8 @@ impl Service {
         key: &str,
         environment: Option<&str>,
     ) -> Result<Option<Arc<SealedEntry>>, Error> {
-        if let Some(group) = self.group(key).await? {
-            return Ok(group.exact(environment).cloned());
-        }
-        let (store, key, environment) =
-            (Arc::clone(&self.store), key.to_owned(), environment.map(str::to_owned));
-        let job = move || store.exact(&key, environment.as_deref());
-        self.pool
-            .submit_batched(job)
-            .map_err(|_| Error::Busy)?
-            .await
-            .map_err(|_| Error::Unavailable)?
-            .map_err(Error::from)
-    }
-
-    async fn group(&self, key: &str) -> Result<Option<Arc<KeyEntries>>, Error> {
-        if let Some(group) = self.store.cache().get(key) {
-            return Ok(Some(group));
-        }
-        let (store, key) = (Arc::clone(&self.store), key.to_owned());
-        let job = move || store.key_entries(&key);
-        self.pool
-            .submit_batched(job)
-            .map_err(|_| Error::Busy)?
-            .await
-            .map_err(|_| Error::Unavailable)?
-            .map_err(Error::from)
+        let id = EntryId { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        Ok(self.storage.get_exact(&id).await?)
     }
 }
 

@@ -204,26 +204,14 @@ impl EntryList {
         Ok(page)
     }
 
-    /// Reads a page of local entries. Small cached pages are decrypted on the executor, all others on the pool.
+    /// Reads a page of local entries. Small pages are decrypted on the executor, all others on the pool.
     async fn local_page(&self, after: i64) -> Result<LocalPage, Error> {
-        let store = Arc::clone(&self.service.store);
-        let (limit, render) = (self.query.limit, self.render);
-        let cached = store.cached_page(&self.query.filter, after);
-        if let Some(page) = &cached
-            && page.bytes <= LIST_INLINE_BYTES
-        {
-            return Ok(LocalPage::render(page, &self.derived, limit, render));
+        let (limit, render, derived) = (self.query.limit, self.render, Arc::clone(&self.derived));
+        let page = self.service.storage.scan(&self.query.filter, after).await?;
+        if page.bytes <= LIST_INLINE_BYTES {
+            return Ok(LocalPage::render(&page, &derived, limit, render));
         }
-        let (filter, derived) = (self.query.filter.clone(), Arc::clone(&self.derived));
-        let job = move || -> Result<_, Error> {
-            let page = match cached {
-                Some(page) => page,
-                None => store.page(&filter, after)?,
-            };
-            Ok(LocalPage::render(&page, &derived, limit, render))
-        };
-        let receiver = self.service.pool.submit(job).map_err(|_| Error::Busy)?;
-        receiver.await.map_err(|_| Error::Unavailable)?
+        self.service.on_pool(move || LocalPage::render(&page, &derived, limit, render)).await
     }
 
     async fn next_remote(&mut self, after: Option<&EntryId>) -> Result<RenderedPage, Error> {

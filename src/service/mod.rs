@@ -48,12 +48,12 @@ pub use verify::{OpenedCounts, VerifyTarget, verify};
 
 use crate::blocking::BlockingPool;
 use crate::crypto::{KeyCache, KeyDeriver};
-use crate::storage::{ImportResult, Store};
+use crate::storage::{ImportResult, Storage};
 
 /// Handles to everything that a use case needs; one per process, shared by all executors.
 #[derive(Debug)]
 pub struct Service {
-    store: Arc<Store>,
+    storage: Arc<Storage>,
     keys: KeyCache,
     deriver: Arc<KeyDeriver>,
     pool: Arc<BlockingPool>,
@@ -69,14 +69,14 @@ pub struct Service {
 impl Service {
     /// Creates the service. `cluster` is `None` on a standalone node.
     pub fn new(
-        store: Arc<Store>,
+        storage: Arc<Storage>,
         keys: KeyCache,
         deriver: Arc<KeyDeriver>,
         pool: Arc<BlockingPool>,
         cluster: Option<Arc<ClusterView>>,
     ) -> Self {
         Self {
-            store,
+            storage,
             keys,
             deriver,
             pool,
@@ -113,7 +113,7 @@ impl Service {
 
     /// Returns the salt, if this node has one yet.
     pub fn salt(&self) -> Option<Arc<[u8]>> {
-        self.store.salt().current()
+        self.storage.salt().current()
     }
 
     /// Adopts the salt of another node, if this one has none.
@@ -121,15 +121,12 @@ impl Service {
     /// # Errors
     /// Returns [`Error::Unavailable`] if the salt file cannot be written, and [`Error::Busy`] if the pool is busy.
     pub async fn adopt_salt(&self, salt: Vec<u8>) -> Result<ImportResult, Error> {
-        let store = Arc::clone(&self.store);
-        let job = move || store.salt().adopt(&salt);
-        match self.pool.submit(job).map_err(|_| Error::Busy)?.await {
-            Ok(Ok(result)) => Ok(result),
-            Ok(Err(error)) => {
+        match self.storage.change_salt(move |own| own.adopt(&salt)).await? {
+            Ok(result) => Ok(result),
+            Err(error) => {
                 tracing::error!(%error, "cannot adopt the salt of another node");
                 Err(Error::Unavailable)
             }
-            Err(_) => Err(Error::Unavailable),
         }
     }
 

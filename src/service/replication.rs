@@ -14,9 +14,11 @@ use super::gate::Gate;
 use super::sequence_watch::SequenceWatch;
 use super::{Error, PeerId, Service};
 use crate::config::{ClusterConfig, PeerAddress, WriteAcks};
-use crate::limits::VERSIONS_BYTES_PER_MESSAGE;
+use crate::limits::{PEER_INLINE_BYTES, VERSIONS_BYTES_PER_MESSAGE};
 use crate::model::{Change, Digest, EntryId, ReplicaId, TombstoneHorizon, Version};
-use crate::storage::{AppliedChanges, LogPage, OpenError, PeerProgress, ReplaceResult, Store, VersionsPage};
+use crate::storage::{
+    AppliedChanges, LogPage, OpenError, PeerProgress, ReplaceResult, ReplicationLog, SaltStore, VersionsPage,
+};
 use crate::telemetry::{Durations, Histogram};
 
 /// Cluster status shared with request handlers, and the gates at which requests wait for the cluster.
@@ -167,6 +169,9 @@ fn is_exchangeable(change: &Change) -> bool {
     change.id.check().is_ok() && change.body.as_ref().is_none_or(|content| content.check().is_ok())
 }
 
+/// Approximate size of a version in a message.
+const VERSION_BYTES: usize = 160;
+
 /// Returns the configured peers in state `unknown`.
 fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
     let unknown = |(number, peer): (u32, &PeerAddress)| Member {
@@ -201,7 +206,7 @@ impl Service {
 
     /// Returns the replica ID of the data directory; `None` on a node that was never in a cluster.
     pub fn node(&self) -> Option<ReplicaId> {
-        self.store.node()
+        self.storage.replication().map(ReplicationLog::replica)
     }
 
     /// Waits until the nodes of the cluster have agreed on a salt. Returns immediately on a standalone node, and on a
@@ -211,7 +216,9 @@ impl Service {
     /// Returns [`Error::NoSalt`] after the timeout.
     pub async fn salt_is_agreed(&self) -> Result<(), Error> {
         match &self.cluster {
-            Some(cluster) if self.store.salt().current().is_none() => cluster.salt.pass(Error::NoSalt).await,
+            Some(cluster) if self.storage.salt().current().is_none() => {
+                cluster.salt.pass(Error::NoSalt).await
+            }
             _ => Ok(()),
         }
     }
@@ -230,18 +237,18 @@ impl Service {
 
     /// Returns the fingerprint of the salt, and whether the salt has encrypted anything.
     pub fn salt_in_use(&self) -> (Option<u64>, bool) {
-        let salt = self.store.salt();
+        let salt = self.storage.salt();
         (salt.current().map(|salt| salt_fingerprint(&salt)), salt.is_pinned())
     }
 
     /// Returns the tombstone horizon of this node.
     pub fn horizon(&self) -> TombstoneHorizon {
-        self.store.horizon()
+        self.storage.replication().map_or(TombstoneHorizon::default(), ReplicationLog::horizon)
     }
 
     /// Returns the digest of the whole store; `None` while the digests of a large store are being loaded.
     pub fn root_digest(&self) -> Option<Digest> {
-        self.store.digest_table().root()
+        self.storage.replication()?.digests().root()
     }
 
     /// Returns the digest of each bucket.
@@ -249,7 +256,7 @@ impl Service {
     /// # Errors
     /// Returns [`Error::Unavailable`] while the digests of a large store are being loaded.
     pub fn bucket_digests(&self) -> Result<Vec<Digest>, Error> {
-        self.store.digest_table().all().ok_or(Error::Unavailable)
+        self.log()?.digests().all().ok_or(Error::Unavailable)
     }
 
     /// Applies those changes of another node that are newer and not too far ahead of this node's clock.
@@ -258,12 +265,11 @@ impl Service {
     /// Returns [`Error::SaltDiffers`] if they were encrypted with another salt, since no key on this node could decrypt
     /// them. Fails if the store cannot be written.
     pub async fn apply(&self, salt: u64, changes: Vec<Change>) -> Result<AppliedChanges, Error> {
-        let own = self.store.salt().current().filter(|own| salt_fingerprint(own) == salt);
-        if !own.is_some_and(|own| self.store.salt().pin(&own)) {
+        let own = self.storage.salt().current().filter(|own| salt_fingerprint(own) == salt);
+        if !own.is_some_and(|own| self.storage.salt().pin(&own)) {
             return Err(Error::SaltDiffers);
         }
-        let receiver = self.store.apply(changes)?;
-        match receiver.await.map_err(|_| Error::Unavailable)? {
+        match self.log()?.apply(changes).await {
             Ok(applied) => {
                 if let Some(cluster) = &self.cluster {
                     cluster.clocks.note(&applied.ahead);
@@ -277,7 +283,7 @@ impl Service {
 
     /// Returns by how many milliseconds a version of another node is ahead of this node's clock, if that is too far.
     pub fn ahead_ms(&self, version: Version) -> Option<u64> {
-        self.store.ahead_ms(version)
+        self.storage.replication()?.ahead_ms(version)
     }
 
     /// Persists the progress of a peer.
@@ -285,8 +291,7 @@ impl Service {
     /// # Errors
     /// Fails if the store cannot be written.
     pub async fn persist_progress(&self, progress: PeerProgress) -> Result<(), Error> {
-        let receiver = self.store.record_progress(progress)?;
-        match receiver.await.map_err(|_| Error::Unavailable)? {
+        match self.log()?.record_progress(progress).await {
             Ok(()) => Ok(()),
             Err(crate::storage::WriteError::Store(error)) => Err(error.into()),
             Err(_) => Err(Error::Unavailable),
@@ -298,12 +303,9 @@ impl Service {
     /// # Errors
     /// Fails if the store cannot be read.
     pub async fn log_changes(&self, after: i64) -> Result<LogPage, Error> {
-        self.read_store(move |store| {
-            let mut page = store.log_changes(after)?;
-            page.changes.retain(is_exchangeable);
-            Ok(page)
-        })
-        .await
+        let mut page = self.log()?.log_changes(after).await?;
+        page.changes.retain(is_exchangeable);
+        Ok(page)
     }
 
     /// Reads the first position that is in the replication log, and the last one that was ever assigned.
@@ -311,7 +313,7 @@ impl Service {
     /// # Errors
     /// Fails if the store cannot be read.
     pub async fn log_range(&self) -> Result<(i64, i64), Error> {
-        self.read_store(Store::log_range).await
+        Ok(self.log()?.log_range().await?)
     }
 
     /// Reads the position in the replication log up to which a peer has the local changes, if it was ever persisted.
@@ -319,22 +321,19 @@ impl Service {
     /// # Errors
     /// Fails if the store cannot be read.
     pub async fn acknowledged(&self, peer: ReplicaId) -> Result<Option<i64>, Error> {
-        let all = self.read_store(Store::acknowledged).await?;
+        let all = self.log()?.acknowledged().await?;
         Ok(all.into_iter().find(|(node, _)| *node == peer).map(|(_, position)| position))
     }
 
-    /// Reads the versions of all entries in some buckets, as [`Store::versions`] does, without entries that peers
-    /// refuse.
+    /// Reads the versions of all entries in some buckets, as [`ReplicationLog::versions`] does, without entries that
+    /// peers refuse.
     ///
     /// # Errors
     /// Fails if the store cannot be read.
     pub async fn versions(&self, buckets: Vec<usize>, bytes_max: usize) -> Result<VersionsPage, Error> {
-        self.read_store(move |store| {
-            let mut page = store.versions(&buckets, bytes_max)?;
-            page.known.retain(|known| known.id.check().is_ok());
-            Ok(page)
-        })
-        .await
+        let mut page = self.log()?.versions(buckets, bytes_max).await?;
+        page.known.retain(|known| known.id.check().is_ok());
+        Ok(page)
     }
 
     /// Encodes the reply to a peer that requests the versions in some buckets.
@@ -342,12 +341,8 @@ impl Service {
     /// # Errors
     /// Fails if the store cannot be read.
     pub async fn versions_message(&self, buckets: Vec<usize>) -> Result<Vec<u8>, Error> {
-        self.read_store(move |store| {
-            let mut page = store.versions(&buckets, VERSIONS_BYTES_PER_MESSAGE)?;
-            page.known.retain(|known| known.id.check().is_ok());
-            Ok(encode_versions(&page))
-        })
-        .await
+        let page = self.versions(buckets, VERSIONS_BYTES_PER_MESSAGE).await?;
+        self.encoded(page.known.len() * VERSION_BYTES, move || encode_versions(&page)).await
     }
 
     /// Encodes the reply to a peer that requests entries by name: as many as fit one message.
@@ -356,12 +351,11 @@ impl Service {
     /// Fails if the store cannot be read.
     pub async fn entries_message(&self, ids: Vec<EntryId>) -> Result<Vec<u8>, Error> {
         let salt = self.salt_in_use().0.unwrap_or(0);
-        self.read_store(move |store| {
-            let mut changes = store.changes(&ids)?;
-            changes.retain(is_exchangeable);
-            Ok(encode_changes(salt, &changes))
-        })
-        .await
+        let changes = self.changes(ids).await?;
+        let sealed_bytes =
+            |change: &Change| change.body.as_ref().map_or(0, |body| body.ciphertext.as_bytes().len());
+        let bytes = changes.iter().map(sealed_bytes).sum();
+        self.encoded(bytes, move || encode_changes(salt, &changes)).await
     }
 
     /// Reads entries by name, as many as fit one message.
@@ -369,12 +363,13 @@ impl Service {
     /// # Errors
     /// Fails if the store cannot be read.
     pub async fn changes(&self, ids: Vec<EntryId>) -> Result<Vec<Change>, Error> {
-        self.read_store(move |store| {
-            let mut changes = store.changes(&ids)?;
-            changes.retain(is_exchangeable);
-            Ok(changes)
-        })
-        .await
+        let mut changes = self.log()?.changes(ids).await?;
+        changes.retain(is_exchangeable);
+        Ok(changes)
+    }
+
+    fn log(&self) -> Result<&dyn ReplicationLog, Error> {
+        self.storage.replication().ok_or(Error::Unavailable)
     }
 
     /// Generates a salt, unless there is one. In a cluster, only the node that was chosen calls this.
@@ -382,7 +377,7 @@ impl Service {
     /// # Errors
     /// Fails if the salt file cannot be written.
     pub async fn generate_salt(&self) -> Result<(), Error> {
-        self.on_store(|store| store.salt().current_or_new().map(|_| ())).await
+        self.change_salt(|salt| salt.current_or_new().map(|_| ())).await
     }
 
     /// Replaces a salt that has not encrypted anything by that of another node.
@@ -391,8 +386,8 @@ impl Service {
     /// Fails if the salt file cannot be written.
     pub async fn replace_unused_salt(&self, other: Vec<u8>) -> Result<ReplaceResult, Error> {
         let keys = self.keys.clone();
-        self.on_store(move |store| {
-            let outcome = store.salt().replace_unused(&other)?;
+        self.change_salt(move |salt| {
+            let outcome = salt.replace_unused(&other)?;
             if outcome == ReplaceResult::Replaced {
                 // Done in the job, so that keys derived with the old salt are discarded even if the caller is
                 // cancelled.
@@ -415,20 +410,23 @@ impl Service {
         receiver.await.map_err(|_| Error::Unavailable)
     }
 
-    pub(super) async fn read_store<T: Send + 'static>(
+    /// Encodes a message of about `bytes` bytes: in place if it is short, otherwise on the pool.
+    pub(super) async fn encoded(
         &self,
-        read: impl FnOnce(&Store) -> Result<T, crate::storage::Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let store = Arc::clone(&self.store);
-        Ok(self.on_pool(move || read(&store)).await??)
+        bytes: usize,
+        encode: impl FnOnce() -> Vec<u8> + Send + 'static,
+    ) -> Result<Vec<u8>, Error> {
+        match bytes <= PEER_INLINE_BYTES {
+            true => Ok(encode()),
+            false => self.on_pool(encode).await,
+        }
     }
 
-    async fn on_store<T: Send + 'static>(
+    async fn change_salt<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Store) -> Result<T, OpenError> + Send + 'static,
+        job: impl FnOnce(&SaltStore) -> Result<T, OpenError> + Send + 'static,
     ) -> Result<T, Error> {
-        let store = Arc::clone(&self.store);
-        self.on_pool(move || job(&store)).await?.map_err(|error| {
+        self.storage.change_salt(job).await?.map_err(|error| {
             tracing::error!(%error, "cannot write the salt file");
             match error {
                 OpenError::NoSpace { .. } => Error::DiskFull,

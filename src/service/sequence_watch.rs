@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use crate::storage::{Commit, Subscriber};
+
 /// Monotonic counter and its waiters.
 #[derive(Debug, Default)]
 pub struct SequenceWatch {
@@ -38,5 +40,16 @@ impl SequenceWatch {
             waiting.push(context.waker().clone());
         }
         Poll::Pending
+    }
+}
+
+/// Watches the last position in the replication log.
+impl Subscriber for SequenceWatch {
+    fn opened(&self, log_position: Option<i64>) {
+        log_position.into_iter().for_each(|position| self.advance(position));
+    }
+
+    fn publish(&self, commit: &Commit) {
+        commit.log_position.into_iter().for_each(|position| self.advance(position));
     }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::{Error, Service};
 use crate::crypto::Counts;
-use crate::storage::WriterCounts;
+use crate::model::Revision;
+use crate::storage::EngineCounts;
 use crate::telemetry::ProcessStats;
 
 /// Maximum age of a cached count of the entries; counting scans all of them.
@@ -41,15 +42,15 @@ pub struct Stats {
 impl Service {
     /// Returns the current statistics.
     pub fn stats(&self) -> Stats {
-        let (rows_cached_bytes, rows_cached) = self.store.cache().usage();
-        let (pages_cached_bytes, pages_cached) = self.store.pages_usage();
+        let (rows_cached_bytes, rows_cached) = self.storage.entries_usage();
+        let (pages_cached_bytes, pages_cached) = self.storage.pages_usage();
         Stats {
             keys: self.keys.counts(),
             derivations_queued: self.deriver.queued_count(),
             derivations_queued_max: self.deriver.queue_max(),
             reads_queued: self.pool.queued_count(),
             reads_queued_max: self.pool.queue_max(),
-            writes_queued: self.store.writes_queued().unwrap_or_default(),
+            writes_queued: self.storage.queued_count().unwrap_or_default(),
             rows_cached_bytes,
             rows_cached,
             pages_cached_bytes,
@@ -58,8 +59,13 @@ impl Service {
     }
 
     /// Returns the counters of the store's writer.
-    pub fn writer_counts(&self) -> &WriterCounts {
-        self.store.writer_counts()
+    pub fn engine_counts(&self) -> &EngineCounts {
+        self.storage.counts()
+    }
+
+    /// Returns the revision of the last change of an entry.
+    pub fn revision(&self) -> Revision {
+        self.storage.feed().last()
     }
 
     /// Reads the process statistics of the operating system; `None` if the pool is busy.
@@ -78,7 +84,7 @@ impl Service {
         {
             return Ok(count);
         }
-        let count = self.read_store(|store| store.entries_count()).await?;
+        let count = self.storage.count().await?;
         *self.entries_counted.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), count));
         Ok(count)
     }
@@ -86,8 +92,8 @@ impl Service {
     /// Returns the health problems of this node, empty if it is healthy.
     pub fn health_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let writer = self.store.writer_counts();
-        if self.store.writes_queued().is_none() {
+        let writer = self.storage.counts();
+        if self.storage.queued_count().is_none() {
             problems.push("the database is closed".to_owned());
         } else if Duration::from_millis(writer.since_heartbeat_ms()) > WRITER_TIMEOUT {
             problems.push(format!(

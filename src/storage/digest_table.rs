@@ -6,10 +6,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use sha2::{Digest as _, Sha256};
-
+use super::digest::{Delta, root_of};
+use super::feed::{Commit, Subscriber};
 use crate::limits::BUCKETS_COUNT;
-use crate::model::{Digest, EntryId, HlcTimestamp, SealedBody, Version};
+use crate::model::Digest;
 
 /// Digests of all buckets.
 #[derive(Debug)]
@@ -22,39 +22,6 @@ struct State {
     /// Number of loaded buckets, which are the first ones. Commits are not applied to the other buckets: loading them
     /// later includes those commits.
     loaded_count: usize,
-}
-
-/// Changes of one commit to the digests, with the other state that moves with it.
-#[derive(Debug, Default)]
-pub(super) struct Delta {
-    changes: Vec<DigestChange>,
-    noted: DeltaState,
-}
-
-/// State of the versions that moves with a commit.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct DeltaState {
-    /// Last position that was appended to the replication log.
-    pub(super) outbox_line: Option<i64>,
-    /// New upper bound of the reserved timestamps.
-    pub(super) reserved: Option<HlcTimestamp>,
-}
-
-/// Savepoint of a [`Delta`].
-#[derive(Clone, Copy)]
-pub(super) struct DigestSavepoint {
-    changes_count: usize,
-    noted: DeltaState,
-}
-
-/// Change of the digest of one bucket.
-#[derive(Debug)]
-struct DigestChange {
-    bucket: usize,
-    /// XOR of the digests before and after.
-    digest: Digest,
-    /// Change of the number of live entries.
-    entries: i64,
 }
 
 impl Default for DigestTable {
@@ -82,7 +49,7 @@ impl DigestTable {
     }
 
     /// Applies a committed delta to the loaded buckets.
-    pub(super) fn apply(&self, delta: &Delta) {
+    fn apply(&self, delta: &Delta) {
         let mut state = self.lock();
         let loaded_count = state.loaded_count;
         for change in delta.changes.iter().filter(|change| change.bucket < loaded_count) {
@@ -118,81 +85,14 @@ impl DigestTable {
     }
 }
 
+impl Subscriber for DigestTable {
+    fn publish(&self, commit: &Commit) {
+        self.apply(&commit.digests);
+    }
+}
+
 impl State {
     fn complete(&self) -> Option<&[Digest]> {
         (self.loaded_count == BUCKETS_COUNT).then_some(&self.digests)
     }
-}
-
-/// Combines the digests of all buckets into one.
-pub fn root_of(digests: &[Digest]) -> Digest {
-    digests.iter().enumerate().fold(Digest::default(), |root, (index, digest)| {
-        // Rotated, so that equal digests of two buckets do not cancel out.
-        let rotation = u32::try_from(index % 128).unwrap_or_default();
-        Digest(root.0 ^ digest.0.rotate_left(rotation))
-    })
-}
-
-impl Delta {
-    /// Replaces the digest of an entry; zero means that the entry does not exist.
-    pub(super) fn replace(&mut self, id: &EntryId, before: Digest, after: Digest) {
-        let nothing = Digest::default();
-        self.changes.push(DigestChange {
-            bucket: bucket_of(id),
-            digest: Digest(before.0 ^ after.0),
-            entries: i64::from(after != nothing) - i64::from(before != nothing),
-        });
-    }
-
-    pub(super) fn state_mut(&mut self) -> &mut DeltaState {
-        &mut self.noted
-    }
-
-    pub(super) fn state(&self) -> DeltaState {
-        self.noted
-    }
-
-    /// Returns a savepoint for [`Self::truncate`].
-    pub(super) fn savepoint(&self) -> DigestSavepoint {
-        DigestSavepoint { changes_count: self.changes.len(), noted: self.noted }
-    }
-
-    /// Rolls back to a savepoint.
-    pub(super) fn truncate(&mut self, savepoint: DigestSavepoint) {
-        self.changes.truncate(savepoint.changes_count);
-        self.noted = savepoint.noted;
-    }
-}
-
-/// Returns the bucket of an entry, which is the same on every node.
-pub fn bucket_of(id: &EntryId) -> usize {
-    let mut hash = Sha256::new();
-    update_with_name(&mut hash, id);
-    let bytes = hash.finalize();
-    usize::from(u16::from_be_bytes([bytes[0], bytes[1]])) % BUCKETS_COUNT
-}
-
-/// Computes the digest of a live entry, which is never zero.
-pub(super) fn digest_of(id: &EntryId, version: Version, content: &SealedBody) -> Digest {
-    let mut hash = Sha256::new();
-    update_with_name(&mut hash, id);
-    hash.update(version.timestamp.to_database().to_be_bytes());
-    hash.update(version.replica.to_database().to_be_bytes());
-    update_with_text(&mut hash, content.category.as_deref());
-    hash.update(content.ciphertext.as_bytes());
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&hash.finalize()[..16]);
-    Digest(u128::from_be_bytes(bytes).max(1))
-}
-
-fn update_with_name(hash: &mut Sha256, id: &EntryId) {
-    update_with_text(hash, Some(&id.key));
-    update_with_text(hash, id.environment.as_deref());
-}
-
-/// Hashes a text with its length, so that two consecutive texts are unambiguous.
-fn update_with_text(hash: &mut Sha256, text: Option<&str>) {
-    let length = text.map_or(u64::MAX, |text| text.len() as u64);
-    hash.update(length.to_be_bytes());
-    hash.update(text.unwrap_or_default());
 }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 
+use super::feed::{Commit, EntryChange, Subscriber};
 use crate::model::{KeyEntries, SealedEntry, allocation};
 
 /// Number of stripes: enough that executors seldom contend for a lock, few enough that a large value fits one stripe.
@@ -86,14 +87,14 @@ impl EntryCache {
     }
 
     /// Closes the stripes of keys, before COMMIT: until [`Self::reopen`] they reject fills.
-    pub(super) fn close<'a>(&self, keys: impl Iterator<Item = &'a str>) {
+    fn close<'a>(&self, keys: impl Iterator<Item = &'a str>) {
         for key in keys {
             self.stripe(self.hasher.hash_one(key)).closed = true;
         }
     }
 
     /// Replaces the cached entries of `key`, if there are any, by the result of `change`, after COMMIT.
-    pub(super) fn publish(&self, key: &str, change: impl FnOnce(&KeyEntries) -> KeyEntries) {
+    fn publish_one(&self, key: &str, change: impl FnOnce(&KeyEntries) -> KeyEntries) {
         let hash = self.hasher.hash_one(key);
         let mut stripe = self.stripe(hash);
         if let Some(old) = stripe.get(hash, key) {
@@ -106,7 +107,7 @@ impl EntryCache {
     }
 
     /// Reopens the stripes of keys, after publishing or a rollback: they accept fills from reads that begin now.
-    pub(super) fn reopen<'a>(&self, keys: impl Iterator<Item = &'a str>) {
+    fn reopen<'a>(&self, keys: impl Iterator<Item = &'a str>) {
         for key in keys {
             let mut stripe = self.stripe(self.hasher.hash_one(key));
             if stripe.closed {
@@ -117,7 +118,7 @@ impl EntryCache {
     }
 
     /// Clears the cache, because another process has changed the database.
-    pub(super) fn clear(&self) {
+    fn clear(&self) {
         for stripe in &self.stripes {
             let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
             let Stripe { epoch, closed, bytes_max, .. } = *stripe;
@@ -139,6 +140,34 @@ impl EntryCache {
         // A poisoned stripe is still valid: each operation leaves it consistent, or panics before it changes it.
         self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Subscriber for EntryCache {
+    fn prepare(&self, changes: &[EntryChange]) {
+        self.close(changes.iter().map(key_of));
+    }
+
+    fn publish(&self, commit: &Commit) {
+        for change in &commit.changes {
+            self.publish_one(key_of(change), |group| with_row(group, change.entry().id, change.after()));
+        }
+    }
+
+    fn settle(&self, changes: &[EntryChange]) {
+        self.reopen(changes.iter().map(key_of));
+    }
+
+    fn known(&self, key: &str) -> Option<Arc<KeyEntries>> {
+        self.get(key)
+    }
+
+    fn reset(&self) {
+        self.clear();
+    }
+}
+
+fn key_of(change: &EntryChange) -> &str {
+    &change.entry().key
 }
 
 impl Stripe {
@@ -209,7 +238,7 @@ impl Stripe {
 }
 
 /// Returns the entries after the row `id` was created or changed (`after`), or removed (`None`).
-pub(super) fn with_row(group: &KeyEntries, id: i64, after: Option<&Arc<SealedEntry>>) -> KeyEntries {
+fn with_row(group: &KeyEntries, id: i64, after: Option<&Arc<SealedEntry>>) -> KeyEntries {
     let mut rows: Vec<_> = group.rows.iter().filter(|row| row.id != id).map(Arc::clone).collect();
     if let Some(row) = after {
         rows.push(Arc::clone(row));
@@ -265,12 +294,12 @@ mod tests {
         let new = group("k", 4);
         for key in ["k", "other"] {
             cache.close([key].into_iter());
-            cache.publish(key, |old| with_row(old, 1, Some(&new.rows[0])));
+            cache.publish_one(key, |old| with_row(old, 1, Some(&new.rows[0])));
             cache.reopen([key].into_iter());
         }
         assert_eq!(size(&cache, "k"), Some(4));
         assert_eq!(size(&cache, "other"), None);
-        cache.publish("k", |old| with_row(old, 1, None));
+        cache.publish_one("k", |old| with_row(old, 1, None));
         assert_eq!(size(&cache, "k"), None);
         assert_eq!(cache.usage(), (0, 0));
     }

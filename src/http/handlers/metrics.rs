@@ -211,13 +211,17 @@ fn components(service: &Service, exposition: &mut Exposition) {
         "Key derivations completed successfully.",
         stats.keys.derivations_completed,
     );
-    let writer = service.writer_counts();
+    let writer = service.engine_counts();
     counter(
         "osc_store_commits_total",
         "Transactions, each with all writes that were waiting.",
         writer.commits.get(),
     );
     counter("osc_store_writes_total", "Writes and other jobs in those transactions.", writer.jobs.get());
+    counter("osc_store_changes_total", "Committed changes of entries.", writer.changes.get());
+    exposition
+        .gauge("osc_store_revision", "Revision of the last change.")
+        .with_count(&[], service.revision().number().unsigned_abs());
     exposition
         .histogram("osc_store_commit_duration_seconds", "Duration of transactions, including disk I/O.")
         .with_durations(&[], &writer.durations());

@@ -203,16 +203,10 @@ impl Service {
         if merged.is_empty() && remote.is_over() {
             return Ok(None);
         }
-        let rows = self.read_store(move |store| {
-            let mut rows = Vec::with_capacity(merged.len());
-            for MergedEntry { row, .. } in merged {
-                if store.exact(&row.key, row.environment.as_deref())?.is_none() {
-                    rows.push(Arc::new(row));
-                }
-            }
-            Ok(rows)
-        });
-        Ok(Some(rows.await?))
+        let ids = merged.iter().map(|entry| entry.row.entry_id()).collect();
+        let are_local = self.storage.exist(ids).await?;
+        let others = merged.into_iter().zip(are_local).filter(|(_, is_local)| !is_local);
+        Ok(Some(others.map(|(MergedEntry { row, .. }, _)| Arc::new(row)).collect()))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::limits::PEER_INLINE_BYTES;
 use crate::model::{Category, Ciphertext, Digest, Environment, SealedEntry};
 use crate::service::exchange::DecodeError;
 use crate::service::{Error, PeerId, Service, salt_fingerprint};
-use crate::storage::{self, Store, Write, WriteError};
+use crate::storage::{self, NameScan, NameScanPage, Write, WriteError};
 
 /// Returns the digest that identifies an encrypted value.
 pub(super) fn digest_of(ciphertext: Option<&Ciphertext>) -> Digest {
@@ -47,7 +47,16 @@ impl Service {
     /// # Errors
     /// Fails if the store cannot be read.
     pub async fn page_local(&self, query: PageQuery) -> Result<NamePage, Error> {
-        self.read_store(move |store| page_of(store, query)).await
+        let PageQuery { filter, mut after, bytes_max, names_only } = query;
+        loop {
+            let scan = NameScan { filter: filter.clone(), after, bytes_max, names_only };
+            let NameScanPage { mut rows, more } = self.storage.scan_names(scan).await?;
+            after = rows.last().map(SealedEntry::entry_id);
+            rows.retain(is_exchangeable);
+            if !rows.is_empty() || !more {
+                return Ok(NamePage { rows, more });
+            }
+        }
     }
 
     /// Encodes the reply to a lookup of a peer.
@@ -67,7 +76,9 @@ impl Service {
     /// Fails if the store cannot be read.
     pub async fn page_reply(&self, query: PageQuery) -> Result<Vec<u8>, Error> {
         let salt = self.salt_in_use().0;
-        self.read_store(move |store| Ok(encode_page(salt, &page_of(store, query)?))).await
+        let page = self.page_local(query).await?;
+        let bytes = page.rows.iter().map(SealedEntry::weight).sum();
+        self.encoded(bytes, move || encode_page(salt, &page)).await
     }
 
     /// Executes the remote write of a peer and encodes the reply.
@@ -101,18 +112,6 @@ impl Service {
         decoded.inspect_err(record).ok()
     }
 
-    /// Encodes a message of about `bytes` bytes: in place if it is short, otherwise on the pool.
-    pub(super) async fn encoded(
-        &self,
-        bytes: usize,
-        encode: impl FnOnce() -> Vec<u8> + Send + 'static,
-    ) -> Result<Vec<u8>, Error> {
-        match bytes <= PEER_INLINE_BYTES {
-            true => Ok(encode()),
-            false => self.on_pool(encode).await,
-        }
-    }
-
     /// Applies a remote write to a local entry as a compare-and-swap on the encrypted value. The requesting node has
     /// verified that the user key decrypts that value.
     ///
@@ -122,32 +121,27 @@ impl Service {
     pub async fn write_local(&self, remote_write: RemoteWrite) -> Result<RemoteWriteOutcome, Error> {
         let RemoteWrite { salt, id, seen: expected, action } = remote_write;
         let own = self.salt().filter(|own| salt_fingerprint(own) == salt);
-        if !own.is_some_and(|own| self.store.salt().pin(&own)) {
+        if !own.is_some_and(|own| self.storage.salt().pin(&own)) {
             return Err(Error::SaltDiffers);
         }
         let seen = match self.exact(&id.key, id.environment.as_deref()).await? {
             Some(seen) if digest_of(seen.ciphertext.as_ref()) == expected => seen,
             current => {
-                let current = current.map(|row| copy_of(&row, row.ciphertext.clone()));
+                let current = current.map(|row| row.copy_with(row.ciphertext.clone()));
                 return Ok(RemoteWriteOutcome::Changed(current));
             }
         };
         let write = match action {
             RemoteWriteAction::Update { ciphertext, category, environment } => {
-                Write::Update { seen, category, environment, ciphertext }
+                Write::update(&seen, category, environment, ciphertext)
             }
-            RemoteWriteAction::Delete => Write::Delete { seen },
+            RemoteWriteAction::Delete => Write::delete(&seen),
         };
-        let receiver = match self.store.write_for_peer(write) {
-            Ok(receiver) => receiver,
-            Err(storage::Error::Busy) => return Ok(RemoteWriteOutcome::Busy),
-            Err(error) => return Err(error.into()),
-        };
-        match receiver.await.map_err(|_| Error::Unavailable)? {
-            Ok(row) => Ok(RemoteWriteOutcome::Done(copy_of(&row, None))),
+        match self.storage.commit_one(write, None).await {
+            Ok(row) => Ok(RemoteWriteOutcome::Done(row.copy_with(None))),
             Err(WriteError::Changed) => {
                 let current = self.exact(&id.key, id.environment.as_deref()).await?;
-                Ok(RemoteWriteOutcome::Changed(current.map(|row| copy_of(&row, row.ciphertext.clone()))))
+                Ok(RemoteWriteOutcome::Changed(current.map(|row| row.copy_with(row.ciphertext.clone()))))
             }
             Err(WriteError::AlreadyExists) => Ok(RemoteWriteOutcome::Exists),
             Err(WriteError::Ahead { .. }) => Err(Error::Unavailable),
@@ -158,27 +152,7 @@ impl Service {
     }
 }
 
-fn page_of(store: &Store, query: PageQuery) -> Result<NamePage, storage::Error> {
-    let PageQuery { mut after, filter, bytes_max, names_only } = query;
-    loop {
-        let (mut rows, more) = store.page_by_name(&filter, after.as_ref(), bytes_max, names_only)?;
-        after = rows.last().map(SealedEntry::entry_id);
-        rows.retain(is_exchangeable);
-        if !rows.is_empty() || !more {
-            return Ok(NamePage { rows, more });
-        }
-    }
-}
-
 /// Returns whether a peer would accept a row. Another program may have written rows that no client can create.
 fn is_exchangeable(row: &SealedEntry) -> bool {
     row.entry_id().check().is_ok() && row.category.as_deref().is_none_or(|text| Category::check(text).is_ok())
-}
-
-fn copy_of(row: &SealedEntry, ciphertext: Option<Ciphertext>) -> SealedEntry {
-    let mut copy = SealedEntry::new(row.id, row.key.clone(), row.environment.clone(), ciphertext);
-    copy.category.clone_from(&row.category);
-    copy.created_at = row.created_at;
-    copy.updated_at = row.updated_at;
-    copy
 }

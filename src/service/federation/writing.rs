@@ -110,7 +110,7 @@ impl Service {
         salt: &[u8],
         action: RemoteWriteAction,
     ) -> Result<RemoteWriteOutcome, Error> {
-        if !self.store.salt().pin(salt) {
+        if !self.storage.salt().pin(salt) {
             // The salt has just been replaced by that of another node; a retry derives the key again.
             return Err(Error::Busy);
         }

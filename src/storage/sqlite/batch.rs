@@ -7,16 +7,14 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::error;
-use super::reader::{self, content_of};
+use super::reader::{Readers, content_of};
 use super::schema::{self, NullEncoding};
 use super::versions::Versions;
-use crate::model::{Change, EntryId, Timestamp};
-use crate::model::{OwnerTag, SealedEntry};
-use crate::storage::digest_table::Delta;
-use crate::storage::entry_cache::EntryCache;
+use crate::model::{Change, EntryId, OwnerTag, Revisions, SealedEntry, Timestamp};
 use crate::storage::error::Error;
-use crate::storage::page_cache::Effect;
-use crate::storage::write::{AppliedChanges, PeerProgress, Write, WriteError, WriteResult};
+use crate::storage::feed::{Commit, EntryChange, Feed};
+use crate::storage::replication::{AppliedChanges, PeerProgress};
+use crate::storage::write::{Write, WriteBatch, WriteError};
 
 /// Rows as changed by the open transaction, by key and environment; `None` if deleted or moved.
 type Overlay = HashMap<EntryId, Option<Arc<SealedEntry>>>;
@@ -24,11 +22,13 @@ type Overlay = HashMap<EntryId, Option<Arc<SealedEntry>>>;
 /// Batch of jobs in one transaction.
 pub(super) struct Batch<'a> {
     pub(super) connection: &'a Connection,
-    pub(super) cache: &'a EntryCache,
+    pub(super) readers: &'a Readers,
+    pub(super) feed: &'a Feed,
     pub(super) spelling: NullEncoding,
     pub(super) versions: Option<&'a mut Versions>,
-    pub(super) effects: Vec<Effect>,
-    pub(super) delta: Delta,
+    /// Source of revisions. Those of a job that is rolled back are skipped.
+    pub(super) revisions: Revisions,
+    pub(super) commit: Commit,
     overlay: Overlay,
     /// Overlay entries that the running job has replaced, restored if it fails.
     replaced: Vec<(EntryId, Option<Option<Arc<SealedEntry>>>)>,
@@ -37,17 +37,20 @@ pub(super) struct Batch<'a> {
 impl<'a> Batch<'a> {
     pub(super) fn new(
         connection: &'a Connection,
-        cache: &'a EntryCache,
+        readers: &'a Readers,
+        feed: &'a Feed,
         spelling: NullEncoding,
         versions: Option<&'a mut Versions>,
+        revisions: Revisions,
     ) -> Self {
         Self {
             connection,
-            cache,
+            readers,
+            feed,
             spelling,
             versions,
-            effects: Vec::new(),
-            delta: Delta::default(),
+            revisions,
+            commit: Commit::default(),
             overlay: Overlay::new(),
             replaced: Vec::new(),
         }
@@ -60,7 +63,7 @@ impl<'a> Batch<'a> {
         job: impl FnOnce(&mut Self) -> Result<T, WriteError>,
     ) -> Result<Result<T, WriteError>, Error> {
         execute(self.connection, "SAVEPOINT job")?;
-        let savepoint = (self.effects.len(), self.delta.savepoint());
+        let savepoint = (self.commit.changes.len(), self.commit.digests.savepoint());
         self.replaced.clear();
         match job(self) {
             Ok(done) => {
@@ -73,9 +76,9 @@ impl<'a> Batch<'a> {
                 Err(error)
             }
             Err(error) => {
-                self.effects.truncate(savepoint.0);
+                self.commit.changes.truncate(savepoint.0);
                 self.restore_overlay();
-                self.delta.truncate(savepoint.1);
+                self.commit.digests.truncate(savepoint.1);
                 execute(self.connection, "ROLLBACK TO job")?;
                 execute(self.connection, "RELEASE job")?;
                 Ok(Err(error))
@@ -83,45 +86,44 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Applies a write of a client of this node.
-    pub(super) fn write(&mut self, write: &Write, owner: Option<OwnerTag>, at: Timestamp) -> WriteResult {
-        match write {
-            Write::Create { key, environment, category, ciphertext } => {
-                let id = EntryId { key: key.clone(), environment: environment.clone() };
-                if self.current(&id)?.is_some() {
-                    return Err(WriteError::AlreadyExists);
-                }
-                let mut row = SealedEntry::new(0, key.clone(), environment.clone(), Some(ciphertext.clone()));
-                row.category.clone_from(category);
-                row.created_at = Some(at);
-                row.updated_at = Some(at);
-                self.insert(&mut row)?;
-                self.record_own(&id, Some(&row))?;
-                Ok(self.put(row, owner))
-            }
-            Write::Update { seen, category, environment, ciphertext } => {
-                let current = self.unchanged(seen, owner)?;
-                let environment = environment.as_ref().or(current.environment.as_ref()).cloned();
-                let mut row =
-                    SealedEntry::new(current.id, current.key.clone(), environment, Some(ciphertext.clone()));
-                row.category = category.as_ref().or(current.category.as_ref()).cloned();
-                row.created_at = current.created_at;
-                // The clock may have been set back since the last change.
-                row.updated_at = Some(at).max(current.updated_at).max(current.created_at);
-                self.replace(&row)?;
-                if row.environment != current.environment {
-                    self.record_own(&current.entry_id(), None)?;
-                    self.set_overlay(current.entry_id(), None);
-                }
-                self.record_own(&row.entry_id(), Some(&row))?;
-                Ok(self.put(row, owner))
-            }
-            Write::Delete { seen } => {
-                let current = self.unchanged(seen, owner)?;
+    /// Applies the writes of a client, and returns the entries as they are now, or as they were before their deletion.
+    pub(super) fn write(
+        &mut self,
+        batch: &WriteBatch,
+        at: Timestamp,
+    ) -> Result<Vec<Arc<SealedEntry>>, WriteError> {
+        batch.writes.iter().map(|write| self.write_one(write, batch.owner, at)).collect()
+    }
+
+    fn write_one(
+        &mut self,
+        write: &Write,
+        owner: Option<OwnerTag>,
+        at: Timestamp,
+    ) -> Result<Arc<SealedEntry>, WriteError> {
+        let current = self.current(write.id())?;
+        let outcome = write.outcome(current.as_ref(), owner, at)?;
+        match (current, outcome) {
+            (Some(current), None) => {
                 self.remove(&current)?;
-                self.record_own(&current.entry_id(), None)?;
+                self.record_own(write.id(), None)?;
                 Ok(current)
             }
+            (Some(current), Some(mut row)) => {
+                if row.environment != current.environment {
+                    self.record_own(write.id(), None)?;
+                    self.forget(&current);
+                }
+                self.replace(&mut row)?;
+                self.record_own(&row.entry_id(), Some(&row))?;
+                Ok(self.put(row))
+            }
+            (None, Some(mut row)) => {
+                self.insert(&mut row)?;
+                self.record_own(write.id(), Some(&row))?;
+                Ok(self.put(row))
+            }
+            (None, None) => Err(WriteError::Changed),
         }
     }
 
@@ -135,7 +137,10 @@ impl<'a> Batch<'a> {
                 applied.ahead.push((change.version.replica, ahead_ms));
                 continue;
             }
-            if versions.record_if_newer(self.connection, &mut self.delta, change).map_err(Error::from)? {
+            if versions
+                .record_if_newer(self.connection, &mut self.commit.digests, change)
+                .map_err(Error::from)?
+            {
                 self.apply_one(change)?;
                 applied.won += 1;
             }
@@ -173,11 +178,11 @@ impl<'a> Batch<'a> {
                 match current {
                     Some(current) => {
                         row.id = current.id;
-                        self.replace(&row)?;
+                        self.replace(&mut row)?;
                     }
                     None => self.insert(&mut row)?,
                 }
-                self.put(row, None);
+                self.put(row);
             }
             (None, Some(current)) => self.remove(&current)?,
             (None, None) => {}
@@ -188,15 +193,17 @@ impl<'a> Batch<'a> {
     fn record_own(&mut self, id: &EntryId, row: Option<&SealedEntry>) -> Result<(), WriteError> {
         let Some(versions) = self.versions.as_deref_mut() else { return Ok(()) };
         let content = row.and_then(content_of);
-        versions.record_own(self.connection, &mut self.delta, id, content.as_ref())
+        versions.record_own(self.connection, &mut self.commit.digests, id, content.as_ref())
     }
 
-    fn insert(&self, row: &mut SealedEntry) -> Result<(), WriteError> {
-        let sql = r#"INSERT INTO configurations ("key", encrypted_value, category, environment, created_at, updated_at, id)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"#;
+    fn insert(&mut self, row: &mut SealedEntry) -> Result<(), WriteError> {
+        let sql = r#"INSERT INTO configurations
+                         ("key", encrypted_value, category, environment, created_at, updated_at, id, osc_revision)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"#;
         // SQLite would reuse the id of the last entry once it is deleted, and cursors would skip the new entry. After
         // the highest possible id, SQLite chooses the id itself.
         let id = schema::last_id(self.connection).map_err(Error::from)?.checked_add(1);
+        row.revision = self.revisions.issue();
         let values = params![
             row.key,
             sealed_text(row),
@@ -204,47 +211,51 @@ impl<'a> Batch<'a> {
             row.environment.as_deref().or(self.spelling.no_environment),
             self.time(row.created_at),
             self.time(row.updated_at),
-            id
+            id,
+            row.revision.number()
         ];
         prepare(self.connection, sql)?.execute(values).map_err(unique)?;
         row.id = self.connection.last_insert_rowid();
         Ok(())
     }
 
-    fn replace(&self, row: &SealedEntry) -> Result<(), WriteError> {
+    fn replace(&mut self, row: &mut SealedEntry) -> Result<(), WriteError> {
         let sql = "UPDATE configurations SET encrypted_value = ?2, category = ?3, environment = ?4, \
-                   created_at = ?5, updated_at = ?6 WHERE id = ?1";
+                   created_at = ?5, updated_at = ?6, osc_revision = ?7 WHERE id = ?1";
+        row.revision = self.revisions.issue();
         let values = params![
             row.id,
             sealed_text(row),
             row.category,
             row.environment.as_deref().or(self.spelling.no_environment),
             self.time(row.created_at),
-            self.time(row.updated_at)
+            self.time(row.updated_at),
+            row.revision.number()
         ];
         prepare(self.connection, sql)?.execute(values).map_err(unique)?;
         Ok(())
     }
 
-    fn remove(&mut self, row: &SealedEntry) -> Result<(), WriteError> {
+    fn remove(&mut self, row: &Arc<SealedEntry>) -> Result<(), WriteError> {
         schema::retire_id(self.connection, row.id).map_err(Error::from)?;
         prepare(self.connection, "DELETE FROM configurations WHERE id = ?1")?
             .execute([row.id])
             .map_err(Error::from)?;
-        self.set_overlay(row.entry_id(), None);
-        self.effects.push(Effect { key: row.key.clone(), id: row.id, after: None });
+        self.forget(row);
         Ok(())
     }
 
-    fn put(&mut self, mut row: SealedEntry, owner: Option<OwnerTag>) -> Arc<SealedEntry> {
-        row.written_by = owner;
-        if owner.is_some() {
-            // The service encrypts only canonical JSON.
-            row.set_canonical();
-        }
+    /// Records that an entry is deleted, or moved to another environment.
+    fn forget(&mut self, entry: &Arc<SealedEntry>) {
+        self.set_overlay(entry.entry_id(), None);
+        let revision = self.revisions.issue();
+        self.commit.changes.push(EntryChange::Delete { entry: Arc::clone(entry), revision });
+    }
+
+    fn put(&mut self, row: SealedEntry) -> Arc<SealedEntry> {
         let row = Arc::new(row);
         self.set_overlay(row.entry_id(), Some(Arc::clone(&row)));
-        self.effects.push(Effect { key: row.key.clone(), id: row.id, after: Some(Arc::clone(&row)) });
+        self.commit.changes.push(EntryChange::Put(Arc::clone(&row)));
         row
     }
 
@@ -252,28 +263,14 @@ impl<'a> Batch<'a> {
         time.map(Timestamp::to_database).or_else(|| self.spelling.no_time.map(str::to_owned))
     }
 
-    /// Returns the current row if it is still the one that the caller read, or was since written by the same owner.
-    fn unchanged(&self, seen: &Arc<SealedEntry>, owner: Option<OwnerTag>) -> WriteResult {
-        match self.current(&seen.entry_id())? {
-            Some(row)
-                if row.id == seen.id
-                    && (row.ciphertext == seen.ciphertext
-                        || (owner.is_some() && row.written_by == owner)) =>
-            {
-                Ok(row)
-            }
-            _ => Err(WriteError::Changed),
-        }
-    }
-
     fn current(&self, id: &EntryId) -> Result<Option<Arc<SealedEntry>>, Error> {
         if let Some(row) = self.overlay.get(id) {
             return Ok(row.clone());
         }
-        if let Some(group) = self.cache.get(&id.key) {
-            return Ok(group.exact(id.environment.as_deref()).cloned());
+        if let Some(entries) = self.feed.known(&id.key) {
+            return Ok(entries.exact(id.environment.as_deref()).cloned());
         }
-        Ok(reader::exact(self.connection, &id.key, id.environment.as_deref())?.map(Arc::new))
+        Ok(self.readers.exact_on(self.connection, &id.key, id.environment.as_deref())?.map(Arc::new))
     }
 
     fn set_overlay(&mut self, id: EntryId, row: Option<Arc<SealedEntry>>) {

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use futures_lite::future::block_on;
 use proptest::prelude::*;
 
+use super::test_store::TestStore;
 use super::versions::Versions;
 use super::*;
-use crate::model::{Ciphertext, Digest, HlcTimestamp, ReplicaId, SealedBody, Version};
+use crate::model::{Ciphertext, Digest, HlcTimestamp, OwnerTag, SealedBody, Timestamp};
+use crate::storage::feed::Commit;
+use crate::storage::write::Write;
 
 const OWNER: OwnerTag = OwnerTag([1; 32]);
 
 struct Node {
-    store: Store,
+    store: TestStore,
     directory: Arc<tempfile::TempDir>,
 }
 
@@ -26,17 +29,7 @@ impl Node {
     }
 
     fn with_clock(directory: Arc<tempfile::TempDir>, versions: VersioningOptions) -> Self {
-        let (database, salt) = (directory.path().join("c.db"), directory.path().join("c.salt"));
-        fs::write(&salt, PROPER_SALT).expect("writable");
-        let options = Options {
-            cache_bytes_max: ENTRY_CACHE_BYTES_MIN,
-            accepted_salt: None,
-            readers_count: 1,
-            versions,
-            on_fatal: Box::new(|error| panic!("fatal error of the writer: {error}")),
-            on_log_append: Box::new(|_| {}),
-        };
-        Self { store: Store::open(&database, &salt, options).expect("the files open"), directory }
+        Self { store: TestStore::open(directory.path(), versions), directory }
     }
 
     fn restart(self, is_clustered: bool) -> Self {
@@ -46,28 +39,16 @@ impl Node {
     }
 
     fn create(&self, key: &str, sealed: &[u8]) -> Arc<SealedEntry> {
-        let write = Write::Create {
-            key: key.to_owned(),
-            environment: None,
-            category: None,
-            ciphertext: token(sealed),
-        };
-        block_on(self.store.write(write, OWNER).expect("queued")).expect("reply").expect("new")
+        let id = EntryId { key: key.to_owned(), environment: None };
+        self.store.write(Write::create(id, None, token(sealed)), OWNER).expect("new")
     }
 
-    fn update(&self, seen: &Arc<SealedEntry>, sealed: &[u8]) -> Arc<SealedEntry> {
-        let write = Write::Update {
-            seen: Arc::clone(seen),
-            category: None,
-            environment: None,
-            ciphertext: token(sealed),
-        };
-        block_on(self.store.write(write, OWNER).expect("queued")).expect("reply").expect("seen")
+    fn update(&self, seen: &SealedEntry, sealed: &[u8]) -> Arc<SealedEntry> {
+        self.store.write(Write::update(seen, None, None, token(sealed)), OWNER).expect("seen")
     }
 
-    fn delete(&self, seen: &Arc<SealedEntry>) {
-        let write = Write::Delete { seen: Arc::clone(seen) };
-        block_on(self.store.write(write, OWNER).expect("queued")).expect("reply").expect("seen");
+    fn delete(&self, seen: &SealedEntry) {
+        self.store.write(Write::delete(seen), OWNER).expect("seen");
     }
 
     fn apply(&self, changes: Vec<Change>) -> usize {
@@ -77,33 +58,35 @@ impl Node {
     }
 
     fn applied(&self, changes: Vec<Change>) -> AppliedChanges {
-        block_on(self.store.apply(changes).expect("queued")).expect("reply").expect("applied")
+        block_on(self.store.log().apply(changes)).expect("applied")
     }
 
     /// Returns the version of an entry.
     fn version(&self, key: &str) -> Version {
         let id = EntryId { key: key.to_owned(), environment: None };
-        self.store.changes(&[id]).expect("readable").first().expect("there").version
+        self.store.changes(&[id]).first().expect("there").version
     }
 
     fn note(&self, progress: PeerProgress) {
-        block_on(self.store.record_progress(progress).expect("queued")).expect("reply").expect("recorded");
+        block_on(self.store.log().record_progress(progress)).expect("recorded");
     }
 
     /// Returns the content of every entry, and the digest of the store.
     fn contents(&self) -> (BTreeMap<String, Vec<u8>>, Digest) {
-        let page = self.store.page(&Filter::default(), 0).expect("readable");
+        let page = self.store.page(&Filter::default(), 0);
         assert!(page.next_after.is_none());
         let rows = page.rows.iter().map(|row| {
             let sealed = row.ciphertext.as_ref().expect("sealed").as_bytes()[1..].to_vec();
             let sealed: Vec<u8> = sealed.into_iter().take_while(|byte| *byte != 0).collect();
             (format!("{}@{:?}", row.key, row.environment), sealed)
         });
-        (rows.collect(), self.store.digest_table().root().expect("a small store"))
+        let log = self.store.storage.replication();
+        let root = log.map(|log| log.digests().root().expect("a small store"));
+        (rows.collect(), root.unwrap_or_default())
     }
 
     fn pull_changes(&self, from: &Node, after: i64) -> (usize, i64) {
-        let page = from.store.log_changes(after).expect("readable");
+        let page = from.store.log_changes(after);
         (self.apply(page.changes), page.sequence)
     }
 }
@@ -144,7 +127,7 @@ fn local_changes_reach_another_store_through_the_log() {
     assert_eq!(two.contents(), one.contents());
     // Repetition is harmless, and changes from a peer are not passed on.
     assert_eq!(two.pull_changes(&one, 0).0, 0);
-    assert!(two.store.log_changes(0).expect("readable").changes.is_empty());
+    assert!(two.store.log_changes(0).changes.is_empty());
 }
 
 /// Returns options with a clock that the test sets.
@@ -170,7 +153,7 @@ fn a_later_write_wins_although_its_clock_is_behind() {
     let (one, two) = (Node::new(), Node::with_clock(directory(), set_clock(&behind)));
     one.create("k", b"first");
     assert_eq!(two.pull_changes(&one, 0).0, 1);
-    let seen = two.store.exact("k", None).expect("readable").expect("there");
+    let seen = two.store.exact("k").expect("there");
     two.update(&seen, b"second");
     two.create("other", b"o");
     assert!(two.version("k").timestamp > one.version("k").timestamp);
@@ -220,20 +203,15 @@ fn a_version_ahead_of_the_clock_is_not_replaced_by_one_that_peers_refuse() {
     let node = Node::with_clock(directory(), set_clock(&offset));
     let other = Node::new();
     let early = node.create("early", b"1");
-    let page = node.store.log_changes(0).expect("readable");
+    let page = node.store.log_changes(0);
     assert_eq!(other.applied(page.changes).ahead.len(), 1);
     // Once the clock is correct, new entries are accepted, and the old one is refused until its time has come.
     offset.store(0, std::sync::atomic::Ordering::SeqCst);
     node.create("new", b"2");
-    let page = node.store.log_changes(1).expect("readable");
+    let page = node.store.log_changes(1);
     assert_eq!(other.applied(page.changes).won, 1);
-    let write = || Write::Update {
-        seen: Arc::clone(&early),
-        category: None,
-        environment: None,
-        ciphertext: token(b"3"),
-    };
-    let refused = block_on(node.store.write(write(), OWNER).expect("queued")).expect("reply");
+    let write = |seen: &SealedEntry| Write::update(seen, None, None, token(b"3"));
+    let refused = node.store.write(write(&early), OWNER);
     assert!(matches!(refused, Err(WriteError::Ahead { ahead_ms }) if ahead_ms > 50 * 60_000), "{refused:?}");
     assert_eq!(node.contents().0["early@None"], b"1", "the write is rolled back");
     let Node { store, directory } = node;
@@ -243,41 +221,41 @@ fn a_version_ahead_of_the_clock_is_not_replaced_by_one_that_peers_refuse() {
     node.create("newer", b"4");
     assert!(node.version("newer").timestamp < node.version("early").timestamp);
     let node = node.restart(false);
-    block_on(node.store.write(write(), OWNER).expect("queued")).expect("reply").expect("a standalone node");
+    let seen = node.store.exact("early").expect("there");
+    node.store.write(write(&seen), OWNER).expect("a standalone node");
     let Node { store, directory } = node;
     drop(store);
     let database = rusqlite::Connection::open(directory.path().join("c.db")).expect("there");
     database.execute("UPDATE osc_versions SET stamp = ?1", [i64::MAX]).expect("valid");
     drop(database);
     let node = Node::at(directory, false);
-    let seen = node.store.exact("early", None).expect("readable").expect("there");
-    let delete = Write::Delete { seen };
-    let refused = block_on(node.store.write(delete, OWNER).expect("queued")).expect("reply");
+    let seen = node.store.exact("early").expect("there");
+    let refused = node.store.write(Write::delete(&seen), OWNER);
     assert!(matches!(refused, Err(WriteError::Ahead { .. })), "no later version exists: {refused:?}");
 }
 
 #[test]
 fn a_store_that_joins_a_cluster_contributes_its_entries() {
     let standalone = Node::at(Arc::new(tempfile::tempdir().expect("temporary directory")), false);
-    assert_eq!(standalone.store.node(), None);
+    assert_eq!(standalone.store.storage.replication().map(ReplicationLog::replica), None);
     standalone.create("old", b"1");
     assert_eq!(standalone.contents().1, Digest::default());
     let joined = standalone.restart(true);
     let (_, root) = joined.contents();
     assert_ne!(root, Digest::default());
-    assert_eq!(joined.store.digest_table().entries_count(), 1);
+    assert_eq!(joined.store.log().digests().entries_count(), 1);
     let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
-    let known = joined.store.versions(&all, usize::MAX).expect("readable").known;
+    let known = joined.store.versions(&all, usize::MAX).known;
     assert_eq!(known.len(), 1);
     let other = Node::new();
     let ids: Vec<EntryId> = known.into_iter().map(|known| known.id).collect();
-    assert_eq!(other.apply(joined.store.changes(&ids).expect("readable")), 1);
+    assert_eq!(other.apply(joined.store.changes(&ids)), 1);
     assert_eq!(other.contents(), joined.contents());
     // A node that leaves the cluster for a while keeps maintaining versions: deleted entries must not reappear.
-    let node = joined.store.node();
+    let node = joined.store.log().replica();
     let left = joined.restart(false);
-    assert_eq!(left.store.node(), node);
-    let seen = left.store.exact("old", None).expect("readable").expect("there");
+    assert_eq!(left.store.log().replica(), node);
+    let seen = left.store.exact("old").expect("there");
     left.delete(&seen);
     let back = left.restart(true);
     assert_eq!(other.pull_changes(&back, 0).0, 1);
@@ -325,7 +303,7 @@ fn timestamps_increase_across_restarts() {
     let mut last = HlcTimestamp::default();
     for round in 0..5 {
         node.create(&format!("k{round}"), b"1");
-        let page = node.store.log_changes(0).expect("readable");
+        let page = node.store.log_changes(0);
         let newest = page.changes.iter().map(|change| change.version.timestamp).max().expect("there");
         assert!(newest > last, "round {round}");
         last = newest;
@@ -338,7 +316,7 @@ fn tombstones_are_collected_once_all_peers_have_them() {
     let node = Node::new();
     let peers = [ReplicaId::from_random(2), ReplicaId::from_random(4)];
     let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
-    let tombstones = || node.store.versions(&all, usize::MAX).expect("readable").known.len();
+    let tombstones = || node.store.versions(&all, usize::MAX).known.len();
     let future = HlcTimestamp::from_milliseconds(Timestamp::now().as_milliseconds() + 100_000);
     let row = node.create("k", b"1");
     node.delete(&row);
@@ -351,10 +329,10 @@ fn tombstones_are_collected_once_all_peers_have_them() {
     node.note(PeerProgress::Synced { peer: peers[1], stamp: future, forgotten: HlcTimestamp::default() });
     node.note(PeerProgress::Collect { before: HlcTimestamp::default() });
     assert_eq!(tombstones(), 1, "the tombstone is too recent");
-    let root = node.store.digest_table().root();
+    let root = node.store.log().digests().root();
     node.note(PeerProgress::Collect { before: future });
-    assert_eq!((tombstones(), node.store.digest_table().root()), (0, root), "collection changes no digest");
-    assert_eq!(node.store.horizon(), TombstoneHorizon { synced: future, forgotten: future });
+    assert_eq!((tombstones(), node.store.log().digests().root()), (0, root), "collection changes no digest");
+    assert_eq!(node.store.log().horizon(), TombstoneHorizon { synced: future, forgotten: future });
     // The horizon is persisted, never moves back, and includes that of peers.
     let node = node.restart(true);
     for (stamp, forgotten) in
@@ -362,7 +340,7 @@ fn tombstones_are_collected_once_all_peers_have_them() {
     {
         node.note(PeerProgress::Synced { peer: peers[0], stamp, forgotten });
         assert_eq!(
-            node.store.horizon(),
+            node.store.log().horizon(),
             TombstoneHorizon { synced: future, forgotten: future.max(forgotten) }
         );
     }
@@ -378,7 +356,7 @@ fn the_progress_of_removed_peers_is_dropped() {
         node.note(PeerProgress::Synced { peer, stamp, forgotten: HlcTimestamp::default() });
     }
     let known = || {
-        let mut known: Vec<_> = node.store.acknowledged().expect("readable");
+        let mut known: Vec<_> = node.store.acknowledged();
         known.sort();
         known.into_iter().map(|(peer, _)| peer).collect::<Vec<_>>()
     };
@@ -395,12 +373,12 @@ fn versions_come_in_whole_buckets() {
         node.create(&format!("k{number}"), b"1");
     }
     let all: Vec<usize> = (0..crate::limits::BUCKETS_COUNT).collect();
-    let everything = node.store.versions(&all, usize::MAX).expect("readable");
+    let everything = node.store.versions(&all, usize::MAX);
     assert_eq!((everything.known.len(), everything.buckets_count), (40, all.len()));
     // In pages of at least one bucket each.
     let (mut known, mut rest, mut pages) = (Vec::new(), &all[..], 0);
     while !rest.is_empty() {
-        let page = node.store.versions(rest, 500).expect("readable");
+        let page = node.store.versions(rest, 500);
         assert!(page.buckets_count > 0);
         rest = &rest[page.buckets_count..];
         known.extend(page.known);
@@ -418,24 +396,24 @@ fn the_log_is_trimmed_to_the_changes_that_a_peer_lacks() {
         node.create(&format!("k{number}"), b"1");
     }
     node.note(PeerProgress::Acknowledged { peer: peer(2), sequence: 5 });
-    assert_eq!(node.store.log_range().expect("readable"), (0, 5));
+    assert_eq!(node.store.log_range(), (0, 5));
     node.create("k5", b"1");
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 0 });
     node.note(PeerProgress::Acknowledged { peer: peer(2), sequence: 6 });
-    assert_eq!(node.store.log_range().expect("readable"), (6, 6), "the other peer lacks the change");
+    assert_eq!(node.store.log_range(), (6, 6), "the other peer lacks the change");
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 3 });
-    let mut acknowledged = node.store.acknowledged().expect("readable");
+    let mut acknowledged = node.store.acknowledged();
     acknowledged.sort();
     assert_eq!(acknowledged, [(peer(2), 6), (peer(4), 3)]);
     // A page for trimmed positions reports the last one, so that the peer does not request them again.
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 6 });
-    let page = node.store.log_changes(4).expect("readable");
+    let page = node.store.log_changes(4);
     assert_eq!((page.changes.len(), page.sequence, page.more), (0, 6, false));
     // Positions are never reused, even after everything was trimmed.
     node.note(PeerProgress::Acknowledged { peer: peer(4), sequence: 6 });
     let node = node.restart(true);
     node.create("k6", b"1");
-    assert_eq!(node.store.log_range().expect("readable"), (7, 7));
+    assert_eq!(node.store.log_range(), (7, 7));
 }
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
@@ -477,20 +455,20 @@ fn commits_between_two_bucket_loads_count_once() {
     let node = Node::new();
     let rows: Vec<_> = (0..300).map(|number| node.create(&format!("k{number}"), b"1")).collect();
     let expected =
-        |node: &Node| (node.store.digest_table().root(), node.store.digest_table().entries_count());
+        |node: &Node| (node.store.log().digests().root(), node.store.log().digests().entries_count());
     let (before, count) = expected(&node);
     let Node { store, directory } = node;
     drop(store);
 
     let path = directory.path().join("c.db");
     let mut connection =
-        open::open(&path, &SaltFile::open(&directory.path().join("c.salt"), None).expect("there"))
+        open::open(&path, &SaltStore::open(&directory.path().join("c.salt"), None).expect("there"))
             .expect("it opens")
             .connection;
     let buckets = Arc::new(DigestTable::default());
     let (options, horizon) = (VersioningOptions::new(true), Arc::default());
     let mut versions =
-        Versions::open(&mut connection, 1, options, Arc::clone(&buckets), horizon).expect("it opens");
+        Versions::open(&mut connection, options, Arc::clone(&buckets), horizon).expect("it opens");
     let change = |versions: &mut Versions, number: usize, key: &str| {
         let ciphertext = Ciphertext::from_bytes(number.to_be_bytes().to_vec());
         let content = (!number.is_multiple_of(3)).then_some(SealedBody {
@@ -500,9 +478,11 @@ fn commits_between_two_bucket_loads_count_once() {
             updated_at: None,
         });
         let id = EntryId { key: key.to_owned(), environment: None };
-        let mut delta = crate::storage::digest_table::Delta::default();
+        let mut delta = crate::storage::digest::Delta::default();
         versions.record_own(&connection, &mut delta, &id, content.as_ref()).expect("recorded");
-        versions.publish(&delta);
+        let commit = Commit { digests: delta, ..Commit::default() };
+        buckets.publish(&commit);
+        versions.note_committed(&commit.digests);
     };
     for (number, row) in rows.iter().enumerate().take(200) {
         assert_eq!(buckets.root(), None, "not all buckets are loaded");
@@ -529,22 +509,22 @@ fn a_rollback_discards_the_noted_state() {
     drop(store);
     let path = directory.path().join("c.db");
     let mut connection =
-        open::open(&path, &SaltFile::open(&directory.path().join("c.salt"), None).expect("there"))
+        open::open(&path, &SaltStore::open(&directory.path().join("c.salt"), None).expect("there"))
             .expect("it opens")
             .connection;
     let mut versions =
-        Versions::open(&mut connection, 1, VersioningOptions::new(true), Arc::default(), Arc::default())
+        Versions::open(&mut connection, VersioningOptions::new(true), Arc::default(), Arc::default())
             .expect("it opens");
     let id = EntryId { key: "k".to_owned(), environment: None };
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("there");
     let mut write = |end: &str| {
-        let mut delta = crate::storage::digest_table::Delta::default();
+        let mut delta = crate::storage::digest::Delta::default();
         connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
         versions.record_own(&connection, &mut delta, &id, None).expect("recorded");
         connection.execute_batch(end).expect("ended");
         let sequence = delta.state().outbox_line;
         if end == "COMMIT" {
-            versions.publish(&delta);
+            versions.note_committed(&delta);
             assert!(
                 number("SELECT max(stamp) FROM osc_versions")
                     <= number("SELECT value FROM osc_meta WHERE name = 'clock'"),
@@ -557,7 +537,7 @@ fn a_rollback_discards_the_noted_state() {
     assert_eq!(write("COMMIT"), (Some(1), 1));
     assert_eq!(write("ROLLBACK"), (Some(2), 1));
     assert_eq!(write("COMMIT"), (Some(2), 2));
-    let mut delta = crate::storage::digest_table::Delta::default();
+    let mut delta = crate::storage::digest::Delta::default();
     let savepoint = delta.savepoint();
     versions.record_own(&connection, &mut delta, &id, None).expect("recorded");
     assert!(delta.state().outbox_line.is_some());
@@ -570,17 +550,17 @@ fn a_rollback_discards_the_noted_state() {
 fn an_external_change_is_recorded_once_the_database_is_unlocked() {
     let node = Node::new();
     node.create("local", b"1");
-    let before = node.store.digest_table().root();
+    let before = node.store.log().digests().root();
     let other = rusqlite::Connection::open(node.directory.path().join("c.db")).expect("it opens");
     other
         .execute_batch("UPDATE configurations SET category = 'repaired'; BEGIN IMMEDIATE")
         .expect("an operator locks the database");
     // The writer checks every second, and gives up after the busy timeout.
     std::thread::sleep(BUSY_TIMEOUT + Duration::from_secs(2));
-    assert_eq!(node.store.digest_table().root(), before);
+    assert_eq!(node.store.log().digests().root(), before);
     other.execute_batch("ROLLBACK").expect("unlocked");
     let began = std::time::Instant::now();
-    while node.store.digest_table().root() == before {
+    while node.store.log().digests().root() == before {
         assert!(began.elapsed() < Duration::from_secs(10), "the change was not recorded");
         std::thread::sleep(Duration::from_millis(10));
     }

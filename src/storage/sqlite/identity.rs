@@ -9,14 +9,14 @@ use std::sync::Arc;
 use super::in_place::Content;
 use super::lock::DataLock;
 use crate::storage::paths::{resolved, sibling};
-use crate::storage::salt_file::SaltFile;
+use crate::storage::salt_store::SaltStore;
 
 /// Open files, identified by device and inode: a file may have many names, and a name may refer to many files in turn.
 #[derive(Debug)]
 pub(super) struct Identity {
     files: [OpenFile; 3],
     content: Content,
-    salt: Arc<SaltFile>,
+    salt: Arc<SaltStore>,
 }
 
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub(super) type Inode = (u64, u64);
 
 impl Identity {
     /// Records the files of a database that was just opened by this path, and its lock file.
-    pub(super) fn new(database: &Path, lock: &DataLock, salt: Arc<SaltFile>) -> Self {
+    pub(super) fn new(database: &Path, lock: &DataLock, salt: Arc<SaltStore>) -> Self {
         let wal = sibling(&resolved(database), "-wal");
         let file = |name, path: PathBuf| OpenFile { name, inode: inode(&path), path };
         let files = [

@@ -17,7 +17,7 @@ use super::{BUSY_TIMEOUT, check, immutable, maintenance};
 use crate::storage::disk_space::Shortage;
 use crate::storage::error::OpenError;
 use crate::storage::paths::{HEADER_BYTES, MAGIC, sibling};
-use crate::storage::salt_file::SaltFile;
+use crate::storage::salt_store::SaltStore;
 use crate::storage::sync::sync_directory;
 
 /// Pause between two attempts to copy a database that another program has locked.
@@ -57,7 +57,7 @@ pub(super) struct Opened {
 ///
 /// # Errors
 /// Fails if the file cannot be used; it is then unchanged.
-pub(super) fn open(path: &Path, salt: &SaltFile) -> Result<Opened, OpenError> {
+pub(super) fn open(path: &Path, salt: &SaltStore) -> Result<Opened, OpenError> {
     match open_with(path, salt, WalIndex::Shared) {
         Err(OpenError::NoSpace { shortage, .. }) if has_content(path) => {
             let opened = open_with(path, salt, WalIndex::Private)?;
@@ -78,7 +78,7 @@ pub(super) fn open(path: &Path, salt: &SaltFile) -> Result<Opened, OpenError> {
     }
 }
 
-fn open_with(path: &Path, salt: &SaltFile, wal_index: WalIndex) -> Result<Opened, OpenError> {
+fn open_with(path: &Path, salt: &SaltStore, wal_index: WalIndex) -> Result<Opened, OpenError> {
     maintenance::refuse_unfinished(path)?;
     let header = read_header(path)?;
     let existed = header.is_some();
@@ -350,7 +350,7 @@ pub(super) fn has_entries(connection: &Connection) -> rusqlite::Result<bool> {
 pub(super) fn check_salt(
     connection: &Connection,
     path: &Path,
-    salt: &SaltFile,
+    salt: &SaltStore,
     generation: Generation,
 ) -> Result<(), OpenError> {
     let unusable = |what, remedy| Err(OpenError::Unusable { path: salt.path().to_owned(), what, remedy });
@@ -386,7 +386,7 @@ pub(super) fn check_salt(
 }
 
 /// Writes the tag of the salt into a database that has entries and another tag or none.
-fn bind_to_salt(connection: &mut Connection, path: &Path, salt: &SaltFile) -> rusqlite::Result<()> {
+fn bind_to_salt(connection: &mut Connection, path: &Path, salt: &SaltStore) -> rusqlite::Result<()> {
     if schema::salt_tag(connection)? == salt.tag() {
         return Ok(());
     }
@@ -422,7 +422,9 @@ fn configure(connection: &Connection, path: &Path) -> Result<(), OpenError> {
             "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0; PRAGMA temp_store=MEMORY; \
              PRAGMA trusted_schema=OFF; PRAGMA cache_size=-8000; PRAGMA mmap_size=0;",
         )
-        .map_err(sql)
+        .map_err(sql)?;
+    // The triggers record changes by other programs; this connection records its own.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map(|_| ()).map_err(sql)
 }
 
 /// Empties the WAL. Content that a crash left in it ends its cycle; the next one has another number and an empty WAL.

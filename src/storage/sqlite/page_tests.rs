@@ -7,39 +7,29 @@ use std::time::Instant;
 use futures_lite::future::block_on;
 use proptest::prelude::*;
 
+use super::test_store::{TestStore, WriteResult};
 use super::*;
-use crate::model::Ciphertext;
+use crate::model::{Ciphertext, OwnerTag};
+use crate::storage::Write;
 
 const OWNER: OwnerTag = OwnerTag([1; 32]);
 
-fn open(directory: &Path) -> Store {
-    let salt = directory.join("c.salt");
-    // The store refuses entries without a salt, and these tests do not encrypt with it.
-    fs::write(&salt, PROPER_SALT).expect("writable");
-    let options = Options::standalone(Box::new(|error| panic!("fatal error of the writer: {error}")));
-    Store::open(&directory.join("c.db"), &salt, options).expect("new files open")
+fn open(directory: &Path) -> TestStore {
+    TestStore::open(directory, VersioningOptions::new(false))
 }
 
-fn write(store: &Store, write: Write) -> WriteResult {
-    block_on(store.write(write, OWNER).expect("queued")).expect("a reply of the writer")
+fn write(store: &TestStore, write: Write) -> WriteResult {
+    store.write(write, OWNER)
 }
 
 fn create(key: String, environment: Option<&str>, category: Option<&str>, sealed: u8) -> Write {
-    Write::Create {
-        key,
-        environment: environment.map(str::to_owned),
-        category: category.map(str::to_owned),
-        ciphertext: Ciphertext::from_bytes(vec![sealed]),
-    }
+    let id = EntryId { key, environment: environment.map(str::to_owned) };
+    Write::create(id, category.map(str::to_owned), Ciphertext::from_bytes(vec![sealed]))
 }
 
-fn update(seen: Arc<SealedEntry>, environment: Option<&str>, category: Option<&str>, sealed: u8) -> Write {
-    Write::Update {
-        seen,
-        category: category.map(str::to_owned),
-        environment: environment.map(str::to_owned),
-        ciphertext: Ciphertext::from_bytes(vec![sealed]),
-    }
+fn update(seen: &SealedEntry, environment: Option<&str>, category: Option<&str>, sealed: u8) -> Write {
+    let (category, environment) = (category.map(str::to_owned), environment.map(str::to_owned));
+    Write::update(seen, category, environment, Ciphertext::from_bytes(vec![sealed]))
 }
 
 fn filters() -> Vec<Filter> {
@@ -66,11 +56,11 @@ fn shown(page: &Page) -> impl PartialEq + std::fmt::Debug {
 }
 
 /// Checks that the store returns the pages that are in the database.
-fn check(store: &Store) {
+fn check(store: &TestStore) {
     for filter in filters() {
         for after in [i64::MIN, 3] {
-            let stored = store.readers.page(&filter, after).expect("readable");
-            let returned = store.page(&filter, after).expect("readable");
+            let stored = block_on(store.storage.engine().scan(&filter, after)).expect("readable");
+            let returned = store.page(&filter, after);
             assert_eq!(shown(&returned), shown(&stored), "{filter:?} after {after}");
         }
     }
@@ -109,7 +99,7 @@ proptest! {
         let store = open(directory.path());
         check(&store);
         for step in steps {
-            let page = store.page(&Filter::default(), i64::MIN).expect("readable");
+            let page = store.page(&Filter::default(), i64::MIN);
             let row = |index: usize| page.rows.get(index % page.rows.len().max(1)).map(Arc::clone);
             // Some writes are refused, and must not change anything.
             let _: Option<WriteResult> = match step {
@@ -117,13 +107,13 @@ proptest! {
                     Some(write(&store, create(KEYS[key].to_owned(), environment, category, sealed)))
                 }
                 Step::Update(index, environment, category, sealed) => {
-                    row(index).map(|row| write(&store, update(row, environment, category, sealed)))
+                    row(index).map(|row| write(&store, update(&row, environment, category, sealed)))
                 }
-                Step::Delete(index) => row(index).map(|row| write(&store, Write::Delete { seen: row })),
+                Step::Delete(index) => row(index).map(|row| write(&store, Write::delete(&row))),
             };
             check(&store);
         }
-        prop_assert!(store.cached_page(&Filter::default(), i64::MIN).is_some());
+        prop_assert!(store.storage.cached_page(&Filter::default(), i64::MIN).is_some());
     }
 }
 
@@ -134,13 +124,13 @@ fn a_page_that_grows_is_split() {
     let all = Filter::default();
     for number in 0..30_u8 {
         let mut new = create(format!("k{number}"), None, None, number);
-        if let Write::Create { ciphertext, .. } = &mut new {
+        if let Write::Put { ciphertext, .. } = &mut new {
             *ciphertext = Ciphertext::from_bytes(vec![number; 100_000]);
         }
         write(&store, new).expect("new");
         let (mut ids, mut after) = (Vec::new(), Some(i64::MIN));
         while let Some(begin) = after {
-            let page = store.page(&all, begin).expect("readable");
+            let page = store.page(&all, begin);
             assert!(page.bytes < 3 << 20, "{}", page.bytes);
             ids.extend(page.rows.iter().map(|row| row.id));
             after = page.next_after;
@@ -167,10 +157,10 @@ fn external_changes_invalidate_cached_pages() {
     // A write detects the change immediately.
     write(&store, create("k3".into(), None, None, 3)).expect("new");
     check(&store);
-    assert_eq!(store.page(&Filter::default(), 0).expect("readable").unreadable_count, 1);
+    assert_eq!(store.page(&Filter::default(), 0).unreadable_count, 1);
     other.execute(r#"DELETE FROM configurations WHERE "key" = 'k2'"#, []).expect("valid");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while store.page(&Filter::default(), 0).expect("readable").rows.iter().any(|row| row.key == "k2") {
+    while store.page(&Filter::default(), 0).rows.iter().any(|row| row.key == "k2") {
         assert!(Instant::now() < deadline, "an idle writer checks every second");
         thread::sleep(Duration::from_millis(10));
     }
@@ -187,7 +177,7 @@ fn pages_are_coherent_under_concurrent_writes() {
     // Enough entries that commits often occur while a page is being read.
     for number in 0..300 {
         let write = create(format!("other {number}"), None, None, 0);
-        drop(store.write(write, OWNER).expect("queued"));
+        drop(store.queue(write, OWNER));
     }
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -198,13 +188,13 @@ fn pages_are_coherent_under_concurrent_writes() {
                     let key = format!("k{writer}");
                     let mut row = write(store, create(key.clone(), None, None, 0)).expect("new");
                     for sealed in 1..=WRITES {
-                        row = write(store, update(row, None, None, sealed)).expect("the only writer");
-                        let page = store.page(&Filter::default(), i64::MIN).expect("readable");
+                        row = write(store, update(&row, None, None, sealed)).expect("the only writer");
+                        let page = store.page(&Filter::default(), i64::MIN);
                         let row_in_page = page.rows.iter().find(|row| row.key == key).expect("there");
                         assert_eq!(row_in_page.ciphertext, row.ciphertext);
                         if sealed % 7 == 0 {
-                            write(store, Write::Delete { seen: row }).expect("the only writer");
-                            let page = store.page(&Filter::default(), i64::MIN).expect("readable");
+                            write(store, Write::delete(&row)).expect("the only writer");
+                            let page = store.page(&Filter::default(), i64::MIN);
                             assert!(page.rows.iter().all(|row| row.key != key));
                             row = write(store, create(key.clone(), None, None, sealed)).expect("gone");
                         }
@@ -214,8 +204,8 @@ fn pages_are_coherent_under_concurrent_writes() {
             .collect();
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                store.pages.clear();
-                store.page(&Filter::default(), i64::MIN).expect("readable");
+                store.storage.clear_pages();
+                store.page(&Filter::default(), i64::MIN);
                 // The writers need time to use the cached page.
                 thread::sleep(Duration::from_micros(300));
             }

@@ -1,18 +1,20 @@
 //! Reads of the database: lookups by key and pages by id, on the calling thread.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, ToSql};
 
 use super::column::text;
-use super::counts::WriterCounts;
 use super::identity::{self, Inode};
 use super::wal_index::WalIndex;
 use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
-use crate::model::{Ciphertext, EntryId, SealedBody, Timestamp};
+use crate::model::{Ciphertext, EntryId, Revision, SealedBody, Timestamp};
 use crate::model::{Filter, KeyEntries, SealedEntry};
+use crate::storage::counts::EngineCounts;
+use crate::storage::engine::{NameScan, NameScanPage};
 use crate::storage::error::Error;
 use crate::storage::page_cache::Page;
 
@@ -23,12 +25,18 @@ pub(super) struct Readers {
     wal_index: WalIndex,
     /// Inode of the opened database: its path may refer to another file by now.
     inode: Option<Inode>,
-    counts: Arc<WriterCounts>,
+    counts: Arc<EngineCounts>,
     idle: Mutex<Vec<Connection>>,
+    /// Revision of rows that another program has written.
+    foreign_revision: AtomicI64,
 }
 
+/// Columns of [`parse_row`].
 pub(super) const COLUMNS: &str =
     r#"id, "key", encrypted_value, category, environment, created_at, updated_at"#;
+/// Columns of [`Readers::parse`].
+const STORED_COLUMNS: &str =
+    r#"id, "key", encrypted_value, category, environment, created_at, updated_at, osc_revision"#;
 
 impl Readers {
     /// Opens `count` connections.
@@ -36,24 +44,37 @@ impl Readers {
         path: PathBuf,
         wal_index: WalIndex,
         count: usize,
-        counts: Arc<WriterCounts>,
+        counts: Arc<EngineCounts>,
+        foreign_revision: Revision,
     ) -> Result<Self, Error> {
         let inode = identity::inode(&path);
         let idle = (0..count).map(|_| connect(&path, wal_index)).collect::<Result<_, _>>()?;
-        Ok(Self { path, wal_index, inode, counts, idle: Mutex::new(idle) })
+        let foreign_revision = AtomicI64::new(foreign_revision.number());
+        Ok(Self { path, wal_index, inode, counts, idle: Mutex::new(idle), foreign_revision })
+    }
+
+    /// Sets the revision of rows that another program has written.
+    pub(super) fn set_foreign_revision(&self, revision: Revision) {
+        self.foreign_revision.store(revision.number(), Ordering::Release);
+    }
+
+    fn foreign_revision(&self) -> Revision {
+        Revision::from_number(self.foreign_revision.load(Ordering::Acquire))
     }
 
     /// Reads all entries of a key; `None` if there are more than [`ENTRY_GROUP_COUNT_MAX`].
     pub(super) fn key_entries(&self, key: &str) -> Result<Option<KeyEntries>, Error> {
         self.with(|connection| {
-            let sql =
-                format!(r#"SELECT {COLUMNS} FROM configurations WHERE "key" = ?1 ORDER BY id LIMIT ?2"#);
+            let sql = format!(
+                r#"SELECT {STORED_COLUMNS} FROM configurations WHERE "key" = ?1 ORDER BY id LIMIT ?2"#
+            );
+            let foreign = self.foreign_revision();
             let mut statement = connection.prepare_cached(&sql)?;
             let limit = i64::try_from(ENTRY_GROUP_COUNT_MAX + 1).unwrap_or(i64::MAX);
             let mut rows = statement.query((key, limit))?;
             let mut entries = KeyEntries::default();
             while let Some(row) = rows.next()? {
-                entries.rows.extend(parse_row(row)?.map(Arc::new));
+                entries.rows.extend(parse_stored(row, foreign)?.map(Arc::new));
             }
             Ok((entries.rows.len() <= ENTRY_GROUP_COUNT_MAX).then_some(entries))
         })
@@ -61,23 +82,44 @@ impl Readers {
 
     /// Reads a single entry of a key.
     pub(super) fn exact(&self, key: &str, environment: Option<&str>) -> Result<Option<SealedEntry>, Error> {
-        self.with(|connection| exact(connection, key, environment))
+        self.with(|connection| self.exact_on(connection, key, environment))
     }
 
     /// Reads the page of rows after the id `after`.
     pub(super) fn page(&self, filter: &Filter, after: i64) -> Result<Page, Error> {
-        self.with(|connection| page(connection, filter, after))
+        self.with(|connection| page(connection, filter, after, self.foreign_revision()))
     }
 
-    /// Reads the rows after `after` in the order of their names, and whether there are more.
-    pub(super) fn page_by_name(
+    /// Reads one entry on a connection, which may be that of the writer.
+    pub(super) fn exact_on(
         &self,
-        filter: &Filter,
-        after: Option<&EntryId>,
-        bytes_max: usize,
-        names_only: bool,
-    ) -> Result<(Vec<SealedEntry>, bool), Error> {
-        self.with(|connection| page_by_name(connection, filter, after, bytes_max, names_only))
+        connection: &Connection,
+        key: &str,
+        environment: Option<&str>,
+    ) -> Result<Option<SealedEntry>, Error> {
+        exact_with(
+            connection,
+            key,
+            environment,
+            |row| parse_stored(row, self.foreign_revision()),
+            STORED_COLUMNS,
+        )
+    }
+
+    /// Reads rows in the order of their names.
+    pub(super) fn page_by_name(&self, scan: &NameScan) -> Result<NameScanPage, Error> {
+        self.with(|connection| page_by_name(connection, scan))
+    }
+
+    /// Returns for each name whether there is such an entry.
+    pub(super) fn exist(&self, ids: &[EntryId]) -> Result<Vec<bool>, Error> {
+        self.with(|connection| {
+            let sql = r#"SELECT 1 FROM configurations WHERE "key" = ?1 AND ifnull(environment, '') = ?2"#;
+            let mut statement = connection.prepare_cached(sql)?;
+            let exists =
+                |id: &EntryId| statement.exists((&id.key, id.environment.as_deref().unwrap_or_default()));
+            Ok(ids.iter().map(exists).collect::<rusqlite::Result<_>>()?)
+        })
     }
 
     /// Counts the entries.
@@ -121,25 +163,33 @@ pub(super) fn connect(path: &Path, wal_index: WalIndex) -> Result<Connection, Er
     Ok(connection)
 }
 
+/// Reads one entry without its revision.
 pub(super) fn exact(
     connection: &Connection,
     key: &str,
     environment: Option<&str>,
 ) -> Result<Option<SealedEntry>, Error> {
+    exact_with(connection, key, environment, parse_row, COLUMNS)
+}
+
+fn exact_with(
+    connection: &Connection,
+    key: &str,
+    environment: Option<&str>,
+    parse: impl FnOnce(&rusqlite::Row<'_>) -> Result<Option<SealedEntry>, Error>,
+    columns: &str,
+) -> Result<Option<SealedEntry>, Error> {
     let sql =
-        format!(r#"SELECT {COLUMNS} FROM configurations WHERE "key" = ?1 AND ifnull(environment, '') = ?2"#);
+        format!(r#"SELECT {columns} FROM configurations WHERE "key" = ?1 AND ifnull(environment, '') = ?2"#);
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query((key, environment.unwrap_or_default()))?;
-    match rows.next()? {
-        Some(row) => Ok(parse_row(row)?),
-        None => Ok(None),
-    }
+    rows.next()?.map_or(Ok(None), parse)
 }
 
 /// Reads a page. The statement is finished and its snapshot released before the page is returned, so a slow client
 /// never keeps the WAL from being emptied.
-fn page(connection: &Connection, filter: &Filter, after: i64) -> Result<Page, Error> {
-    let mut sql = format!("SELECT {COLUMNS} FROM configurations WHERE id > ?");
+fn page(connection: &Connection, filter: &Filter, after: i64, foreign: Revision) -> Result<Page, Error> {
+    let mut sql = format!("SELECT {STORED_COLUMNS} FROM configurations WHERE id > ?");
     let mut values: Vec<&dyn ToSql> = vec![&after];
     restrict(filter, &mut sql, &mut values);
     sql.push_str(" ORDER BY id");
@@ -147,7 +197,7 @@ fn page(connection: &Connection, filter: &Filter, after: i64) -> Result<Page, Er
     let mut rows = statement.query(values.as_slice())?;
     let mut page = Page { rows: Vec::new(), bytes: 0, unreadable_count: 0, next_after: None };
     while let Some(row) = rows.next()? {
-        match parse_row(row)? {
+        match parse_stored(row, foreign)? {
             Some(parsed) => {
                 page.bytes += parsed.weight();
                 page.next_after = Some(parsed.id);
@@ -165,14 +215,9 @@ fn page(connection: &Connection, filter: &Filter, after: i64) -> Result<Page, Er
 
 /// Reads rows in the order of their names. Only rows whose key is stored as text have an order that all nodes agree on;
 /// servers have never written any other.
-fn page_by_name(
-    connection: &Connection,
-    filter: &Filter,
-    after: Option<&EntryId>,
-    bytes_max: usize,
-    names_only: bool,
-) -> Result<(Vec<SealedEntry>, bool), Error> {
-    let columns = match names_only {
+fn page_by_name(connection: &Connection, scan: &NameScan) -> Result<NameScanPage, Error> {
+    let after = scan.after.as_ref();
+    let columns = match scan.names_only {
         true => r#"id, "key", NULL, NULL, environment, NULL, NULL"#,
         false => COLUMNS,
     };
@@ -184,21 +229,22 @@ fn page_by_name(
     let key = after.map_or("", |after| after.key.as_str());
     let environment = after.and_then(|after| after.environment.as_deref()).unwrap_or_default();
     let mut values: Vec<&dyn ToSql> = vec![&key, &environment];
-    restrict(filter, &mut sql, &mut values);
+    restrict(&scan.filter, &mut sql, &mut values);
     sql.push_str(r#" ORDER BY "key", ifnull(environment, '')"#);
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(values.as_slice())?;
-    let (mut page, mut bytes) = (Vec::new(), 0);
+    let (mut page, mut bytes) = (NameScanPage::default(), 0);
     while let Some(row) = rows.next()? {
         let Some(row) = parse_row(row)? else { continue };
-        let is_full = bytes >= bytes_max || page.len() >= LIST_PAGE_ROWS_MAX;
-        if is_full && !page.is_empty() {
-            return Ok((page, true));
+        let is_full = bytes >= scan.bytes_max || page.rows.len() >= LIST_PAGE_ROWS_MAX;
+        if is_full && !page.rows.is_empty() {
+            page.more = true;
+            break;
         }
         bytes += row.weight();
-        page.push(row);
+        page.rows.push(row);
     }
-    Ok((page, false))
+    Ok(page)
 }
 
 /// Appends the conditions of a filter to a statement, and their parameters to `values`.
@@ -234,6 +280,17 @@ pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<SealedEntry>, 
     parsed.created_at = time(row.get_ref(5)?);
     parsed.updated_at = time(row.get_ref(6)?);
     Ok(Some(parsed))
+}
+
+/// Parses a row with its revision, which is `foreign` if another program has written it.
+fn parse_stored(row: &rusqlite::Row<'_>, foreign: Revision) -> Result<Option<SealedEntry>, Error> {
+    let mut parsed = parse_row(row)?;
+    if let Some(entry) = &mut parsed {
+        // Another program may have stored anything in this column.
+        let number = row.get_ref(7)?.as_i64().unwrap_or(0);
+        entry.revision = if number > 0 { Revision::from_number(number) } else { foreign };
+    }
+    Ok(parsed)
 }
 
 /// Returns the content of a row for other nodes; `None` if its value is not a token, which no key decrypts.

@@ -12,9 +12,9 @@ use super::versions::{self, digest_at, entry_id, version_at};
 use super::{lock, open, reader, schema};
 use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_RESERVE, TOMBSTONE_GRACE};
 use crate::model::{Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, Version};
-use crate::storage::digest_table::{bucket_of, digest_of};
+use crate::storage::digest::{bucket_of, digest_of};
 use crate::storage::error::OpenError;
-use crate::storage::salt_file::SaltFile;
+use crate::storage::salt_store::SaltStore;
 
 /// Outcome of a repair or of a trial.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub fn repair_versions(
         });
     }
     let _lock = lock::DataLock::acquire(database)?;
-    let mut connection = open::open(database, &SaltFile::open(salt, accepted_salt)?)?.connection;
+    let mut connection = open::open(database, &SaltStore::open(salt, accepted_salt)?)?.connection;
     let sql = |error| OpenError::sqlite(database, error);
     let repaired = repair(&mut connection, now_ms, is_trial).map_err(sql)?;
     if !is_trial {

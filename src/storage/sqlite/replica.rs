@@ -10,29 +10,10 @@ use super::versions::{LAST_SEQUENCE, digest_at, entry_id, known, version_at};
 use crate::limits::{CHANGES_BYTES_PER_MESSAGE, CHANGES_PER_MESSAGE_MAX};
 use crate::model::{Change, EntryId, ReplicaId, VersionedDigest};
 use crate::storage::error::Error;
-
-/// Versions of all entries in some buckets, tombstones included.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct VersionsPage {
-    /// Versions of the entries.
-    pub known: Vec<VersionedDigest>,
-    /// Number of requested buckets that are covered, which are the first ones.
-    pub buckets_count: usize,
-}
+use crate::storage::replication::{LogPage, VersionsPage};
 
 /// Size of a version in a message, without the name of its entry.
 const VERSION_BYTES: usize = 128;
-
-/// Local changes that a peer does not have yet.
-#[derive(Debug, Default)]
-pub struct LogPage {
-    /// Changes, with each entry once in its current state.
-    pub changes: Vec<Change>,
-    /// Last position in the replication log that these changes cover. A peer that has them has all changes up to it.
-    pub sequence: i64,
-    /// Whether there are further changes after that position.
-    pub more: bool,
-}
 
 impl Readers {
     /// Reads the local changes after a position in the replication log, up to the size of one message.

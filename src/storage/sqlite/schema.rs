@@ -10,6 +10,7 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::column::lossy_text;
+use crate::model::{Revision, Revisions, Timestamp};
 use crate::storage::error::{Error, OpenError};
 
 /// Generation of the schema.
@@ -51,7 +52,7 @@ impl Generation {
 /// Name of the `osc_meta` row with the tag of the salt.
 const SALT_TAG: &str = "salt_tag";
 /// Version of this server's additions to the schema; a larger one was written by a later release.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 const TABLE: &str = r#"
 CREATE TABLE configurations (
@@ -65,6 +66,18 @@ CREATE TABLE configurations (
     PRIMARY KEY (id)
 );
 "#;
+
+/// Revisions, since schema 3. Zero is the revision of rows that another program has written: they have the revision at
+/// which this server noticed. The trigger is disabled on the writer's connection.
+const REVISIONS: &str = "
+ALTER TABLE configurations ADD COLUMN osc_revision INTEGER NOT NULL DEFAULT 0;
+CREATE TRIGGER osc_foreign_revision AFTER UPDATE ON configurations
+WHEN new.osc_revision = old.osc_revision AND new.osc_revision <> 0 BEGIN
+    UPDATE configurations SET osc_revision = 0 WHERE id = new.id;
+END;
+";
+/// Name of the `osc_meta` row with the largest revision that may have been issued.
+const RESERVED_REVISION: &str = "revision";
 
 const LATER_COLUMNS: &str = "
 ALTER TABLE configurations ADD COLUMN environment VARCHAR(100);
@@ -267,6 +280,17 @@ pub(super) fn set_meta(connection: &Connection, name: &str, value: i64) -> rusql
         .map(|_| ())
 }
 
+/// Returns the source of the revisions of this store, which continue after those that it may have issued.
+pub(super) fn revisions(connection: &Connection) -> rusqlite::Result<Revisions> {
+    let reserved = meta(connection, RESERVED_REVISION)?.map_or(Revision::default(), Revision::from_number);
+    Ok(Revisions::after(reserved, Timestamp::now().as_milliseconds()))
+}
+
+/// Records the largest revision that may have been issued.
+pub(super) fn reserve_revision(connection: &Connection, reserved: Revision) -> rusqlite::Result<()> {
+    set_meta(connection, RESERVED_REVISION, reserved.number())
+}
+
 /// Reads the tag of the salt that encrypted the entries; `None` if it is unknown.
 pub(super) fn salt_tag(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     meta(connection, SALT_TAG)
@@ -332,7 +356,13 @@ pub(super) fn migrate(connection: &mut Connection, generation: Generation) -> ru
         set_meta(&transaction, "wal_base", cycle - 1)?;
         set_meta(&transaction, "wal_base_precedes", 1)?;
     }
-    transaction.execute_batch(CLUSTER)?;
+    let version = meta(&transaction, "schema")?.unwrap_or(0);
+    if version < 2 {
+        transaction.execute_batch(CLUSTER)?;
+    }
+    if version < 3 {
+        transaction.execute_batch(REVISIONS)?;
+    }
     set_meta(&transaction, "schema", SCHEMA_VERSION)?;
     transaction.commit()?;
     Ok(())

@@ -8,15 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::error::into_rusqlite;
-use super::{VersioningOptions, WallClock, reader, schema};
+use super::{reader, schema};
 use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_LEAD_MAX, CLOCK_RESERVE, REPLICATION_LOG_COUNT_MAX};
 use crate::model::SealedEntry;
 use crate::model::{
     Change, Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, SealedBody, Timestamp, TombstoneHorizon,
     Version, VersionedDigest,
 };
-use crate::storage::digest_table::{Delta, DigestTable, bucket_of, digest_of};
+use crate::storage::digest::{Delta, bucket_of, digest_of};
+use crate::storage::digest_table::DigestTable;
 use crate::storage::error::Error;
+use crate::storage::versioning::{self, VersioningOptions, WallClock};
 use crate::storage::write::WriteError;
 
 /// Versions as maintained by the writer.
@@ -63,11 +65,11 @@ impl Versions {
     /// [`Self::load_next_bucket`].
     pub(super) fn open(
         connection: &mut Connection,
-        random: u64,
         options: VersioningOptions,
         buckets: Arc<DigestTable>,
         horizon: Arc<Mutex<TombstoneHorizon>>,
     ) -> rusqlite::Result<Self> {
+        let new_replica = options.new_replica();
         let VersioningOptions { is_clustered, wall_clock, .. } = options;
         let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
         // This may be the first commit of a cycle; if it is not, it records the same values again.
@@ -76,10 +78,9 @@ impl Versions {
         let node = match schema::meta(&transaction, "node")? {
             Some(stored) => ReplicaId::from_database(stored),
             None => {
-                let node = ReplicaId::from_random(random);
-                schema::set_meta(&transaction, "node", node.to_database())?;
+                schema::set_meta(&transaction, "node", new_replica.to_database())?;
                 adopt_rows_without_version(&transaction)?;
-                node
+                new_replica
             }
         };
         let timestamp = |name| {
@@ -120,9 +121,8 @@ impl Versions {
         self.last_sequence
     }
 
-    /// Publishes the changes of a transaction, after its commit. Changes that are rolled back are never published.
-    pub(super) fn publish(&mut self, delta: &Delta) {
-        self.buckets.apply(delta);
+    /// Notes the state that moved with a committed transaction.
+    pub(super) fn note_committed(&mut self, delta: &Delta) {
         let noted = delta.state();
         self.last_sequence = noted.outbox_line.unwrap_or(self.last_sequence);
         self.reserved = noted.reserved.unwrap_or(self.reserved);
@@ -180,13 +180,8 @@ impl Versions {
     ) -> Result<(), WriteError> {
         let before = known(connection, id)?;
         let seen = before.as_ref().map_or(HlcTimestamp::default(), |known| known.version.timestamp);
-        let now_ms = (self.wall_clock)();
-        let version = Version { timestamp: self.clock.stamp(now_ms, seen), replica: self.node };
-        // Peers would refuse this version, or it would not even supersede the local one.
-        let ahead_ms = version.timestamp.ahead_of(now_ms, CLOCK_AHEAD_MAX);
-        if let Some(ahead_ms) = ahead_ms.filter(|_| self.is_clustered || version.timestamp <= seen) {
-            return Err(WriteError::Ahead { ahead_ms });
-        }
+        let version =
+            versioning::issue(&mut self.clock, (self.wall_clock)(), self.node, seen, self.is_clustered)?;
         self.reserve(connection, delta)?;
         record(connection, delta, before.as_ref(), id, version, content)?;
         connection
@@ -199,14 +194,7 @@ impl Versions {
     /// Returns by how many milliseconds a change of another node is ahead of this node's clock, if that exceeds
     /// [`CLOCK_AHEAD_MAX`].
     pub(super) fn ahead_ms(&self, change: &Change) -> Option<u64> {
-        let now_ms = (self.wall_clock)();
-        let times = change.body.iter().flat_map(|content| [content.created_at, content.updated_at]);
-        let latest_ms = times.flatten().map(Timestamp::as_milliseconds).max().unwrap_or(0);
-        change
-            .version
-            .timestamp
-            .max(HlcTimestamp::from_milliseconds(latest_ms))
-            .ahead_of(now_ms, CLOCK_AHEAD_MAX)
+        versioning::change_ahead_ms(change, (self.wall_clock)())
     }
 
     /// Records the version of a change of another node if it is newer than the local one, and returns whether it is.
@@ -221,7 +209,7 @@ impl Versions {
             .body
             .as_ref()
             .map_or(Digest::default(), |content| digest_of(&change.id, change.version, content));
-        if before.as_ref().is_some_and(|known| (known.version, known.digest) >= (change.version, digest)) {
+        if !versioning::supersedes(change, digest, before.as_ref()) {
             return Ok(false);
         }
         record(connection, delta, before.as_ref(), &change.id, change.version, change.body.as_ref())?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::getpid;
 
-use super::counts::WriterCounts;
+use crate::storage::counts::EngineCounts;
 use crate::storage::paths::sibling;
 
 /// Bytes of the `-shm` file that SQLite locks for transactions: one for a writer, the last five for readers, see
@@ -26,7 +26,7 @@ impl WalWatch {
     }
 
     /// Records a checkpoint that another transaction prevented.
-    pub(super) fn note_blocked(&self, counts: &WriterCounts) {
+    pub(super) fn note_blocked(&self, counts: &EngineCounts) {
         let holders = holders(&self.index);
         // A read of this server ends on its own.
         let is_own = holders.as_ref().is_some_and(|pids| pids.iter().all(|pid| *pid == own_pid()));
@@ -42,7 +42,7 @@ impl WalWatch {
     }
 
     /// Records a checkpoint that emptied the WAL.
-    pub(super) fn note_emptied(&self, counts: &WriterCounts) {
+    pub(super) fn note_emptied(&self, counts: &EngineCounts) {
         counts.set_wal_bytes(0);
         if counts.is_checkpoint_blocked() {
             counts.set_checkpoint_blocked(false);

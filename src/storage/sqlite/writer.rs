@@ -16,24 +16,23 @@ use rusqlite::{Connection, ErrorCode};
 use super::BUSY_TIMEOUT;
 use super::batch::{Batch, execute, prepare};
 use super::check;
-use super::counts::WriterCounts;
 use super::error;
 use super::identity::Identity;
+use super::reader::Readers;
 use super::reserve::Reserve;
 use super::schema::{self, NullEncoding};
 use super::versions::Versions;
 use super::wal_watch::WalWatch;
 use crate::limits::{CHECKPOINT_TIMEOUT, WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
-use crate::model::{Change, Timestamp};
-use crate::model::{OwnerTag, SealedEntry};
-use crate::storage::digest_table::Delta;
+use crate::model::{Change, Revision, Revisions, SealedEntry, Timestamp};
+use crate::storage::counts::EngineCounts;
 use crate::storage::disk_space::{self, Shortage};
-use crate::storage::entry_cache::{EntryCache, with_row};
 use crate::storage::error::Error;
-use crate::storage::page_cache::{Effect, PageCache};
+use crate::storage::feed::{Commit, Feed};
 use crate::storage::paths::sibling;
-use crate::storage::salt_file::SaltFile;
-use crate::storage::write::{AppliedChanges, PeerProgress, Write, WriteError, WriteResult};
+use crate::storage::replication::{AppliedChanges, PeerProgress};
+use crate::storage::salt_store::SaltStore;
+use crate::storage::write::{Write, WriteBatch, WriteError};
 
 /// Interval at which an idle writer checks for changes by other processes.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -44,14 +43,14 @@ const WAL_BYTES_MAX: u64 = WAL_PAGES_MAX as u64 * (4096 + 24);
 type ReplySender<T> = oneshot::Sender<Result<T, WriteError>>;
 
 enum Job {
-    Write { write: Write, owner: Option<OwnerTag>, at: Timestamp, reply: ReplySender<Arc<SealedEntry>> },
+    Write { batch: WriteBatch, at: Timestamp, reply: ReplySender<Vec<Arc<SealedEntry>>> },
     Apply { changes: Vec<Change>, reply: ReplySender<AppliedChanges> },
     Progress { progress: PeerProgress, reply: ReplySender<()> },
 }
 
 /// Outcome of a job whose transaction is still open.
 enum Outcome {
-    Write(WriteResult),
+    Write(Result<Vec<Arc<SealedEntry>>, WriteError>),
     Apply(Result<AppliedChanges, WriteError>),
     Progress(Result<(), WriteError>),
 }
@@ -64,10 +63,6 @@ pub(super) struct Writer {
 
 /// Callback for a fatal error, called on a thread of the store.
 pub type OnFatal = Box<dyn Fn(Error) + Send + Sync>;
-/// Callback with the last position in the replication log, called on the writer thread after a commit that appended to
-/// the log.
-pub type OnLogAppend = Box<dyn Fn(i64) + Send>;
-
 /// Parameters of the writer thread.
 pub(super) struct Start {
     pub(super) connection: Connection,
@@ -75,15 +70,15 @@ pub(super) struct Start {
     pub(super) spelling: NullEncoding,
     pub(super) reserve: Reserve,
     pub(super) identity: Identity,
-    pub(super) salt: Arc<SaltFile>,
+    pub(super) salt: Arc<SaltStore>,
     /// Whether the database has the tag of the salt.
     pub(super) is_bound_to_salt: bool,
-    pub(super) cache: Arc<EntryCache>,
-    pub(super) pages: Arc<PageCache>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) readers: Arc<Readers>,
+    pub(super) revisions: Revisions,
     pub(super) versions: Option<Versions>,
     pub(super) on_fatal: Arc<OnFatal>,
-    pub(super) on_outbox: OnLogAppend,
-    pub(super) counts: Arc<WriterCounts>,
+    pub(super) counts: Arc<EngineCounts>,
 }
 
 impl Writer {
@@ -119,10 +114,9 @@ impl Writer {
     /// Fails if the queue is full, or the writer has stopped.
     pub(super) fn write(
         &self,
-        write: Write,
-        owner: Option<OwnerTag>,
-    ) -> Result<oneshot::Receiver<WriteResult>, Error> {
-        self.queue(|reply| Job::Write { write, owner, at: Timestamp::now(), reply })
+        batch: WriteBatch,
+    ) -> Result<oneshot::Receiver<Result<Vec<Arc<SealedEntry>>, WriteError>>, Error> {
+        self.queue(|reply| Job::Write { batch, at: Timestamp::now(), reply })
     }
 
     /// Queues changes of other nodes. The receiver gets their outcome.
@@ -157,13 +151,14 @@ impl Writer {
 impl Job {
     /// Returns whether the job frees disk space, and may use the reserve.
     fn frees_space(&self) -> bool {
-        matches!(self, Self::Write { write: Write::Delete { .. }, .. })
+        let is_deletion = |write: &Write| matches!(write, Write::Delete { .. });
+        matches!(self, Self::Write { batch, .. } if batch.writes.iter().all(is_deletion))
     }
 
     fn run(&self, batch: &mut Batch<'_>) -> Result<Outcome, Error> {
         Ok(match self {
-            Self::Write { write, owner, at, .. } => {
-                Outcome::Write(batch.in_savepoint(|batch| batch.write(write, *owner, *at))?)
+            Self::Write { batch: writes, at, .. } => {
+                Outcome::Write(batch.in_savepoint(|batch| batch.write(writes, *at))?)
             }
             Self::Apply { changes, .. } => Outcome::Apply(batch.in_savepoint(|batch| batch.apply(changes))?),
             Self::Progress { progress, .. } => {
@@ -208,14 +203,16 @@ struct Worker {
 /// Applied transaction, with the effects to publish after its commit.
 struct Applied {
     outcomes: Vec<Outcome>,
-    effects: Vec<Effect>,
-    delta: Delta,
+    commit: Commit,
+    revisions: Revisions,
+    reserved: Option<Revision>,
     binds_to_salt: bool,
 }
 
 impl Worker {
     fn run(mut self, queue: &Receiver<Job>) {
         self.data_version = self.read_data_version();
+        self.reserve_revisions();
         // External programs may have changed entries while no server was running.
         self.adopt_external_changes();
         self.start.reserve.keep();
@@ -355,34 +352,27 @@ impl Worker {
         &mut self,
         run: impl FnOnce(&mut Batch<'_>) -> Result<Vec<Outcome>, Error>,
     ) -> Result<Vec<Outcome>, Error> {
-        let Applied { outcomes, effects, delta, binds_to_salt } = match self.apply(run) {
+        let Applied { outcomes, mut commit, revisions, reserved, binds_to_salt } = match self.apply(run) {
             Ok(applied) => applied,
             Err(error) => {
                 self.roll_back();
                 return Err(error);
             }
         };
-        let cache = &self.start.cache;
-        let keys = || effects.iter().map(|effect| effect.key.as_str());
-        cache.close(keys());
-        let committed = execute(&self.start.connection, "COMMIT");
-        if committed.is_ok() {
-            for effect in &effects {
-                cache.publish(&effect.key, |group| with_row(group, effect.id, effect.after.as_ref()));
-            }
-            self.start.pages.publish(&effects);
-        } else {
-            self.roll_back();
-        }
-        cache.reopen(keys());
+        commit.log_position = commit.digests.state().outbox_line;
+        let Start { connection, feed, .. } = &self.start;
+        let committed =
+            feed.commit(&commit, || execute(connection, "COMMIT").inspect_err(|_| roll_back(connection)));
+        // Revisions of a transaction that may have been committed are not issued again.
+        self.start.revisions = revisions;
         committed?;
         self.cycle_begun = true;
         self.start.is_bound_to_salt |= binds_to_salt;
-        if let Some(versions) = &mut self.start.versions {
-            versions.publish(&delta);
+        if let Some(reserved) = reserved {
+            self.start.revisions.note_reserved(reserved);
         }
-        if let Some(sequence) = delta.state().outbox_line {
-            (self.start.on_outbox)(sequence);
+        if let Some(versions) = &mut self.start.versions {
+            versions.note_committed(&commit.digests);
         }
         Ok(outcomes)
     }
@@ -391,21 +381,28 @@ impl Worker {
         &mut self,
         run: impl FnOnce(&mut Batch<'_>) -> Result<Vec<Outcome>, Error>,
     ) -> Result<Applied, Error> {
-        let connection = &self.start.connection;
+        let Start {
+            connection, readers, feed, spelling, revisions, versions, salt, is_bound_to_salt, ..
+        } = &mut self.start;
+        let connection = &*connection;
         execute(connection, "BEGIN IMMEDIATE")?;
         if !self.cycle_begun {
             schema::begin_cycle(connection)?;
         }
         // The tag is written in the transaction of the first write encrypted with the salt, so that no entry is ever
         // stored without it.
-        let binds_to_salt = !self.start.is_bound_to_salt && self.start.salt.is_pinned();
+        let binds_to_salt = !*is_bound_to_salt && salt.is_pinned();
         if binds_to_salt {
-            schema::set_salt_tag(connection, self.start.salt.tag())?;
+            schema::set_salt_tag(connection, salt.tag())?;
         }
-        let versions = self.start.versions.as_mut();
-        let mut batch = Batch::new(connection, &self.start.cache, self.start.spelling, versions);
+        let mut batch = Batch::new(connection, readers, feed, *spelling, versions.as_mut(), *revisions);
         let outcomes = run(&mut batch)?;
-        Ok(Applied { outcomes, effects: batch.effects, delta: batch.delta, binds_to_salt })
+        let Batch { commit, revisions, .. } = batch;
+        let reserved = revisions.due_reservation();
+        if let Some(reserved) = reserved {
+            schema::reserve_revision(connection, reserved)?;
+        }
+        Ok(Applied { outcomes, commit, revisions, reserved, binds_to_salt })
     }
 
     /// Probes between two transactions whether writes work again.
@@ -494,8 +491,9 @@ impl Worker {
         let version = self.read_data_version();
         if version != self.data_version {
             self.data_version = version;
-            self.start.cache.clear();
-            self.start.pages.clear();
+            let revision = self.start.revisions.issue();
+            self.start.readers.set_foreign_revision(revision);
+            self.start.feed.reset(revision);
             self.adoption_due = Some(Instant::now());
         }
         if self.adoption_due.is_some_and(|due| due <= Instant::now()) {
@@ -511,7 +509,7 @@ impl Worker {
         }
         let adopted = self.transact(|batch| {
             if let Some(versions) = batch.versions.as_deref_mut() {
-                versions.adopt_external_changes(batch.connection, &mut batch.delta)?;
+                versions.adopt_external_changes(batch.connection, &mut batch.commit.digests)?;
             }
             Ok(Vec::new())
         });
@@ -524,12 +522,24 @@ impl Worker {
         }
     }
 
-    fn roll_back(&self) {
-        if !self.start.connection.is_autocommit()
-            && let Err(error) = execute(&self.start.connection, "ROLLBACK")
-        {
-            tracing::error!(%error, "rollback failed");
+    /// Reserves revisions, so that rows of other programs, which have the first one, do not get an earlier one at the
+    /// next startup. Without disk space, the first write does.
+    fn reserve_revisions(&mut self) {
+        if let Err(error) = self.transact(|_| Ok(Vec::new())) {
+            tracing::warn!(%error, "cannot reserve revisions yet");
         }
+    }
+
+    fn roll_back(&self) {
+        roll_back(&self.start.connection);
+    }
+}
+
+fn roll_back(connection: &Connection) {
+    if !connection.is_autocommit()
+        && let Err(error) = execute(connection, "ROLLBACK")
+    {
+        tracing::error!(%error, "rollback failed");
     }
 }
 

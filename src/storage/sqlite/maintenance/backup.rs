@@ -15,7 +15,7 @@ use super::manifest::{
 };
 use super::source::Source;
 use crate::model::{ReplicaId, Timestamp};
-use crate::storage::salt_file::SaltFile;
+use crate::storage::salt_store::SaltStore;
 use crate::storage::sqlite::open;
 use crate::storage::sqlite::schema::{self, Generation};
 
@@ -84,7 +84,7 @@ fn fill(
         detach(&database)?;
     }
     // The salt is read after the snapshot, because the salt of a database with entries no longer changes.
-    let salt = SaltFile::open(files.salt, files.accepted_salt)?;
+    let salt = SaltStore::open(files.salt, files.accepted_salt)?;
     if let Some(bytes) = salt.current() {
         write_new(&salt_copy, &bytes)
             .map_err(|error| MaintenanceError::access("write", &salt_copy, error))?;

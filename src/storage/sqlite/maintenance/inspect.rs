@@ -12,7 +12,7 @@ use super::source::{self, Source};
 use crate::model::EntryId;
 use crate::model::SealedEntry;
 use crate::storage::error::OpenError;
-use crate::storage::salt_file::SaltFile;
+use crate::storage::salt_store::SaltStore;
 use crate::storage::sqlite::lock::DataLock;
 use crate::storage::sqlite::schema::Generation;
 use crate::storage::sqlite::{check, immutable, open, reader};
@@ -29,7 +29,7 @@ pub struct Inspection {
     is_online: bool,
     database: PathBuf,
     salt_path: PathBuf,
-    salt: Option<SaltFile>,
+    salt: Option<SaltStore>,
     manifest: Option<Manifest>,
     problems: Vec<String>,
 }
@@ -156,7 +156,7 @@ impl Inspection {
     }
 
     fn open_salt(&mut self, accepted: Option<[u8; 32]>) {
-        match SaltFile::open(&self.salt_path, accepted) {
+        match SaltStore::open(&self.salt_path, accepted) {
             Ok(salt) => self.salt = Some(salt),
             Err(error) => self.problems.push(error.to_string()),
         }
@@ -164,11 +164,11 @@ impl Inspection {
 
     /// Returns the salt, if there is a proper one.
     pub fn salt(&self) -> Option<Arc<[u8]>> {
-        self.salt.as_ref().and_then(SaltFile::current)
+        self.salt.as_ref().and_then(SaltStore::current)
     }
 
     pub(super) fn salt_tag(&self) -> Option<i64> {
-        self.salt.as_ref().and_then(SaltFile::tag)
+        self.salt.as_ref().and_then(SaltStore::tag)
     }
 
     pub(super) fn connection(&self) -> &Connection {

@@ -10,7 +10,7 @@ use super::DataFiles;
 use super::error::MaintenanceError;
 use super::source::Source;
 use crate::storage::paths::resolved;
-use crate::storage::salt_file::SaltFile;
+use crate::storage::salt_store::SaltStore;
 use crate::storage::sqlite::lock::DataLock;
 use crate::storage::sqlite::schema::{self, Generation};
 use crate::storage::sqlite::{check, open};
@@ -55,7 +55,7 @@ pub fn migrate(files: &DataFiles<'_>, is_trial: bool) -> Result<Migration, Maint
         false if is_due => {
             drop(source);
             let _lock = DataLock::acquire(path)?;
-            let salt = SaltFile::open(files.salt, files.accepted_salt)?;
+            let salt = SaltStore::open(files.salt, files.accepted_salt)?;
             let opened = open::open(path, &salt)?;
             schema::end_cycle(&opened.connection).map_err(sql)?;
             opened.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sql)?;
@@ -70,7 +70,7 @@ fn try_on_copy(files: &DataFiles<'_>, source: &Source) -> Result<(), Maintenance
     let path = files.database;
     let sql = |error| MaintenanceError::sqlite(path, error);
     let invalid = |what: String, remedy| MaintenanceError::Invalid { path: path.to_owned(), what, remedy };
-    let salt = SaltFile::open(files.salt, files.accepted_salt)?;
+    let salt = SaltStore::open(files.salt, files.accepted_salt)?;
     let damage = "restore it from a backup; nothing was changed";
     if let Some(what) = check::whole(&source.connection).map_err(sql)? {
         return Err(invalid(format!("is damaged ({what})"), damage));

@@ -1,4 +1,4 @@
-//! The salt file: read at startup, generated at the first use. It can be replaced by another node's salt until it has
+//! The salt and its file: read at startup, generated at the first use. It can be replaced by another node's salt until it has
 //! encrypted anything, and is never replaced after that.
 
 use std::fs::{self, File, OpenOptions};
@@ -17,8 +17,9 @@ use crate::limits::{SALT_BYTES, SALT_BYTES_MAX};
 
 /// Salt of this node.
 #[derive(Debug)]
-pub struct SaltFile {
-    path: PathBuf,
+pub struct SaltStore {
+    /// File; `None` for a salt that lives in memory only.
+    path: Option<PathBuf>,
     /// SHA-256 of a salt that the operator accepts although it would be refused.
     accepted: Option<[u8; 32]>,
     salt: RwLock<Option<Arc<[u8]>>>,
@@ -56,22 +57,27 @@ pub enum ReplaceResult {
     Refused(SaltProblem),
 }
 
-impl SaltFile {
+impl SaltStore {
     /// Reads the file if it exists. `accepted` is the SHA-256 of a salt that is used although it is improper or does
     /// not match the database.
     ///
     /// # Errors
     /// Fails if the file cannot be read, or is not a proper salt.
     pub fn open(path: &Path, accepted: Option<[u8; 32]>) -> Result<Self, OpenError> {
-        let file = Self {
-            path: path.to_owned(),
-            accepted,
+        let file = Self { path: Some(path.to_owned()), accepted, ..Self::in_memory() };
+        file.load()?;
+        Ok(file)
+    }
+
+    /// Creates a store without a file and without a salt.
+    pub fn in_memory() -> Self {
+        Self {
+            path: None,
+            accepted: None,
             salt: RwLock::new(None),
             verified: Mutex::default(),
             is_pinned: Mutex::new(false),
-        };
-        file.load()?;
-        Ok(file)
+        }
     }
 
     /// Returns the salt, if this node has one yet.
@@ -101,21 +107,21 @@ impl SaltFile {
     /// Returns whether the file contains the salt in use. The file itself may be a different one: Kubernetes replaces
     /// the files of a Secret.
     pub(super) fn is_in_place(&self) -> bool {
-        let Some(current) = self.current() else { return true };
-        let found = fs::metadata(&self.path).ok().map(|found| {
+        let (Some(current), Some(path)) = (self.current(), &self.path) else { return true };
+        let found = fs::metadata(path).ok().map(|found| {
             (found.dev(), found.ino(), found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec())
         });
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         if found.is_none() || *verified != found {
-            let is_same = matches!(read(&self.path), Ok(Some(bytes)) if *bytes == *current);
+            let is_same = matches!(read(path), Ok(Some(bytes)) if *bytes == *current);
             *verified = found.filter(|_| is_same);
         }
         verified.is_some()
     }
 
-    /// Returns the path of the file.
+    /// Returns the path of the file, for logs and errors.
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.path.as_deref().unwrap_or(Path::new("memory"))
     }
 
     /// Returns the tag of the salt for the database; `None` without a salt, or if the salt is too short for a tag.
@@ -139,14 +145,14 @@ impl SaltFile {
         let _guard = self.lock();
         if self.load()?.is_none() {
             let mut fresh = [0; SALT_BYTES];
-            getrandom::fill(&mut fresh).map_err(|error| {
-                OpenError::access("get random bytes for", &self.path, io::Error::other(error))
-            })?;
+            getrandom::fill(&mut fresh).expect("Linux has random bytes once it has booted");
             self.write(&fresh, false)?;
-            tracing::info!(
-                path = %self.path.display(),
-                "generated a new salt; back it up, entries cannot be decrypted without it"
-            );
+            if let Some(path) = &self.path {
+                tracing::info!(
+                    path = %path.display(),
+                    "generated a new salt; back it up, entries cannot be decrypted without it"
+                );
+            }
         }
         Ok(self.current().expect("the salt is set by load or write"))
     }
@@ -201,19 +207,20 @@ impl SaltFile {
     /// Reads the file unless the salt is loaded: an operator may have put the file in place since startup.
     fn load(&self) -> Result<Option<Arc<[u8]>>, OpenError> {
         if self.current().is_none()
-            && let Some(bytes) = read(&self.path)?
+            && let Some(path) = &self.path
+            && let Some(bytes) = read(path)?
         {
-            self.check(&bytes)?;
+            self.check(path, &bytes)?;
             self.set(&bytes);
         }
         Ok(self.current())
     }
 
-    fn check(&self, bytes: &[u8]) -> Result<(), OpenError> {
+    fn check(&self, path: &Path, bytes: &[u8]) -> Result<(), OpenError> {
         let Some(problem) = salt::problem(bytes) else { return Ok(()) };
         if self.is_accepted(bytes) {
             tracing::warn!(
-                path = %self.path.display(),
+                path = %path.display(),
                 %problem,
                 "using an improper salt because OSC_ACCEPT_SALT names it: user keys are easier to guess, so move the \
                  entries to a server with a proper salt"
@@ -227,7 +234,7 @@ impl SaltFile {
             _ => "",
         };
         Err(OpenError::Unusable {
-            path: self.path.clone(),
+            path: path.to_owned(),
             what: format!("{problem}{origin}"),
             remedy: "restore the salt file from a backup or from another node; if no entry was ever stored, delete it; \
                      if the entries were encrypted with exactly this file, set OSC_ACCEPT_SALT to its SHA-256 \
@@ -241,16 +248,18 @@ impl SaltFile {
 
     /// Writes the file, completely or not at all. Replaces an existing file only if `replaces`.
     fn write(&self, salt: &[u8], replaces: bool) -> Result<(), OpenError> {
-        let unfinished = sibling(&self.path, ".unfinished");
-        let result = write_new(&unfinished, salt).and_then(|()| match replaces {
-            true => fs::rename(&unfinished, &self.path),
-            false => rename_new(&unfinished, &self.path),
-        });
-        if let Err(error) = result {
-            fs::remove_file(&unfinished).ok();
-            return Err(OpenError::access("write the salt file", &self.path, error));
+        if let Some(path) = &self.path {
+            let unfinished = sibling(path, ".unfinished");
+            let result = write_new(&unfinished, salt).and_then(|()| match replaces {
+                true => fs::rename(&unfinished, path),
+                false => rename_new(&unfinished, path),
+            });
+            if let Err(error) = result {
+                fs::remove_file(&unfinished).ok();
+                return Err(OpenError::access("write the salt file", path, error));
+            }
+            sync_directory(path)?;
         }
-        sync_directory(&self.path)?;
         self.set(salt);
         Ok(())
     }
@@ -318,8 +327,8 @@ mod tests {
         (0..64).map(|at: u8| at ^ number).collect()
     }
 
-    fn open(path: &Path) -> SaltFile {
-        SaltFile::open(path, None).expect("no file, or a proper one")
+    fn open(path: &Path) -> SaltStore {
+        SaltStore::open(path, None).expect("no file, or a proper one")
     }
 
     #[test]
@@ -399,7 +408,7 @@ mod tests {
     fn an_improper_salt_is_accepted_only_if_named() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("s");
-        assert!(SaltFile::open(directory.path(), None).is_err());
+        assert!(SaltStore::open(directory.path(), None).is_err());
         for (bytes, reason) in [
             (&b""[..], "is empty"),
             (b"sixteen byte slt", "has 16 bytes instead of 64, as OpenSecureConf 2.0 leaves it"),
@@ -410,11 +419,11 @@ mod tests {
             fs::write(&path, bytes).expect("writable");
             let digest = salt::digest(bytes);
             for accepted in [None, Some(salt::digest(b"another"))] {
-                let refused = SaltFile::open(&path, accepted).expect_err("an improper salt").to_string();
+                let refused = SaltStore::open(&path, accepted).expect_err("an improper salt").to_string();
                 assert!(refused.contains(reason), "{refused}");
             }
             let can_be_accepted = (1..=SALT_BYTES_MAX).contains(&(bytes.len() as u64));
-            assert_eq!(SaltFile::open(&path, Some(digest)).is_ok(), can_be_accepted, "{reason}");
+            assert_eq!(SaltStore::open(&path, Some(digest)).is_ok(), can_be_accepted, "{reason}");
         }
     }
 }

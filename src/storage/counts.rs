@@ -1,18 +1,21 @@
-//! Counters and state of the writer, for metrics and health checks.
+//! Counters and state of an engine, for metrics and health checks.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use super::feed::{Commit, Subscriber};
 use crate::telemetry::{Counter, Durations, Gauge, Histogram};
 
-/// Counters and state of the writer. Only the writer thread adds to the counters.
+/// Counters and state of an engine. Only one thread at a time adds to the counters.
 #[derive(Debug)]
-pub struct WriterCounts {
+pub struct EngineCounts {
     /// Transactions, including failed ones.
     pub commits: Counter,
     /// Writes and other jobs in these transactions.
     pub jobs: Counter,
+    /// Changes of entries that were committed.
+    pub changes: Counter,
     durations: Durations,
     /// Time of the writer's last heartbeat, which falls between two transactions, in milliseconds since the store was
     /// opened.
@@ -26,11 +29,18 @@ pub struct WriterCounts {
     is_checkpoint_blocked: AtomicBool,
 }
 
-impl WriterCounts {
+impl Subscriber for EngineCounts {
+    fn publish(&self, commit: &Commit) {
+        self.changes.add(commit.changes.len() as u64);
+    }
+}
+
+impl EngineCounts {
     pub(super) fn new(is_full: bool) -> Self {
         Self {
             commits: Counter::default(),
             jobs: Counter::default(),
+            changes: Counter::default(),
             durations: Durations::default(),
             beat_ms: Gauge::default(),
             opened: Instant::now(),
