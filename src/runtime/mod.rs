@@ -217,13 +217,7 @@ fn run_on<E: Engine>(
         tracing::error!(%error, "cluster executor failed");
     }
     drop((shared, service));
-    // The last references, unless an executor left a request behind; the exit then cuts off their jobs.
-    if let Some(deriver) = Arc::into_inner(deriver) {
-        deriver.stop();
-    }
-    if let Some(pool) = Arc::into_inner(pool) {
-        pool.stop();
-    }
+    stop_workers(deriver, pool);
     storage.close();
     keys.clear();
     conclude(event, outcome)
@@ -397,6 +391,17 @@ fn start_pool(plan: &Plan) -> Result<Arc<BlockingPool>, Error> {
     BlockingPool::start(plan.read_threads, STORE_READS_QUEUED_MAX)
         .map(Arc::new)
         .map_err(|error| Error::Part("the pool", error.to_string()))
+}
+
+/// Stops the deriving threads and the pool. An executor that left a request behind still refers to them; then the exit
+/// of the process cuts off their jobs.
+fn stop_workers(deriver: Arc<KeyDeriver>, pool: Arc<BlockingPool>) {
+    if let Some(deriver) = Arc::into_inner(deriver) {
+        deriver.stop();
+    }
+    if let Some(pool) = Arc::into_inner(pool) {
+        pool.stop();
+    }
 }
 
 /// Starts all executors and waits until all of them are listening; otherwise a partially started server would look
