@@ -8,7 +8,7 @@
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
 //! L2  service                             use cases; combines crypto and storage
 //! L1  http1  |  crypto  |  storage        bytes, keys, rows; independent of each other
-//! L0  config  tls  limits  model  telemetry  blocking  threads   vocabulary; TLS over any stream; blocking jobs
+//! L0  config  tls  limits  model  telemetry  blocking  threads  timer   vocabulary; TLS over any stream; threads
 //! ```
 //!
 //! `docs/architecture.md` is the map of the code: entry points, invariants of the modules, threads and request paths.
@@ -27,4 +27,5 @@ pub mod service;
 pub mod storage;
 pub mod telemetry;
 pub mod threads;
+pub mod timer;
 pub mod tls;

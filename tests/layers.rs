@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that each module may name after `crate::`.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("limits", &[]),
+    ("timer", &[]),
     ("model", &["limits"]),
     ("tls", &["limits"]),
     ("config", &["limits", "model", "tls"]),
@@ -16,13 +17,14 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("http1", &["limits"]),
     ("crypto", &["limits", "model", "telemetry", "threads"]),
     ("storage", &["limits", "model", "telemetry", "blocking"]),
-    ("service", &["limits", "model", "telemetry", "config", "blocking", "crypto", "storage"]),
+    ("service", &["limits", "timer", "model", "telemetry", "config", "blocking", "crypto", "storage"]),
     ("http", &["limits", "model", "telemetry", "config", "http1", "service", "storage"]),
     ("cluster", &["limits", "model", "telemetry", "config", "tls", "http1", "service", "storage"]),
     (
         "runtime",
         &[
             "limits",
+            "timer",
             "model",
             "telemetry",
             "config",

@@ -47,15 +47,8 @@ use crate::storage::{PeerProgress, ReplaceResult};
 
 /// Timeout of a request to a peer, except for a health check.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Timeout of client requests that wait for the salt.
-const SALT_TIMEOUT: Duration = Duration::from_secs(12);
-/// Timeout of client requests that wait for the first anti-entropy round of a new node; somewhat longer than
-/// [`CONTACT_TIMEOUT_MS`].
-const JOIN_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Time after the start of a new node during which requests wait for an unreachable peer. `/ready` waits longer.
 const CONTACT_TIMEOUT_MS: u64 = 2000;
-/// Timeout of a write that waits for acknowledgements from peers.
-const ACKS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval between two evaluations of the salt agreement.
 const SALT_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval of the garbage collection of tombstones.
@@ -388,15 +381,11 @@ impl<N: Network> Context<N> {
         }
     }
 
-    /// Agrees on a salt with the peers: until there is one, and as long as it may have to be replaced. Also times
-    /// out waiting requests.
+    /// Agrees on a salt with the peers: until there is one, and as long as it may have to be replaced.
     async fn agree_on_salt(self: Rc<Self>) {
         let begun_ms = self.network.now_ms();
         loop {
-            self.view.salt().expire(SALT_TIMEOUT);
-            self.view.joining().expire(JOIN_TIMEOUT);
             self.update_joining();
-            self.view.acknowledgements().expire(ACKS_TIMEOUT);
             let own = self.own_info();
             let candidates: Vec<Candidate> = self
                 .peers

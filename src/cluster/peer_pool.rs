@@ -38,12 +38,11 @@ struct PeerConnections {
 type ConnectionsByPeer = Rc<RefCell<BTreeMap<PeerId, PeerConnections>>>;
 type Tasks = FuturesUnordered<Pin<Box<dyn Future<Output = ()>>>>;
 
-/// Futures that serve client requests: the workers of each peer, and alarms. If a peer leaves the list, its workers
-/// and the reply channels of their requests are dropped: to the callers, the peer did not reply.
+/// Workers of each peer. If a peer leaves the list, its workers and the reply channels of their requests are dropped:
+/// to the callers, the peer did not reply.
 #[derive(Default)]
 struct Running {
     workers: BTreeMap<PeerId, Tasks>,
-    alarms: Tasks,
     list_number: u64,
 }
 
@@ -53,14 +52,6 @@ pub(super) async fn run<N: Network>(context: Rc<Context<N>>, mut queue: ClusterT
     let connections = ConnectionsByPeer::default();
     while let Some(task) = next_task(&context, &connections, &mut queue, &mut running).await {
         match task {
-            ClusterTask::Alarm { after, ring } => {
-                let network = Rc::clone(&context.network);
-                running.alarms.push(Box::pin(async move {
-                    network.sleep(after).await;
-                    // The caller may have been cancelled.
-                    ring.send(()).ok();
-                }));
-            }
             ClusterTask::NoteMalformed(id) => {
                 let Some(peer) = context.peer(id) else { continue };
                 context.remark(&peer, Remark::Malformed);
@@ -119,7 +110,7 @@ async fn next_task<N: Network>(
             running.workers.retain(|id, _| context.peer(*id).is_some());
             connections.borrow_mut().retain(|id, _| context.peer(*id).is_some());
         }
-        for tasks in running.workers.values_mut().chain([&mut running.alarms]) {
+        for tasks in running.workers.values_mut() {
             while let Poll::Ready(Some(())) = Pin::new(&mut *tasks).poll_next(cx) {}
         }
         queue.poll_next(cx)

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_channel::oneshot;
 
 use super::PeerId;
+use crate::timer;
 
+/// Timeout of a write that waits for acknowledgements from peers.
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of separate refused ranges that are tracked per peer.
 const REFUSED_RANGES_COUNT_MAX: usize = 64;
 
@@ -50,7 +53,6 @@ impl Peer {
 struct Waiter {
     position: i64,
     peers_count: usize,
-    since: Instant,
     sender: oneshot::Sender<()>,
 }
 
@@ -79,7 +81,7 @@ impl Acknowledgements {
         change(state.peers.entry(peer).or_default());
         for waiter in std::mem::take(&mut state.waiting) {
             if reached(&state.peers, waiter.position) >= waiter.peers_count {
-                // Fails if the request was cancelled.
+                // Fails if the request was cancelled or has timed out.
                 waiter.sender.send(()).ok();
             } else if !waiter.sender.is_canceled() {
                 state.waiting.push(waiter);
@@ -97,22 +99,26 @@ impl Acknowledgements {
         reached(&self.lock().peers, position)
     }
 
-    /// Returns a receiver that resolves once `peers_count` peers have the change at a position in the replication log,
-    /// or to `Canceled` after the timeout.
-    pub(super) fn wait_for(&self, position: i64, peers_count: usize) -> oneshot::Receiver<()> {
-        let (sender, receiver) = oneshot::channel();
-        let mut state = self.lock();
-        if reached(&state.peers, position) >= peers_count {
-            sender.send(()).ok();
-        } else {
-            state.waiting.push(Waiter { position, peers_count, since: Instant::now(), sender });
+    /// Waits until `peers_count` peers have the change at a position in the replication log.
+    ///
+    /// # Errors
+    /// Returns the number of peers that have it after the timeout.
+    pub(super) async fn wait_for(&self, position: i64, peers_count: usize) -> Result<(), usize> {
+        let receiver = {
+            let mut state = self.lock();
+            if reached(&state.peers, position) >= peers_count {
+                return Ok(());
+            }
+            let (sender, receiver) = oneshot::channel();
+            // Without a connection to any peer, `update` does not remove the writes that no longer wait.
+            state.waiting.retain(|waiter| !waiter.sender.is_canceled());
+            state.waiting.push(Waiter { position, peers_count, sender });
+            receiver
+        };
+        match timer::timeout(TIMEOUT, receiver).await {
+            Some(Ok(())) => Ok(()),
+            _ => Err(self.reached(position)),
         }
-        receiver
-    }
-
-    /// Fails the writes that have waited for longer than `timeout`.
-    pub fn expire(&self, timeout: Duration) {
-        self.lock().waiting.retain(|waiter| waiter.since.elapsed() < timeout);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -126,36 +132,56 @@ fn reached(peers: &BTreeMap<PeerId, Peer>, position: i64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_lite::future::{block_on, poll_once};
+
     use super::*;
+    use crate::timer::manual::ManualTimer;
+
+    fn poll(wait: &mut (impl Future<Output = Result<(), usize>> + Unpin)) -> Option<Result<(), usize>> {
+        block_on(poll_once(wait))
+    }
 
     #[test]
     fn a_write_waits_for_the_required_number_of_peers() {
-        let acks = Acknowledgements::default();
+        let (_timer, acks) = (ManualTimer::install(), Acknowledgements::default());
         acks.note(PeerId::new(2), 5);
-        let mut enough = acks.wait_for(5, 1);
-        assert_eq!(enough.try_recv(), Ok(Some(())));
-        let mut two = acks.wait_for(6, 2);
+        assert_eq!(block_on(acks.wait_for(5, 1)), Ok(()));
+        let mut two = pin!(acks.wait_for(6, 2));
+        assert_eq!(poll(&mut two), None);
         acks.note(PeerId::new(0), 6);
-        assert_eq!((two.try_recv(), acks.reached(6)), (Ok(None), 1));
+        assert_eq!((poll(&mut two), acks.reached(6)), (None, 1));
         acks.note(PeerId::new(0), 9);
-        assert_eq!(two.try_recv(), Ok(None), "one peer counts once");
+        assert_eq!(poll(&mut two), None, "one peer counts once");
         acks.note(PeerId::new(1), 7);
-        assert_eq!((two.try_recv(), acks.reached(6)), (Ok(Some(())), 2));
-        let mut late = acks.wait_for(100, 1);
-        acks.expire(Duration::from_secs(3600));
-        assert_eq!(late.try_recv(), Ok(None));
-        acks.expire(Duration::ZERO);
-        assert!(late.try_recv().is_err());
+        assert_eq!((poll(&mut two), acks.reached(6)), (Some(Ok(())), 2));
+    }
+
+    #[test]
+    fn a_write_fails_after_the_timeout_and_is_forgotten() {
+        let (timer, acks) = (ManualTimer::install(), Acknowledgements::default());
+        let mut late = Box::pin(acks.wait_for(100, 2));
+        assert_eq!(poll(&mut late), None);
+        acks.note(PeerId::new(0), 100);
+        timer.advance(TIMEOUT - Duration::from_millis(1));
+        assert_eq!(poll(&mut late), None);
+        timer.advance(Duration::from_millis(1));
+        assert_eq!(poll(&mut late), Some(Err(1)));
+        drop(late);
+        assert_eq!(poll(&mut Box::pin(acks.wait_for(100, 2))), None);
+        assert_eq!(acks.lock().waiting.len(), 1);
     }
 
     #[test]
     fn a_refused_change_is_not_acknowledged() {
-        let acks = Acknowledgements::default();
+        let (_timer, acks) = (ManualTimer::install(), Acknowledgements::default());
         acks.note(PeerId::new(0), 4);
-        let mut refused = acks.wait_for(6, 1);
+        let mut refused = pin!(acks.wait_for(6, 1));
+        assert_eq!(poll(&mut refused), None);
         acks.note_refused(PeerId::new(0), 4, 6);
         acks.note(PeerId::new(0), 9);
-        assert_eq!(refused.try_recv(), Ok(None), "later changes do not acknowledge it");
+        assert_eq!(poll(&mut refused), None, "later changes do not acknowledge it");
         assert_eq!([4, 5, 6, 7, 9, 10].map(|position| acks.reached(position)), [1, 0, 0, 1, 1, 0]);
         for position in (10..400).step_by(2) {
             acks.note_refused(PeerId::new(0), position, position + 1);
@@ -163,6 +189,6 @@ mod tests {
         assert_eq!([6, 9, 11, 399].map(|position| acks.reached(position)), [0, 1, 0, 0]);
         acks.note_equal(PeerId::new(0));
         assert_eq!([6, 11, 399].map(|position| acks.reached(position)), [1, 1, 1]);
-        assert_eq!(refused.try_recv(), Ok(Some(())));
+        assert_eq!(poll(&mut refused), Some(Ok(())));
     }
 }

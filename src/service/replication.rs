@@ -21,6 +21,12 @@ use crate::storage::{
 };
 use crate::telemetry::{Durations, Histogram};
 
+/// Timeout of client requests that wait for the salt.
+const SALT_TIMEOUT: Duration = Duration::from_secs(12);
+/// Timeout of client requests that wait for the first anti-entropy round of a new node; somewhat longer than the gate
+/// stays closed for an unreachable peer.
+const JOIN_TIMEOUT: Duration = Duration::from_millis(2500);
+
 /// Cluster status shared with request handlers, and the gates at which requests wait for the cluster.
 #[derive(Debug)]
 pub struct ClusterView {
@@ -75,8 +81,8 @@ impl ClusterView {
         Self {
             instance,
             members: RwLock::new(Arc::new(unknown_members(config))),
-            salt: Gate::default(),
-            joining: Gate::default(),
+            salt: Gate::new(SALT_TIMEOUT),
+            joining: Gate::new(JOIN_TIMEOUT),
             has_joined: AtomicBool::new(false),
             outbox,
             acknowledgements: Acknowledgements::default(),
@@ -156,10 +162,8 @@ impl ClusterView {
             WriteAcks::All => peers_count,
         };
         let position = self.outbox.value();
-        match self.acknowledgements.wait_for(position, wanted).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(Error::NotReplicated { reached: self.acknowledgements.reached(position), wanted }),
-        }
+        let outcome = self.acknowledgements.wait_for(position, wanted).await;
+        outcome.map_err(|reached| Error::NotReplicated { reached, wanted })
     }
 }
 

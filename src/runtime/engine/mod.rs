@@ -21,6 +21,7 @@ pub(super) use self::epoll::Epoll;
 pub use self::unavailable::UringUnavailable;
 pub(super) use self::uring::Uring;
 use crate::config::EngineChoice;
+use crate::timer;
 
 /// How long a lack of locked memory is retried: the kernel frees the rings of a process some time after its exit.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,7 +121,7 @@ pub(super) fn choose(
     }
 }
 
-/// Starts a thread with an executor, pinned to a core if one is given.
+/// Starts a thread with an executor and its [`timer`], pinned to a core if one is given.
 ///
 /// # Errors
 /// Fails if the thread cannot be started. Errors on the thread are returned when it is joined.
@@ -140,6 +141,7 @@ where
             affinity.set(core);
             sched_setaffinity(None, &affinity)?;
         }
+        timer::install(move |delay| Box::pin(engine.sleep(delay)));
         engine.run(main())
     })
 }

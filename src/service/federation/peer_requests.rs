@@ -35,13 +35,6 @@ pub enum ClusterTask {
     Request(PeerRequest),
     /// Records that a peer has sent a malformed reply.
     NoteMalformed(PeerId),
-    /// Sends a notification after a delay.
-    Alarm {
-        /// Delay.
-        after: Duration,
-        /// Sender of the notification; its receiver may have been dropped.
-        ring: oneshot::Sender<()>,
-    },
 }
 
 /// Request to one peer.
@@ -141,13 +134,6 @@ impl Federation {
     /// another host by now.
     pub(super) fn report_malformed(&self, peer: PeerId) {
         self.queue.unbounded_send(ClusterTask::NoteMalformed(peer)).ok();
-    }
-
-    /// Returns a receiver that resolves after a delay.
-    pub(super) fn alarm(&self, after: Duration) -> oneshot::Receiver<()> {
-        let (ring, receiver) = oneshot::channel();
-        self.queue.unbounded_send(ClusterTask::Alarm { after, ring }).ok();
-        receiver
     }
 }
 

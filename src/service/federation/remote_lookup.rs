@@ -1,18 +1,17 @@
 //! Lookup of an entry on the peers.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
-
-use futures_channel::oneshot;
 
 use super::messages::{FIND, Find, FindReply, decode_found, encode_find};
 use super::owner_hints::OwnerHint;
 use super::peer_requests::{Answers, Federation, Peers};
 use crate::model::{EntryId, SealedEntry};
 use crate::service::{Error, PeerId, Service};
+use crate::timer::{self, Sleep};
 
 /// Divisor of the timeout: the hinted owner has this fraction of it to reply before the other peers are queried, too.
 const HEDGE_PART: u32 = 4;
@@ -112,7 +111,7 @@ impl Search<'_> {
         let mut hedge = match hint {
             Some(OwnerHint { peer, .. }) => {
                 self.request(|candidate| candidate == peer);
-                Some(self.federation.alarm(self.federation.timeout / HEDGE_PART))
+                Some(timer::sleep(self.federation.timeout / HEDGE_PART))
             }
             None => {
                 self.request(|_| true);
@@ -179,14 +178,14 @@ impl Search<'_> {
     }
 
     /// Waits for the next reply; `None` when the hedge delay has passed, or no reply is pending.
-    async fn next(&mut self, hedge: &mut Option<oneshot::Receiver<()>>) -> Option<(PeerId, Option<Vec<u8>>)> {
+    async fn next(&mut self, hedge: &mut Option<Sleep>) -> Option<(PeerId, Option<Vec<u8>>)> {
         let mut reply = pin!(self.pending.next());
         poll_fn(|context| {
             if let Poll::Ready(reply) = reply.as_mut().poll(context) {
                 return Poll::Ready(reply);
             }
             match hedge {
-                Some(hedge) => Pin::new(hedge).poll(context).map(|_| None),
+                Some(hedge) => hedge.as_mut().poll(context).map(|()| None),
                 None => Poll::Pending,
             }
         })
