@@ -7,7 +7,7 @@
 //! L4  main -> runtime  |  healthcheck      threads, cores and signals; probing a running server
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
 //! L2  service                             use cases; combines crypto and store
-//! L1  http1  |  crypto  |  store          bytes, keys, rows; independent of each other
+//! L1  http1  |  crypto  |  wire -> store  bytes, keys, messages between nodes, rows
 //! L0  config  tls  limits  model  telemetry   vocabulary; TLS over any stream
 //! ```
 //!
@@ -26,3 +26,4 @@ pub mod service;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod wire;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that each module may name after `crate::`.
-const MAY_IMPORT: [(&str, &[&str]); 14] = [
+const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("limits", &[]),
     ("model", &["limits"]),
     ("tls", &["limits"]),
@@ -14,9 +14,10 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("http1", &["limits"]),
     ("crypto", &["limits", "model", "telemetry"]),
     ("store", &["limits", "model", "telemetry"]),
-    ("service", &["limits", "model", "telemetry", "config", "crypto", "store"]),
-    ("http", &["limits", "model", "telemetry", "config", "http1", "service", "store"]),
-    ("cluster", &["limits", "model", "telemetry", "config", "tls", "http1", "service", "store"]),
+    ("wire", &["limits", "model", "store"]),
+    ("service", &["limits", "model", "telemetry", "config", "crypto", "store", "wire"]),
+    ("http", &["limits", "model", "telemetry", "config", "http1", "service", "store", "wire"]),
+    ("cluster", &["limits", "model", "telemetry", "config", "tls", "http1", "service", "store", "wire"]),
     (
         "runtime",
         &[

@@ -22,6 +22,7 @@ use opensecureconf::model::{Change, Ciphertext, Digest, EntryId, HlcTimestamp, R
 use opensecureconf::store::{
     Filter, Options, OwnerTag, PeerProgress, Store, VersioningOptions, VersionsPage, Write, WriteError,
 };
+use opensecureconf::wire::Protocol;
 
 const NODES_COUNT: usize = 3;
 const KEYS_COUNT: u64 = 8;
@@ -163,6 +164,7 @@ impl Node {
             salt: Some(1),
             has_entries: true,
             horizon: self.store().horizon(),
+            protocol: Protocol::NEWEST,
         }
     }
 

@@ -9,7 +9,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::acks::Acknowledgements;
 use super::clocks::ClockSkewLog;
-use super::exchange::{encode_changes, encode_versions};
 use super::gate::Gate;
 use super::sequence_watch::SequenceWatch;
 use super::{Error, PeerId, Service};
@@ -18,6 +17,8 @@ use crate::limits::VERSIONS_BYTES_PER_MESSAGE;
 use crate::model::{Change, Digest, EntryId, ReplicaId, TombstoneHorizon, Version};
 use crate::store::{AppliedChanges, LogPage, OpenError, PeerProgress, ReplaceResult, Store, VersionsPage};
 use crate::telemetry::{Durations, Histogram};
+use crate::wire::Protocol;
+use crate::wire::replication::{encode_changes, encode_versions};
 
 /// Cluster status shared with request handlers, and the gates at which requests wait for the cluster.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ pub struct Member {
     pub digest: Option<Digest>,
     /// Milliseconds since the two nodes were last in sync.
     pub synced_ms: Option<u64>,
+    /// Version of the protocol in which this node sends requests to the peer; `None` until it has been reached.
+    pub protocol: Option<Protocol>,
 }
 
 impl ClusterView {
@@ -182,6 +185,7 @@ fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
         outbox_length: None,
         digest: None,
         synced_ms: None,
+        protocol: None,
     };
     (0..).zip(&config.peers).map(unknown).collect()
 }
@@ -341,11 +345,11 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn versions_message(&self, buckets: Vec<usize>) -> Result<Vec<u8>, Error> {
+    pub async fn versions_message(&self, protocol: Protocol, buckets: Vec<usize>) -> Result<Vec<u8>, Error> {
         self.read_store(move |store| {
             let mut page = store.versions(&buckets, VERSIONS_BYTES_PER_MESSAGE)?;
             page.known.retain(|known| known.id.check().is_ok());
-            Ok(encode_versions(&page))
+            Ok(encode_versions(protocol, &page))
         })
         .await
     }
@@ -354,12 +358,12 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn entries_message(&self, ids: Vec<EntryId>) -> Result<Vec<u8>, Error> {
+    pub async fn entries_message(&self, protocol: Protocol, ids: Vec<EntryId>) -> Result<Vec<u8>, Error> {
         let salt = self.salt_in_use().0.unwrap_or(0);
         self.read_store(move |store| {
             let mut changes = store.changes(&ids)?;
             changes.retain(is_exchangeable);
-            Ok(encode_changes(salt, &changes))
+            Ok(encode_changes(protocol, salt, &changes))
         })
         .await
     }

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use super::listing::RemoteEntries;
-use super::messages::PageQuery;
 use crate::limits::LIST_PAGE_BYTES;
 use crate::model::EntryId;
 use crate::service::{Error, Service};
 use crate::store::Filter;
+use crate::wire::federation::PageQuery;
 
 /// Entry that several nodes have.
 #[derive(Debug, PartialEq, Eq)]

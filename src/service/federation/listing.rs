@@ -5,12 +5,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::messages::{NamePage, PAGE, PageQuery, decode_page, encode_query};
 use super::peer_requests::{Answers, Federation, Peers};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::EntryId;
 use crate::service::{Error, PeerId, Service};
 use crate::store::{Filter, SealedEntry};
+use crate::wire::Message;
+use crate::wire::federation::{NamePage, PageQuery, decode_page};
 
 /// Bytes of encrypted values that are held per peer: the maximum with few peers, the minimum with many.
 const PAGE_BYTES_MAX: usize = 256 * 1024;
@@ -130,10 +131,8 @@ impl RemoteEntries {
                 bytes_max: self.bytes_max,
                 names_only: self.names_only,
             };
-            replies.expect(
-                source.peer,
-                federation.send(source.peer, PAGE, &encode_query(&query).into(), deadline),
-            );
+            let message = Arc::new(Message::Page(query));
+            replies.expect(source.peer, federation.send(source.peer, &message, deadline));
         }
         while let Some((peer, reply)) = replies.next().await {
             let page = match reply {

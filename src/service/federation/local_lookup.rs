@@ -2,16 +2,16 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::messages::{
-    Find, FindReply, NamePage, PageQuery, RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, encode_found,
-    encode_outcome, encode_page,
-};
 use super::peer_requests::Federation;
 use crate::limits::PEER_INLINE_BYTES;
 use crate::model::{Category, Ciphertext, Digest, Environment};
-use crate::service::exchange::DecodeError;
 use crate::service::{Error, PeerId, Service, salt_fingerprint};
 use crate::store::{self, SealedEntry, Store, Write, WriteError};
+use crate::wire::federation::{
+    Find, FindReply, NamePage, PageQuery, RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, encode_found,
+    encode_outcome, encode_page,
+};
+use crate::wire::{DecodeError, Protocol};
 
 /// Returns the digest that identifies an encrypted value.
 pub(super) fn digest_of(ciphertext: Option<&Ciphertext>) -> Digest {
@@ -54,30 +54,30 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn find_reply(&self, find: &Find) -> Result<Vec<u8>, Error> {
+    pub async fn find_reply(&self, protocol: Protocol, find: &Find) -> Result<Vec<u8>, Error> {
         let found = self.find_local(find).await?;
         let salt = self.salt_in_use().0;
         let bytes = if let FindReply::Row(row) = &found { row.weight() } else { 0 };
-        self.encoded(bytes, move || encode_found(salt, &found)).await
+        self.encoded(bytes, move || encode_found(protocol, salt, &found)).await
     }
 
     /// Encodes the reply to a page query of a peer.
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn page_reply(&self, query: PageQuery) -> Result<Vec<u8>, Error> {
+    pub async fn page_reply(&self, protocol: Protocol, query: PageQuery) -> Result<Vec<u8>, Error> {
         let salt = self.salt_in_use().0;
-        self.read_store(move |store| Ok(encode_page(salt, &page_of(store, query)?))).await
+        self.read_store(move |store| Ok(encode_page(protocol, salt, &page_of(store, query)?))).await
     }
 
     /// Executes the remote write of a peer and encodes the reply.
     ///
     /// # Errors
     /// Fails as [`Self::write_local`] does.
-    pub async fn write_reply(&self, remote_write: RemoteWrite) -> Result<Vec<u8>, Error> {
+    pub async fn write_reply(&self, protocol: Protocol, remote_write: RemoteWrite) -> Result<Vec<u8>, Error> {
         let outcome = self.write_local(remote_write).await?;
         let bytes = if let RemoteWriteOutcome::Changed(Some(row)) = &outcome { row.weight() } else { 0 };
-        self.encoded(bytes, move || encode_outcome(&outcome)).await
+        self.encoded(bytes, move || encode_outcome(protocol, &outcome)).await
     }
 
     /// Decodes the reply of a peer: in place if it is short, otherwise on the pool. Returns `None` for a malformed
