@@ -7,7 +7,7 @@
 //! L4  main -> runtime  |  healthcheck      threads, cores and signals; probing a running server
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
 //! L2  service                             use cases; combines crypto and storage
-//! L1  http1  |  crypto  |  storage        bytes, keys, rows; independent of each other
+//! L1  http1  |  crypto  |  wire -> storage   bytes, keys, messages between nodes, rows
 //! L0  config  tls  limits  model  telemetry  blocking  threads  timer   vocabulary; TLS over any stream; threads
 //! ```
 //!
@@ -29,3 +29,4 @@ pub mod telemetry;
 pub mod threads;
 pub mod timer;
 pub mod tls;
+pub mod wire;

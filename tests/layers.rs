@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that each module may name after `crate::`.
-const MAY_IMPORT: [(&str, &[&str]); 17] = [
+const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("limits", &[]),
     ("timer", &[]),
     ("model", &["limits"]),
@@ -17,9 +17,13 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("http1", &["limits"]),
     ("crypto", &["limits", "model", "telemetry", "threads"]),
     ("storage", &["limits", "model", "telemetry", "blocking"]),
-    ("service", &["limits", "timer", "model", "telemetry", "config", "blocking", "crypto", "storage"]),
-    ("http", &["limits", "model", "telemetry", "config", "http1", "service", "storage"]),
-    ("cluster", &["limits", "model", "telemetry", "config", "tls", "http1", "service", "storage"]),
+    ("wire", &["limits", "model", "storage"]),
+    (
+        "service",
+        &["limits", "timer", "model", "telemetry", "config", "blocking", "crypto", "storage", "wire"],
+    ),
+    ("http", &["limits", "model", "telemetry", "config", "http1", "service", "storage", "wire"]),
+    ("cluster", &["limits", "model", "telemetry", "config", "tls", "http1", "service", "storage", "wire"]),
     (
         "runtime",
         &[

@@ -26,6 +26,7 @@ use opensecureconf::storage::{
     Commit, PeerProgress, ReplicationLog, Storage, Subscriber, VersioningOptions, VersionsPage, Write,
     WriteError,
 };
+use opensecureconf::wire::Protocol;
 
 const NODES_COUNT: usize = 3;
 const KEYS_COUNT: u64 = 8;
@@ -209,6 +210,7 @@ impl Node {
             salt: Some(1),
             has_entries: true,
             horizon: self.log().horizon(),
+            protocol: Protocol::NEWEST,
         }
     }
 

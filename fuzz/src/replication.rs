@@ -4,11 +4,18 @@ use std::fmt::Debug;
 
 use opensecureconf::limits::{BUCKETS_COUNT, CHANGES_PER_MESSAGE_MAX, ENTRIES_PER_MESSAGE_MAX};
 use opensecureconf::model::{EntryId, Timestamp};
-use opensecureconf::service::exchange;
+use opensecureconf::wire::{Protocol, replication as messages};
+
+/// Versions in which each decoded message is encoded again.
+pub(super) const VERSIONS: [Protocol; 2] = [Protocol::V1, Protocol::V2];
 
 /// Decodes `data` as each type of message.
 pub fn run(data: &[u8]) {
-    if let Ok(message) = exchange::decode_changes(data) {
+    VERSIONS.into_iter().for_each(|protocol| check_in(protocol, data));
+}
+
+fn check_in(protocol: Protocol, data: &[u8]) {
+    if let Ok(message) = messages::decode_changes(data) {
         let changes = &message.1;
         assert!(changes.len() <= CHANGES_PER_MESSAGE_MAX, "{} changes", changes.len());
         check_ids(changes.iter().map(|change| &change.id));
@@ -19,12 +26,12 @@ pub fn run(data: &[u8]) {
         check(
             &message,
             is_exact,
-            |(salt, changes)| exchange::encode_changes(*salt, changes),
-            exchange::decode_changes,
+            |(salt, changes)| messages::encode_changes(protocol, *salt, changes),
+            messages::decode_changes,
         );
     }
     let buckets: Vec<usize> = (0..BUCKETS_COUNT).collect();
-    let decode_versions = |text: &[u8]| exchange::decode_versions(text, &buckets);
+    let decode_versions = |text: &[u8]| messages::decode_versions(text, &buckets);
     if let Ok(page) = decode_versions(data) {
         assert!(
             (1..=BUCKETS_COUNT).contains(&page.buckets_count),
@@ -32,27 +39,27 @@ pub fn run(data: &[u8]) {
             page.buckets_count
         );
         check_ids(page.known.iter().map(|known| &known.id));
-        check(&page, true, exchange::encode_versions, decode_versions);
+        check(&page, true, |page| messages::encode_versions(protocol, page), decode_versions);
     }
-    if let Ok(ids) = exchange::decode_ids(data) {
+    if let Ok(ids) = messages::decode_ids(data) {
         assert!(ids.len() <= ENTRIES_PER_MESSAGE_MAX, "{} names", ids.len());
         check_ids(ids.iter());
-        check(&ids, true, |ids| exchange::encode_ids(ids), exchange::decode_ids);
+        check(&ids, true, |ids| messages::encode_ids(protocol, ids), messages::decode_ids);
     }
-    if let Ok(buckets) = exchange::decode_buckets(data) {
+    if let Ok(buckets) = messages::decode_buckets(data) {
         assert!(buckets.iter().all(|bucket| *bucket < BUCKETS_COUNT), "a bucket that does not exist");
         assert!(buckets.len() <= BUCKETS_COUNT, "a repeated bucket");
-        check(&buckets, true, |buckets| exchange::encode_buckets(buckets), exchange::decode_buckets);
+        check(&buckets, true, |buckets| messages::encode_buckets(buckets), messages::decode_buckets);
     }
-    if let Ok(digests) = exchange::decode_digests(data) {
-        assert_eq!(exchange::encode_digests(&digests), data, "digests have two encodings");
+    if let Ok(digests) = messages::decode_digests(data) {
+        assert_eq!(messages::encode_digests(&digests), data, "digests have two encodings");
     }
-    if let Ok(digest) = exchange::decode_digest(data) {
-        let encoded = exchange::encode_digest(digest);
-        assert!(matches!(exchange::decode_digest(encoded.as_bytes()), Ok(again) if again == digest));
+    if let Ok(digest) = messages::decode_digest(data) {
+        let encoded = messages::encode_digest(digest);
+        assert!(matches!(messages::decode_digest(encoded.as_bytes()), Ok(again) if again == digest));
     }
-    if let Some(horizon) = std::str::from_utf8(data).ok().and_then(exchange::decode_horizon) {
-        assert_eq!(exchange::decode_horizon(&exchange::encode_horizon(&horizon)), Some(horizon));
+    if let Some(horizon) = std::str::from_utf8(data).ok().and_then(messages::decode_horizon) {
+        assert_eq!(messages::decode_horizon(&messages::encode_horizon(&horizon)), Some(horizon));
     }
 }
 

@@ -6,17 +6,16 @@ use std::collections::HashMap;
 
 use super::peer::{Comparison, Difference, PeerError, Pushed};
 use super::remarks::Remark;
-use super::transport::{Request, Transport};
+use super::transport::Transport;
 use super::{Context, Network, PeerTask, REQUEST_TIMEOUT, difference, settled_count};
-use crate::http1::Method;
 use crate::limits::CHANGES_PER_MESSAGE_MAX;
 use crate::model::{Change, EntryId, HlcTimestamp, Timestamp};
 use crate::service::Error;
-use crate::service::exchange::{
-    DecodeError, decode_applied, decode_digests, decode_entries, decode_versions, encode_buckets,
-    encode_changes, encode_digest, encode_ids,
-};
 use crate::storage::root_of;
+use crate::wire::replication::{
+    decode_applied, decode_digests, decode_entries, decode_versions, encode_digest,
+};
+use crate::wire::{DecodeError, Message};
 
 impl<N: Network> Context<N> {
     /// Records a problem of a peer, and logs it if it is new.
@@ -37,14 +36,12 @@ impl<N: Network> Context<N> {
         }
     }
 
-    async fn post(
+    async fn send_message(
         &self,
         transport: &mut Transport<N>,
-        target: &str,
-        body: &[u8],
+        message: &Message<'_>,
     ) -> Result<Vec<u8>, PeerError> {
-        let request = Request { method: Method::Post, target, body, timeout: REQUEST_TIMEOUT };
-        transport.call(&*self.network, &request).await
+        transport.call(&*self.network, message, REQUEST_TIMEOUT).await
     }
 
     /// Sends changes; returns whether the peer refused some because they are ahead of its clock.
@@ -55,7 +52,7 @@ impl<N: Network> Context<N> {
         changes: &[Change],
     ) -> Result<bool, PeerError> {
         let salt = self.service.salt_in_use().0.ok_or(PeerError::SaltDiffers)?;
-        let reply = self.post(transport, "/cluster/changes", &encode_changes(salt, changes)).await?;
+        let reply = self.send_message(transport, &Message::Changes { salt, changes }).await?;
         let reply = decode_applied(&reply, changes.len()).map_err(malformed)?;
         if reply.refused > 0 {
             self.remark(peer, Remark::IsBehind(reply.ahead_ms));
@@ -86,10 +83,9 @@ impl<N: Network> Context<N> {
     ) -> Result<Comparison, PeerError> {
         let begun = HlcTimestamp::from_milliseconds(Timestamp::now().as_milliseconds());
         let root = self.service.root_digest().ok_or(PeerError::Refused)?;
-        let own_digest = encode_digest(root);
-        let reply = self.post(transport, "/cluster/digests", own_digest.as_bytes()).await?;
+        let reply = self.send_message(transport, &Message::Digest(root)).await?;
         let record = |digest| peer.borrow_mut().digest = Some(digest);
-        if reply == own_digest.as_bytes() {
+        if reply == encode_digest(root).as_bytes() {
             record(root);
             return Ok(Comparison { buckets: Vec::new(), begun });
         }
@@ -107,7 +103,7 @@ impl<N: Network> Context<N> {
         peer: &RefCell<PeerTask>,
         mut buckets: Vec<usize>,
     ) -> Result<Difference, PeerError> {
-        let reply = self.post(transport, "/cluster/versions", &encode_buckets(&buckets)).await?;
+        let reply = self.send_message(transport, &Message::Versions(&buckets)).await?;
         let theirs = decode_versions(&reply, &buckets).map_err(malformed)?;
         let buckets_count = theirs.buckets_count;
         buckets.truncate(buckets_count);
@@ -132,7 +128,7 @@ impl<N: Network> Context<N> {
         peer: &RefCell<PeerTask>,
         ids: &[EntryId],
     ) -> Result<usize, PeerError> {
-        let reply = self.post(transport, "/cluster/entries", &encode_ids(ids)).await?;
+        let reply = self.send_message(transport, &Message::Entries(ids)).await?;
         let (salt, changes) = decode_entries(&reply, ids).map_err(malformed)?;
         let settled = settled_count(ids, changes.last().map(|change| &change.id));
         let applied = self.service.apply(salt, changes).await.map_err(store_error)?;

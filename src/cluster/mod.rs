@@ -36,14 +36,14 @@ pub use salt_agreement::{Candidate, Decision, SALT_TIMEOUT_MS, decide};
 pub use transport::Network;
 
 use self::remarks::{Remark, Remarks};
-use self::transport::{HEALTH_TIMEOUT, Request, Transport};
+use self::transport::{HEALTH_TIMEOUT, Transport};
 use crate::config::{ClusterConfig, PeerAddress};
-use crate::http1::Method;
 use crate::limits::TOMBSTONE_GRACE;
 use crate::model::{Digest, HlcTimestamp, ReplicaId, Timestamp};
 use crate::service::federation::ClusterTaskQueue;
 use crate::service::{ClusterView, Error, Member, NodeAuth, PeerId, Service};
 use crate::storage::{PeerProgress, ReplaceResult};
+use crate::wire::{Message, Protocol};
 
 /// Timeout of a request to a peer, except for a health check.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -307,6 +307,7 @@ impl<N: Network> Context<N> {
             salt,
             has_entries,
             horizon: self.service.horizon(),
+            protocol: Protocol::NEWEST,
         }
     }
 
@@ -347,6 +348,7 @@ impl<N: Network> Context<N> {
                 outbox_length: peer.machine.outbox_length(),
                 digest: peer.digest,
                 synced_ms: ago(peer.synced_at_ms),
+                protocol: peer.node_info.as_ref().map(|node_info| node_info.protocol),
             }
         });
         self.view.publish(members.collect());
@@ -448,9 +450,7 @@ impl<N: Network> Context<N> {
             (peer.address.clone(), peer.node_info.as_ref().map(|node_info| node_info.instance))
         };
         let mut transport = Transport::<N>::new(address.clone(), Arc::clone(&self.auth), expected);
-        let request =
-            Request { method: Method::Get, target: "/cluster/salt", body: b"", timeout: HEALTH_TIMEOUT };
-        match transport.call(&*self.network, &request).await {
+        match transport.call(&*self.network, &Message::Salt, HEALTH_TIMEOUT).await {
             Ok(salt) => match self.service.replace_unused_salt(salt).await {
                 Ok(ReplaceResult::Replaced) => {
                     tracing::info!(%address, "adopted the salt of this peer");

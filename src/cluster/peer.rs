@@ -9,6 +9,7 @@ mod lag_tracker;
 pub use self::error::{IdentityError, IncompatibleReason, PeerError};
 use self::lag_tracker::LagTracker;
 use crate::model::{EntryId, HlcTimestamp, ReplicaId, TombstoneHorizon};
+use crate::wire::Protocol;
 
 /// Interval of the health checks of a healthy peer, in milliseconds. A peer that is down is checked once per sync
 /// interval if that is shorter, so that nodes are in sync again two intervals after a network heals.
@@ -61,6 +62,8 @@ pub struct NodeInfo {
     pub has_entries: bool,
     /// How far back the node has tombstones.
     pub horizon: TombstoneHorizon,
+    /// Newest version of the protocol that both nodes support.
+    pub protocol: Protocol,
 }
 
 /// Next step, to be performed by the driver.

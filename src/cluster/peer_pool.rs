@@ -16,9 +16,8 @@ use futures_util::stream::FuturesUnordered;
 
 use super::peer::{Event, PeerError};
 use super::remarks::Remark;
-use super::transport::{Request, Transport};
+use super::transport::Transport;
 use super::{Context, Network, PeerTask, SharedPeerTask};
-use crate::http1::Method;
 use crate::limits::PEER_REQUESTS_COUNT_MAX_PER_PEER;
 use crate::service::PeerId;
 use crate::service::federation::{ClusterTask, ClusterTaskQueue, PeerRequest};
@@ -166,14 +165,13 @@ async fn send_request<N: Network>(
     peer: &RefCell<PeerTask>,
     request: PeerRequest,
 ) {
-    let PeerRequest { target, body, deadline, answer: mut reply, .. } = request;
+    let PeerRequest { message, deadline, answer: mut reply, .. } = request;
     let timeout = deadline.saturating_duration_since(Instant::now());
     if reply.is_canceled() || timeout.is_zero() {
         return;
     }
-    let request = Request { method: Method::Post, target, body: &body, timeout };
     let outcome = {
-        let mut call = pin!(transport.call(&*context.network, &request));
+        let mut call = pin!(transport.call(&*context.network, &message, timeout));
         let mut drain = None;
         poll_fn(|cx| {
             if let Poll::Ready(outcome) = call.as_mut().poll(cx) {
@@ -195,7 +193,7 @@ async fn send_request<N: Network>(
             reply.send(body).ok();
         }
         Some(Err(error)) => {
-            tracing::debug!(%error, target, "peer request failed");
+            tracing::debug!(%error, target = message.path(), "peer request failed");
             if matches!(error, PeerError::Unreachable | PeerError::Identity(_) | PeerError::Distrust(_)) {
                 context.report_unanswered(peer);
             }

@@ -76,7 +76,7 @@ mod tests {
     fn node(name: &str, instance: u64, salt: Option<u64>, has_entries: bool) -> NodeInfo {
         let node = Some(ReplicaId::from_random(instance << 1));
         let horizon = TombstoneHorizon::default();
-        NodeInfo { name: name.into(), instance, node, is_federated: false, salt, has_entries, horizon }
+        NodeInfo { name: name.into(), instance, node, salt, has_entries, horizon, ..NodeInfo::default() }
     }
 
     fn known(name: &str, instance: u64, salt: Option<u64>, has_entries: bool) -> Candidate {

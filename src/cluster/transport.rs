@@ -15,15 +15,10 @@ use crate::http1::{ClientConnection, ClientRequest, ClientStep, Method};
 use crate::limits::{CLOCK_AHEAD_MAX, HANDSHAKE_BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
 use crate::model::Timestamp;
 use crate::service::NodeAuth;
-use crate::service::exchange::{
-    ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER, SALT_HEADER,
-    decode_horizon,
-};
-use crate::service::node_auth::{
-    AUTH_HEADER, Barrier, CHALLENGE_HEADER, Challenge, IDENTITY_HEADERS, NodeCredentials, PROOF_HEADER,
-    SharedKey, TOKEN_HEADER, signed_response,
-};
+use crate::service::node_auth::{Barrier, Challenge, NodeCredentials, SharedKey, signed_response};
 use crate::tls::PeerTlsError;
+use crate::wire::replication::decode_horizon;
+use crate::wire::{FEDERATED, Message, Protocol, header, path};
 
 /// Timeout of a health check, including the connection set-up.
 pub(super) const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,14 +42,6 @@ pub trait Network: 'static {
 
     /// Returns the time of a monotonic clock, in milliseconds.
     fn now_ms(&self) -> u64;
-}
-
-/// Request to a peer.
-pub(super) struct Request<'a> {
-    pub(super) method: Method,
-    pub(super) target: &'a str,
-    pub(super) body: &'a [u8],
-    pub(super) timeout: Duration,
 }
 
 /// Transport to one peer, with at most one kept connection.
@@ -102,14 +89,19 @@ impl<N: Network> Transport<N> {
 
     /// Sends a request, on the kept connection if there is one, and returns the body of the response. Every inter-node
     /// request may be repeated, so one that failed on the kept connection is sent again on a new one.
-    pub(super) async fn call(&mut self, network: &N, request: &Request<'_>) -> Result<Vec<u8>, PeerError> {
+    pub(super) async fn call(
+        &mut self,
+        network: &N,
+        message: &Message<'_>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, PeerError> {
         let expected = self.expected;
         let exchange = async {
             let is_other = |connection: &PeerConnection<_>| {
                 expected.is_some_and(|instance| instance != connection.node.instance)
             };
             if let Some(connection) = self.take_kept(network).filter(|kept| !is_other(kept)) {
-                match self.send(network, connection, request).await {
+                match self.send(network, connection, message).await {
                     // A new connection shows whether only this one failed; the peer may have other keys by now.
                     Err(PeerError::Unreachable | PeerError::Distrust(_) | PeerError::Identity(_)) => {}
                     outcome => return outcome,
@@ -120,9 +112,9 @@ impl<N: Network> Transport<N> {
                 self.kept = Some(connection);
                 return Err(PeerError::OtherNode);
             }
-            self.send(network, connection, request).await
+            self.send(network, connection, message).await
         };
-        with_timeout(network, request.timeout, exchange).await
+        with_timeout(network, timeout, exchange).await
     }
 
     /// Performs a health check: requests the peer's description of itself.
@@ -179,10 +171,21 @@ impl<N: Network> Transport<N> {
         &mut self,
         network: &N,
         mut connection: PeerConnection<N::Stream>,
-        request: &Request<'_>,
+        message: &Message<'_>,
     ) -> Result<Vec<u8>, PeerError> {
-        let headers = [("content-type", "application/json"), (TOKEN_HEADER, &*connection.token)];
-        let response = connection.wire.exchange(network.now_ms(), request, &headers).await?;
+        // The node behind this connection announced the version when the connection was opened or last checked.
+        let protocol = connection.node.protocol;
+        let body = message.encode(protocol);
+        let method = if body.is_some() { Method::Post } else { Method::Get };
+        let version = protocol.to_string();
+        let headers = [
+            ("content-type", "application/json"),
+            (header::TOKEN, &connection.token),
+            (header::PROTOCOL, &version),
+        ];
+        let body = body.unwrap_or_default();
+        let exchange = connection.wire.exchange(network.now_ms(), method, message.path(), &headers, &body);
+        let response = exchange.await?;
         match response.status {
             403 => return Err(PeerError::Identity(IdentityError::refused(connection.credentials.shared()))),
             // With any other status, the next call connects and resolves the name again.
@@ -204,11 +207,11 @@ impl<N: Network> Transport<N> {
         let mut wire = Wire { stream, connection, host: self.host.clone() };
         let credentials = self.auth.credentials();
         let client = Challenge::random();
-        let headers = [(CHALLENGE_HEADER, &*client.to_string())];
-        let response = wire.exchange(network.now_ms(), &HEALTH_CHECK, &headers).await?;
-        let server = response.header(CHALLENGE_HEADER).and_then(|text| Challenge::parse(text.as_bytes()));
-        let theirs = response.header(AUTH_HEADER).and_then(|name| SharedKey::parse(name.as_bytes()));
-        match response.header(AUTH_HEADER).and_then(|name| Barrier::parse(name.as_bytes())) {
+        let headers = [(header::CHALLENGE, &*client.to_string())];
+        let response = wire.check_health(network.now_ms(), &headers).await?;
+        let server = response.header(header::CHALLENGE).and_then(|text| Challenge::parse(text.as_bytes()));
+        let theirs = response.header(header::AUTH).and_then(|name| SharedKey::parse(name.as_bytes()));
+        match response.header(header::AUTH).and_then(|name| Barrier::parse(name.as_bytes())) {
             Some(Barrier::Certificate) => return Err(PeerError::Distrust(PeerTlsError::NotANode)),
             Some(Barrier::OtherPort) => return Err(PeerError::Identity(IdentityError::OtherPort)),
             None => {}
@@ -239,15 +242,17 @@ impl<N: Network> Transport<N> {
     }
 }
 
-const HEALTH_CHECK: Request<'static> =
-    Request { method: Method::Get, target: "/cluster/health", body: b"", timeout: HEALTH_TIMEOUT };
-
 impl<S: AsyncRead + AsyncWrite + Unpin> PeerConnection<S> {
     /// Requests the node's description of itself, and verifies that it is authentic.
     async fn check_health(&mut self, now_ms: u64) -> Result<(), PeerError> {
         let client = Challenge::random();
-        let headers = [(CHALLENGE_HEADER, &*client.to_string()), (TOKEN_HEADER, &*self.token)];
-        let response = self.wire.exchange(now_ms, &HEALTH_CHECK, &headers).await?;
+        let newest = Protocol::NEWEST.to_string();
+        let headers = [
+            (header::CHALLENGE, &*client.to_string()),
+            (header::TOKEN, &self.token),
+            (header::PROTOCOL, &newest),
+        ];
+        let response = self.wire.check_health(now_ms, &headers).await?;
         match response.status {
             200 if response.is_proven(&self.credentials, client, self.server) => {}
             200 => return Err(PeerError::Identity(IdentityError::Unproven)),
@@ -260,15 +265,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> PeerConnection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    async fn check_health(&mut self, now_ms: u64, headers: &[(&str, &str)]) -> Result<Response, PeerError> {
+        self.exchange(now_ms, Method::Get, path::HEALTH, headers, b"").await
+    }
+
     /// Sends a request and reads its response. After an error the connection is unusable.
     async fn exchange(
         &mut self,
         now_ms: u64,
-        request: &Request<'_>,
+        method: Method,
+        target: &str,
         headers: &[(&str, &str)],
+        body: &[u8],
     ) -> Result<Response, PeerError> {
         let Self { stream, connection, host } = self;
-        let Request { method, target, body, .. } = *request;
         connection.call(&ClientRequest { method, target, host, headers, body }, now_ms, u64::MAX);
         loop {
             match connection.step() {
@@ -278,7 +288,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
         }
         let status = connection.status();
-        let wanted = IDENTITY_HEADERS.into_iter().chain([CHALLENGE_HEADER, AUTH_HEADER, PROOF_HEADER]);
+        let others = [header::CHALLENGE, header::AUTH, header::PROOF, header::PROTOCOL];
+        let wanted = header::IDENTITY.into_iter().chain(others);
         let text = |name| Some((name, String::from_utf8_lossy(connection.header(name)?).into_owned()));
         let headers = wanted.filter_map(text).collect();
         let body = connection.take_body();
@@ -294,7 +305,7 @@ impl Response {
     /// Returns whether the response has a valid proof, a MAC under a shared key.
     fn is_proven(&self, credentials: &NodeCredentials, client: Challenge, server: Challenge) -> bool {
         let signed = signed_response(|name| self.header(name), &self.body);
-        let proof = self.header(PROOF_HEADER);
+        let proof = self.header(header::PROOF);
         proof.is_some_and(|proof| credentials.verify(proof.as_bytes(), client, server, &signed))
     }
 
@@ -305,12 +316,13 @@ impl Response {
         let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
         Some(NodeInfo {
             name: body["node_id"].as_str().unwrap_or_default().to_owned(),
-            instance: hexadecimal(INSTANCE_HEADER)?,
-            node: self.header(NODE_HEADER).and_then(|text| text.parse().ok()),
-            is_federated: self.header(MODE_HEADER) == Some(FEDERATED),
-            salt: hexadecimal(SALT_HEADER),
-            has_entries: self.header(ENTRIES_HEADER) == Some("true"),
-            horizon: self.header(HORIZON_HEADER).and_then(decode_horizon)?.clamped_to(latest),
+            instance: hexadecimal(header::INSTANCE)?,
+            node: self.header(header::NODE).and_then(|text| text.parse().ok()),
+            is_federated: self.header(header::MODE) == Some(FEDERATED),
+            salt: hexadecimal(header::SALT),
+            has_entries: self.header(header::ENTRIES) == Some("true"),
+            horizon: self.header(header::HORIZON).and_then(decode_horizon)?.clamped_to(latest),
+            protocol: Protocol::common(self.header(header::PROTOCOL)),
         })
     }
 }

@@ -23,9 +23,10 @@ use super::settings::Settings;
 use crate::config::Proxies;
 use crate::http1::{Method, RequestHead};
 use crate::model::{ApiKeys, Requester, UserKey};
-use crate::service::node_auth::{Barrier, CHALLENGE_HEADER, Challenge, SharedKey, TOKEN_HEADER};
+use crate::service::node_auth::{Barrier, Challenge, SharedKey};
 use crate::service::{CredentialKind, NodeAuth, Service};
 use crate::telemetry::Executors;
+use crate::wire::{Protocol, header};
 
 impl Default for Settings {
     /// Returns settings that require no API key, a user key of at least eight bytes, and allow no other origins.
@@ -128,7 +129,7 @@ impl App {
         client: Option<IpAddr>,
     ) -> Result<bool, RequestError> {
         let auth = &self.settings.node_auth;
-        if let Some(token) = head.fields(TOKEN_HEADER).next() {
+        if let Some(token) = head.fields(header::TOKEN).next() {
             // After too many failures the response stays what it is for a wrong one, not a 429: the peer shows
             // its operator what is wrong, and learns nothing about further guesses.
             let delay = match auth.accepts(token) {
@@ -169,8 +170,8 @@ impl App {
         request_log: &RequestLog,
         is_required: bool,
     ) -> Result<Prober, Response> {
-        let challenge = head.fields(CHALLENGE_HEADER).next().and_then(Challenge::parse);
-        let is_peer = challenge.is_some() || head.fields(TOKEN_HEADER).next().is_some();
+        let challenge = head.fields(header::CHALLENGE).next().and_then(Challenge::parse);
+        let is_peer = challenge.is_some() || head.fields(header::TOKEN).next().is_some();
         let barred = |barrier| {
             let handshake = if is_peer { Handshake::Barred(barrier) } else { Handshake::NotWanted };
             Ok(Prober { is_node: false, handshake })
@@ -305,6 +306,7 @@ impl Application for App {
         let Route { endpoint, operation, parameter, .. } = route;
         let access = operation.access;
         let (prober, api_key_index) = self.authorize(head, request_log, access, endpoint)?;
+        let protocol = if access.needs_node() { protocol_of(head)? } else { Protocol::default() };
         let user_key = match access.needs_user_key() {
             true => Some(self.user_key(head.user_key())?),
             false => None,
@@ -333,7 +335,7 @@ impl Application for App {
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
         let (parameter, user_key) = (parameter.into_owned(), user_key.map(UserKey::from_header));
         let requester = Requester::new(request_log.client, api_key_index);
-        let request = Request { parameter, user_key, requester, query, content_type, prober };
+        let request = Request { parameter, user_key, requester, query, content_type, prober, protocol };
         let request = Admitted { handler: operation.handler, request };
         Ok(HeadDecision::ReadBody { request, body_bytes_max })
     }
@@ -357,6 +359,12 @@ fn options(path: &[u8], route: &Result<Route<'_>, RouteError>) -> Option<Respons
         _ if path == b"*" => Some(error::options(cors::METHODS)),
         _ => None,
     }
+}
+
+/// Returns the version of the protocol that a request of a node names.
+fn protocol_of(head: &RequestHead<'_>) -> Result<Protocol, Response> {
+    let named = head.fields(header::PROTOCOL).next();
+    Protocol::of_request(named).ok_or_else(|| (&RequestError::ProtocolNotSupported).into())
 }
 
 fn is_identity(coding: &[u8]) -> bool {

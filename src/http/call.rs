@@ -12,6 +12,7 @@ use super::settings::Settings;
 use crate::model::{Requester, UserKey};
 use crate::service::node_auth::{Barrier, Challenge};
 use crate::service::{Credentials, Service};
+use crate::wire::Protocol;
 
 /// An accepted request with its body.
 pub(super) struct Call<'a> {
@@ -48,6 +49,8 @@ pub(super) struct Request {
     pub(super) content_type: Option<Vec<u8>>,
     /// The sender, for a health check.
     pub(super) prober: Prober,
+    /// The version of the messages, for a request of a node.
+    pub(super) protocol: Protocol,
 }
 
 /// The sender of a health check.

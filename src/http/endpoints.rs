@@ -8,6 +8,7 @@ use super::endpoint::{Access, Endpoint, Listeners, Operation};
 use super::handlers::{cluster, configs, documentation, federation, health, metrics, peers, system};
 use super::openapi;
 use crate::limits::{BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
+use crate::wire::path;
 
 /// An `async fn` of a call as a handler.
 macro_rules! waits {
@@ -25,7 +26,7 @@ macro_rules! immediate {
 
 /// A row of an endpoint between nodes: POST with the credentials of a node.
 macro_rules! peer_endpoint {
-    ($path:literal, $handler:expr, $description:literal) => {
+    ($path:expr, $handler:expr, $description:literal) => {
         Endpoint {
             path: $path,
             listeners: Listeners::Peers,
@@ -87,7 +88,7 @@ pub(super) static ENDPOINTS: [Endpoint; 22] = [
         description: include_str!("openapi/paths/metrics.json"),
     },
     Endpoint {
-        path: "/cluster/health",
+        path: path::HEALTH,
         listeners: Listeners::All,
         operations: &[Operation::get(Access::Handshake, immediate!(cluster::health))],
         description: include_str!("openapi/paths/cluster-health.json"),
@@ -105,7 +106,7 @@ pub(super) static ENDPOINTS: [Endpoint; 22] = [
         description: include_str!("openapi/paths/cluster-configs.json"),
     },
     Endpoint {
-        path: "/cluster/salt",
+        path: path::SALT,
         // Clients may read and write it where the application lets them, which depends on the credentials in use.
         listeners: Listeners::ClientsAndPeers,
         operations: &[
@@ -146,17 +147,17 @@ pub(super) static ENDPOINTS: [Endpoint; 22] = [
         operations: &[Operation::get(Access::Open, immediate!(documentation::page))],
         description: include_str!("openapi/paths/redoc.json"),
     },
-    peer_endpoint!("/cluster/changes", waits!(peers::changes), "openapi/paths/changes.json"),
+    peer_endpoint!(path::CHANGES, waits!(peers::changes), "openapi/paths/changes.json"),
     peer_endpoint!(
-        "/cluster/digests",
+        path::DIGESTS,
         |call| Box::pin(ready(peers::digests(&call).map(Into::into))),
         "openapi/paths/digests.json"
     ),
-    peer_endpoint!("/cluster/versions", waits!(peers::versions), "openapi/paths/versions.json"),
-    peer_endpoint!("/cluster/entries", waits!(peers::entries), "openapi/paths/entries.json"),
-    peer_endpoint!("/cluster/find", waits!(federation::find), "openapi/paths/find.json"),
-    peer_endpoint!("/cluster/page", waits!(federation::page), "openapi/paths/page.json"),
-    peer_endpoint!("/cluster/write", waits!(federation::write), "openapi/paths/write.json"),
+    peer_endpoint!(path::VERSIONS, waits!(peers::versions), "openapi/paths/versions.json"),
+    peer_endpoint!(path::ENTRIES, waits!(peers::entries), "openapi/paths/entries.json"),
+    peer_endpoint!(path::FIND, waits!(federation::find), "openapi/paths/find.json"),
+    peer_endpoint!(path::PAGE, waits!(federation::page), "openapi/paths/page.json"),
+    peer_endpoint!(path::WRITE, waits!(federation::write), "openapi/paths/write.json"),
 ];
 
 /// Template of the path of an entry, the only one with a parameter.

@@ -48,6 +48,8 @@ pub(super) enum RequestError {
     Conditional,
     /// A partial body, which would replace the complete value (RFC 9110, 14.5).
     PartialContent,
+    /// A request of a node in a version that this node does not support.
+    ProtocolNotSupported,
     TooManyRequests {
         wait: Duration,
     },
@@ -89,6 +91,9 @@ impl From<&RequestError> for Response {
             ),
             RequestError::PartialContent => {
                 detail(400, "Content-Range is not supported: the body is the whole")
+            }
+            RequestError::ProtocolNotSupported => {
+                detail(400, "X-OSC-Protocol: this version is not supported, this node supports 1 and 2")
             }
             // RFC 9110, 15.5.16: say which codings are accepted.
             RequestError::ContentCoded => {
@@ -253,7 +258,7 @@ pub(super) fn unhealthy(reasons: &[String]) -> Response {
 }
 
 /// Returns 422 for a peer's message that cannot be decoded.
-pub(super) fn malformed_message(error: &crate::service::exchange::DecodeError) -> Response {
+pub(super) fn malformed_message(error: &crate::wire::DecodeError) -> Response {
     detail(422, &error.to_string())
 }
 

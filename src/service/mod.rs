@@ -4,12 +4,10 @@
 //! the deriving threads, the pool (database reads) or the store's writer, and returns through a oneshot channel.
 
 mod acks;
-mod bounded;
 mod clocks;
 mod configs;
 mod decryptor;
 mod error;
-pub mod exchange;
 mod failures;
 pub mod federation;
 mod gate;

@@ -17,23 +17,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-use super::exchange::{
-    ENTRIES_HEADER, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER, SALT_HEADER,
-};
 use crate::model::{ApiKeys, ClusterSecret};
-
-/// Header of a health check and of its response: a [`Challenge`].
-pub const CHALLENGE_HEADER: &str = "x-osc-challenge";
-/// Header of the response to a health check with a challenge: a [`SharedKey`] or a [`Barrier`].
-pub const AUTH_HEADER: &str = "x-osc-auth";
-/// Header of the response to a health check with a challenge: the MAC of both challenges and of the response.
-pub const PROOF_HEADER: &str = "x-osc-proof";
-/// Header of each request between nodes: the token, which is the MAC of the server's challenge.
-pub const TOKEN_HEADER: &str = "x-osc-token";
-
-/// Headers that identify a node; a proof covers them and the body.
-pub const IDENTITY_HEADERS: [&str; 6] =
-    [INSTANCE_HEADER, NODE_HEADER, MODE_HEADER, SALT_HEADER, ENTRIES_HEADER, HORIZON_HEADER];
+use crate::wire::header;
 
 /// Contexts of the MACs, which prevent one kind of MAC from being used as the other.
 const TOKEN_CONTEXT: &[u8] = b"opensecureconf node token 1\0";
@@ -91,7 +76,7 @@ struct Unlogged {
 }
 
 impl SharedKey {
-    /// Returns the name in [`AUTH_HEADER`].
+    /// Returns the name in [`header::AUTH`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Secret => "secret",
@@ -113,7 +98,7 @@ impl SharedKey {
 }
 
 impl Barrier {
-    /// Returns the name in [`AUTH_HEADER`].
+    /// Returns the name in [`header::AUTH`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Certificate => "certificate",
@@ -256,10 +241,10 @@ impl NodeAuth {
 }
 
 /// Returns the bytes of a health check response that its proof covers.
-pub fn signed_response<'a>(header: impl Fn(&str) -> Option<&'a str>, body: &[u8]) -> Vec<u8> {
+pub fn signed_response<'a>(field: impl Fn(&str) -> Option<&'a str>, body: &[u8]) -> Vec<u8> {
     let mut signed = Vec::new();
-    for name in IDENTITY_HEADERS {
-        if let Some(value) = header(name) {
+    for name in header::IDENTITY {
+        if let Some(value) = field(name) {
             signed.extend_from_slice(format!("{name}: {value}\n").as_bytes());
         }
     }

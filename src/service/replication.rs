@@ -9,7 +9,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::acks::Acknowledgements;
 use super::clocks::ClockSkewLog;
-use super::exchange::{encode_changes, encode_versions};
 use super::gate::Gate;
 use super::sequence_watch::SequenceWatch;
 use super::{Error, PeerId, Service};
@@ -20,6 +19,8 @@ use crate::storage::{
     AppliedChanges, LogPage, OpenError, PeerProgress, ReplaceResult, ReplicationLog, SaltStore, VersionsPage,
 };
 use crate::telemetry::{Durations, Histogram};
+use crate::wire::Protocol;
+use crate::wire::replication::{encode_changes, encode_versions};
 
 /// Timeout of client requests that wait for the salt.
 const SALT_TIMEOUT: Duration = Duration::from_secs(12);
@@ -72,6 +73,8 @@ pub struct Member {
     pub digest: Option<Digest>,
     /// Milliseconds since the two nodes were last in sync.
     pub synced_ms: Option<u64>,
+    /// Version of the protocol in which this node sends requests to the peer; `None` until it has been reached.
+    pub protocol: Option<Protocol>,
 }
 
 impl ClusterView {
@@ -191,6 +194,7 @@ fn unknown_members(config: &ClusterConfig) -> Vec<Member> {
         outbox_length: None,
         digest: None,
         synced_ms: None,
+        protocol: None,
     };
     (0..).zip(&config.peers).map(unknown).collect()
 }
@@ -344,22 +348,22 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn versions_message(&self, buckets: Vec<usize>) -> Result<Vec<u8>, Error> {
+    pub async fn versions_message(&self, protocol: Protocol, buckets: Vec<usize>) -> Result<Vec<u8>, Error> {
         let page = self.versions(buckets, VERSIONS_BYTES_PER_MESSAGE).await?;
-        self.encoded(page.known.len() * VERSION_BYTES, move || encode_versions(&page)).await
+        self.encoded(page.known.len() * VERSION_BYTES, move || encode_versions(protocol, &page)).await
     }
 
     /// Encodes the reply to a peer that requests entries by name: as many as fit one message.
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn entries_message(&self, ids: Vec<EntryId>) -> Result<Vec<u8>, Error> {
+    pub async fn entries_message(&self, protocol: Protocol, ids: Vec<EntryId>) -> Result<Vec<u8>, Error> {
         let salt = self.salt_in_use().0.unwrap_or(0);
         let changes = self.changes(ids).await?;
         let sealed_bytes =
             |change: &Change| change.body.as_ref().map_or(0, |body| body.ciphertext.as_bytes().len());
         let bytes = changes.iter().map(sealed_bytes).sum();
-        self.encoded(bytes, move || encode_changes(salt, &changes)).await
+        self.encoded(bytes, move || encode_changes(protocol, salt, &changes)).await
     }
 
     /// Reads entries by name, as many as fit one message.

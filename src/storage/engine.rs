@@ -63,7 +63,7 @@ pub trait Engine: fmt::Debug + Send + Sync {
 }
 
 /// Query of a page of entries in the order of their names.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameScan {
     /// Filter of the entries.
     pub filter: Filter,

@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use opensecureconf::model::{EntryId, ReplicaId, Version};
-use opensecureconf::service::exchange::{decode_changes, encode_ids};
+use opensecureconf::wire::Protocol;
+use opensecureconf::wire::replication::{decode_changes, encode_ids};
 
 use crate::link::{Mode, Place};
 use crate::nodes::{CONVERGENCE, Cluster, Links, Node, ask, happens_within, within};
@@ -362,7 +363,7 @@ fn versions_on(node: &Node, keys: &[String]) -> BTreeMap<String, Version> {
 /// Returns the versions of those entries that the node knows, tombstones included.
 fn versions(address: SocketAddr, keys: &[String]) -> io::Result<BTreeMap<String, Version>> {
     let ids: Vec<EntryId> = keys.iter().map(|key| EntryId { key: key.clone(), environment: None }).collect();
-    let body = String::from_utf8(encode_ids(&ids)).expect("JSON");
+    let body = String::from_utf8(encode_ids(Protocol::V1, &ids)).expect("JSON");
     let response = ask(address, PATIENCE, "POST", "/cluster/entries", USER_KEY, Some(&body))?;
     assert_eq!(response.status, 200, "{response:?}");
     let (_, changes) = decode_changes(&response.body).expect("changes");

@@ -26,6 +26,8 @@ pub(crate) struct Node {
     pub(crate) place_for_peers: Place,
     /// Network namespace of the node, if it is not that of the test.
     namespace: Option<String>,
+    /// Binary of the node, if it is not the one under test.
+    pub(crate) binary: Option<PathBuf>,
     variables: Vec<(String, String)>,
     /// API key of requests to the node.
     pub(crate) api_key: String,
@@ -51,6 +53,7 @@ impl Node {
             place: Place::default(),
             place_for_peers: Place::default(),
             namespace: None,
+            binary: None,
             variables: Vec::new(),
             api_key: API_KEY.to_owned(),
             tls: None,
@@ -115,7 +118,10 @@ impl Node {
     }
 
     fn launch(&self) -> Launch {
-        let launch = Launch::at(Arc::clone(&self.directory));
+        let mut launch = Launch::at(Arc::clone(&self.directory));
+        if let Some(binary) = &self.binary {
+            launch.binary.clone_from(binary);
+        }
         self.variables.iter().fold(launch, |launch, (name, value)| launch.set(name, value))
     }
 

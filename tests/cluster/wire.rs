@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
 use crate::nodes::{API_KEY, CONVERGENCE, Cluster, ask, within};
-use crate::support::PATIENCE;
+use crate::support::{Launch, PATIENCE, USER_KEY};
 
 /// Returns the encodings of a canary to search for: verbatim, in hexadecimal, and the part of its base64 form that does
 /// not depend on adjacent bytes, for each of the three alignments.
@@ -95,4 +95,36 @@ fn numbers_keep_their_spelling_on_all_nodes() {
             assert!(node.ask("GET", "/configs", None).text().contains(VALUE), "{mode}");
         }
     }
+}
+
+#[test]
+fn a_response_is_in_the_version_of_its_request() {
+    let launch = Launch::new().set("OSC_CLUSTER_ENABLED", "true").set("OSC_CLUSTER_MODE", "federated");
+    let server = launch.start();
+    let mut client = server.connect();
+    let created =
+        client.send("POST", "/configs", &[("X-User-Key", USER_KEY)], Some(br#"{"key":"k","value":1}"#));
+    assert_eq!(created.status, 201, "{created:?}");
+    let mut find = |version: Option<&str>| {
+        let headers: Vec<_> = version.map(|version| ("X-OSC-Protocol", version)).into_iter().collect();
+        client.send("POST", "/cluster/find", &headers, Some(br#"{"key":"k"}"#))
+    };
+    for (version, expected) in [
+        (None, r#"{"i":1,"k":"k","t":""#),
+        (Some("1"), r#"{"i":1,"k":"k","t":""#),
+        (Some("2"), r#"{"id":1,"key":"k","ciphertext":""#),
+    ] {
+        let found = find(version);
+        assert!(found.status == 200 && found.text().contains(expected), "{version:?}: {found:?}");
+    }
+    for version in ["0", "3", "two", ""] {
+        let refused = find(Some(version));
+        assert_eq!(refused.status, 400, "{version}: {refused:?}");
+        assert!(refused.text().contains("this node supports 1 and 2"), "{refused:?}");
+    }
+    // A health check announces what the sender supports, which may be more than this node knows.
+    let health = client.send("GET", "/cluster/health", &[("X-OSC-Protocol", "3")], None);
+    assert_eq!(health.status, 200, "{health:?}");
+    let salt = client.send("GET", "/cluster/salt", &[("X-OSC-Protocol", "3")], None);
+    assert_eq!(salt.status, 400, "{salt:?}");
 }

@@ -39,6 +39,8 @@ pub(crate) struct Refused {
 /// Environment and data directory of a server to start.
 pub(crate) struct Launch {
     pub(crate) directory: Arc<tempfile::TempDir>,
+    /// Binary to start: the one under test, unless a test sets another.
+    pub(crate) binary: PathBuf,
     variables: Vec<(String, String)>,
 }
 
@@ -48,7 +50,8 @@ impl Launch {
     }
 
     pub(crate) fn at(directory: Arc<tempfile::TempDir>) -> Self {
-        let launch = Self { directory, variables: Vec::new() };
+        let binary = env!("CARGO_BIN_EXE_opensecureconf").into();
+        let launch = Self { directory, binary, variables: Vec::new() };
         launch.set("OSC_HOST", "127.0.0.1").set("OSC_HOST_PORT", "0").set("OSC_WORKERS", "1")
     }
 
@@ -59,7 +62,7 @@ impl Launch {
     }
 
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_opensecureconf"));
+        let mut command = Command::new(&self.binary);
         command.current_dir(self.directory.path()).stdin(Stdio::null());
         for (name, _) in std::env::vars() {
             // These select the engine and the sockets on which the whole suite runs.

@@ -16,10 +16,9 @@ fn node_info(instance: u64, node: u64, salt: Option<u64>, has_entries: bool) -> 
         name: "n".to_owned(),
         instance,
         node: Some(replica_id(node)),
-        is_federated: false,
         salt,
         has_entries,
-        horizon: TombstoneHorizon::default(),
+        ..NodeInfo::default()
     }
 }
 

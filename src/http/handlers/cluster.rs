@@ -9,13 +9,11 @@ use crate::http::error::{detail, failed, not_clustered, salt_as_form};
 use crate::http::json::write_string;
 use crate::http::response::Response;
 use crate::limits::SALT_BYTES;
-use crate::service::exchange::{
-    ENTRIES_HEADER, FEDERATED, HORIZON_HEADER, INSTANCE_HEADER, MODE_HEADER, NODE_HEADER, SALT_HEADER,
-    encode_digest, encode_horizon,
-};
-use crate::service::node_auth::{AUTH_HEADER, CHALLENGE_HEADER, PROOF_HEADER, signed_response};
+use crate::service::node_auth::signed_response;
 use crate::service::{Member, Service};
 use crate::storage::{ImportResult, SaltProblem};
+use crate::wire::replication::{encode_digest, encode_horizon};
+use crate::wire::{FEDERATED, Protocol, REPLICA, header};
 
 /// Handles `GET /cluster/status`: counts peers only, not this node.
 pub(in crate::http) fn status(call: &Call<'_>) -> Response {
@@ -27,7 +25,7 @@ pub(in crate::http) fn status(call: &Call<'_>) -> Response {
     let members = cluster.members();
     let peers = members.iter().filter(|member| member.state != "self");
     let healthy = peers.clone().filter(|member| member.state == "healthy").count();
-    let mode = if service.is_federated() { "federated" } else { "replica" };
+    let mode = mode(service);
     let mut body = format!(r#"{{"enabled":true,"mode":"{mode}","node_id":"#).into_bytes();
     write_string(&settings.node_id, &mut body);
     let counts = format!(r#","total_nodes":{},"healthy_nodes":{healthy}}}"#, peers.count());
@@ -50,37 +48,42 @@ pub(in crate::http) fn health(call: &Call<'_>) -> Response {
     }
     let peer_challenge = match prober.handshake {
         Handshake::NotWanted => return response,
-        Handshake::Barred(barrier) => return response.with_header(AUTH_HEADER, barrier.name()),
+        Handshake::Barred(barrier) => return response.with_header(header::AUTH, barrier.name()),
         Handshake::Challenged(challenge) => challenge,
     };
     let credentials = settings.node_auth.credentials();
     let local_challenge = settings.node_auth.challenge();
     let response = response
-        .with_header(CHALLENGE_HEADER, local_challenge.to_string())
-        .with_header(AUTH_HEADER, credentials.shared().name());
+        .with_header(header::CHALLENGE, local_challenge.to_string())
+        .with_header(header::AUTH, credentials.shared().name());
     if !prober.is_node && !credentials.shared().resists_guessing() {
         return response;
     }
-    let header = |name: &str| {
+    let field = |name: &str| {
         let found = response.headers.iter().find(|(found, _)| *found == name);
         found.map(|(_, value)| &**value)
     };
-    let proof = credentials.proof(peer_challenge, local_challenge, &signed_response(header, &response.body));
-    response.with_header(PROOF_HEADER, proof)
+    let proof = credentials.proof(peer_challenge, local_challenge, &signed_response(field, &response.body));
+    response.with_header(header::PROOF, proof)
 }
 
 /// Returns the headers that nodes of one cluster exchange about themselves.
 fn identity(service: &Service, instance: u64) -> Vec<(&'static str, Cow<'static, str>)> {
     let (salt, is_sealed_with) = service.salt_in_use();
     let mut headers: Vec<(&str, Cow<'_, str>)> = vec![
-        (INSTANCE_HEADER, format!("{instance:016x}").into()),
-        (MODE_HEADER, if service.is_federated() { FEDERATED.into() } else { "replica".into() }),
-        (HORIZON_HEADER, encode_horizon(&service.horizon()).into()),
-        (ENTRIES_HEADER, is_sealed_with.to_string().into()),
+        (header::PROTOCOL, Protocol::NEWEST.to_string().into()),
+        (header::INSTANCE, format!("{instance:016x}").into()),
+        (header::MODE, mode(service).into()),
+        (header::HORIZON, encode_horizon(&service.horizon()).into()),
+        (header::ENTRIES, is_sealed_with.to_string().into()),
     ];
-    headers.extend(service.node().map(|node| (NODE_HEADER, node.to_string().into())));
-    headers.extend(salt.map(|salt| (SALT_HEADER, format!("{salt:016x}").into())));
+    headers.extend(service.node().map(|node| (header::NODE, node.to_string().into())));
+    headers.extend(salt.map(|salt| (header::SALT, format!("{salt:016x}").into())));
     headers
+}
+
+fn mode(service: &Service) -> &'static str {
+    if service.is_federated() { FEDERATED } else { REPLICA }
 }
 
 /// Handles `GET /v1/cluster/members`.
@@ -121,11 +124,12 @@ fn write_member(member: &Member, out: &mut Vec<u8>) {
     }
     out.extend_from_slice(
         format!(
-            r#","last_contact_ms":{},"lag_ms":{},"outbox_length":{},"digest":{digest},"synced_ms":{}}}"#,
+            r#","last_contact_ms":{},"lag_ms":{},"outbox_length":{},"digest":{digest},"synced_ms":{},"protocol":{}}}"#,
             number(member.last_contact_ms),
             number(member.lag_ms),
             number(member.outbox_length.map(i64::unsigned_abs)),
-            number(member.synced_ms)
+            number(member.synced_ms),
+            number(member.protocol.map(|protocol| protocol.number().into()))
         )
         .as_bytes(),
     );

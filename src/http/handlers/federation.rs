@@ -10,34 +10,34 @@ use crate::http::json::{write_optional, write_string};
 use crate::http::query::parameter;
 use crate::http::response::Response;
 use crate::limits::{DUPLICATES_COUNT_MAX, LIST_PAGE_BYTES};
-use crate::service::federation::messages::{decode_find, decode_query, decode_write};
 use crate::service::{After, Service};
+use crate::wire::federation::{decode_find, decode_query, decode_write};
 
 /// Handles `POST /cluster/find`: returns an entry of this node.
 pub(in crate::http) async fn find(call: Call<'_>) -> Result<Response, Response> {
-    let Call { service, body, .. } = call;
+    let Call { service, body, request, .. } = call;
     require_federation(service)?;
     let find = decoded(service, body, decode_find).await?;
-    Ok(Response::json(200, service.find_reply(&find).await.map_err(failed)?))
+    Ok(Response::json(200, service.find_reply(request.protocol, &find).await.map_err(failed)?))
 }
 
 /// Handles `POST /cluster/page`: returns entries of this node in the order of their names.
 pub(in crate::http) async fn page(call: Call<'_>) -> Result<Response, Response> {
-    let Call { service, body, .. } = call;
+    let Call { service, body, request, .. } = call;
     require_federation(service)?;
     let mut query = decoded(service, body, decode_query).await?;
     query.bytes_max = query.bytes_max.min(LIST_PAGE_BYTES);
     let _share = service.share_for_peer(query.bytes_max).map_err(failed)?;
-    Ok(Response::json(200, service.page_reply(query).await.map_err(failed)?))
+    Ok(Response::json(200, service.page_reply(request.protocol, query).await.map_err(failed)?))
 }
 
 /// Handles `POST /cluster/write`: changes an entry of this node by compare-and-swap.
 pub(in crate::http) async fn write(call: Call<'_>) -> Result<Response, Response> {
-    let Call { service, body, .. } = call;
+    let Call { service, body, request, .. } = call;
     require_federation(service)?;
     let _share = service.share_for_peer(body.len()).map_err(failed)?;
     let write = decoded(service, body, decode_write).await?;
-    Ok(Response::json(200, service.write_reply(write).await.map_err(failed)?))
+    Ok(Response::json(200, service.write_reply(request.protocol, write).await.map_err(failed)?))
 }
 
 /// Handles `GET /v1/federation/duplicates`: lists the entries that several nodes have.

@@ -9,11 +9,11 @@ use crate::http::error::{failed, malformed_message, not_clustered};
 use crate::http::response::Response;
 use crate::limits::{CHANGES_BYTES_PER_MESSAGE, PEER_INLINE_BYTES, VERSIONS_BYTES_PER_MESSAGE};
 use crate::service::Service;
-use crate::service::exchange::{
-    DecodeError, decode_buckets, decode_changes, decode_digest, decode_ids, encode_applied, encode_digest,
-    encode_digests,
-};
 use crate::storage::root_of;
+use crate::wire::DecodeError;
+use crate::wire::replication::{
+    decode_buckets, decode_changes, decode_digest, decode_ids, encode_applied, encode_digest, encode_digests,
+};
 
 /// Handles `POST /cluster/changes`: applies those of a peer's changes that supersede the local versions.
 pub(in crate::http) async fn changes(call: Call<'_>) -> Result<Response, Response> {
@@ -49,20 +49,20 @@ pub(in crate::http) fn digests(call: &Call<'_>) -> Result<Response, Response> {
 /// Handles `POST /cluster/versions`: returns the versions of all entries in the requested buckets, or in the first ones
 /// if that would exceed one message.
 pub(in crate::http) async fn versions(call: Call<'_>) -> Result<Response, Response> {
-    let Call { service, body, .. } = call;
+    let Call { service, body, request, .. } = call;
     require_cluster(service)?;
     let _share = service.share_for_peer(body.len() + VERSIONS_BYTES_PER_MESSAGE).map_err(failed)?;
     let buckets = decoded(service, body, decode_buckets).await?;
-    Ok(Response::json(200, service.versions_message(buckets).await.map_err(failed)?))
+    Ok(Response::json(200, service.versions_message(request.protocol, buckets).await.map_err(failed)?))
 }
 
 /// Handles `POST /cluster/entries`: returns entries by name, as many as fit into one message.
 pub(in crate::http) async fn entries(call: Call<'_>) -> Result<Response, Response> {
-    let Call { service, body, .. } = call;
+    let Call { service, body, request, .. } = call;
     require_cluster(service)?;
     let _share = service.share_for_peer(body.len() + CHANGES_BYTES_PER_MESSAGE).map_err(failed)?;
     let ids = decoded(service, body, decode_ids).await?;
-    Ok(Response::json(200, service.entries_message(ids).await.map_err(failed)?))
+    Ok(Response::json(200, service.entries_message(request.protocol, ids).await.map_err(failed)?))
 }
 
 /// Decodes a message: on the executor if it is short, otherwise on the pool.

@@ -83,6 +83,8 @@ fn requirements_of_routes_are_described() {
         let checks_nodes = access.checks_nodes();
         assert_eq!(security.contains("nodeToken"), checks_nodes, "{path}");
         assert_eq!(has("403"), access.needs_api_key() || checks_nodes, "{path}");
+        let parameters = operation["parameters"].to_string();
+        assert_eq!(parameters.contains("parameters/NodeProtocol"), access.needs_node(), "{path}");
         assert_eq!(has("401"), access.needs_user_key(), "{path}");
         assert_eq!(has("429"), route.endpoint.counts_for_limits() || access.needs_api_key(), "{path}");
         assert_eq!(has("412"), access.needs_user_key(), "{path}");
@@ -192,6 +194,7 @@ fn table() -> Vec<Response> {
             RequestError::ContentCoded,
             RequestError::Conditional,
             RequestError::PartialContent,
+            RequestError::ProtocolNotSupported,
             RequestError::TooManyRequests { wait: Duration::ZERO },
             RequestError::TooManyFailures { wait: Duration::ZERO },
         ]

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use super::listing::RemoteEntries;
-use super::messages::PageQuery;
 use crate::limits::LIST_PAGE_BYTES;
 use crate::model::{EntryId, Filter};
 use crate::service::{Error, Service};
+use crate::storage::NameScan;
 
 /// Entry that several nodes have.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,11 +83,11 @@ impl LocalNames<'_> {
     /// Returns the names that were not returned before, up to and including `last`.
     async fn names_up_to(&mut self, last: &EntryId) -> Result<BTreeSet<EntryId>, Error> {
         while self.more && self.after.as_ref().is_none_or(|after| after < last) {
-            let query = PageQuery {
+            let query = NameScan {
                 after: self.after.clone(),
                 bytes_max: LIST_PAGE_BYTES,
                 names_only: true,
-                ..PageQuery::default()
+                ..NameScan::default()
             };
             let page = self.service.page_local(query).await?;
             self.more = page.more;

@@ -5,11 +5,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::messages::{NamePage, PAGE, PageQuery, decode_page, encode_query};
 use super::peer_requests::{Answers, Federation, Peers};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::{EntryId, Filter, SealedEntry};
 use crate::service::{Error, PeerId, Service};
+use crate::storage::{NameScan, NameScanPage};
+use crate::wire::Message;
+use crate::wire::federation::decode_page;
 
 /// Bytes of encrypted values that are held per peer: the maximum with few peers, the minimum with many.
 const PAGE_BYTES_MAX: usize = 256 * 1024;
@@ -123,16 +125,14 @@ impl RemoteEntries {
         let deadline = Instant::now() + federation.timeout;
         let mut replies = Answers::default();
         for source in self.sources.iter().filter(|source| source.rows.is_empty() && source.more) {
-            let query = PageQuery {
+            let query = NameScan {
                 after: source.after.clone(),
                 filter: self.filter.clone(),
                 bytes_max: self.bytes_max,
                 names_only: self.names_only,
             };
-            replies.expect(
-                source.peer,
-                federation.send(source.peer, PAGE, &encode_query(&query).into(), deadline),
-            );
+            let message = Arc::new(Message::Page(query));
+            replies.expect(source.peer, federation.send(source.peer, &message, deadline));
         }
         while let Some((peer, reply)) = replies.next().await {
             let page = match reply {
@@ -174,14 +174,14 @@ fn valid_cursor(after: &EntryId) -> EntryId {
 
 impl PeerCursor {
     /// Returns whether a page begins after the cursor. Otherwise the list might never end.
-    fn continues_with(&self, page: &NamePage) -> bool {
+    fn continues_with(&self, page: &NameScanPage) -> bool {
         match (&self.after, page.rows.first()) {
             (Some(after), Some(first)) => first.entry_id() > *after,
             _ => true,
         }
     }
 
-    fn take(&mut self, page: NamePage) {
+    fn take(&mut self, page: NameScanPage) {
         self.after = page.rows.last().map(SealedEntry::entry_id).or(self.after.take());
         self.more = page.more;
         self.rows = page.rows.into();

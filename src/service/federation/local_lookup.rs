@@ -2,16 +2,16 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::messages::{
-    Find, FindReply, NamePage, PageQuery, RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, encode_found,
-    encode_outcome, encode_page,
-};
 use super::peer_requests::Federation;
 use crate::limits::PEER_INLINE_BYTES;
 use crate::model::{Category, Ciphertext, Digest, Environment, SealedEntry};
-use crate::service::exchange::DecodeError;
 use crate::service::{Error, PeerId, Service, salt_fingerprint};
 use crate::storage::{self, NameScan, NameScanPage, Write, WriteError};
+use crate::wire::federation::{
+    Find, FindReply, RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, encode_found, encode_outcome,
+    encode_page,
+};
+use crate::wire::{DecodeError, Protocol};
 
 /// Returns the digest that identifies an encrypted value.
 pub(super) fn digest_of(ciphertext: Option<&Ciphertext>) -> Digest {
@@ -46,15 +46,14 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn page_local(&self, query: PageQuery) -> Result<NamePage, Error> {
-        let PageQuery { filter, mut after, bytes_max, names_only } = query;
+    pub async fn page_local(&self, query: NameScan) -> Result<NameScanPage, Error> {
+        let mut query = query;
         loop {
-            let scan = NameScan { filter: filter.clone(), after, bytes_max, names_only };
-            let NameScanPage { mut rows, more } = self.storage.scan_names(scan).await?;
-            after = rows.last().map(SealedEntry::entry_id);
+            let NameScanPage { mut rows, more } = self.storage.scan_names(query.clone()).await?;
+            query.after = rows.last().map(SealedEntry::entry_id);
             rows.retain(is_exchangeable);
             if !rows.is_empty() || !more {
-                return Ok(NamePage { rows, more });
+                return Ok(NameScanPage { rows, more });
             }
         }
     }
@@ -63,32 +62,32 @@ impl Service {
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn find_reply(&self, find: &Find) -> Result<Vec<u8>, Error> {
+    pub async fn find_reply(&self, protocol: Protocol, find: &Find) -> Result<Vec<u8>, Error> {
         let found = self.find_local(find).await?;
         let salt = self.salt_in_use().0;
         let bytes = if let FindReply::Row(row) = &found { row.weight() } else { 0 };
-        self.encoded(bytes, move || encode_found(salt, &found)).await
+        self.encoded(bytes, move || encode_found(protocol, salt, &found)).await
     }
 
     /// Encodes the reply to a page query of a peer.
     ///
     /// # Errors
     /// Fails if the store cannot be read.
-    pub async fn page_reply(&self, query: PageQuery) -> Result<Vec<u8>, Error> {
+    pub async fn page_reply(&self, protocol: Protocol, query: NameScan) -> Result<Vec<u8>, Error> {
         let salt = self.salt_in_use().0;
         let page = self.page_local(query).await?;
         let bytes = page.rows.iter().map(SealedEntry::weight).sum();
-        self.encoded(bytes, move || encode_page(salt, &page)).await
+        self.encoded(bytes, move || encode_page(protocol, salt, &page)).await
     }
 
     /// Executes the remote write of a peer and encodes the reply.
     ///
     /// # Errors
     /// Fails as [`Self::write_local`] does.
-    pub async fn write_reply(&self, remote_write: RemoteWrite) -> Result<Vec<u8>, Error> {
+    pub async fn write_reply(&self, protocol: Protocol, remote_write: RemoteWrite) -> Result<Vec<u8>, Error> {
         let outcome = self.write_local(remote_write).await?;
         let bytes = if let RemoteWriteOutcome::Changed(Some(row)) = &outcome { row.weight() } else { 0 };
-        self.encoded(bytes, move || encode_outcome(&outcome)).await
+        self.encoded(bytes, move || encode_outcome(protocol, &outcome)).await
     }
 
     /// Decodes the reply of a peer: in place if it is short, otherwise on the pool. Returns `None` for a malformed

@@ -7,7 +7,6 @@
 mod duplicates;
 mod listing;
 mod local_lookup;
-pub mod messages;
 mod owner_hints;
 mod peer_requests;
 mod remote_lookup;

@@ -12,6 +12,7 @@ use super::owner_hints::OwnerHints;
 use crate::config::FederationConfig;
 use crate::limits::PEER_REQUESTS_COUNT_MAX;
 use crate::service::{ClusterView, Member, PeerId};
+use crate::wire::Message;
 
 /// Access of client requests to the peers; one per process.
 #[derive(Debug)]
@@ -42,10 +43,8 @@ pub enum ClusterTask {
 pub struct PeerRequest {
     /// Peer to query.
     pub peer: PeerId,
-    /// Path of the endpoint.
-    pub target: &'static str,
-    /// Body of the request.
-    pub body: Arc<[u8]>,
+    /// Message to send; shared by the requests to all peers of one lookup.
+    pub message: Arc<Message<'static>>,
     /// Time by which the reply must arrive.
     pub deadline: Instant,
     /// Sender of the reply; dropped if there is none. Cancelled when the client request is.
@@ -115,15 +114,14 @@ impl Federation {
     pub(super) fn send(
         &self,
         peer: PeerId,
-        target: &'static str,
-        body: &Arc<[u8]>,
+        message: &Arc<Message<'static>>,
         deadline: Instant,
     ) -> oneshot::Receiver<Vec<u8>> {
         let (answer, receiver) = oneshot::channel();
         let in_flight = Arc::clone(&self.in_flight);
         if Arc::strong_count(&in_flight) <= PEER_REQUESTS_COUNT_MAX {
-            let body = Arc::clone(body);
-            let request = PeerRequest { peer, target, body, deadline, answer, _in_flight: in_flight };
+            let message = Arc::clone(message);
+            let request = PeerRequest { peer, message, deadline, answer, _in_flight: in_flight };
             // If the cluster executor has stopped, the request is dropped and gets no reply.
             self.queue.unbounded_send(ClusterTask::Request(request)).ok();
         }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::messages::{FIND, Find, FindReply, decode_found, encode_find};
 use super::owner_hints::OwnerHint;
 use super::peer_requests::{Answers, Federation, Peers};
 use crate::model::{EntryId, SealedEntry};
 use crate::service::{Error, PeerId, Service};
 use crate::timer::{self, Sleep};
+use crate::wire::Message;
+use crate::wire::federation::{Find, FindReply, decode_found};
 
 /// Divisor of the timeout: the hinted owner has this fraction of it to reply before the other peers are queried, too.
 const HEDGE_PART: u32 = 4;
@@ -48,7 +49,7 @@ struct Search<'a> {
     service: &'a Service,
     federation: &'a Federation,
     find: Find,
-    body: Arc<[u8]>,
+    message: Arc<Message<'static>>,
     deadline: Instant,
     salt: Option<u64>,
     policy: OwnerPolicy,
@@ -85,7 +86,7 @@ impl Service {
         let mut search = Search {
             service: self,
             federation,
-            body: encode_find(&find).into(),
+            message: Arc::new(Message::Find(find.clone())),
             find,
             deadline: Instant::now() + federation.timeout,
             salt: self.salt_in_use().0,
@@ -171,7 +172,7 @@ impl Search<'_> {
         for (peer, reply) in &mut self.replies {
             if matches!(reply, PeerReply::NotRequested) && is_selected(*peer) {
                 *reply = PeerReply::InFlight;
-                let receiver = self.federation.send(*peer, FIND, &self.body, self.deadline);
+                let receiver = self.federation.send(*peer, &self.message, self.deadline);
                 self.pending.expect(*peer, receiver);
             }
         }

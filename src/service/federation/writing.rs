@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::local_lookup::digest_of;
-use super::messages::{
-    RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, WRITE, decode_outcome, encode_write,
-};
 use super::peer_requests::{Answers, Federation};
 use super::remote_lookup::{OwnerPolicy, Remote};
 use crate::model::{Category, EntryId, Environment, SealedEntry};
 use crate::service::configs::{seal, verify};
 use crate::service::{Credentials, DecryptedEntry, Error, Service, Update, Value, salt_fingerprint};
+use crate::wire::Message;
+use crate::wire::federation::{RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, decode_outcome};
 
 /// Maximum number of compare-and-swap attempts. More than for a local entry, because other writers have a lower latency
 /// to the owner.
@@ -123,9 +122,9 @@ impl Service {
         };
         let write = RemoteWrite { salt: salt_fingerprint(salt), id: id.clone(), seen, action };
         let deadline = Instant::now() + WRITE_TIMEOUT;
+        let message = Arc::new(Message::Write(write));
         let mut replies = Answers::default();
-        replies
-            .expect(remote.peer, federation.send(remote.peer, WRITE, &encode_write(&write).into(), deadline));
+        replies.expect(remote.peer, federation.send(remote.peer, &message, deadline));
         match replies.next().await {
             Some((_, Some(reply))) => {
                 let outcome = self.decoded(federation, remote.peer, reply, decode_outcome).await;

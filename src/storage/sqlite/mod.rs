@@ -190,13 +190,11 @@ impl Sqlite {
             counts: Arc::clone(&counts),
         })
         .map_err(|error| OpenError::access("start the writer of", database, error))?;
-        let check = match opened.is_checked {
-            true => None,
-            false => Some(
-                check::Background::start(database.to_owned(), opened.wal_index, move |error| on_fatal(error))
-                    .map_err(|error| OpenError::access("start the check of", database, error))?,
-            ),
+        let start_check = || {
+            check::Background::start(database.to_owned(), opened.wal_index, move |error| on_fatal(error))
+                .map_err(|error| OpenError::access("start the check of", database, error))
         };
+        let check = (!opened.is_checked).then(start_check).transpose()?;
         if let Some(copy) = &opened.copy {
             tracing::info!(copy = %copy.display(), "database migrated, keeping a copy of the previous file");
         }

@@ -39,6 +39,8 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Size at which the WAL is emptied. A frame is a page and a header of 24 bytes.
 const WAL_BYTES_MAX: u64 = WAL_PAGES_MAX as u64 * (4096 + 24);
 
+/// Result of a batch of writes.
+type WriteResult = Result<Vec<Arc<SealedEntry>>, WriteError>;
 /// Sender of a reply. The receiver may be gone; the write is kept nevertheless.
 type ReplySender<T> = oneshot::Sender<Result<T, WriteError>>;
 
@@ -50,7 +52,7 @@ enum Job {
 
 /// Outcome of a job whose transaction is still open.
 enum Outcome {
-    Write(Result<Vec<Arc<SealedEntry>>, WriteError>),
+    Write(WriteResult),
     Apply(Result<AppliedChanges, WriteError>),
     Progress(Result<(), WriteError>),
 }
@@ -112,10 +114,7 @@ impl Writer {
     ///
     /// # Errors
     /// Fails if the queue is full, or the writer has stopped.
-    pub(super) fn write(
-        &self,
-        batch: WriteBatch,
-    ) -> Result<oneshot::Receiver<Result<Vec<Arc<SealedEntry>>, WriteError>>, Error> {
+    pub(super) fn write(&self, batch: WriteBatch) -> Result<oneshot::Receiver<WriteResult>, Error> {
         self.queue(|reply| Job::Write { batch, at: Timestamp::now(), reply })
     }
 

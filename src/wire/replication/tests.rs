@@ -1,6 +1,7 @@
 //! Round trip of every message, and validation of every field.
 
 use super::*;
+use crate::wire::tests::VERSIONS;
 
 fn token(length: usize) -> Ciphertext {
     let mut bytes = vec![7; length];
@@ -27,7 +28,10 @@ fn messages_survive_a_round_trip() {
         Change { id: id.clone(), version, body: Some(content) },
         Change { id: EntryId { key: "k".into(), environment: None }, version, body: None },
     ];
-    assert_eq!(decode_changes(&encode_changes(5, &changes)).expect("valid"), (5, changes));
+    for protocol in VERSIONS {
+        let encoded = encode_changes(protocol, 5, &changes);
+        assert_eq!(decode_changes(&encoded).expect("valid"), (5, changes.clone()));
+    }
     let other = EntryId { key: "gone".into(), environment: None };
     let known = vec![
         VersionedDigest { id: id.clone(), version, digest: Digest(u128::MAX - 1) },
@@ -35,8 +39,12 @@ fn messages_survive_a_round_trip() {
     ];
     let page = VersionsPage { known, buckets_count: 2 };
     let requested = [bucket_of(&other), bucket_of(&id), 0];
-    assert_eq!(decode_versions(&encode_versions(&page), &requested).expect("valid"), page);
-    assert_eq!(decode_ids(&encode_ids(std::slice::from_ref(&id))).expect("valid"), [id]);
+    for protocol in VERSIONS {
+        let encoded = encode_versions(protocol, &page);
+        assert_eq!(decode_versions(&encoded, &requested).expect("valid"), page);
+        let encoded = encode_ids(protocol, std::slice::from_ref(&id));
+        assert_eq!(decode_ids(&encoded).expect("valid"), std::slice::from_ref(&id));
+    }
     assert_eq!(decode_buckets(&encode_buckets(&[0, 1023])).expect("valid"), [0, 1023]);
     let digests: Vec<Digest> = (0..1024).map(Digest).collect();
     assert_eq!(decode_digests(&encode_digests(&digests)).expect("valid"), digests);
@@ -59,7 +67,7 @@ fn times_that_peers_refuse_are_left_out() {
             SealedBody { category: None, ciphertext: token(73), created_at: Some(time), updated_at: None };
         let id = EntryId { key: "k".into(), environment: None };
         let change = Change { id, version: version(1, 1), body: Some(content) };
-        let (_, changes) = decode_changes(&encode_changes(0, &[change])).expect("valid");
+        let (_, changes) = decode_changes(&encode_changes(Protocol::NEWEST, 0, &[change])).expect("valid");
         let content = changes[0].body.as_ref().expect("it is not a deletion");
         assert_eq!(content.created_at, is_kept.then_some(time));
     }
@@ -68,7 +76,8 @@ fn times_that_peers_refuse_are_left_out() {
 /// Returns the fields of a change, with one of them replaced or left out.
 fn change_with(field: &str, value: Option<serde_json::Value>) -> serde_json::Value {
     let mut change = serde_json::json!({
-        "k": "k", "e": "e", "s": 1, "n": 1, "t": token(73).to_text(), "c": "c", "a": 1, "u": 1,
+        "key": "k", "environment": "e", "timestamp": 1, "replica": 1, "ciphertext": token(73).to_text(),
+        "category": "c", "created_at": 1, "updated_at": 1,
     });
     let fields = change.as_object_mut().expect("an object");
     match value {
@@ -88,24 +97,28 @@ fn each_field_of_a_change_is_validated() {
     let year_10000 = 253_402_300_800_000_000_i64;
     let cases: [(&str, Vec<serde_json::Value>, Vec<serde_json::Value>); 9] = [
         (
-            "k",
+            "key",
             vec![json!("🔑".repeat(255)), json!("\0")],
             vec![json!(""), json!("k".repeat(256)), json!("k".repeat(2_000_000)), json!(1), json!(null)],
         ),
         (
-            "e",
+            "environment",
             vec![json!("é".repeat(100)), json!("\0"), json!(null)],
             vec![json!(""), json!("e".repeat(101)), json!("e".repeat(1_000_000)), json!(["e"])],
         ),
-        ("c", vec![json!("c".repeat(100)), json!(""), json!(null)], vec![json!("c".repeat(101)), json!(7)]),
         (
-            "s",
+            "category",
+            vec![json!("c".repeat(100)), json!(""), json!(null)],
+            vec![json!("c".repeat(101)), json!(7)],
+        ),
+        (
+            "timestamp",
             vec![json!(1), json!(i64::MAX)],
             vec![json!(0), json!(-1), json!(i64::MIN), json!(u64::MAX), json!("1"), json!(1.5)],
         ),
-        ("n", vec![json!(0), json!(i64::MAX)], vec![json!(-1), json!(u64::MAX), json!("1")]),
+        ("replica", vec![json!(0), json!(i64::MAX)], vec![json!(-1), json!(u64::MAX), json!("1")]),
         (
-            "t",
+            "ciphertext",
             vec![json!(token(89).to_text()), json!(token(73 + 16 * 100_000).to_text())],
             vec![
                 json!(""),
@@ -120,12 +133,12 @@ fn each_field_of_a_change_is_validated() {
             ],
         ),
         (
-            "a",
+            "created_at",
             vec![json!(0), json!(year_10000 - 1), json!(null)],
             vec![json!(-1), json!(year_10000), json!(i64::MIN), json!(i64::MAX), json!("now")],
         ),
         (
-            "u",
+            "updated_at",
             vec![json!(0), json!(year_10000 - 1), json!(null)],
             vec![json!(-1), json!(year_10000), json!(i64::MIN), json!(i64::MAX)],
         ),
@@ -142,19 +155,19 @@ fn each_field_of_a_change_is_validated() {
             }
         }
     }
-    for required in ["k", "s", "n"] {
+    for required in ["key", "timestamp", "replica"] {
         assert!(decode_changes(&changes_text(&[change_with(required, None)])).is_err(), "{required}");
     }
     // A deletion; one from before there were versions does not exist.
-    assert!(decode_changes(&changes_text(&[change_with("t", None)])).is_ok());
-    let mut deletion = change_with("t", None);
-    deletion["n"] = json!(0);
+    assert!(decode_changes(&changes_text(&[change_with("ciphertext", None)])).is_ok());
+    let mut deletion = change_with("ciphertext", None);
+    deletion["replica"] = json!(0);
     assert!(decode_changes(&changes_text(&[deletion])).is_err());
 }
 
 #[test]
 fn one_invalid_field_rejects_the_whole_message() {
-    let named = |key: String| change_with("k", Some(key.into()));
+    let named = |key: String| change_with("key", Some(key.into()));
     let many = |count: usize| (0..count).map(|number| named(format!("k{number}"))).collect::<Vec<_>>();
     assert!(decode_changes(&changes_text(&many(512))).is_ok());
     assert!(decode_changes(&changes_text(&many(513))).is_err());
@@ -173,14 +186,21 @@ fn one_invalid_field_rejects_the_whole_message() {
 fn lists_of_names_and_buckets_are_bounded_and_free_of_duplicates() {
     let names = |count: usize| {
         let ids = (0..count).map(|number| EntryId { key: format!("k{number}"), environment: None });
-        encode_ids(&ids.collect::<Vec<_>>())
+        encode_ids(Protocol::NEWEST, &ids.collect::<Vec<_>>())
     };
     assert_eq!(decode_ids(&names(512)).expect("valid").len(), 512);
     assert!(decode_ids(&names(513)).is_err());
-    for text in [r#"[{"k":"a"},{"k":"a"}]"#, r#"[{"k":""}]"#, r#"[{"k":"a","e":""}]"#, "[{}]", "{}", "[1]"] {
+    for text in [
+        r#"[{"key":"a"},{"key":"a"}]"#,
+        r#"[{"key":""}]"#,
+        r#"[{"key":"a","environment":""}]"#,
+        "[{}]",
+        "{}",
+        "[1]",
+    ] {
         assert!(decode_ids(text.as_bytes()).is_err(), "{text}");
     }
-    assert!(decode_ids(format!(r#"[{{"k":"{}"}}]"#, "k".repeat(256)).as_bytes()).is_err());
+    assert!(decode_ids(format!(r#"[{{"key":"{}"}}]"#, "k".repeat(256)).as_bytes()).is_err());
     let all: Vec<usize> = (0..1024).collect();
     assert_eq!(decode_buckets(&encode_buckets(&all)).expect("valid"), all);
     for text in ["[1024]", "[-1]", "[1,1]", "[1.0]", "[\"1\"]", "{}", ""] {
@@ -208,7 +228,7 @@ fn versions_are_only_from_the_requested_buckets() {
     let id = EntryId { key: "k".into(), environment: None };
     let bucket = bucket_of(&id);
     let other = (bucket + 1) % BUCKETS_COUNT;
-    let one = r#"{"k":"k","s":1,"n":1,"d":"c1e97c66fbece7c8144f705314bccd0a"}"#;
+    let one = r#"{"key":"k","timestamp":1,"replica":1,"digest":"c1e97c66fbece7c8144f705314bccd0a"}"#;
     let reply = |buckets_count: usize, known: &str| {
         format!(r#"{{"buckets":{buckets_count},"known":[{known}]}}"#).into_bytes()
     };
@@ -224,10 +244,14 @@ fn versions_are_only_from_the_requested_buckets() {
         (usize::MAX, "", vec![bucket]),
         (1, one, vec![other, bucket]),
         (1, &format!("{one},{one}"), vec![bucket]),
-        (1, r#"{"k":"","s":1,"n":1}"#, vec![bucket]),
-        (1, r#"{"k":"k","s":-1,"n":1}"#, vec![bucket]),
-        (1, r#"{"k":"k","s":1,"n":1,"d":"xyz"}"#, vec![bucket]),
-        (1, r#"{"k":"k","s":1,"n":1,"d":"00000000000000000000000000000000"}"#, vec![bucket]),
+        (1, r#"{"key":"","timestamp":1,"replica":1}"#, vec![bucket]),
+        (1, r#"{"key":"k","timestamp":-1,"replica":1}"#, vec![bucket]),
+        (1, r#"{"key":"k","timestamp":1,"replica":1,"digest":"xyz"}"#, vec![bucket]),
+        (
+            1,
+            r#"{"key":"k","timestamp":1,"replica":1,"digest":"00000000000000000000000000000000"}"#,
+            vec![bucket],
+        ),
     ] {
         assert!(decode_versions(&reply(count, known), &requested).is_err(), "{count} {known}");
     }

@@ -4,13 +4,15 @@
 //! Peers are trusted no more than clients: each field is validated as in the API, lists are bounded and free of
 //! duplicates, and a message with a single error is rejected as a whole.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
 use super::bounded::Bounded;
+use super::codec::{DecodeError, encode, exchangeable, hexadecimal, id_of};
+use super::part::{NameText, part};
+use super::protocol::Protocol;
 use crate::limits::{
     BUCKETS_COUNT, CHANGES_PER_MESSAGE_MAX, CLOCK_AHEAD_MAX, ENTRIES_PER_MESSAGE_MAX,
     VERSIONS_COUNT_MAX_PER_MESSAGE,
@@ -22,77 +24,29 @@ use crate::model::{
 };
 use crate::storage::{AppliedChanges, VersionsPage, bucket_of};
 
-/// Header in the response to a health check of another node: instance ID, random for each process.
-pub const INSTANCE_HEADER: &str = "x-osc-instance";
-/// Header: replica ID of the data directory, in hexadecimal.
-pub const NODE_HEADER: &str = "x-osc-node";
-/// Header: `replica` or [`FEDERATED`].
-pub const MODE_HEADER: &str = "x-osc-mode";
-/// Mode in which each node stores its own entries.
-pub const FEDERATED: &str = "federated";
-/// Header: fingerprint of the salt of the node; absent without a salt.
-pub const SALT_HEADER: &str = "x-osc-salt";
-/// Header: `true` once that salt has encrypted anything.
-pub const ENTRIES_HEADER: &str = "x-osc-entries";
-/// Header: tombstone horizon of the node, two timestamps in hexadecimal.
-pub const HORIZON_HEADER: &str = "x-osc-horizon";
-
-/// Error of a message that cannot be decoded.
-#[derive(Debug, thiserror::Error)]
-#[error("not a message of a peer: {0}")]
-pub struct DecodeError(String);
-
-impl DecodeError {
-    /// Creates an error with a reason, which must not quote the message.
-    pub(super) fn new(reason: &str) -> Self {
-        Self(reason.to_owned())
+part! {
+    ChangeText {
+        key "k": String,
+        environment "e": Option<String>,
+        timestamp "s": i64,
+        replica "n": i64,
+        /// Absent for a deleted entry.
+        ciphertext "t": Option<String>,
+        category "c": Option<String>,
+        created_at "a": Option<i64>,
+        updated_at "u": Option<i64>,
     }
 }
 
-impl From<EntryError> for DecodeError {
-    fn from(error: EntryError) -> Self {
-        Self(error.to_string())
+part! {
+    KnownText {
+        key "k": String,
+        environment "e": Option<String>,
+        timestamp "s": i64,
+        replica "n": i64,
+        /// In hexadecimal; absent for a deleted entry.
+        digest "d": Option<String>,
     }
-}
-
-impl From<serde_json::Error> for DecodeError {
-    fn from(error: serde_json::Error) -> Self {
-        // The text of a serde error gives the kind and the position, and quotes nothing of the content.
-        Self(error.to_string())
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-struct ChangeText<'a> {
-    #[serde(rename = "k")]
-    key: Cow<'a, str>,
-    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
-    environment: Option<Cow<'a, str>>,
-    #[serde(rename = "s")]
-    timestamp: i64,
-    #[serde(rename = "n")]
-    node: i64,
-    /// Absent for a deleted entry.
-    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
-    #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
-    category: Option<Cow<'a, str>>,
-    #[serde(rename = "a", default, skip_serializing_if = "Option::is_none")]
-    created_at: Option<i64>,
-    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
-    updated_at: Option<i64>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct KnownText {
-    k: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    e: Option<String>,
-    s: i64,
-    n: i64,
-    /// Digest in hexadecimal; absent for a deleted entry.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    d: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -103,23 +57,15 @@ struct VersionsText {
 }
 
 #[derive(Serialize, Deserialize)]
-struct IdText {
-    k: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    e: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ChangesText<'a> {
+struct ChangesText {
     salt: String,
-    #[serde(borrow)]
-    changes: Bounded<ChangeText<'a>, CHANGES_PER_MESSAGE_MAX>,
+    changes: Bounded<ChangeText, CHANGES_PER_MESSAGE_MAX>,
 }
 
 /// Encodes changes for a peer, with the fingerprint of the salt that encrypted them.
-pub fn encode_changes(salt: u64, changes: &[Change]) -> Vec<u8> {
+pub fn encode_changes(protocol: Protocol, salt: u64, changes: &[Change]) -> Vec<u8> {
     let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
-    let changes = changes.iter().map(|change| change_text(change, latest)).collect();
+    let changes = changes.iter().map(|change| change_text(protocol, change, latest)).collect();
     encode(&ChangesText { salt: format!("{salt:016x}"), changes: Bounded(changes) })
 }
 
@@ -128,7 +74,7 @@ pub fn encode_changes(salt: u64, changes: &[Change]) -> Vec<u8> {
 /// # Errors
 /// Fails if the message is malformed.
 pub fn decode_changes(text: &[u8]) -> Result<(u64, Vec<Change>), DecodeError> {
-    let message: ChangesText<'_> = serde_json::from_slice(text)?;
+    let message: ChangesText = serde_json::from_slice(text)?;
     let salt = hexadecimal(&message.salt, 16)?;
     let salt = u64::try_from(salt).expect("sixteen digits");
     let changes = message.changes.0.into_iter().map(change_of).collect::<Result<Vec<_>, _>>()?;
@@ -182,16 +128,17 @@ pub fn decode_entries(text: &[u8], ids: &[EntryId]) -> Result<(u64, Vec<Change>)
 }
 
 /// Encodes the versions of the entries in some buckets.
-pub fn encode_versions(page: &VersionsPage) -> Vec<u8> {
+pub fn encode_versions(protocol: Protocol, page: &VersionsPage) -> Vec<u8> {
     let known = page
         .known
         .iter()
         .map(|known| KnownText {
-            k: known.id.key.clone(),
-            e: known.id.environment.clone(),
-            s: known.version.timestamp.to_database(),
-            n: known.version.replica.to_database(),
-            d: (known.digest != Digest::default()).then(|| format!("{:032x}", known.digest.0)),
+            protocol,
+            key: known.id.key.clone(),
+            environment: known.id.environment.clone(),
+            timestamp: known.version.timestamp.to_database(),
+            replica: known.version.replica.to_database(),
+            digest: (known.digest != Digest::default()).then(|| format!("{:032x}", known.digest.0)),
         })
         .collect();
     encode(&VersionsText { buckets_count: page.buckets_count, known: Bounded(known) })
@@ -217,10 +164,8 @@ pub fn decode_versions(text: &[u8], buckets: &[usize]) -> Result<VersionsPage, D
 }
 
 /// Encodes the names of some entries.
-pub fn encode_ids(ids: &[EntryId]) -> Vec<u8> {
-    let texts: Vec<IdText> =
-        ids.iter().map(|id| IdText { k: id.key.clone(), e: id.environment.clone() }).collect();
-    encode(&texts)
+pub fn encode_ids(protocol: Protocol, ids: &[EntryId]) -> Vec<u8> {
+    encode(&ids.iter().map(|id| NameText::new(protocol, id)).collect::<Vec<_>>())
 }
 
 /// Decodes the names of some entries.
@@ -228,8 +173,8 @@ pub fn encode_ids(ids: &[EntryId]) -> Vec<u8> {
 /// # Errors
 /// Fails if the message is malformed.
 pub fn decode_ids(text: &[u8]) -> Result<Vec<EntryId>, DecodeError> {
-    let texts: Bounded<IdText, ENTRIES_PER_MESSAGE_MAX> = serde_json::from_slice(text)?;
-    let ids = texts.0.into_iter().map(|text| id_of(text.k, text.e)).collect::<Result<Vec<_>, _>>()?;
+    let texts: Bounded<NameText, ENTRIES_PER_MESSAGE_MAX> = serde_json::from_slice(text)?;
+    let ids = texts.0.into_iter().map(NameText::into_id).collect::<Result<Vec<_>, _>>()?;
     all_differ(ids.iter())?;
     Ok(ids)
 }
@@ -246,7 +191,7 @@ pub fn encode_buckets(buckets: &[usize]) -> Vec<u8> {
 pub fn decode_buckets(text: &[u8]) -> Result<Vec<usize>, DecodeError> {
     let Bounded(buckets): Bounded<usize, BUCKETS_COUNT> = serde_json::from_slice(text)?;
     if let Some(bucket) = buckets.iter().find(|bucket| **bucket >= BUCKETS_COUNT) {
-        return Err(DecodeError(format!("there is no bucket {bucket}")));
+        return Err(DecodeError::new(format!("there is no bucket {bucket}")));
     }
     all_differ(buckets.iter())?;
     Ok(buckets)
@@ -274,7 +219,7 @@ pub fn encode_digest(digest: Digest) -> String {
 /// # Errors
 /// Fails if the text is not a digest.
 pub fn decode_digest(text: &[u8]) -> Result<Digest, DecodeError> {
-    let text = std::str::from_utf8(text).map_err(|error| DecodeError(error.to_string()))?;
+    let text = std::str::from_utf8(text).map_err(|error| DecodeError::new(error.to_string()))?;
     hexadecimal(text, 32).map(Digest)
 }
 
@@ -290,20 +235,9 @@ pub fn encode_digests(digests: &[Digest]) -> Vec<u8> {
 pub fn decode_digests(bytes: &[u8]) -> Result<Vec<Digest>, DecodeError> {
     let (digests, rest) = bytes.as_chunks::<16>();
     if digests.len() != BUCKETS_COUNT || !rest.is_empty() {
-        return Err(DecodeError(format!("{} bytes of digests", bytes.len())));
+        return Err(DecodeError::new(format!("{} bytes of digests", bytes.len())));
     }
     Ok(digests.iter().map(|bytes| Digest(u128::from_be_bytes(*bytes))).collect())
-}
-
-fn encode(message: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(message).expect("encoding maps with text keys into memory cannot fail")
-}
-
-/// Parses exactly `digits_count` hexadecimal digits.
-pub(super) fn hexadecimal(text: &str, digits_count: usize) -> Result<u128, DecodeError> {
-    let is_whole = text.len() == digits_count && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let number = u128::from_str_radix(text, 16).ok().filter(|_| is_whole);
-    number.ok_or_else(|| DecodeError(format!("not {digits_count} hexadecimal digits")))
 }
 
 fn all_differ<T: Hash + Eq>(items: impl Iterator<Item = T>) -> Result<(), DecodeError> {
@@ -314,55 +248,46 @@ fn all_differ<T: Hash + Eq>(items: impl Iterator<Item = T>) -> Result<(), Decode
     }
 }
 
-/// Validates a version. Node 0 stands for entries from before there were versions; a deletion cannot have it.
-fn version_of(timestamp: i64, node: i64, is_deletion: bool) -> Result<Version, DecodeError> {
-    if timestamp < 0 || node < 0 || (node > 0 && timestamp == 0) || (node == 0 && is_deletion) {
+/// Validates a version. Replica 0 stands for entries from before there were versions; a deletion cannot have it.
+fn version_of(timestamp: i64, replica: i64, is_deletion: bool) -> Result<Version, DecodeError> {
+    if timestamp < 0 || replica < 0 || (replica > 0 && timestamp == 0) || (replica == 0 && is_deletion) {
         return Err(DecodeError::new("a version that no node makes"));
     }
-    Ok(Version { timestamp: HlcTimestamp::from_database(timestamp), replica: ReplicaId::from_database(node) })
-}
-
-pub(super) fn id_of(key: String, environment: Option<String>) -> Result<EntryId, DecodeError> {
-    let id = EntryId { key, environment };
-    id.check()?;
-    Ok(id)
+    let replica = ReplicaId::from_database(replica);
+    Ok(Version { timestamp: HlcTimestamp::from_database(timestamp), replica })
 }
 
 fn known_of(text: KnownText) -> Result<VersionedDigest, DecodeError> {
-    let digest = text.d.as_deref().map(|digits| hexadecimal(digits, 32)).transpose()?;
+    let digest = text.digest.as_deref().map(|digits| hexadecimal(digits, 32)).transpose()?;
     if digest == Some(0) {
         return Err(DecodeError::new("a digest that no entry has"));
     }
-    let version = version_of(text.s, text.n, digest.is_none())?;
-    Ok(VersionedDigest { id: id_of(text.k, text.e)?, version, digest: Digest(digest.unwrap_or_default()) })
+    let version = version_of(text.timestamp, text.replica, digest.is_none())?;
+    let id = id_of(text.key, text.environment)?;
+    Ok(VersionedDigest { id, version, digest: Digest(digest.unwrap_or_default()) })
 }
 
-/// Encodes a time, or returns `None` if peers would refuse it. Such a time was written by another program, and must not
-/// prevent the replication of the entry.
-pub(super) fn exchangeable(time: Option<Timestamp>, latest: Timestamp) -> Option<i64> {
-    time.filter(|time| time.is_exchangeable() && *time <= latest).map(Timestamp::as_microseconds)
-}
-
-fn change_text(change: &Change, latest: Timestamp) -> ChangeText<'_> {
+fn change_text(protocol: Protocol, change: &Change, latest: Timestamp) -> ChangeText {
     let content = change.body.as_ref();
     ChangeText {
-        key: change.id.key.as_str().into(),
-        environment: change.id.environment.as_deref().map(Into::into),
+        protocol,
+        key: change.id.key.clone(),
+        environment: change.id.environment.clone(),
         timestamp: change.version.timestamp.to_database(),
-        node: change.version.replica.to_database(),
-        token: content.map(|content| content.ciphertext.to_text()),
-        category: content.and_then(|content| content.category.as_deref()).map(Into::into),
+        replica: change.version.replica.to_database(),
+        ciphertext: content.map(|content| content.ciphertext.to_text()),
+        category: content.and_then(|content| content.category.clone()),
         created_at: exchangeable(content.and_then(|content| content.created_at), latest),
         updated_at: exchangeable(content.and_then(|content| content.updated_at), latest),
     }
 }
 
-fn change_of(text: ChangeText<'_>) -> Result<Change, DecodeError> {
-    let content = match text.token {
+fn change_of(text: ChangeText) -> Result<Change, DecodeError> {
+    let content = match text.ciphertext {
         None => None,
-        Some(token) => Some(SealedBody {
-            category: text.category.map(Cow::into_owned),
-            ciphertext: Ciphertext::from_text(token.as_bytes()).ok_or(EntryError::Token)?,
+        Some(ciphertext) => Some(SealedBody {
+            category: text.category,
+            ciphertext: Ciphertext::from_text(ciphertext.as_bytes()).ok_or(EntryError::Token)?,
             created_at: text.created_at.map(Timestamp::from_microseconds),
             updated_at: text.updated_at.map(Timestamp::from_microseconds),
         }),
@@ -371,8 +296,8 @@ fn change_of(text: ChangeText<'_>) -> Result<Change, DecodeError> {
         content.check()?;
         content.check_times()?;
     }
-    let id = id_of(text.key.into_owned(), text.environment.map(Cow::into_owned))?;
-    Ok(Change { id, version: version_of(text.timestamp, text.node, content.is_none())?, body: content })
+    let version = version_of(text.timestamp, text.replica, content.is_none())?;
+    Ok(Change { id: id_of(text.key, text.environment)?, version, body: content })
 }
 
 #[cfg(test)]

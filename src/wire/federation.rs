@@ -6,27 +6,21 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::bounded::Bounded;
+use super::codec::{DecodeError, encode, exchangeable, hexadecimal, id_of};
+use super::part::{NameText, part};
+use super::protocol::Protocol;
 use crate::limits::{CLOCK_AHEAD_MAX, LIST_PAGE_ROWS_MAX, REQUEST_LINE_BYTES_MAX};
 use crate::model::change::EntryError;
 use crate::model::{Category, Ciphertext, Digest, EntryId, Environment, Filter, SealedEntry, Timestamp};
-use crate::service::bounded::Bounded;
-use crate::service::exchange::{DecodeError, exchangeable, hexadecimal, id_of};
-
-/// `POST /cluster/find`: finds a local entry of the peer.
-pub const FIND: &str = "/cluster/find";
-/// `POST /cluster/page`: reads local entries of the peer, in the order of their names.
-pub const PAGE: &str = "/cluster/page";
-/// `POST /cluster/write`: changes a local entry of the peer by compare-and-swap.
-pub const WRITE: &str = "/cluster/write";
+use crate::storage::{NameScan, NameScanPage};
 
 /// Lookup of an entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Find {
     /// Key of the entry.
-    #[serde(rename = "k")]
     pub key: String,
     /// Environment of the entry; without one, the same rules as for a client apply.
-    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
 }
 
@@ -39,28 +33,6 @@ pub enum FindReply {
     Ambiguous(Vec<String>),
     /// No entry.
     Nothing,
-}
-
-/// Query of a page of entries.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PageQuery {
-    /// Name after which the page starts.
-    pub after: Option<EntryId>,
-    /// Filter of the entries.
-    pub filter: Filter,
-    /// Approximate maximum number of bytes; the page has at least one entry.
-    pub bytes_max: usize,
-    /// Whether to leave out the values.
-    pub names_only: bool,
-}
-
-/// Page of entries of a node, in the order of their names.
-#[derive(Debug, Default)]
-pub struct NamePage {
-    /// Entries of the page.
-    pub rows: Vec<SealedEntry>,
-    /// Whether there are further entries.
-    pub more: bool,
 }
 
 /// Compare-and-swap write to an entry that another node owns.
@@ -110,20 +82,24 @@ pub enum RemoteWriteOutcome {
 /// Length of U+FFFD, which replaces each invalid UTF-8 byte of a query string.
 const REPLACED_BYTES: usize = 3;
 
-#[derive(Serialize, Deserialize)]
-struct RowText {
-    i: i64,
-    k: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    e: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    t: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    c: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    a: Option<i64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    u: Option<i64>,
+part! {
+    RowText {
+        id "i": i64,
+        key "k": String,
+        environment "e": Option<String>,
+        ciphertext "t": Option<String>,
+        category "c": Option<String>,
+        created_at "a": Option<i64>,
+        updated_at "u": Option<i64>,
+    }
+}
+
+part! {
+    UpdateText {
+        ciphertext "t": String,
+        category "c": Option<String>,
+        environment "e": Option<String>,
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -137,7 +113,7 @@ enum FindReplyText {
 #[derive(Serialize, Deserialize)]
 struct QueryText {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    after: Option<Find>,
+    after: Option<NameText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     category: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -158,20 +134,11 @@ struct PageText {
 #[derive(Serialize, Deserialize)]
 struct RemoteWriteText {
     salt: u64,
-    id: Find,
+    id: NameText,
     seen: String,
     /// Absent for a deletion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     update: Option<UpdateText>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct UpdateText {
-    t: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    c: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    e: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -185,8 +152,9 @@ enum RemoteWriteOutcomeText {
 }
 
 /// Encodes a lookup.
-pub fn encode_find(find: &Find) -> Vec<u8> {
-    encode(find)
+pub fn encode_find(protocol: Protocol, find: &Find) -> Vec<u8> {
+    let Find { key, environment } = find.clone();
+    encode(&NameText { protocol, key, environment })
 }
 
 /// Decodes a lookup.
@@ -194,15 +162,14 @@ pub fn encode_find(find: &Find) -> Vec<u8> {
 /// # Errors
 /// Fails if the message is malformed.
 pub fn decode_find(text: &[u8]) -> Result<Find, DecodeError> {
-    let find: Find = serde_json::from_slice(text)?;
-    let EntryId { key, environment } = id_of(find.key, find.environment)?;
+    let EntryId { key, environment } = serde_json::from_slice::<NameText>(text)?.into_id()?;
     Ok(Find { key, environment })
 }
 
 /// Encodes the reply to a lookup; `salt` is the fingerprint of the node's salt.
-pub fn encode_found(salt: Option<u64>, reply: &FindReply) -> Vec<u8> {
+pub fn encode_found(protocol: Protocol, salt: Option<u64>, reply: &FindReply) -> Vec<u8> {
     encode(&match reply {
-        FindReply::Row(row) => FindReplyText::Row { salt, row: row_text(row) },
+        FindReply::Row(row) => FindReplyText::Row { salt, row: row_text(protocol, row) },
         FindReply::Ambiguous(environments) => FindReplyText::Ambiguous(environments.clone()),
         FindReply::Nothing => FindReplyText::Nothing,
     })
@@ -231,11 +198,11 @@ pub fn decode_found(text: &[u8]) -> Result<(Option<u64>, FindReply), DecodeError
 }
 
 /// Encodes a page query.
-pub fn encode_query(query: &PageQuery) -> Vec<u8> {
+pub fn encode_query(protocol: Protocol, query: &NameScan) -> Vec<u8> {
     let Filter { category, environment, prefix } = query.filter.clone();
     let (bytes, names) = (query.bytes_max, query.names_only);
     encode(&QueryText {
-        after: query.after.as_ref().map(name_of),
+        after: query.after.as_ref().map(|after| NameText::new(protocol, after)),
         category,
         environment,
         prefix,
@@ -248,7 +215,7 @@ pub fn encode_query(query: &PageQuery) -> Vec<u8> {
 ///
 /// # Errors
 /// Fails if the message is malformed.
-pub fn decode_query(text: &[u8]) -> Result<PageQuery, DecodeError> {
+pub fn decode_query(text: &[u8]) -> Result<NameScan, DecodeError> {
     let text: QueryText = serde_json::from_slice(text)?;
     let filter = Filter { category: text.category, environment: text.environment, prefix: text.prefix };
     // Clients may filter by texts that no entry can have, as long as the query fits the request line.
@@ -256,39 +223,41 @@ pub fn decode_query(text: &[u8]) -> Result<PageQuery, DecodeError> {
     if texts.into_iter().flatten().any(|text| text.len() > REQUEST_LINE_BYTES_MAX * REPLACED_BYTES) {
         return Err(DecodeError::new("a filter is too long"));
     }
-    let after = text.after.map(|after| id_of(after.key, after.environment)).transpose()?;
-    Ok(PageQuery { after, filter, bytes_max: text.bytes, names_only: text.names })
+    let after = text.after.map(NameText::into_id).transpose()?;
+    Ok(NameScan { after, filter, bytes_max: text.bytes, names_only: text.names })
 }
 
 /// Encodes a page; `salt` is the fingerprint of the node's salt.
-pub fn encode_page(salt: Option<u64>, page: &NamePage) -> Vec<u8> {
-    encode(&PageText { salt, rows: Bounded(page.rows.iter().map(row_text).collect()), more: page.more })
+pub fn encode_page(protocol: Protocol, salt: Option<u64>, page: &NameScanPage) -> Vec<u8> {
+    let rows = page.rows.iter().map(|row| row_text(protocol, row)).collect();
+    encode(&PageText { salt, rows: Bounded(rows), more: page.more })
 }
 
 /// Decodes a page.
 ///
 /// # Errors
 /// Fails if the message is malformed, or if its names are not in order.
-pub fn decode_page(text: &[u8]) -> Result<(Option<u64>, NamePage), DecodeError> {
+pub fn decode_page(text: &[u8]) -> Result<(Option<u64>, NameScanPage), DecodeError> {
     let PageText { salt, rows: Bounded(rows), more } = serde_json::from_slice(text)?;
     let rows = rows.into_iter().map(row_of).collect::<Result<Vec<_>, _>>()?;
     // An empty page with further entries would be requested again indefinitely.
     if !rows.is_sorted_by(|one, next| one.entry_id() < next.entry_id()) || (more && rows.is_empty()) {
         return Err(DecodeError::new("a page whose names are not in order"));
     }
-    Ok((salt, NamePage { rows, more }))
+    Ok((salt, NameScanPage { rows, more }))
 }
 
 /// Encodes a remote write.
-pub fn encode_write(write: &RemoteWrite) -> Vec<u8> {
+pub fn encode_write(protocol: Protocol, write: &RemoteWrite) -> Vec<u8> {
     let update = match &write.action {
         RemoteWriteAction::Delete => None,
         RemoteWriteAction::Update { ciphertext, category, environment } => {
-            Some(UpdateText { t: ciphertext.to_text(), c: category.clone(), e: environment.clone() })
+            let (ciphertext, category) = (ciphertext.to_text(), category.clone());
+            Some(UpdateText { protocol, ciphertext, category, environment: environment.clone() })
         }
     };
     let seen = format!("{:032x}", write.seen.0);
-    encode(&RemoteWriteText { salt: write.salt, id: name_of(&write.id), seen, update })
+    encode(&RemoteWriteText { salt: write.salt, id: NameText::new(protocol, &write.id), seen, update })
 }
 
 /// Decodes a remote write.
@@ -300,20 +269,22 @@ pub fn decode_write(text: &[u8]) -> Result<RemoteWrite, DecodeError> {
     let seen = hexadecimal(&seen, 32)?;
     let action = match update {
         None => RemoteWriteAction::Delete,
-        Some(UpdateText { t, c, e }) => {
-            e.as_deref().map_or(Ok(()), Environment::check).map_err(EntryError::Environment)?;
-            c.as_deref().map_or(Ok(()), Category::check).map_err(EntryError::Category)?;
-            RemoteWriteAction::Update { ciphertext: ciphertext_of(&t)?, category: c, environment: e }
+        Some(UpdateText { protocol: _, ciphertext, category, environment }) => {
+            environment.as_deref().map_or(Ok(()), Environment::check).map_err(EntryError::Environment)?;
+            category.as_deref().map_or(Ok(()), Category::check).map_err(EntryError::Category)?;
+            RemoteWriteAction::Update { ciphertext: ciphertext_of(&ciphertext)?, category, environment }
         }
     };
-    Ok(RemoteWrite { salt, id: id_of(id.key, id.environment)?, seen: Digest(seen), action })
+    Ok(RemoteWrite { salt, id: id.into_id()?, seen: Digest(seen), action })
 }
 
 /// Encodes the outcome of a remote write.
-pub fn encode_outcome(outcome: &RemoteWriteOutcome) -> Vec<u8> {
+pub fn encode_outcome(protocol: Protocol, outcome: &RemoteWriteOutcome) -> Vec<u8> {
     encode(&match outcome {
-        RemoteWriteOutcome::Done(row) => RemoteWriteOutcomeText::Done(row_text(row)),
-        RemoteWriteOutcome::Changed(row) => RemoteWriteOutcomeText::Changed(row.as_ref().map(row_text)),
+        RemoteWriteOutcome::Done(row) => RemoteWriteOutcomeText::Done(row_text(protocol, row)),
+        RemoteWriteOutcome::Changed(row) => {
+            RemoteWriteOutcomeText::Changed(row.as_ref().map(|row| row_text(protocol, row)))
+        }
         RemoteWriteOutcome::Exists => RemoteWriteOutcomeText::Exists,
         RemoteWriteOutcome::Full => RemoteWriteOutcomeText::Full,
         RemoteWriteOutcome::Busy => RemoteWriteOutcomeText::Busy,
@@ -334,40 +305,34 @@ pub fn decode_outcome(text: &[u8]) -> Result<RemoteWriteOutcome, DecodeError> {
     })
 }
 
-fn encode(message: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(message).expect("encoding maps with text keys into memory cannot fail")
-}
-
-fn name_of(id: &EntryId) -> Find {
-    Find { key: id.key.clone(), environment: id.environment.clone() }
-}
-
 fn ciphertext_of(text: &str) -> Result<Ciphertext, DecodeError> {
     let token = Ciphertext::from_text(text.as_bytes()).filter(Ciphertext::has_token_shape);
     Ok(token.ok_or(EntryError::Token)?)
 }
 
-fn row_text(row: &SealedEntry) -> RowText {
+fn row_text(protocol: Protocol, row: &SealedEntry) -> RowText {
     let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
+    let ciphertext = row.ciphertext.as_ref().filter(|sealed| sealed.has_token_shape());
     RowText {
-        i: row.id,
-        k: row.key.clone(),
-        e: row.environment.clone(),
-        t: row.ciphertext.as_ref().filter(|sealed| sealed.has_token_shape()).map(Ciphertext::to_text),
-        c: row.category.clone(),
-        a: exchangeable(row.created_at, latest),
-        u: exchangeable(row.updated_at, latest),
+        protocol,
+        id: row.id,
+        key: row.key.clone(),
+        environment: row.environment.clone(),
+        ciphertext: ciphertext.map(Ciphertext::to_text),
+        category: row.category.clone(),
+        created_at: exchangeable(row.created_at, latest),
+        updated_at: exchangeable(row.updated_at, latest),
     }
 }
 
 fn row_of(text: RowText) -> Result<SealedEntry, DecodeError> {
-    let EntryId { key, environment } = id_of(text.k, text.e)?;
-    text.c.as_deref().map_or(Ok(()), Category::check).map_err(EntryError::Category)?;
-    let ciphertext = text.t.as_deref().map(ciphertext_of).transpose()?;
-    let mut row = SealedEntry::new(text.i, key, environment, ciphertext);
-    row.category = text.c;
-    row.created_at = text.a.map(Timestamp::from_microseconds);
-    row.updated_at = text.u.map(Timestamp::from_microseconds);
+    let EntryId { key, environment } = id_of(text.key, text.environment)?;
+    text.category.as_deref().map_or(Ok(()), Category::check).map_err(EntryError::Category)?;
+    let ciphertext = text.ciphertext.as_deref().map(ciphertext_of).transpose()?;
+    let mut row = SealedEntry::new(text.id, key, environment, ciphertext);
+    row.category = text.category;
+    row.created_at = text.created_at.map(Timestamp::from_microseconds);
+    row.updated_at = text.updated_at.map(Timestamp::from_microseconds);
     match row.created_at.into_iter().chain(row.updated_at).all(Timestamp::is_exchangeable) {
         true => Ok(row),
         false => Err(EntryError::Time.into()),
