@@ -12,14 +12,14 @@ use crate::limits::{BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
 /// An `async fn` of a call as a handler.
 macro_rules! waits {
     ($handler:expr) => {
-        |call| Box::pin(async move { $handler(call).await.map(Into::into) })
+        |call| Box::pin($handler(call))
     };
 }
 
 /// A function of a call that never waits as a handler.
 macro_rules! immediate {
     ($handler:expr) => {
-        |call| Box::pin(ready(Ok($handler(&call).into())))
+        |call| Box::pin(ready(Ok($handler(&call))))
     };
 }
 
@@ -149,7 +149,7 @@ pub(super) static ENDPOINTS: [Endpoint; 22] = [
     peer_endpoint!("/cluster/changes", waits!(peers::changes), "openapi/paths/changes.json"),
     peer_endpoint!(
         "/cluster/digests",
-        |call| Box::pin(ready(peers::digests(&call).map(Into::into))),
+        |call| Box::pin(ready(peers::digests(&call))),
         "openapi/paths/digests.json"
     ),
     peer_endpoint!("/cluster/versions", waits!(peers::versions), "openapi/paths/versions.json"),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::endpoint::RouteError;
-use super::response::Response;
+use super::response::{Body, Response};
 
 use crate::http1::ProtocolError;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_COUNT_MAX, REQUEST_LINE_BYTES_MAX, RETRY_AFTER_SECONDS};
@@ -121,7 +121,7 @@ pub(super) fn no_content() -> Response {
         status: 204,
         content_type: None,
         headers: Vec::new(),
-        body: Vec::new().into(),
+        body: Body::default(),
         delay: Duration::ZERO,
     }
 }
@@ -137,7 +137,7 @@ pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Response {
         status: 307,
         content_type: None,
         headers: vec![("location", location.into())],
-        body: Vec::new().into(),
+        body: Body::default(),
         delay: Duration::ZERO,
     }
 }

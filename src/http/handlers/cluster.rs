@@ -65,7 +65,11 @@ pub(in crate::http) fn health(call: &Call<'_>) -> Response {
         let found = response.headers.iter().find(|(found, _)| *found == name);
         found.map(|(_, value)| &**value)
     };
-    let proof = credentials.proof(peer_challenge, local_challenge, &signed_response(header, &response.body));
+    let proof = credentials.proof(
+        peer_challenge,
+        local_challenge,
+        &signed_response(header, response.body.in_memory()),
+    );
     response.with_header(PROOF_HEADER, proof)
 }
 
