@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::body_stream::BodyStream;
 use super::content::Content;
 use crate::model::SecretBytes;
@@ -53,6 +55,12 @@ impl Response {
             body: body.into(),
             delay: Duration::ZERO,
         }
+    }
+
+    /// Creates a JSON response from a value that contains no secrets, because growth leaves copies behind.
+    pub(super) fn serialized(status: u16, value: &impl Serialize) -> Self {
+        let body = serde_json::to_vec(value).expect("texts, numbers and structs always serialize to memory");
+        Self::json(status, body)
     }
 
     /// Sets the delay before the response is sent.

@@ -3,13 +3,15 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::cursor;
 use super::list_stream::{ListStream, list_fields};
 use crate::http::body::{self, ValidationError};
 use crate::http::call::{CachedCall, Call, environment};
 use crate::http::content::Content;
 use crate::http::error::{failed, redirect};
-use crate::http::json::{EntryView, write_after, write_before, write_entry, write_entry_with, write_string};
+use crate::http::json::{EntryView, write_after, write_before, write_entry, write_entry_with};
 use crate::http::key_path::KeyPath;
 use crate::http::query::parameter;
 use crate::http::response::{Body, Response};
@@ -98,16 +100,19 @@ pub(in crate::http) async fn update(call: Call<'_>) -> Result<Response, Response
     Ok(entry(200, found, requested, true))
 }
 
+#[derive(Serialize)]
+struct Deleted {
+    message: String,
+}
+
 /// Handles `DELETE /configs/{key}`.
 pub(in crate::http) async fn delete(call: Call<'_>) -> Result<Response, Response> {
     let environment = call.environment();
     let text = named(call.key(), environment.as_deref())?;
     let deleted = call.service.delete(&call.credentials(), text, environment.as_deref()).await;
     deleted.map_err(|error| error_or_redirect(&call, error))?;
-    let mut body = b"{\"message\":".to_vec();
-    write_string(&format!("Configuration '{text}' deleted successfully"), &mut body);
-    body.push(b'}');
-    Ok(Response::json(200, body))
+    let message = format!("Configuration '{text}' deleted successfully");
+    Ok(Response::serialized(200, &Deleted { message }))
 }
 
 /// Handles `GET /configs`, and `GET /cluster/configs` (`is_local`), which lists only the entries of this node.
