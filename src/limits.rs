@@ -107,6 +107,9 @@ pub const TRANSFER_BYTES_MIN: usize = 10 * 1024;
 pub const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Time for a client to read the next [`TRANSFER_BYTES_MIN`] of its responses; after that the client is dropped.
 pub const WRITE_STALL: Duration = Duration::from_secs(10);
+/// Time for a streamed response to produce its next piece; after that its connection is cut. Generous, because a filter
+/// may scan the whole database for one page of a list.
+pub const STREAM_PIECE_DEADLINE: Duration = Duration::from_secs(300);
 /// Lingering close: how long input is drained after an error, so that a reset does not destroy the response.
 pub const LINGER: Duration = Duration::from_secs(2);
 /// Interval at which an executor checks the deadlines of its connections.

@@ -15,13 +15,13 @@ use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use opensecureconf::blocking::BlockingPool;
 use opensecureconf::crypto::{KeyCache, KeyDeriver};
 use opensecureconf::http::{
-    App, Application, ByteBudget, Client, ENDPOINT_LABELS, ExecutorContext, HandlerOutput, HeadDecision,
-    RequestLog, Response, Settings, serve,
+    App, Application, ByteBudget, Client, ENDPOINT_LABELS, ExecutorContext, HeadDecision, RequestLog,
+    Response, Settings, serve,
 };
 use opensecureconf::http1::RequestHead;
 use opensecureconf::limits::{
-    BODIES_BYTES_MAX_PER_EXECUTOR, ENTRY_CACHE_BYTES_MIN, PIECE_BYTES, PIECE_COPIES, RESPONSES_BYTES_MAX,
-    TRANSFER_BYTES_MIN,
+    BODIES_BYTES_MAX_PER_EXECUTOR, ENTRY_CACHE_BYTES_MIN, LIST_PAGE_BYTES, PIECE_BYTES, PIECE_COPIES,
+    RESPONSES_BYTES_MAX, TRANSFER_BYTES_MIN,
 };
 use opensecureconf::service::Service;
 use opensecureconf::storage::{Storage, VersioningOptions};
@@ -31,6 +31,8 @@ use zeroize::Zeroizing;
 use self::pipe::{End, Reader, pipe};
 
 mod pipe;
+#[path = "driver/streams.rs"]
+mod streams;
 
 // --- running ---------------------------------------------------------------------------------
 
@@ -142,7 +144,7 @@ impl Application for Scripted {
         })
     }
 
-    async fn handle(&self, path: String, body: Zeroizing<Vec<u8>>) -> HandlerOutput {
+    async fn handle(&self, path: String, body: Zeroizing<Vec<u8>>) -> Response {
         self.handlers_running.set(self.handlers_running.get() + 1);
         let _running = Running(&self.handlers_running);
         match path.as_str() {
@@ -168,7 +170,7 @@ impl Application for Scripted {
         let mut response = path.into_bytes();
         response.extend_from_slice(&body);
         response.push(b'\n');
-        Response::json(200, response).into()
+        Response::json(200, response)
     }
 }
 
@@ -801,6 +803,69 @@ fn a_stalled_response_gives_way_to_another() {
         assert!(whole.len() > LENGTH);
         drop(clients);
     }));
+}
+
+/// Splits a chunked response into its head, its chunks and its trailers.
+fn dechunked(response: &str) -> (&str, Vec<&str>, &str) {
+    let (head, mut rest) = response.split_once("\r\n\r\n").expect("a head");
+    let mut chunks = Vec::new();
+    loop {
+        let (size, after) = rest.split_once("\r\n").expect("the size of a chunk");
+        match usize::from_str_radix(size, 16).expect("a hexadecimal number") {
+            0 => return (head, chunks, after),
+            size => {
+                chunks.push(&after[..size]);
+                rest = after[size..].strip_prefix("\r\n").expect("the end of a chunk");
+            }
+        }
+    }
+}
+
+/// Byte for byte: the first page, which the handler has read, is followed by the second and by the bracket.
+#[test]
+fn a_long_list_is_streamed() {
+    const VALUE_BYTES: usize = 100_000;
+    let entries_per_page = LIST_PAGE_BYTES / VALUE_BYTES + 1;
+    let stack = Stack::new();
+    let mut entries = Vec::new();
+    for number in 1..=2 * entries_per_page - 2 {
+        assert!(stack.send(create_large(&format!("k{number}"), VALUE_BYTES)).starts_with("201 "));
+        let value = "x".repeat(VALUE_BYTES);
+        entries.push(format!(r#"{{"id":{number},"key":"k{number}","category":null,"value":"{value}"}}"#));
+    }
+    assert!(stack.send(create("hidden", "another-user-key")).starts_with("201 "));
+    let list = |method: &str| {
+        let (server, client) = pipe(4096);
+        let serving = serve(server, &stack.app, &stack.executor, Client::default());
+        let request = format!(
+            "{method} /configs HTTP/1.1\r\nHost: x\r\nX-Request-ID: 1\r\nX-User-Key: one-user-key\r\nConnection: close\r\n\r\n"
+        );
+        block_on(serving.await_with(talk(client, request)))
+    };
+    let response = list("GET");
+    let (head, chunks, trailers) = dechunked(&response);
+    let (first, second) = entries.split_at(entries_per_page);
+    let pages = [format!("[{}", first.join(",")), format!(",{}", second.join(",")), "]".to_owned()];
+    let expected: Vec<&[u8]> = pages.iter().flat_map(|page| page.as_bytes().chunks(PIECE_BYTES)).collect();
+    let chunks: Vec<&[u8]> = chunks.into_iter().map(str::as_bytes).collect();
+    assert!(chunks == expected, "{:?}", chunks.iter().map(|chunk| chunk.len()).collect::<Vec<_>>());
+    assert_eq!(trailers, "x-entries-hidden: 1\r\n\r\n");
+    let head_without_date = |head: &str| {
+        let lines = head.trim_end().lines().filter(|line| !line.starts_with("date: "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let expected = [
+        "HTTP/1.1 200 OK",
+        "content-type: application/json",
+        "transfer-encoding: chunked",
+        "trailer: x-entries-hidden",
+        "x-request-id: 1",
+        "x-content-type-options: nosniff",
+        "cache-control: no-store",
+        "connection: close",
+    ];
+    assert_eq!(head_without_date(head), expected);
+    assert_eq!(head_without_date(&list("HEAD")), expected);
 }
 
 /// Closing a stream may never complete, because the stream still holds data.

@@ -17,7 +17,7 @@ use super::endpoint::{Access, Audience, Endpoint, EndpointLabel, Handler, Listen
 use super::endpoints::LABELS;
 use super::error::{self, RequestError};
 use super::rate_limits::RateLimits;
-use super::response::{HandlerOutput, Response};
+use super::response::Response;
 use super::route::Route;
 use super::settings::Settings;
 use crate::config::Proxies;
@@ -344,10 +344,10 @@ impl Application for App {
         cors::allowed_origin(self.settings.origins.as_ref()?, origin)
     }
 
-    async fn handle(&self, admitted: Admitted, body: Zeroizing<Vec<u8>>) -> HandlerOutput {
+    async fn handle(&self, admitted: Admitted, body: Zeroizing<Vec<u8>>) -> Response {
         let Admitted { handler, request } = admitted;
         let call = Call { settings: &self.settings, service: &self.service, request, body };
-        handler(call).await.unwrap_or_else(HandlerOutput::Complete)
+        handler(call).await.unwrap_or_else(|error| error)
     }
 }
 

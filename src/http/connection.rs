@@ -1,7 +1,7 @@
 //! Connection driver: moves bytes between a stream and the sans-IO core, and requests between the core and the
 //! application. Runs on any futures stream: glommio's, or a pipe in a test.
 
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::mem;
 use std::net::IpAddr;
@@ -16,16 +16,15 @@ use zeroize::Zeroizing;
 
 use super::access_log::{Client, RequestLog};
 use super::budget::{Held, Share};
-use super::content::Content;
 use super::error;
 use super::executor_context::ExecutorContext;
-use super::handlers::configs::{list_field_names, list_fields};
-use super::response::{HandlerOutput, ListStream, Response};
+use super::response::Response;
 use super::response_fields::ResponseFields;
 use super::timers::Deadline;
-use crate::http1::{self, Connection, ProtocolError, RequestHead, Step};
-use crate::limits::{LARGE_VALUE_BYTES, PIECE_BYTES, PIECE_COPIES, WRITE_STALL};
-use crate::model::SecretBytes;
+use crate::http1::{self, Connection, RequestHead, Step};
+use crate::limits::{LARGE_VALUE_BYTES, PIECE_COPIES, WRITE_STALL};
+
+mod responses;
 
 /// The application behind a connection: decides on request heads and handles requests.
 pub trait Application {
@@ -50,8 +49,7 @@ pub trait Application {
     }
 
     /// Handles a request. The future is dropped if the connection fails before it completes.
-    fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>)
-    -> impl Future<Output = HandlerOutput>;
+    fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>) -> impl Future<Output = Response>;
 }
 
 /// The decision on an accepted request head.
@@ -71,7 +69,7 @@ pub enum HeadDecision<R> {
 /// Steps of a connection before it yields to the other connections; a request takes two or three.
 const STEPS_PER_TURN: u32 = 128;
 
-/// Status recorded for a client that disconnected before it received the complete response.
+/// Status recorded for a client that did not receive the complete response.
 const CLIENT_GONE: u16 = 499;
 
 /// Outcome of a wait for the client.
@@ -152,8 +150,7 @@ where
                     Ok(HeadDecision::ReadBody { request, body_bytes_max: None }) => {
                         self.process(request, Zeroizing::default()).await?;
                     }
-                    Err(response) if response.delay.is_zero() => self.respond(&response),
-                    Err(response) => Box::pin(self.respond_delayed(response)).await?,
+                    Err(response) => self.send(response, false).await?,
                 },
                 Step::Body => {
                     let request = admitted.take().expect("a body is read only after its head was accepted");
@@ -238,39 +235,9 @@ where
         }
         let handling = Box::pin(AssertUnwindSafe(application.handle(request, body)).catch_unwind());
         let outcome = self.while_connected(handling).await?;
-        self.check_closing();
-        match outcome {
-            Ok(HandlerOutput::Complete(response)) if !response.delay.is_zero() => {
-                Box::pin(self.respond_delayed(response)).await?;
-            }
-            Ok(HandlerOutput::Complete(mut response)) if response.body.len() > LARGE_VALUE_BYTES => {
-                let content = Content::default().with_bytes(mem::take(&mut response.body));
-                Box::pin(self.send_large(&response, content, is_reserved)).await?;
-            }
-            Ok(HandlerOutput::Complete(response)) => self.respond(&response),
-            Ok(HandlerOutput::Large(head, content)) => {
-                Box::pin(self.send_large(&head, content, is_reserved)).await?;
-            }
-            Ok(HandlerOutput::List(list)) => Box::pin(self.stream_list(*list)).await?,
-            Err(_) => self.respond(&error::internal()),
-        }
+        self.send(outcome.unwrap_or_else(|_| error::internal()), is_reserved).await?;
         self.hold_response(Held::default());
         Ok(())
-    }
-
-    /// Reserves budget for a response of `bytes` bytes and the pieces in which it is sent. False if none is left.
-    fn reserve(&mut self, bytes: usize) -> bool {
-        let bytes = bytes + PIECE_COPIES * PIECE_BYTES;
-        let has_room = self.response_share.hold(bytes, self.client_address(), self.now_ms());
-        self.response_held = if has_room { bytes.into() } else { Held::default() };
-        has_room
-    }
-
-    /// Counts response memory that is already allocated.
-    fn hold_response(&mut self, held: Held) {
-        self.response_held = held;
-        let own = Held { shared: None, ..held };
-        self.response_share.hold_anyway(own, self.client_address());
     }
 
     /// Runs `work`, and drops it if the connection fails meanwhile. End of input is not a failure: many clients
@@ -300,151 +267,6 @@ where
             }
         })
         .await
-    }
-
-    /// Sends a body piece by piece, or 503 if the budget is exhausted and the response is not reserved.
-    async fn send_large(
-        &mut self,
-        head: &Response,
-        mut content: Content,
-        is_reserved: bool,
-    ) -> Result<(), Disconnected> {
-        let held = content.held();
-        if !is_reserved && !self.reserve(held.bytes) {
-            self.respond(&error::overloaded());
-            return Ok(());
-        }
-        self.hold_response(Held { bytes: held.bytes + PIECE_COPIES * PIECE_BYTES, ..held });
-        let length = content.remaining();
-        self.encode(head, |connection, head, now_ms| connection.begin_body(head, length, now_ms));
-        loop {
-            let count = content.next_len(PIECE_BYTES);
-            let now_ms = self.now_ms();
-            if count == 0 || !self.connection.stream_with(count, now_ms, |out| content.write_next(count, out))
-            {
-                break;
-            }
-            if self.connection.output().len() >= PIECE_BYTES {
-                self.flush().await?;
-            }
-        }
-        self.connection.end_stream(&[], self.now_ms());
-        self.log_response(head.status);
-        Ok(())
-    }
-
-    async fn stream_list(&mut self, mut list: ListStream) -> Result<(), Disconnected> {
-        if !self.reserve(list.first.capacity()) {
-            self.respond(&error::overloaded());
-            return Ok(());
-        }
-        let head = Response::json(200, Vec::new());
-        let trailer_names = list_field_names(&list.rest);
-        self.encode(&head, |connection, head, now_ms| connection.begin_stream(head, &trailer_names, now_ms));
-        self.send_chunks(&list.first).await?;
-        let mut is_first = list.first.len() == 1;
-        list.first = SecretBytes::default();
-        loop {
-            self.flush().await?;
-            let next = AssertUnwindSafe(list.rest.next_page()).catch_unwind();
-            match self.while_connected(next).await? {
-                Ok(Ok(Some(page))) => {
-                    list.hidden_count += page.hidden_count;
-                    let comma = usize::from(is_first && !page.bytes.is_empty());
-                    self.hold_response((page.bytes.capacity() + PIECE_COPIES * PIECE_BYTES).into());
-                    self.send_chunks(&page.bytes[comma..]).await?;
-                    is_first &= page.bytes.is_empty();
-                }
-                Ok(Ok(None)) => break,
-                failed => {
-                    if let Ok(Err(error)) = failed {
-                        tracing::error!(%error, "list response aborted");
-                    }
-                    // The missing last chunk tells the client that the list is incomplete.
-                    self.connection.abort();
-                    self.log_response(CLIENT_GONE);
-                    return Ok(());
-                }
-            }
-        }
-        self.send_chunk(b"]");
-        let fields: smallvec::SmallVec<[(&str, String); 3]> =
-            list_fields(&list.rest, list.hidden_count).collect();
-        let trailers: smallvec::SmallVec<[(&str, &str); 3]> =
-            fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.connection.end_stream(&trailers, self.now_ms());
-        self.log_response(head.status);
-        Ok(())
-    }
-
-    fn send_chunk(&mut self, bytes: &[u8]) {
-        self.connection.stream_chunk(bytes, self.now_ms());
-    }
-
-    async fn send_chunks(&mut self, bytes: &[u8]) -> Result<(), Disconnected> {
-        for piece in bytes.chunks(PIECE_BYTES) {
-            self.send_chunk(piece);
-            if self.connection.output().len() >= PIECE_BYTES {
-                self.flush().await?;
-            }
-        }
-        Ok(())
-    }
-
-    fn respond(&mut self, response: &Response) {
-        self.encode(response, Connection::respond);
-        self.log_response(response.status);
-    }
-
-    /// Sends a response after its delay. Boxed by its callers, like everything that runs for long.
-    async fn respond_delayed(&mut self, response: Response) -> Result<(), Disconnected> {
-        let executor = self.executor;
-        // Ends with the timeout, or earlier if the server drains.
-        let held_back = executor.timers.with_timeout(response.delay, pending::<io::Result<()>>());
-        self.while_connected(held_back).await?.ok();
-        self.check_closing();
-        self.respond(&response);
-        Ok(())
-    }
-
-    /// Rejects a malformed request. Pages of allowed origins may read this response, too.
-    fn reject(&mut self, error: ProtocolError) {
-        if self.request_log.is_none() {
-            let mut request_log = self.executor.access_log.begin_rejected(&self.client);
-            let origin = self.connection.rejected_origin();
-            request_log.allowed_origin = origin.and_then(|origin| self.application.allowed_origin(origin));
-            self.request_log = Some(request_log);
-        }
-        self.respond_and_close(&Response::from(error));
-    }
-
-    fn respond_and_close(&mut self, response: &Response) {
-        self.encode(response, Connection::respond_and_close);
-        self.log_response(response.status);
-    }
-
-    /// Encodes a response together with the common header fields.
-    fn encode(
-        &mut self,
-        response: &Response,
-        write: impl FnOnce(&mut Connection, &http1::Response<'_>, u64),
-    ) {
-        let (connection, ExecutorContext { timers: clock, access_log: traffic, .. }) =
-            (&mut self.connection, self.executor);
-        let request_log = self.request_log.get_or_insert_with(|| traffic.begin_rejected(&self.client));
-        let fields = ResponseFields::of(&response.headers, request_log);
-        clock.with_date(|date| {
-            let (status, content_type) = (response.status, response.content_type);
-            let (headers, body) = (&*fields.all, &*response.body);
-            let response = http1::Response { status, content_type, headers, body, date };
-            write(connection, &response, clock.now_ms());
-        });
-    }
-
-    fn log_response(&mut self, status: u16) {
-        if let Some(request_log) = self.request_log.take() {
-            self.executor.access_log.record(&request_log, status);
-        }
     }
 
     fn now_ms(&self) -> u64 {

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use super::call::{CachedCall, Call};
-use super::response::{HandlerOutput, Response};
+use super::response::Response;
 use super::settings::Settings;
 use crate::http1::Method;
 
@@ -55,7 +55,7 @@ pub(super) enum Access {
 }
 
 /// Result of a handler.
-pub(super) type Handled<'a> = Pin<Box<dyn Future<Output = Result<HandlerOutput, Response>> + 'a>>;
+pub(super) type Handled<'a> = Pin<Box<dyn Future<Output = Result<Response, Response>> + 'a>>;
 
 /// Responds to an admitted request.
 pub(super) type Handler = for<'a> fn(Call<'a>) -> Handled<'a>;

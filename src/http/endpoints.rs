@@ -13,14 +13,14 @@ use crate::wire::path;
 /// An `async fn` of a call as a handler.
 macro_rules! waits {
     ($handler:expr) => {
-        |call| Box::pin(async move { $handler(call).await.map(Into::into) })
+        |call| Box::pin($handler(call))
     };
 }
 
 /// A function of a call that never waits as a handler.
 macro_rules! immediate {
     ($handler:expr) => {
-        |call| Box::pin(ready(Ok($handler(&call).into())))
+        |call| Box::pin(ready(Ok($handler(&call))))
     };
 }
 
@@ -150,7 +150,7 @@ pub(super) static ENDPOINTS: [Endpoint; 22] = [
     peer_endpoint!(path::CHANGES, waits!(peers::changes), "openapi/paths/changes.json"),
     peer_endpoint!(
         path::DIGESTS,
-        |call| Box::pin(ready(peers::digests(&call).map(Into::into))),
+        |call| Box::pin(ready(peers::digests(&call))),
         "openapi/paths/digests.json"
     ),
     peer_endpoint!(path::VERSIONS, waits!(peers::versions), "openapi/paths/versions.json"),

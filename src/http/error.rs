@@ -2,19 +2,23 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::endpoint::RouteError;
-use super::response::Response;
+use super::response::{Body, Response};
 
 use crate::http1::ProtocolError;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_COUNT_MAX, REQUEST_LINE_BYTES_MAX, RETRY_AFTER_SECONDS};
 use crate::service;
 
+#[derive(Serialize)]
+struct Detail<'a> {
+    detail: &'a str,
+}
+
 /// Returns `{"detail": text}`, the body format of every error.
 pub(super) fn detail(status: u16, text: &str) -> Response {
-    let mut body = b"{\"detail\":".to_vec();
-    super::json::write_string(text, &mut body);
-    body.push(b'}');
-    Response::json(status, body)
+    Response::serialized(status, &Detail { detail: text })
 }
 
 fn later(status: u16, text: &str) -> Response {
@@ -126,7 +130,7 @@ pub(super) fn no_content() -> Response {
         status: 204,
         content_type: None,
         headers: Vec::new(),
-        body: Vec::new().into(),
+        body: Body::default(),
         delay: Duration::ZERO,
     }
 }
@@ -142,7 +146,7 @@ pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Response {
         status: 307,
         content_type: None,
         headers: vec![("location", location.into())],
-        body: Vec::new().into(),
+        body: Body::default(),
         delay: Duration::ZERO,
     }
 }
@@ -226,12 +230,16 @@ pub(super) fn internal() -> Response {
     detail(500, "Internal server error")
 }
 
+#[derive(Serialize)]
+struct NotReady<'a> {
+    ready: bool,
+    detail: &'a str,
+}
+
 /// Returns the response to `GET /ready` on a node that is not ready.
 pub(super) fn not_ready(reason: &str) -> Response {
-    let mut body = b"{\"ready\":false,\"detail\":".to_vec();
-    super::json::write_string(reason, &mut body);
-    body.push(b'}');
-    Response::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
+    Response::serialized(503, &NotReady { ready: false, detail: reason })
+        .with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
 /// Returns 403 for a page whose origin is not in `CORS_ORIGINS`.
@@ -249,12 +257,16 @@ pub(super) fn salt_as_form() -> Response {
     detail(415, "A salt is sent as application/octet-stream")
 }
 
+#[derive(Serialize)]
+struct Unhealthy {
+    status: &'static str,
+    detail: String,
+}
+
 /// Returns the response to `GET /health` on a node that should be restarted or inspected.
 pub(super) fn unhealthy(reasons: &[String]) -> Response {
-    let mut body = b"{\"status\":\"unhealthy\",\"detail\":".to_vec();
-    super::json::write_string(&reasons.join("; "), &mut body);
-    body.push(b'}');
-    Response::json(503, body).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
+    let unhealthy = Unhealthy { status: "unhealthy", detail: reasons.join("; ") };
+    Response::serialized(503, &unhealthy).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
 /// Returns 422 for a peer's message that cannot be decoded.

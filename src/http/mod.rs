@@ -6,6 +6,7 @@
 mod access_log;
 mod app;
 mod body;
+mod body_stream;
 mod budget;
 mod buffer_pool;
 mod call;
@@ -34,6 +35,7 @@ mod timers;
 
 pub use access_log::{Client, RequestLog};
 pub use app::{Admitted, App};
+pub use body_stream::{BodyStream, Next, NextPart, Trailers};
 pub use budget::ByteBudget;
 pub use connection::{Application, HeadDecision, serve};
 pub use content::Content;
@@ -42,7 +44,7 @@ pub use endpoints::LABELS as ENDPOINT_LABELS;
 pub use executor_context::ExecutorContext;
 pub use proxy_protocol::read_proxy_header;
 pub use rate_limits::RateLimits;
-pub use response::{HandlerOutput, ListStream, Response};
+pub use response::{Body, Response};
 pub use route::Route;
 pub use settings::Settings;
 pub use timers::{Deadline, Timers};
@@ -68,12 +70,13 @@ pub fn plain_text_to_tls() -> Vec<u8> {
 }
 
 fn encode_closing(status: &str, fields: &str, response: &Response) -> Vec<u8> {
-    let length = response.body.len();
+    let body = response.body.in_memory();
+    let length = body.len();
     let mut bytes = format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{fields}\
          connection: close\r\n\r\n"
     )
     .into_bytes();
-    bytes.extend_from_slice(&response.body);
+    bytes.extend_from_slice(body);
     bytes
 }

@@ -74,6 +74,11 @@ impl Connection {
         self.phase = Phase::Streaming(Stream { delivery, persists });
     }
 
+    /// Returns whether a response has begun whose body the client expects: none does for HEAD.
+    pub fn expects_body(&self) -> bool {
+        matches!(&self.phase, Phase::Streaming(stream) if stream.delivery != Delivery::Nothing)
+    }
+
     /// Lets `write` append the next `count` bytes of a body to the output, which wipes them once they are written.
     /// Returns false, and writes nothing, if no body is expected.
     pub fn stream_with(&mut self, count: usize, now_ms: u64, write: impl FnOnce(&mut Vec<u8>)) -> bool {

@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use serde::Serialize;
+
+use super::system::cluster_mode;
 use crate::http::call::{Call, Handshake};
 use crate::http::cors::is_form_type;
 use crate::http::error::{detail, failed, not_clustered, salt_as_form};
-use crate::http::json::write_string;
 use crate::http::response::Response;
 use crate::limits::SALT_BYTES;
 use crate::service::node_auth::signed_response;
@@ -15,22 +17,37 @@ use crate::storage::{ImportResult, SaltProblem};
 use crate::wire::replication::{encode_digest, encode_horizon};
 use crate::wire::{FEDERATED, Protocol, REPLICA, header};
 
+/// The cluster as one node sees it; all but the first field are null on a standalone node.
+#[derive(Default, Serialize)]
+struct Status<'a> {
+    enabled: bool,
+    mode: Option<&'static str>,
+    node_id: Option<&'a str>,
+    total_nodes: Option<usize>,
+    healthy_nodes: Option<usize>,
+}
+
 /// Handles `GET /cluster/status`: counts peers only, not this node.
 pub(in crate::http) fn status(call: &Call<'_>) -> Response {
     let Call { settings, service, .. } = call;
-    let Some(cluster) = service.cluster() else {
-        let body = r#"{"enabled":false,"mode":null,"node_id":null,"total_nodes":null,"healthy_nodes":null}"#;
-        return Response::json(200, body.as_bytes().to_vec());
-    };
+    let Some(cluster) = service.cluster() else { return Response::serialized(200, &Status::default()) };
     let members = cluster.members();
     let peers = members.iter().filter(|member| member.state != "self");
     let healthy = peers.clone().filter(|member| member.state == "healthy").count();
-    let mode = mode(service);
-    let mut body = format!(r#"{{"enabled":true,"mode":"{mode}","node_id":"#).into_bytes();
-    write_string(&settings.node_id, &mut body);
-    let counts = format!(r#","total_nodes":{},"healthy_nodes":{healthy}}}"#, peers.count());
-    body.extend_from_slice(counts.as_bytes());
-    Response::json(200, body)
+    let status = Status {
+        enabled: true,
+        mode: cluster_mode(service),
+        node_id: Some(&settings.node_id),
+        total_nodes: Some(peers.count()),
+        healthy_nodes: Some(healthy),
+    };
+    Response::serialized(200, &status)
+}
+
+#[derive(Serialize)]
+struct NodeHealth<'a> {
+    status: &'static str,
+    node_id: &'a str,
 }
 
 /// Handles `GET /cluster/health`. The body is that of the Python server. An authenticated node also gets identity
@@ -38,10 +55,8 @@ pub(in crate::http) fn status(call: &Call<'_>) -> Response {
 pub(in crate::http) fn health(call: &Call<'_>) -> Response {
     let Call { settings, service, .. } = call;
     let prober = call.request.prober;
-    let mut body = br#"{"status":"healthy","node_id":"#.to_vec();
-    write_string(&settings.node_id, &mut body);
-    body.push(b'}');
-    let mut response = Response::json(200, body);
+    let health = NodeHealth { status: "healthy", node_id: &settings.node_id };
+    let mut response = Response::serialized(200, &health);
     let Some(cluster) = service.cluster() else { return response };
     if prober.is_node {
         response.headers = identity(service, cluster.instance);
@@ -63,7 +78,8 @@ pub(in crate::http) fn health(call: &Call<'_>) -> Response {
         let found = response.headers.iter().find(|(found, _)| *found == name);
         found.map(|(_, value)| &**value)
     };
-    let proof = credentials.proof(peer_challenge, local_challenge, &signed_response(field, &response.body));
+    let signed = signed_response(field, response.body.in_memory());
+    let proof = credentials.proof(peer_challenge, local_challenge, &signed);
     response.with_header(header::PROOF, proof)
 }
 
@@ -73,7 +89,7 @@ fn identity(service: &Service, instance: u64) -> Vec<(&'static str, Cow<'static,
     let mut headers: Vec<(&str, Cow<'_, str>)> = vec![
         (header::PROTOCOL, Protocol::NEWEST.to_string().into()),
         (header::INSTANCE, format!("{instance:016x}").into()),
-        (header::MODE, mode(service).into()),
+        (header::MODE, if service.is_federated() { FEDERATED.into() } else { REPLICA.into() }),
         (header::HORIZON, encode_horizon(&service.horizon()).into()),
         (header::ENTRIES, is_sealed_with.to_string().into()),
     ];
@@ -82,57 +98,58 @@ fn identity(service: &Service, instance: u64) -> Vec<(&'static str, Cow<'static,
     headers
 }
 
-fn mode(service: &Service) -> &'static str {
-    if service.is_federated() { FEDERATED } else { REPLICA }
+#[derive(Serialize)]
+struct MemberList<'a> {
+    node_id: &'a str,
+    node: Option<String>,
+    digest: Option<String>,
+    members: Vec<MemberStatus<'a>>,
+}
+
+#[derive(Serialize)]
+struct MemberStatus<'a> {
+    address: &'a str,
+    node: Option<String>,
+    state: &'static str,
+    reason: Option<&'a str>,
+    last_contact_ms: Option<u64>,
+    lag_ms: Option<u64>,
+    outbox_length: Option<u64>,
+    digest: Option<String>,
+    synced_ms: Option<u64>,
+    protocol: Option<u64>,
+}
+
+impl<'a> MemberStatus<'a> {
+    fn of(member: &'a Member) -> Self {
+        Self {
+            address: &member.address,
+            node: member.node.as_ref().map(ToString::to_string),
+            state: member.state,
+            reason: member.reason.as_deref(),
+            last_contact_ms: member.last_contact_ms,
+            lag_ms: member.lag_ms,
+            outbox_length: member.outbox_length.map(i64::unsigned_abs),
+            digest: member.digest.map(encode_digest),
+            synced_ms: member.synced_ms,
+            protocol: member.protocol.map(|protocol| protocol.number().into()),
+        }
+    }
 }
 
 /// Handles `GET /v1/cluster/members`.
 pub(in crate::http) fn members(call: &Call<'_>) -> Response {
     let Call { settings, service, .. } = call;
     let Some(cluster) = service.cluster() else { return not_clustered() };
-    let mut body = br#"{"node_id":"#.to_vec();
-    write_string(&settings.node_id, &mut body);
-    // Both exist only in a store that keeps versions; the digest of a large one is not available immediately.
-    let node = quoted(service.node());
-    let digest = quoted(service.node().and(service.root_digest()).map(encode_digest));
-    body.extend_from_slice(format!(r#","node":{node},"digest":{digest},"members":["#).as_bytes());
-    for (index, member) in cluster.members().iter().enumerate() {
-        if index > 0 {
-            body.push(b',');
-        }
-        write_member(member, &mut body);
-    }
-    body.extend_from_slice(b"]}");
-    Response::json(200, body)
-}
-
-/// Returns a JSON string of text that needs no escaping, or `null`.
-fn quoted(text: Option<impl std::fmt::Display>) -> String {
-    text.map_or("null".to_owned(), |text| format!("\"{text}\""))
-}
-
-fn write_member(member: &Member, out: &mut Vec<u8>) {
-    let number = |number: Option<u64>| number.map_or("null".to_owned(), |number| number.to_string());
-    out.extend_from_slice(b"{\"address\":");
-    write_string(&member.address, out);
-    let digest = quoted(member.digest.map(encode_digest));
-    let node = quoted(member.node);
-    out.extend_from_slice(format!(r#","node":{node},"state":"{}","reason":"#, member.state).as_bytes());
-    match &member.reason {
-        Some(reason) => write_string(reason, out),
-        None => out.extend_from_slice(b"null"),
-    }
-    out.extend_from_slice(
-        format!(
-            r#","last_contact_ms":{},"lag_ms":{},"outbox_length":{},"digest":{digest},"synced_ms":{},"protocol":{}}}"#,
-            number(member.last_contact_ms),
-            number(member.lag_ms),
-            number(member.outbox_length.map(i64::unsigned_abs)),
-            number(member.synced_ms),
-            number(member.protocol.map(|protocol| protocol.number().into()))
-        )
-        .as_bytes(),
-    );
+    let members = cluster.members();
+    let list = MemberList {
+        node_id: &settings.node_id,
+        // Both exist only in a store that keeps versions; the digest of a large one is not available immediately.
+        node: service.node().as_ref().map(ToString::to_string),
+        digest: service.node().and(service.root_digest()).map(encode_digest),
+        members: members.iter().map(MemberStatus::of).collect(),
+    };
+    Response::serialized(200, &list)
 }
 
 /// Handles `GET /cluster/salt`. In a cluster that has not agreed on a salt yet, the response waits for it.
@@ -151,6 +168,14 @@ pub(in crate::http) async fn read_salt(call: Call<'_>) -> Result<Response, Respo
     })
 }
 
+#[derive(Serialize)]
+struct SaltAdopted {
+    message: &'static str,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_bytes: Option<usize>,
+}
+
 /// Handles `POST /cluster/salt`.
 pub(in crate::http) async fn adopt_salt(call: Call<'_>) -> Result<Response, Response> {
     // Any cross-site page can send such a body, and a salt is permanent.
@@ -158,12 +183,18 @@ pub(in crate::http) async fn adopt_salt(call: Call<'_>) -> Result<Response, Resp
         return Err(salt_as_form());
     }
     Ok(match call.service.adopt_salt(call.body.to_vec()).await.map_err(failed)? {
-        ImportResult::Created => Response::json(
+        ImportResult::Created => Response::serialized(
             200,
-            format!(r#"{{"message":"Salt received and saved successfully","status":"created","size_bytes":{SALT_BYTES}}}"#)
-                .into_bytes(),
+            &SaltAdopted {
+                message: "Salt received and saved successfully",
+                status: "created",
+                size_bytes: Some(SALT_BYTES),
+            },
         ),
-        ImportResult::Same => Response::json(200, br#"{"message":"Salt already present and matches","status":"ok"}"#.to_vec()),
+        ImportResult::Same => {
+            let message = "Salt already present and matches";
+            Response::serialized(200, &SaltAdopted { message, status: "ok", size_bytes: None })
+        }
         ImportResult::Differs => detail(409, "Salt file already exists and differs from received salt"),
         ImportResult::Refused(SaltProblem::Size(size)) => {
             detail(400, &format!("Invalid salt size: {size} bytes (expected {SALT_BYTES})"))

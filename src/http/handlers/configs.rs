@@ -3,21 +3,21 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use smallvec::SmallVec;
+use serde::Serialize;
 
 use super::cursor;
+use super::list_stream::{ListStream, list_fields};
 use crate::http::body::{self, ValidationError};
 use crate::http::call::{CachedCall, Call, environment};
 use crate::http::content::Content;
 use crate::http::error::{failed, redirect};
-use crate::http::json::{EntryView, write_after, write_before, write_entry, write_entry_with, write_string};
+use crate::http::json::{EntryView, write_after, write_before, write_entry, write_entry_with};
 use crate::http::key_path::KeyPath;
 use crate::http::query::parameter;
-use crate::http::response::{HandlerOutput, ListStream, Response};
-use crate::http::{ENTRIES_HIDDEN, NEXT_AFTER, PARTIAL_RESULT};
+use crate::http::response::{Body, Response};
 use crate::limits::{LARGE_VALUE_BYTES, LIST_LIMIT_MAX};
 use crate::model::{Filter, SealedEntry};
-use crate::service::{After, DecryptedEntry, EntryList, Error, ListQuery, Render, RenderedPage, Value};
+use crate::service::{After, DecryptedEntry, Error, ListQuery, Render, RenderedPage, Value};
 
 /// A list longer than this, in bytes, is streamed as it is read.
 const FIRST_BYTES: usize = 256 * 1024;
@@ -38,7 +38,7 @@ fn full_mode(call: &Call<'_>) -> Result<bool, Response> {
 }
 
 /// Handles `POST /configs`.
-pub(in crate::http) async fn create(call: Call<'_>) -> Result<HandlerOutput, Response> {
+pub(in crate::http) async fn create(call: Call<'_>) -> Result<Response, Response> {
     let new = body::new_entry(&call.body, call.content_type()).map_err(Response::from)?;
     // Ignoring the query would create the entry in another environment than the client meant.
     let requested = call.environment();
@@ -79,7 +79,7 @@ pub(in crate::http) fn try_read_cached(call: &CachedCall<'_>, out: &mut Vec<u8>)
 }
 
 /// Handles `GET /configs/{key}`.
-pub(in crate::http) async fn read(call: Call<'_>) -> Result<HandlerOutput, Response> {
+pub(in crate::http) async fn read(call: Call<'_>) -> Result<Response, Response> {
     let full = full_mode(&call)?;
     let environment = call.environment();
     let requested = environment.as_deref();
@@ -90,7 +90,7 @@ pub(in crate::http) async fn read(call: Call<'_>) -> Result<HandlerOutput, Respo
 }
 
 /// Handles `PUT /configs/{key}`.
-pub(in crate::http) async fn update(call: Call<'_>) -> Result<HandlerOutput, Response> {
+pub(in crate::http) async fn update(call: Call<'_>) -> Result<Response, Response> {
     let update = body::update(&call.body, call.content_type()).map_err(Response::from)?;
     let environment = call.environment();
     let requested = environment.as_deref();
@@ -100,29 +100,32 @@ pub(in crate::http) async fn update(call: Call<'_>) -> Result<HandlerOutput, Res
     Ok(entry(200, found, requested, true))
 }
 
+#[derive(Serialize)]
+struct Deleted {
+    message: String,
+}
+
 /// Handles `DELETE /configs/{key}`.
-pub(in crate::http) async fn delete(call: Call<'_>) -> Result<HandlerOutput, Response> {
+pub(in crate::http) async fn delete(call: Call<'_>) -> Result<Response, Response> {
     let environment = call.environment();
     let text = named(call.key(), environment.as_deref())?;
     let deleted = call.service.delete(&call.credentials(), text, environment.as_deref()).await;
     deleted.map_err(|error| error_or_redirect(&call, error))?;
-    let mut body = b"{\"message\":".to_vec();
-    write_string(&format!("Configuration '{text}' deleted successfully"), &mut body);
-    body.push(b'}');
-    Ok(Response::json(200, body).into())
+    let message = format!("Configuration '{text}' deleted successfully");
+    Ok(Response::serialized(200, &Deleted { message }))
 }
 
 /// Handles `GET /configs`, and `GET /cluster/configs` (`is_local`), which lists only the entries of this node.
-pub(in crate::http) async fn list(call: Call<'_>) -> Result<HandlerOutput, Response> {
+pub(in crate::http) async fn list(call: Call<'_>) -> Result<Response, Response> {
     list_entries(&call, false).await
 }
 
 /// Handles `GET /cluster/configs`: the local entries only.
-pub(in crate::http) async fn list_local(call: Call<'_>) -> Result<HandlerOutput, Response> {
+pub(in crate::http) async fn list_local(call: Call<'_>) -> Result<Response, Response> {
     list_entries(&call, true).await
 }
 
-async fn list_entries(call: &Call<'_>, is_local: bool) -> Result<HandlerOutput, Response> {
+async fn list_entries(call: &Call<'_>, is_local: bool) -> Result<Response, Response> {
     let render: Render = match (call.environment().is_some(), full_mode(call)?) {
         (false, false) => |row, value, out| render(row, value, None, false, out),
         (false, true) => |row, value, out| render(row, value, None, true, out),
@@ -149,7 +152,8 @@ async fn list_entries(call: &Call<'_>, is_local: bool) -> Result<HandlerOutput, 
         None => first.with_room(2).push(b'['),
     }
     if !list.is_finished() {
-        return Ok(HandlerOutput::List(Box::new(ListStream { first, hidden_count, rest: list })));
+        let rest = Box::new(ListStream::new(list, hidden_count));
+        return Ok(Response::json(200, Body::Stream { first, rest }));
     }
     first.with_room(1).push(b']');
     let delay = match has_entries {
@@ -158,25 +162,7 @@ async fn list_entries(call: &Call<'_>, is_local: bool) -> Result<HandlerOutput, 
     };
     let mut response = Response::json(200, first).delayed(delay);
     response.headers.extend(list_fields(&list, hidden_count).map(|(name, value)| (name, value.into())));
-    Ok(response.into())
-}
-
-/// Returns the names of the fields that [`list_fields`] may return at the end of a streamed list.
-pub(in crate::http) fn list_field_names(list: &EntryList) -> SmallVec<[&'static str; 2]> {
-    let hidden = list.reports_hidden().then_some(ENTRIES_HIDDEN);
-    let partial = list.includes_peers().then_some(PARTIAL_RESULT);
-    hidden.into_iter().chain(partial).collect()
-}
-
-/// Returns the header or trailer fields of a finished list.
-pub(in crate::http) fn list_fields(
-    list: &EntryList,
-    hidden_count: u64,
-) -> impl Iterator<Item = (&'static str, String)> {
-    let hidden = list.reports_hidden().then(|| (ENTRIES_HIDDEN, hidden_count.to_string()));
-    let silent = (!list.unreachable().is_empty()).then(|| (PARTIAL_RESULT, list.unreachable().join(", ")));
-    let next_after = list.next_after().map(|after| (NEXT_AFTER, cursor::text(after)));
-    hidden.into_iter().chain(silent).chain(next_after)
+    Ok(response)
 }
 
 fn render(
@@ -220,19 +206,14 @@ fn list_query(call: &Call<'_>, is_local: bool) -> Result<ListQuery, Response> {
     Ok(ListQuery { filter, after, limit, is_local })
 }
 
-fn entry(
-    status: u16,
-    found: DecryptedEntry,
-    requested_environment: Option<&str>,
-    full: bool,
-) -> HandlerOutput {
+fn entry(status: u16, found: DecryptedEntry, requested_environment: Option<&str>, full: bool) -> Response {
     let DecryptedEntry { row, value } = found;
     let view = EntryView::of(&row, requested_environment, full);
     let mut before = Vec::new();
     let content = match value {
         Value::Plain(value) if value.expose().len() <= LARGE_VALUE_BYTES => {
             write_entry(&row, value.expose(), view, &mut before);
-            return Response::json(status, before).into();
+            return Response::json(status, before);
         }
         Value::Plain(value) => Content::default().with_bytes(value.into()),
         Value::Sealed(value) => Content::default().with_sealed(value),
@@ -240,7 +221,7 @@ fn entry(
     let mut after = Vec::new();
     write_before(&row, view, &mut before);
     write_after(&row, view, &mut after);
-    HandlerOutput::Large(Response::json(status, Vec::new()), content.between(before, after))
+    Response::json(status, content.between(before, after))
 }
 
 fn is_full(query: Option<&[u8]>) -> Result<bool, Cow<'_, str>> {

@@ -1,12 +1,13 @@
 //! Inter-node endpoints of a federation, and the report on duplicate entries.
 
+use serde::Serialize;
+
 use super::cursor;
 use super::peers::decoded;
 use crate::http::PARTIAL_RESULT;
 use crate::http::body::ValidationError;
 use crate::http::call::Call;
 use crate::http::error::{failed, not_clustered};
-use crate::http::json::{write_optional, write_string};
 use crate::http::query::parameter;
 use crate::http::response::Response;
 use crate::limits::{DUPLICATES_COUNT_MAX, LIST_PAGE_BYTES};
@@ -40,6 +41,20 @@ pub(in crate::http) async fn write(call: Call<'_>) -> Result<Response, Response>
     Ok(Response::json(200, service.write_reply(request.protocol, write).await.map_err(failed)?))
 }
 
+#[derive(Serialize)]
+struct DuplicatesPage<'a> {
+    duplicates: Vec<DuplicateEntry<'a>>,
+    next_after: Option<String>,
+    silent: &'a [String],
+}
+
+#[derive(Serialize)]
+struct DuplicateEntry<'a> {
+    key: &'a str,
+    environment: Option<&'a str>,
+    owners: Vec<&'a str>,
+}
+
 /// Handles `GET /v1/federation/duplicates`: lists the entries that several nodes have.
 pub(in crate::http) async fn duplicates(call: Call<'_>) -> Result<Response, Response> {
     let Call { settings, service, .. } = call;
@@ -60,40 +75,25 @@ pub(in crate::http) async fn duplicates(call: Call<'_>) -> Result<Response, Resp
         },
     };
     let duplicates = service.duplicates(after, DUPLICATES_COUNT_MAX).await.map_err(failed)?;
-    let mut body = b"{\"duplicates\":[".to_vec();
-    for (index, duplicate) in duplicates.found.iter().enumerate() {
-        body.extend_from_slice(if index > 0 { b",{\"key\":" } else { b"{\"key\":" });
-        write_string(&duplicate.id.key, &mut body);
-        body.extend_from_slice(b",\"environment\":");
-        write_optional(duplicate.id.environment.as_deref(), &mut body);
-        body.extend_from_slice(b",\"owners\":");
-        let own = duplicate.is_local.then_some(&settings.node_id);
-        write_list(own.into_iter().chain(&duplicate.peers), &mut body);
-        body.push(b'}');
-    }
+    let found = duplicates.found.iter().map(|duplicate| {
+        let own = duplicate.is_local.then_some(&*settings.node_id);
+        DuplicateEntry {
+            key: &duplicate.id.key,
+            environment: duplicate.id.environment.as_deref(),
+            owners: own.into_iter().chain(duplicate.peers.iter().map(String::as_str)).collect(),
+        }
+    });
     let last = duplicates.found.last().filter(|_| duplicates.more);
-    let next_after = last.map(|last| cursor::text(&After::Name(last.id.clone())));
-    body.extend_from_slice(b"],\"next_after\":");
-    write_optional(next_after.as_deref(), &mut body);
-    body.extend_from_slice(b",\"silent\":");
-    write_list(duplicates.silent.iter(), &mut body);
-    body.push(b'}');
-    let response = Response::json(200, body);
+    let page = DuplicatesPage {
+        duplicates: found.collect(),
+        next_after: last.map(|last| cursor::text(&After::Name(last.id.clone()))),
+        silent: &duplicates.silent,
+    };
+    let response = Response::serialized(200, &page);
     Ok(match duplicates.silent.is_empty() {
         true => response,
         false => response.with_header(PARTIAL_RESULT, duplicates.silent.join(", ")),
     })
-}
-
-fn write_list<'a>(texts: impl Iterator<Item = &'a String>, out: &mut Vec<u8>) {
-    out.push(b'[');
-    for (index, text) in texts.enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        write_string(text, out);
-    }
-    out.push(b']');
 }
 
 fn require_federation(service: &Service) -> Result<(), Response> {

@@ -2,15 +2,22 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::http::call::Call;
 use crate::http::error::unhealthy;
-use crate::http::json::write_string;
 use crate::http::response::Response;
 use crate::http::settings::Settings;
 use crate::service::Service;
 
 /// An executor that has not ticked for this long is stuck; it normally ticks ten times per second.
 const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+    engine: &'static str,
+}
 
 /// Handles `GET /health`.
 pub(in crate::http) fn health(call: &Call<'_>) -> Response {
@@ -19,10 +26,7 @@ pub(in crate::http) fn health(call: &Call<'_>) -> Response {
     if !reasons.is_empty() {
         return unhealthy(&reasons);
     }
-    let mut body = b"{\"status\":\"healthy\",\"engine\":".to_vec();
-    write_string(settings.engine, &mut body);
-    body.push(b'}');
-    Response::json(200, body)
+    Response::serialized(200, &Health { status: "healthy", engine: settings.engine })
 }
 
 /// Returns the problems of this node; empty if it is healthy.

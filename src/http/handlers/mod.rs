@@ -6,6 +6,7 @@ mod cursor;
 pub(super) mod documentation;
 pub(super) mod federation;
 pub(super) mod health;
+mod list_stream;
 pub(super) mod metrics;
 pub(super) mod peers;
 pub(super) mod system;

@@ -1,39 +1,66 @@
 //! The root resource and readiness.
 
+use serde::Serialize;
+
 use crate::http::call::Call;
 use crate::http::error::not_ready;
 use crate::http::response::Response;
 use crate::service::Service;
 
+#[derive(Serialize)]
+struct Root {
+    service: &'static str,
+    version: &'static str,
+    features: [&'static str; 6],
+    api_key_required: bool,
+    cluster_enabled: bool,
+    cluster_mode: Option<&'static str>,
+    endpoints: Endpoints,
+}
+
+#[derive(Serialize)]
+struct Endpoints {
+    create: &'static str,
+    read: &'static str,
+    update: &'static str,
+    delete: &'static str,
+    list: &'static str,
+    cluster_status: &'static str,
+}
+
 /// Handles `GET /`: the description of this service.
 pub(in crate::http) fn root(call: &Call<'_>) -> Response {
     let Call { settings, service, .. } = call;
-    let (enabled, mode) = match service.cluster() {
-        Some(_) if service.is_federated() => (true, "\"federated\""),
-        Some(_) => (true, "\"replica\""),
-        None => (false, "null"),
+    let cluster_mode = cluster_mode(service);
+    let root = Root {
+        service: "OpenSecureConf API",
+        version: "2.0.0",
+        features: ["encryption", "multithreading", "async", "api-key-auth", "clustering", "environments"],
+        api_key_required: settings.api_keys.are_required(),
+        cluster_enabled: cluster_mode.is_some(),
+        cluster_mode,
+        endpoints: Endpoints {
+            create: "POST /configs",
+            read: "GET /configs/{key}",
+            update: "PUT /configs/{key}",
+            delete: "DELETE /configs/{key}",
+            list: "GET /configs",
+            cluster_status: "GET /cluster/status",
+        },
     };
-    let body = format!(
-        concat!(
-            r#"{{"service":"OpenSecureConf API","version":"2.0.0","#,
-            r#""features":["encryption","multithreading","async","api-key-auth","clustering","environments"],"#,
-            r#""api_key_required":{},"cluster_enabled":{},"cluster_mode":{},"#,
-            r#""endpoints":{{"create":"POST /configs","read":"GET /configs/{{key}}","#,
-            r#""update":"PUT /configs/{{key}}","delete":"DELETE /configs/{{key}}","#,
-            r#""list":"GET /configs","cluster_status":"GET /cluster/status"}}}}"#,
-        ),
-        settings.api_keys.are_required(),
-        enabled,
-        mode,
-    );
-    Response::json(200, body.into_bytes())
+    Response::serialized(200, &root)
+}
+
+/// Returns the mode of the cluster; `None` on a standalone node.
+pub(super) fn cluster_mode(service: &Service) -> Option<&'static str> {
+    service.cluster().map(|_| if service.is_federated() { "federated" } else { "replica" })
 }
 
 /// Handles `GET /ready`.
 pub(in crate::http) fn ready(call: &Call<'_>) -> Response {
     match not_ready_reason(call.service) {
         Some(reason) => not_ready(&reason),
-        None => Response::json(200, br#"{"ready":true}"#.to_vec()),
+        None => Response::json(200, br#"{"ready":true}"#.as_slice()),
     }
 }
 

@@ -294,7 +294,7 @@ fn error_examples_match_the_table() {
     let mut expected: BTreeSet<(u16, String)> = table()
         .iter()
         .map(|response| {
-            let body: Value = serde_json::from_slice(&response.body).expect("JSON");
+            let body: Value = serde_json::from_slice(response.body.in_memory()).expect("JSON");
             (response.status, body.to_string())
         })
         .collect();

@@ -163,6 +163,8 @@ mod tests {
         assert_eq!(string(&out).expect("a string"), all);
         let read: String = serde_json::from_slice(&out).expect("JSON");
         assert_eq!(read, all);
+        // Responses from both writers must not differ.
+        assert_eq!(serde_json::to_vec(&all).expect("a string serializes"), out);
         assert!(out.starts_with(br#""\u0000\u0001"#) && out.contains(&0x7F));
         let mut again = Vec::new();
         assert_eq!(copy(&out, 0, &mut again).expect("a string"), out.len());
