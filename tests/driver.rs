@@ -23,7 +23,7 @@ use opensecureconf::limits::{
     BODIES_BYTES_MAX_PER_EXECUTOR, ENTRY_CACHE_BYTES_MIN, LIST_PAGE_BYTES, PIECE_BYTES, PIECE_COPIES,
     RESPONSES_BYTES_MAX, TRANSFER_BYTES_MIN,
 };
-use opensecureconf::service::Service;
+use opensecureconf::service::{Parts, Service};
 use opensecureconf::storage::{Storage, VersioningOptions};
 use opensecureconf::telemetry::Executors;
 use zeroize::Zeroizing;
@@ -640,7 +640,7 @@ impl Stack {
         let deriver = Arc::new(KeyDeriver::start(2, 64).expect("threads can be started"));
         let pool = Arc::new(BlockingPool::start(2, 4096).expect("threads can be started"));
         let keys = KeyCache::new();
-        let service = Arc::new(Service::new(storage, keys.clone(), deriver, pool, None));
+        let service = Arc::new(Service::new(Parts::standalone(storage, keys.clone(), deriver, pool)));
         let settings = Settings::default();
         let app = App::new(service, settings);
         Self { keys, app, executor: executor() }

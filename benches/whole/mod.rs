@@ -14,7 +14,7 @@ use opensecureconf::blocking::BlockingPool;
 use opensecureconf::crypto::{KeyCache, KeyDeriver};
 use opensecureconf::http::{App, Client, ExecutorContext, Settings, serve};
 use opensecureconf::limits::{ENTRY_CACHE_BYTES_MIN, REQUESTS_COUNT_MAX_PER_CONNECTION};
-use opensecureconf::service::Service;
+use opensecureconf::service::{Parts, Service};
 use opensecureconf::storage::{Storage, VersioningOptions};
 
 /// The client's end of the stream. Once the buffers have reached their final size, it allocates nothing.
@@ -75,7 +75,7 @@ impl Connection {
         let storage = Arc::new(Storage::in_memory(ENTRY_CACHE_BYTES_MIN, Vec::new(), versions));
         let deriver = Arc::new(KeyDeriver::start(1, 8).expect("threads can be started"));
         let pool = Arc::new(BlockingPool::start(1, 8).expect("threads can be started"));
-        let service = Arc::new(Service::new(storage, KeyCache::new(), deriver, pool, None));
+        let service = Arc::new(Service::new(Parts::standalone(storage, KeyCache::new(), deriver, pool)));
         let settings = Settings::default();
         let (executors, responses) = (Arc::clone(&settings.executors), Arc::clone(&settings.response_budget));
         let app = Rc::new(App::new(service, settings));

@@ -51,7 +51,7 @@ impl<N: Network> Context<N> {
         peer: &RefCell<PeerTask>,
         changes: &[Change],
     ) -> Result<bool, PeerError> {
-        let salt = self.service.salt_in_use().0.ok_or(PeerError::SaltDiffers)?;
+        let salt = self.service.salt.in_use().0.ok_or(PeerError::SaltDiffers)?;
         let reply = self.send_message(transport, &Message::Changes { salt, changes }).await?;
         let reply = decode_applied(&reply, changes.len()).map_err(malformed)?;
         if reply.refused > 0 {
@@ -67,7 +67,7 @@ impl<N: Network> Context<N> {
         peer: &RefCell<PeerTask>,
         after: i64,
     ) -> Result<Pushed, PeerError> {
-        let page = self.service.log_changes(after).await.map_err(store_error)?;
+        let page = self.service.replication.log_changes(after).await.map_err(store_error)?;
         let has_refused = match page.changes.is_empty() {
             true => false,
             false => self.post_changes(transport, peer, &page.changes).await?,
@@ -82,7 +82,7 @@ impl<N: Network> Context<N> {
         peer: &RefCell<PeerTask>,
     ) -> Result<Comparison, PeerError> {
         let begun = HlcTimestamp::from_milliseconds(Timestamp::now().as_milliseconds());
-        let root = self.service.root_digest().ok_or(PeerError::Refused)?;
+        let root = self.service.replication.root_digest().ok_or(PeerError::Refused)?;
         let reply = self.send_message(transport, &Message::Digest(root)).await?;
         let record = |digest| peer.borrow_mut().digest = Some(digest);
         if reply == encode_digest(root).as_bytes() {
@@ -91,7 +91,7 @@ impl<N: Network> Context<N> {
         }
         let theirs = decode_digests(&reply).map_err(malformed)?;
         record(root_of(&theirs));
-        let own = self.service.bucket_digests().map_err(store_error)?;
+        let own = self.service.replication.bucket_digests().map_err(store_error)?;
         let differing = own.iter().zip(&theirs).enumerate().filter(|(_, (own, theirs))| own != theirs);
         Ok(Comparison { buckets: differing.map(|(bucket, _)| bucket).collect(), begun })
     }
@@ -107,8 +107,8 @@ impl<N: Network> Context<N> {
         let theirs = decode_versions(&reply, &buckets).map_err(malformed)?;
         let buckets_count = theirs.buckets_count;
         buckets.truncate(buckets_count);
-        let own = self.service.versions(buckets, usize::MAX).await.map_err(store_error)?;
-        let ahead = |version| self.service.ahead_ms(version);
+        let own = self.service.replication.versions(buckets, usize::MAX).await.map_err(store_error)?;
+        let ahead = |version| self.service.replication.ahead_ms(version);
         let ahead: HashMap<EntryId, u64> =
             theirs.known.iter().filter_map(|known| Some((known.id.clone(), ahead(known.version)?))).collect();
         let mut difference = Difference { buckets_count, ..difference(own.known, theirs.known) };
@@ -131,7 +131,7 @@ impl<N: Network> Context<N> {
         let reply = self.send_message(transport, &Message::Entries(ids)).await?;
         let (salt, changes) = decode_entries(&reply, ids).map_err(malformed)?;
         let settled = settled_count(ids, changes.last().map(|change| &change.id));
-        let applied = self.service.apply(salt, changes).await.map_err(store_error)?;
+        let applied = self.service.replication.apply(salt, changes).await.map_err(store_error)?;
         if let Some(ahead_ms) = applied.ahead.iter().map(|(_, ahead_ms)| *ahead_ms).max() {
             self.remark(peer, Remark::IsAhead(ahead_ms));
         }
@@ -145,7 +145,7 @@ impl<N: Network> Context<N> {
         peer: &RefCell<PeerTask>,
         ids: Vec<EntryId>,
     ) -> Result<usize, PeerError> {
-        let changes = self.service.changes(ids.clone()).await.map_err(store_error)?;
+        let changes = self.service.replication.changes(ids.clone()).await.map_err(store_error)?;
         let settled = settled_count(&ids, changes.last().map(|change| &change.id));
         for group in changes.chunks(CHANGES_PER_MESSAGE_MAX) {
             // Refused changes are sent again in the next anti-entropy round.

@@ -109,7 +109,7 @@ pub async fn run<N: Network>(
     mut lists: PeerLists,
 ) {
     let Some(view) = service.cluster().cloned() else { return };
-    let is_new = !service.is_federated() && service.horizon().synced == HlcTimestamp::default();
+    let is_new = !service.is_federated() && service.replication.horizon().synced == HlcTimestamp::default();
     let context = Rc::new(Context {
         network: Rc::new(network),
         service,
@@ -291,22 +291,22 @@ impl<N: Network> Context<N> {
     }
 
     async fn persist(&self, progress: PeerProgress) {
-        if let Err(error) = self.service.persist_progress(progress).await {
+        if let Err(error) = self.service.replication.persist_progress(progress).await {
             tracing::debug!(%error, "cannot persist peer progress; will retry");
         }
     }
 
     /// Describes this node, as its peers see it.
     fn own_info(&self) -> NodeInfo {
-        let (salt, has_entries) = self.service.salt_in_use();
+        let (salt, has_entries) = self.service.salt.in_use();
         NodeInfo {
             name: self.node_id.clone(),
             instance: self.view.instance,
-            node: self.service.node(),
+            node: self.service.replication.node(),
             is_federated: self.service.is_federated(),
             salt,
             has_entries,
-            horizon: self.service.horizon(),
+            horizon: self.service.replication.horizon(),
             protocol: Protocol::NEWEST,
         }
     }
@@ -365,8 +365,8 @@ impl<N: Network> Context<N> {
         };
         let Some(node) = node else { return };
         let cursor = async {
-            let (first, last) = self.service.log_range().await?;
-            let acknowledged = self.service.acknowledged(node).await?;
+            let (first, last) = self.service.replication.log_range().await?;
+            let acknowledged = self.service.replication.acknowledged(node).await?;
             // A new peer, and one whose changes were dropped from the log, gets what it lacks by anti-entropy.
             Ok::<i64, Error>(acknowledged.filter(|sequence| sequence + 1 >= first).unwrap_or(last))
         };
@@ -413,7 +413,7 @@ impl<N: Network> Context<N> {
             match decide(&own, &candidates, self.network.now_ms().saturating_sub(begun_ms)) {
                 Decision::Keep => self.view.salt().open(),
                 Decision::Wait => {}
-                Decision::Generate => match self.service.generate_salt().await {
+                Decision::Generate => match self.service.salt.generate().await {
                     Ok(()) => self.view.salt().open(),
                     Err(error) => tracing::error!(%error, "cannot generate a salt"),
                 },
@@ -451,7 +451,7 @@ impl<N: Network> Context<N> {
         };
         let mut transport = Transport::<N>::new(address.clone(), Arc::clone(&self.auth), expected);
         match transport.call(&*self.network, &Message::Salt, HEALTH_TIMEOUT).await {
-            Ok(salt) => match self.service.replace_unused_salt(salt).await {
+            Ok(salt) => match self.service.salt.replace_unused(salt).await {
                 Ok(ReplaceResult::Replaced) => {
                     tracing::info!(%address, "adopted the salt of this peer");
                     self.view.salt().open();

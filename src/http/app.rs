@@ -1,15 +1,13 @@
 //! The application: decides on a request from its head, then passes it to its handler.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::access_log::{Client, RequestLog};
 use super::body::ValidationError;
 use super::budget::ByteBudget;
-use super::call::{CachedCall, Call, Handshake, Parameter, Prober, Request};
+use super::call::{CachedCall, Call, Handshake, Parameter, Request};
 use super::client_address::client_address;
 use super::connection::{Application, HeadDecision};
 use super::cors;
@@ -22,9 +20,9 @@ use super::route::Route;
 use super::settings::Settings;
 use crate::config::Proxies;
 use crate::http1::{Method, RequestHead};
-use crate::model::{ApiKeys, Requester, UserKey};
+use crate::model::{Requester, UserKey};
 use crate::service::node_auth::{Barrier, Challenge, SharedKey};
-use crate::service::{CredentialKind, NodeAuth, Service};
+use crate::service::{Principal, SentCredentials, Service};
 use crate::telemetry::Executors;
 use crate::wire::{Protocol, header};
 
@@ -32,8 +30,6 @@ impl Default for Settings {
     /// Returns settings that require no API key, a user key of at least eight bytes, and allow no other origins.
     fn default() -> Self {
         Self {
-            api_keys: ApiKeys::default(),
-            node_auth: Arc::new(NodeAuth::new(&[], &ApiKeys::default())),
             user_key_bytes_min: 8,
             node_id: String::new(),
             allowed_hosts: None,
@@ -95,69 +91,9 @@ impl App {
             }
     }
 
-    /// Checks the API key, and returns its index; `None` if none is required.
-    fn check_api_key(
-        &self,
-        sent: Option<&[u8]>,
-        client: Option<IpAddr>,
-    ) -> Result<Option<usize>, RequestError> {
-        if !self.settings.api_keys.are_required() {
-            return Ok(None);
-        }
-        let sent = sent.filter(|sent| !sent.is_empty()).ok_or(RequestError::ApiKeyMissing)?;
-        let checked = match self.settings.api_keys.find(sent) {
-            Some(number) => {
-                let accepted = self.service.credential_accepted(CredentialKind::ApiKey, number, client);
-                accepted.map(|()| Ok(Some(number)))
-            }
-            None => {
-                let failed = self.service.credential_failed(CredentialKind::ApiKey, client);
-                failed.map(|delay| Err(RequestError::ApiKeyWrong { delay }))
-            }
-        };
-        checked.unwrap_or_else(|wait| Err(RequestError::TooManyFailures { wait }))
-    }
-
-    /// Returns whether the request has valid node credentials.
-    ///
-    /// # Errors
-    /// Fails if they are wrong, or missing although `is_required`.
-    fn check_node(
-        &self,
-        head: &RequestHead<'_>,
-        is_required: bool,
-        client: Option<IpAddr>,
-    ) -> Result<bool, RequestError> {
-        let auth = &self.settings.node_auth;
-        if let Some(token) = head.fields(header::TOKEN).next() {
-            // After too many failures the response stays what it is for a wrong one, not a 429: the peer shows
-            // its operator what is wrong, and learns nothing about further guesses.
-            let delay = match auth.accepts(token) {
-                true => match self.service.credential_accepted(CredentialKind::Node, 0, client) {
-                    Ok(()) => return Ok(true),
-                    Err(_wait) => Duration::ZERO,
-                },
-                false => self.service.credential_failed(CredentialKind::Node, client).unwrap_or_default(),
-            };
-            return Err(match auth.shared() {
-                SharedKey::Secret => RequestError::ClusterSecretWrong { delay },
-                SharedKey::ApiKey | SharedKey::Nothing => RequestError::ApiKeyWrong { delay },
-            });
-        }
-        if !is_required {
-            return Ok(false);
-        }
-        if auth.shared() == SharedKey::Secret {
-            return Err(RequestError::ClusterSecretMissing);
-        }
-        // Without a cluster secret, the API key authenticates nodes, as in the Python server. Only the first key does:
-        // any further ones are client keys.
-        match self.check_api_key(head.api_key(), client)? {
-            Some(_) if !self.settings.api_keys.is_first(head.api_key().unwrap_or_default()) => {
-                Err(RequestError::ApiKeyOfClients)
-            }
-            _ => Ok(true),
-        }
+    fn sent_credentials<'a>(head: &RequestHead<'a>, request_log: &RequestLog) -> SentCredentials<'a> {
+        let token = head.fields(header::TOKEN).next();
+        SentCredentials { token, api_key: head.api_key(), address: request_log.client }
     }
 
     /// Determines whether a node sent the request.
@@ -169,19 +105,21 @@ impl App {
         head: &RequestHead<'_>,
         request_log: &RequestLog,
         is_required: bool,
-    ) -> Result<Prober, Response> {
+    ) -> Result<(Principal, Handshake), Response> {
         let challenge = head.fields(header::CHALLENGE).next().and_then(Challenge::parse);
         let is_peer = challenge.is_some() || head.fields(header::TOKEN).next().is_some();
         let barred = |barrier| {
             let handshake = if is_peer { Handshake::Barred(barrier) } else { Handshake::NotWanted };
-            Ok(Prober { is_node: false, handshake })
+            Ok((Principal::Anonymous, handshake))
         };
         if matches!(request_log.audience, Audience::Clients | Audience::Admin) {
             if !is_required {
                 return barred(Barrier::OtherPort);
             }
             // The salt: as in the Python server, clients may use it, unless nodes have certificates or a secret.
-            if request_log.lacks_node_certificate || self.settings.node_auth.shared() == SharedKey::Secret {
+            if request_log.lacks_node_certificate
+                || self.service.authentication.nodes().shared() == SharedKey::Secret
+            {
                 return Err(RouteError::NotFound.into());
             }
         }
@@ -194,16 +132,17 @@ impl App {
                 false => barred(Barrier::Certificate),
             };
         }
-        let is_node = self.check_node(head, is_required, request_log.client).map_err(|error| {
+        let sent = Self::sent_credentials(head, request_log);
+        let principal = self.service.authentication.node(sent, is_required).map_err(|error| {
             self.record_refused_node(request_log);
-            Response::from(&error)
+            Response::from(&RequestError::from(error))
         })?;
-        Ok(Prober { is_node, handshake: challenge.map_or(Handshake::NotWanted, Handshake::Challenged) })
+        Ok((principal, challenge.map_or(Handshake::NotWanted, Handshake::Challenged)))
     }
 
     /// Logs and counts a TLS handshake that failed at a listener for peers.
     pub fn record_failed_handshake(&self, client: &Client, error: &std::io::Error) {
-        if let Some(count) = self.settings.node_auth.note_refusal() {
+        if let Some(count) = self.service.authentication.nodes().note_refusal() {
             let address = client.address.map(tracing::field::display);
             tracing::warn!(address, %error, count, "TLS handshake with a peer failed");
         }
@@ -212,7 +151,7 @@ impl App {
     /// Logs and counts refused node credentials, on a node of a cluster.
     fn record_refused_node(&self, request_log: &RequestLog) {
         if self.service.cluster().is_some()
-            && let Some(count) = self.settings.node_auth.note_refusal()
+            && let Some(count) = self.service.authentication.nodes().note_refusal()
         {
             let address = request_log.client.map(tracing::field::display);
             let endpoint = request_log.endpoint.text;
@@ -220,28 +159,28 @@ impl App {
         }
     }
 
-    /// Checks the credentials of a node or the API key, as the operation requires. Returns the sender of a health
-    /// check, and the index of the API key.
-    fn authorize(
+    /// Authenticates the sender, as the operation requires.
+    fn authenticate(
         &self,
         head: &RequestHead<'_>,
         request_log: &RequestLog,
         access: Access,
         endpoint: &Endpoint,
-    ) -> Result<(Prober, Option<usize>), Response> {
+    ) -> Result<(Principal, Handshake), Response> {
         if access.checks_nodes() {
-            return Ok((self.identify(head, request_log, access.needs_node())?, None));
+            return self.identify(head, request_log, access.needs_node());
         }
         if !self.needs_api_key(access) {
-            return Ok((Prober::default(), None));
+            return Ok((Principal::Anonymous, Handshake::NotWanted));
         }
-        let index =
-            self.check_api_key(head.api_key(), request_log.client).map_err(|error| Response::from(&error))?;
-        if let Some(index) = index.filter(|_| endpoint.counts_for_limits()) {
+        let sent = Self::sent_credentials(head, request_log);
+        let principal = self.service.authentication.client(sent);
+        let principal = principal.map_err(|error| Response::from(&RequestError::from(error)))?;
+        if let Some(index) = principal.api_key().filter(|_| endpoint.counts_for_limits()) {
             let checked = self.settings.rates.check_api_key(index);
             checked.map_err(|wait| Response::from(&RequestError::TooManyRequests { wait }))?;
         }
-        Ok((Prober::default(), index))
+        Ok((principal, Handshake::NotWanted))
     }
 
     fn user_key<'a>(&self, sent: Option<&'a [u8]>) -> Result<&'a [u8], Response> {
@@ -305,7 +244,7 @@ impl Application for App {
         })?;
         let Route { endpoint, operation, parameter, .. } = route;
         let access = operation.access;
-        let (prober, api_key_index) = self.authorize(head, request_log, access, endpoint)?;
+        let (principal, handshake) = self.authenticate(head, request_log, access, endpoint)?;
         let protocol = if access.needs_node() { protocol_of(head)? } else { Protocol::default() };
         let user_key = match access.needs_user_key() {
             true => Some(self.user_key(head.user_key())?),
@@ -334,8 +273,9 @@ impl Application for App {
         let query = head.query().map(<[u8]>::to_vec);
         let content_type = head.content_type().filter(|_| takes_body).map(<[u8]>::to_vec);
         let (parameter, user_key) = (parameter.into_owned(), user_key.map(UserKey::from_header));
-        let requester = Requester::new(request_log.client, api_key_index);
-        let request = Request { parameter, user_key, requester, query, content_type, prober, protocol };
+        let requester = Requester::new(request_log.client, principal.api_key());
+        let request =
+            Request { parameter, user_key, requester, query, content_type, principal, handshake, protocol };
         let request = Admitted { handler: operation.handler, request };
         Ok(HeadDecision::ReadBody { request, body_bytes_max })
     }

@@ -11,7 +11,7 @@ use super::query::parameter;
 use super::settings::Settings;
 use crate::model::{Requester, UserKey};
 use crate::service::node_auth::{Barrier, Challenge};
-use crate::service::{Credentials, Service};
+use crate::service::{Credentials, Principal, Service};
 use crate::wire::Protocol;
 
 /// An accepted request with its body.
@@ -47,18 +47,12 @@ pub(super) struct Request {
     pub(super) requester: Requester,
     pub(super) query: Option<Vec<u8>>,
     pub(super) content_type: Option<Vec<u8>>,
-    /// The sender, for a health check.
-    pub(super) prober: Prober,
+    /// The authenticated sender.
+    pub(super) principal: Principal,
+    /// The state of the node authentication, for a health check.
+    pub(super) handshake: Handshake,
     /// The version of the messages, for a request of a node.
     pub(super) protocol: Protocol,
-}
-
-/// The sender of a health check.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Prober {
-    /// Whether the sender has presented node credentials.
-    pub(super) is_node: bool,
-    pub(super) handshake: Handshake,
 }
 
 /// The state of the node authentication that a health check carries.

@@ -10,6 +10,7 @@ use super::response::{Body, Response};
 use crate::http1::ProtocolError;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_COUNT_MAX, REQUEST_LINE_BYTES_MAX, RETRY_AFTER_SECONDS};
 use crate::service;
+use crate::service::AuthError;
 
 #[derive(Serialize)]
 struct Detail<'a> {
@@ -33,16 +34,7 @@ fn too_many(text: &str, wait: Duration) -> Response {
 /// The reason why a request is rejected after its head.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RequestError {
-    ApiKeyMissing,
-    ApiKeyWrong {
-        delay: Duration,
-    },
-    /// A client's API key on an endpoint that accepts only the nodes' key.
-    ApiKeyOfClients,
-    ClusterSecretMissing,
-    ClusterSecretWrong {
-        delay: Duration,
-    },
+    Authentication(AuthError),
     NodeCertificateMissing,
     UserKeyTooShort {
         bytes_min: usize,
@@ -57,27 +49,37 @@ pub(super) enum RequestError {
     TooManyRequests {
         wait: Duration,
     },
-    TooManyFailures {
-        wait: Duration,
-    },
+}
+
+impl From<AuthError> for RequestError {
+    fn from(error: AuthError) -> Self {
+        Self::Authentication(error)
+    }
+}
+
+impl From<&AuthError> for Response {
+    fn from(error: &AuthError) -> Self {
+        match error {
+            AuthError::ApiKeyMissing => {
+                detail(403, "API key required but missing. Provide X-API-Key header.")
+            }
+            AuthError::ApiKeyWrong { delay } => detail(403, "Invalid API key").delayed(*delay),
+            AuthError::ApiKeyOfClients => {
+                detail(403, "This endpoint is for nodes and takes only the first API key of the server")
+            }
+            AuthError::ClusterSecretMissing => {
+                detail(403, "This endpoint is for nodes that have the cluster secret")
+            }
+            AuthError::ClusterSecretWrong { delay } => detail(403, "Invalid cluster secret").delayed(*delay),
+            AuthError::TooManyFailures { wait } => too_many("Too many failed keys, try again later", *wait),
+        }
+    }
 }
 
 impl From<&RequestError> for Response {
     fn from(error: &RequestError) -> Self {
         match error {
-            RequestError::ApiKeyMissing => {
-                detail(403, "API key required but missing. Provide X-API-Key header.")
-            }
-            RequestError::ApiKeyWrong { delay } => detail(403, "Invalid API key").delayed(*delay),
-            RequestError::ApiKeyOfClients => {
-                detail(403, "This endpoint is for nodes and takes only the first API key of the server")
-            }
-            RequestError::ClusterSecretMissing => {
-                detail(403, "This endpoint is for nodes that have the cluster secret")
-            }
-            RequestError::ClusterSecretWrong { delay } => {
-                detail(403, "Invalid cluster secret").delayed(*delay)
-            }
+            RequestError::Authentication(error) => error.into(),
             RequestError::NodeCertificateMissing => {
                 detail(403, "Node certificate required (issued by a CA in OSC_CLUSTER_CA_CERTS)")
             }
@@ -86,9 +88,6 @@ impl From<&RequestError> for Response {
                 &format!("x-user-key header missing or too short (minimum {bytes_min} characters)"),
             ),
             RequestError::TooManyRequests { wait } => too_many("Too many requests, try again later", *wait),
-            RequestError::TooManyFailures { wait } => {
-                too_many("Too many failed keys, try again later", *wait)
-            }
             RequestError::Conditional => detail(
                 412,
                 "If-Match, If-None-Match and If-Unmodified-Since are not supported: no entry matches",
@@ -184,7 +183,7 @@ impl From<service::Error> for Response {
             Error::WrongUserKey { key } => {
                 detail(401, &format!("x-user-key does not open configuration '{key}'"))
             }
-            Error::TooManyFailures { wait } => (&RequestError::TooManyFailures { wait }).into(),
+            Error::TooManyFailures { wait } => (&AuthError::TooManyFailures { wait }).into(),
             Error::Delayed { delay, error } => Self::from(*error).delayed(delay),
             Error::Unreadable { key, what } => {
                 detail(422, &format!("The stored value of configuration '{key}' is unreadable: {what}"))

@@ -5,17 +5,11 @@ use std::sync::Arc;
 use super::budget::ByteBudget;
 use super::rate_limits::RateLimits;
 use crate::config::{AllowedHosts, Origins, Proxies};
-use crate::model::ApiKeys;
-use crate::service::NodeAuth;
 use crate::telemetry::{Executors, Gauge};
 
 /// The part of the configuration that the handlers need.
 #[derive(Debug)]
 pub struct Settings {
-    /// The accepted API keys, if one is required.
-    pub api_keys: ApiKeys,
-    /// Credentials of nodes.
-    pub node_auth: Arc<NodeAuth>,
     /// Shortest accepted user key, in bytes.
     pub user_key_bytes_min: usize,
     /// This node's name.

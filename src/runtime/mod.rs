@@ -54,7 +54,8 @@ use crate::crypto::{KeyCache, KeyDeriver};
 use crate::http::{App, Audience, ByteBudget, RateLimits, Settings};
 use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
 use crate::model::{ApiKeys, Timestamp};
-use crate::service::{ClusterView, Federation, Guard, NodeAuth, SequenceWatch, Service};
+use crate::service::federation::ClusterTaskQueue;
+use crate::service::{ClusterView, Federation, Guard, NodeAuth, Parts, SequenceWatch, Service};
 use crate::storage::{OpenError, Storage, Subscriber, VersioningOptions, sqlite};
 use crate::telemetry::{Executors, Log};
 
@@ -143,30 +144,30 @@ fn run_on<E: Engine>(
 
     // Before any file is changed: another server may be using the address.
     let listeners = bind(config, plan.cores.len())?;
-    let instance = random_number();
     let log_position = Arc::new(SequenceWatch::default());
     let pool = start_pool(plan)?;
     let storage = open_storage(config, plan, &pool, events.clone(), &log_position)?;
     let deriver = start_deriver(plan)?;
     let keys = KeyCache::new();
-    let view =
-        config.cluster.as_ref().map(|cluster| Arc::new(ClusterView::new(instance, log_position, cluster)));
-    let federation = config.cluster.as_ref().and_then(|cluster| cluster.federation.as_ref());
-    let (federation, requests) = federation
-        .zip(view.as_ref())
-        .map(|(federation, view)| Federation::new(federation, Arc::clone(view)))
-        .unzip();
-    let service =
-        Service::new(Arc::clone(&storage), keys.clone(), Arc::clone(&deriver), Arc::clone(&pool), view);
-    let guard = Guard::new(config.clients.failed_keys_per_address);
-    let service = Arc::new(service.federated(federation).guarded_by(guard));
+    let (view, federation, requests) = join_cluster(config, log_position);
     let api_keys = ApiKeys::new(config.api_keys.clone());
     let node_auth = Arc::new(NodeAuth::new(&config.cluster_secrets, &api_keys));
+    let service = Arc::new(Service::new(Parts {
+        storage: Arc::clone(&storage),
+        keys: keys.clone(),
+        deriver: Arc::clone(&deriver),
+        pool: Arc::clone(&pool),
+        cluster: view,
+        federation,
+        guard: Guard::new(config.clients.failed_keys_per_address),
+        api_keys: api_keys.clone(),
+        node_auth: Arc::clone(&node_auth),
+    }));
     let connections_max = descriptors.connections_max();
     let mut expiry = reload::ExpiryWatch::default();
     // Before the first scrape.
     expiry.look(&config.certificates, jiff::Timestamp::now());
-    let settings = settings(config, kind, connections_max, &api_keys, &node_auth, &expiry);
+    let settings = settings(config, kind, connections_max, &expiry);
     let executors = Arc::clone(&settings.executors);
     let watched_executors = Arc::clone(&executors);
     let answers = Arc::clone(&settings.response_budget);
@@ -223,6 +224,20 @@ fn run_on<E: Engine>(
     conclude(event, outcome)
 }
 
+/// Creates what only a node of a cluster has: the status and, in federated mode, the federation with the queue of its
+/// requests.
+fn join_cluster(
+    config: &Config,
+    log_position: Arc<SequenceWatch>,
+) -> (Option<Arc<ClusterView>>, Option<Federation>, Option<ClusterTaskQueue>) {
+    let Some(cluster) = &config.cluster else { return (None, None, None) };
+    let view = Arc::new(ClusterView::new(random_number(), log_position, cluster));
+    let federation = cluster.federation.as_ref();
+    let (federation, requests) =
+        federation.map(|federation| Federation::new(federation, Arc::clone(&view))).unzip();
+    (Some(view), federation, requests)
+}
+
 /// Returns the result of the server: a fatal event outranks the outcome of the executors.
 fn conclude(event: ControlEvent, outcome: Result<(), Error>) -> Result<(), Error> {
     match (event, outcome) {
@@ -268,13 +283,9 @@ fn settings(
     config: &Config,
     kind: EngineKind,
     connections_max: usize,
-    api_keys: &ApiKeys,
-    node_auth: &Arc<NodeAuth>,
     expiry: &reload::ExpiryWatch,
 ) -> Settings {
     Settings {
-        api_keys: api_keys.clone(),
-        node_auth: Arc::clone(node_auth),
         user_key_bytes_min: config.user_key_bytes_min,
         node_id: config.node_id.clone(),
         allowed_hosts: config.allowed_hosts.clone(),

@@ -1,10 +1,10 @@
 //! Use cases under the brute-force guard, which permits each attempt and is informed of its result.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
-use super::guard::{Attempt, CredentialKind, Guard, Permit};
-use super::{Credentials, Error, Service};
+use super::context::Context;
+use super::guard::{Attempt, CredentialKind, Permit};
+use super::{Credentials, Error};
 
 /// Purpose of a use case on the entry that it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(super) enum Purpose {
     Create,
 }
 
-impl Service {
+impl Context {
     /// Runs a use case on one entry under the guard.
     ///
     /// # Errors
@@ -67,36 +67,6 @@ impl Service {
         self.failed(&Attempt { cached: None, ..self.tried(credentials, None) })
     }
 
-    /// Counts a wrong API key or node credential, and returns the delay of the response.
-    ///
-    /// # Errors
-    /// Returns the time to wait if the attempt is refused.
-    pub fn credential_failed(
-        &self,
-        kind: CredentialKind,
-        address: Option<IpAddr>,
-    ) -> Result<Duration, Duration> {
-        self.guard.credential_failed(kind, address, self.now_ms())
-    }
-
-    /// Admits a valid API key or node credential, identified by its number.
-    ///
-    /// # Errors
-    /// Returns the time to wait if the client has no attempts left after its failures.
-    pub fn credential_accepted(
-        &self,
-        kind: CredentialKind,
-        number: usize,
-        address: Option<IpAddr>,
-    ) -> Result<(), Duration> {
-        self.guard.credential_accepted(kind, number, address, || self.now_ms())
-    }
-
-    /// Returns the guard, for its counts.
-    pub fn guard(&self) -> &Guard {
-        &self.guard
-    }
-
     fn tried<'a>(&self, credentials: &Credentials<'_>, entry: Option<&'a str>) -> Attempt<'a> {
         let user_key = credentials.user_key.header_bytes();
         let id = self.keys.id_of(user_key);
@@ -120,9 +90,5 @@ impl Service {
     fn refused(&self, wait: Duration) -> Error {
         self.guard.count_refusal(CredentialKind::UserKey);
         Error::TooManyFailures { wait }
-    }
-
-    pub(super) fn now_ms(&self) -> u64 {
-        u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX)
     }
 }

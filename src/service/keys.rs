@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Error, Service};
+use super::Error;
+use super::context::Context;
 use crate::crypto::{DerivedKey, Lookup, Salt};
 use crate::model::{Requester, UserKey};
 
@@ -15,7 +16,7 @@ pub struct Credentials<'a> {
     pub requester: Requester,
 }
 
-impl Service {
+impl Context {
     /// Returns the derived key of a user key.
     ///
     /// # Errors

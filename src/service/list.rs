@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::context::Context;
 use super::decryptor::Decryptor;
+use super::entries::Entries;
 use super::federation::RemoteEntries;
-use super::{Credentials, Error, Service};
+use super::{Credentials, Error};
 use crate::crypto::DerivedKey;
 use crate::limits::LIST_INLINE_BYTES;
 use crate::model::{EntryId, Filter, SealedEntry, SecretBytes};
@@ -55,7 +57,7 @@ impl Default for After {
 /// List in progress. It holds no database resources between two pages.
 #[derive(Debug)]
 pub struct EntryList {
-    service: Arc<Service>,
+    context: Arc<Context>,
     derived: Arc<DerivedKey>,
     query: ListQuery,
     reports_hidden: bool,
@@ -89,22 +91,22 @@ struct LocalPage {
     next_after: Option<i64>,
 }
 
-impl Service {
+impl Entries {
     /// Starts a list of the entries that the user key decrypts.
     ///
     /// # Errors
     /// Fails if the guard refuses the attempt, if the node has not joined yet, or if no key can be derived now.
     pub async fn list(
-        self: &Arc<Self>,
+        &self,
         credentials: &Credentials<'_>,
         query: ListQuery,
         render: Render,
     ) -> Result<EntryList, Error> {
-        let tries_key = self.permit_list(credentials)?;
-        self.has_joined().await?;
-        let derived = self.derived_key(credentials).await?;
+        let tries_key = self.context.permit_list(credentials)?;
+        self.context.has_joined().await?;
+        let derived = self.context.derived_key(credentials).await?;
         Ok(EntryList {
-            service: Arc::clone(self),
+            context: Arc::clone(&self.context),
             derived,
             reports_hidden: query.is_complete(),
             tries_key,
@@ -155,7 +157,7 @@ impl EntryList {
 
     /// Returns whether the list includes the entries of peers.
     pub fn includes_peers(&self) -> bool {
-        self.service.federation.is_some() && !self.query.is_local
+        self.context.federation.is_some() && !self.query.is_local
     }
 
     /// Returns whether the number of hidden entries may be reported.
@@ -170,7 +172,7 @@ impl EntryList {
     /// Returns [`Error::TooManyFailures`] if the attempt is refused.
     pub fn shows_nothing(&self, credentials: &Credentials<'_>) -> Result<Duration, Error> {
         match self.tries_key {
-            true => self.service.list_failed(credentials),
+            true => self.context.list_failed(credentials),
             false => Ok(Duration::ZERO),
         }
     }
@@ -207,26 +209,26 @@ impl EntryList {
     /// Reads a page of local entries. Small pages are decrypted on the executor, all others on the pool.
     async fn local_page(&self, after: i64) -> Result<LocalPage, Error> {
         let (limit, render, derived) = (self.query.limit, self.render, Arc::clone(&self.derived));
-        let page = self.service.storage.scan(&self.query.filter, after).await?;
+        let page = self.context.storage.scan(&self.query.filter, after).await?;
         if page.bytes <= LIST_INLINE_BYTES {
             return Ok(LocalPage::render(&page, &derived, limit, render));
         }
-        self.service.on_pool(move || LocalPage::render(&page, &derived, limit, render)).await
+        self.context.on_pool(move || LocalPage::render(&page, &derived, limit, render)).await
     }
 
     async fn next_remote(&mut self, after: Option<&EntryId>) -> Result<RenderedPage, Error> {
-        let Some(federation) = &self.service.federation else {
+        let Some(federation) = &self.context.federation else {
             self.finished = true;
             return Ok(RenderedPage::default());
         };
-        let salt = self.service.salt_in_use().0;
+        let salt = self.context.salt_in_use().0;
         let filter = &self.query.filter;
         let remote = self
             .remote
             .get_or_insert_with(|| RemoteEntries::new(federation, salt, filter.clone(), after, false));
         let rows_max =
             self.query.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        let rows = self.service.next_of_others(federation, remote, rows_max).await?;
+        let rows = self.context.next_of_others(federation, remote, rows_max).await?;
         self.silent = remote.silent();
         let Some(rows) = rows else {
             self.finished = true;
@@ -237,7 +239,7 @@ impl EntryList {
         }
         let (limit, render, derived) = (self.query.limit, self.render, Arc::clone(&self.derived));
         let job = move || render_page(&rows, &derived, limit, render);
-        self.service.on_pool(job).await
+        self.context.on_pool(job).await
     }
 }
 

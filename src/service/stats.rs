@@ -1,9 +1,10 @@
 //! Statistics of the components for the metrics, and their problems for the health check.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Error, Service};
+use super::context::Context;
+use super::{Error, Guard};
 use crate::crypto::Counts;
 use crate::model::Revision;
 use crate::storage::EngineCounts;
@@ -39,18 +40,30 @@ pub struct Stats {
     pub pages_cached: usize,
 }
 
-impl Service {
+/// Statistics and health of this node.
+#[derive(Debug)]
+pub struct Statistics {
+    context: Arc<Context>,
+    /// Time and result of the last count of the entries.
+    entries_counted: Mutex<Option<(Instant, u64)>>,
+}
+
+impl Statistics {
+    pub(super) fn new(context: Arc<Context>) -> Self {
+        Self { context, entries_counted: Mutex::default() }
+    }
+
     /// Returns the current statistics.
-    pub fn stats(&self) -> Stats {
-        let (rows_cached_bytes, rows_cached) = self.storage.entries_usage();
-        let (pages_cached_bytes, pages_cached) = self.storage.pages_usage();
+    pub fn snapshot(&self) -> Stats {
+        let (rows_cached_bytes, rows_cached) = self.context.storage.entries_usage();
+        let (pages_cached_bytes, pages_cached) = self.context.storage.pages_usage();
         Stats {
-            keys: self.keys.counts(),
-            derivations_queued: self.deriver.queued_count(),
-            derivations_queued_max: self.deriver.queue_max(),
-            reads_queued: self.pool.queued_count(),
-            reads_queued_max: self.pool.queue_max(),
-            writes_queued: self.storage.queued_count().unwrap_or_default(),
+            keys: self.context.keys.counts(),
+            derivations_queued: self.context.deriver.queued_count(),
+            derivations_queued_max: self.context.deriver.queue_max(),
+            reads_queued: self.context.pool.queued_count(),
+            reads_queued_max: self.context.pool.queue_max(),
+            writes_queued: self.context.storage.queued_count().unwrap_or_default(),
             rows_cached_bytes,
             rows_cached,
             pages_cached_bytes,
@@ -60,17 +73,17 @@ impl Service {
 
     /// Returns the counters of the store's writer.
     pub fn engine_counts(&self) -> &EngineCounts {
-        self.storage.counts()
+        self.context.storage.counts()
     }
 
     /// Returns the revision of the last change of an entry.
     pub fn revision(&self) -> Revision {
-        self.storage.feed().last()
+        self.context.storage.feed().last()
     }
 
     /// Reads the process statistics of the operating system; `None` if the pool is busy.
     pub async fn process_stats(&self) -> Option<ProcessStats> {
-        self.pool.submit(ProcessStats::read).ok()?.await.ok()?
+        self.context.pool.submit(ProcessStats::read).ok()?.await.ok()?
     }
 
     /// Returns the number of entries on this node, which may be a few seconds old.
@@ -84,7 +97,7 @@ impl Service {
         {
             return Ok(count);
         }
-        let count = self.storage.count().await?;
+        let count = self.context.storage.count().await?;
         *self.entries_counted.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), count));
         Ok(count)
     }
@@ -92,8 +105,8 @@ impl Service {
     /// Returns the health problems of this node, empty if it is healthy.
     pub fn health_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let writer = self.storage.counts();
-        if self.storage.queued_count().is_none() {
+        let writer = self.context.storage.counts();
+        if self.context.storage.queued_count().is_none() {
             problems.push("the database is closed".to_owned());
         } else if Duration::from_millis(writer.since_heartbeat_ms()) > WRITER_TIMEOUT {
             problems.push(format!(
@@ -106,5 +119,15 @@ impl Service {
             problems.push("no space is left to write; reading goes on".to_owned());
         }
         problems
+    }
+
+    /// Returns the guard, for its counts.
+    pub fn guard(&self) -> &Guard {
+        &self.context.guard
+    }
+
+    /// Returns the time since the start.
+    pub fn uptime(&self) -> Duration {
+        self.context.uptime()
     }
 }

@@ -12,7 +12,7 @@ use crate::http::error::{detail, failed, not_clustered, salt_as_form};
 use crate::http::response::Response;
 use crate::limits::SALT_BYTES;
 use crate::service::node_auth::signed_response;
-use crate::service::{Member, Service};
+use crate::service::{Member, Principal, Service};
 use crate::storage::{ImportResult, SaltProblem};
 use crate::wire::replication::{encode_digest, encode_horizon};
 use crate::wire::{FEDERATED, Protocol, REPLICA, header};
@@ -54,24 +54,24 @@ struct NodeHealth<'a> {
 /// headers; a sender with a challenge gets the headers for mutual authentication.
 pub(in crate::http) fn health(call: &Call<'_>) -> Response {
     let Call { settings, service, .. } = call;
-    let prober = call.request.prober;
+    let is_node = call.request.principal == Principal::Node;
     let health = NodeHealth { status: "healthy", node_id: &settings.node_id };
     let mut response = Response::serialized(200, &health);
     let Some(cluster) = service.cluster() else { return response };
-    if prober.is_node {
+    if is_node {
         response.headers = identity(service, cluster.instance);
     }
-    let peer_challenge = match prober.handshake {
+    let peer_challenge = match call.request.handshake {
         Handshake::NotWanted => return response,
         Handshake::Barred(barrier) => return response.with_header(header::AUTH, barrier.name()),
         Handshake::Challenged(challenge) => challenge,
     };
-    let credentials = settings.node_auth.credentials();
-    let local_challenge = settings.node_auth.challenge();
+    let credentials = service.authentication.nodes().credentials();
+    let local_challenge = service.authentication.nodes().challenge();
     let response = response
         .with_header(header::CHALLENGE, local_challenge.to_string())
         .with_header(header::AUTH, credentials.shared().name());
-    if !prober.is_node && !credentials.shared().resists_guessing() {
+    if !is_node && !credentials.shared().resists_guessing() {
         return response;
     }
     let field = |name: &str| {
@@ -85,15 +85,15 @@ pub(in crate::http) fn health(call: &Call<'_>) -> Response {
 
 /// Returns the headers that nodes of one cluster exchange about themselves.
 fn identity(service: &Service, instance: u64) -> Vec<(&'static str, Cow<'static, str>)> {
-    let (salt, is_sealed_with) = service.salt_in_use();
+    let (salt, is_sealed_with) = service.salt.in_use();
     let mut headers: Vec<(&str, Cow<'_, str>)> = vec![
         (header::PROTOCOL, Protocol::NEWEST.to_string().into()),
         (header::INSTANCE, format!("{instance:016x}").into()),
         (header::MODE, if service.is_federated() { FEDERATED.into() } else { REPLICA.into() }),
-        (header::HORIZON, encode_horizon(&service.horizon()).into()),
+        (header::HORIZON, encode_horizon(&service.replication.horizon()).into()),
         (header::ENTRIES, is_sealed_with.to_string().into()),
     ];
-    headers.extend(service.node().map(|node| (header::NODE, node.to_string().into())));
+    headers.extend(service.replication.node().map(|node| (header::NODE, node.to_string().into())));
     headers.extend(salt.map(|salt| (header::SALT, format!("{salt:016x}").into())));
     headers
 }
@@ -145,8 +145,8 @@ pub(in crate::http) fn members(call: &Call<'_>) -> Response {
     let list = MemberList {
         node_id: &settings.node_id,
         // Both exist only in a store that keeps versions; the digest of a large one is not available immediately.
-        node: service.node().as_ref().map(ToString::to_string),
-        digest: service.node().and(service.root_digest()).map(encode_digest),
+        node: service.replication.node().as_ref().map(ToString::to_string),
+        digest: service.replication.node().and(service.replication.root_digest()).map(encode_digest),
         members: members.iter().map(MemberStatus::of).collect(),
     };
     Response::serialized(200, &list)
@@ -155,8 +155,8 @@ pub(in crate::http) fn members(call: &Call<'_>) -> Response {
 /// Handles `GET /cluster/salt`. In a cluster that has not agreed on a salt yet, the response waits for it.
 pub(in crate::http) async fn read_salt(call: Call<'_>) -> Result<Response, Response> {
     let service = call.service;
-    service.salt_is_agreed().await.map_err(failed)?;
-    Ok(match service.salt() {
+    service.salt.is_agreed().await.map_err(failed)?;
+    Ok(match service.salt.current() {
         None => detail(404, "Salt file not found on this node"),
         Some(salt) => Response {
             status: 200,
@@ -182,7 +182,7 @@ pub(in crate::http) async fn adopt_salt(call: Call<'_>) -> Result<Response, Resp
     if call.content_type().is_some_and(is_form_type) {
         return Err(salt_as_form());
     }
-    Ok(match call.service.adopt_salt(call.body.to_vec()).await.map_err(failed)? {
+    Ok(match call.service.salt.adopt(call.body.to_vec()).await.map_err(failed)? {
         ImportResult::Created => Response::serialized(
             200,
             &SaltAdopted {

@@ -53,7 +53,7 @@ pub(in crate::http) async fn create(call: Call<'_>) -> Result<Response, Response
         )
         .into());
     }
-    let found = call.service.create(&call.credentials(), new).await.map_err(failed)?;
+    let found = call.service.entries.create(&call.credentials(), new).await.map_err(failed)?;
     Ok(entry(201, found, None, true))
 }
 
@@ -67,7 +67,7 @@ pub(in crate::http) fn try_read_cached(call: &CachedCall<'_>, out: &mut Vec<u8>)
     let full = is_full(query).ok()?;
     let environment = environment(query);
     let requested = environment.as_deref();
-    let found = service.try_read_cached(user_key, &key.text, requested)?;
+    let found = service.entries.try_read_cached(user_key, &key.text, requested)?;
     let row = found.row();
     // A large value is sent piece by piece.
     if found.value_bytes_max() > LARGE_VALUE_BYTES {
@@ -84,7 +84,7 @@ pub(in crate::http) async fn read(call: Call<'_>) -> Result<Response, Response> 
     let environment = call.environment();
     let requested = environment.as_deref();
     let found = named(call.key(), requested)?;
-    let found = call.service.read(&call.credentials(), found, requested).await;
+    let found = call.service.entries.read(&call.credentials(), found, requested).await;
     let found = found.map_err(|error| error_or_redirect(&call, error))?;
     Ok(entry(200, found, requested, full))
 }
@@ -95,7 +95,7 @@ pub(in crate::http) async fn update(call: Call<'_>) -> Result<Response, Response
     let environment = call.environment();
     let requested = environment.as_deref();
     let text = named(call.key(), requested)?;
-    let found = call.service.update(&call.credentials(), text, requested, update).await;
+    let found = call.service.entries.update(&call.credentials(), text, requested, update).await;
     let found = found.map_err(|error| error_or_redirect(&call, error))?;
     Ok(entry(200, found, requested, true))
 }
@@ -109,7 +109,7 @@ struct Deleted {
 pub(in crate::http) async fn delete(call: Call<'_>) -> Result<Response, Response> {
     let environment = call.environment();
     let text = named(call.key(), environment.as_deref())?;
-    let deleted = call.service.delete(&call.credentials(), text, environment.as_deref()).await;
+    let deleted = call.service.entries.delete(&call.credentials(), text, environment.as_deref()).await;
     deleted.map_err(|error| error_or_redirect(&call, error))?;
     let message = format!("Configuration '{text}' deleted successfully");
     Ok(Response::serialized(200, &Deleted { message }))
@@ -133,7 +133,7 @@ async fn list_entries(call: &Call<'_>, is_local: bool) -> Result<Response, Respo
         (true, true) => |row, value, out| render(row, value, row.environment.as_deref(), true, out),
     };
     let query = list_query(call, is_local)?;
-    let mut list = call.service.list(&call.credentials(), query, render).await.map_err(failed)?;
+    let mut list = call.service.entries.list(&call.credentials(), query, render).await.map_err(failed)?;
     let RenderedPage { bytes: mut first, mut hidden_count, .. } =
         list.next_page().await.map_err(failed)?.unwrap_or_default();
     // Most lists still fit with the peers' entries, and can then report everything in header fields, not trailers.

@@ -19,7 +19,7 @@ pub(in crate::http) async fn find(call: Call<'_>) -> Result<Response, Response> 
     let Call { service, body, request, .. } = call;
     require_federation(service)?;
     let find = decoded(service, body, decode_find).await?;
-    Ok(Response::json(200, service.find_reply(request.protocol, &find).await.map_err(failed)?))
+    Ok(Response::json(200, service.federated.find_reply(request.protocol, &find).await.map_err(failed)?))
 }
 
 /// Handles `POST /cluster/page`: returns entries of this node in the order of their names.
@@ -28,17 +28,17 @@ pub(in crate::http) async fn page(call: Call<'_>) -> Result<Response, Response> 
     require_federation(service)?;
     let mut query = decoded(service, body, decode_query).await?;
     query.bytes_max = query.bytes_max.min(LIST_PAGE_BYTES);
-    let _share = service.share_for_peer(query.bytes_max).map_err(failed)?;
-    Ok(Response::json(200, service.page_reply(request.protocol, query).await.map_err(failed)?))
+    let _share = service.peer_work.share(query.bytes_max).map_err(failed)?;
+    Ok(Response::json(200, service.federated.page_reply(request.protocol, query).await.map_err(failed)?))
 }
 
 /// Handles `POST /cluster/write`: changes an entry of this node by compare-and-swap.
 pub(in crate::http) async fn write(call: Call<'_>) -> Result<Response, Response> {
     let Call { service, body, request, .. } = call;
     require_federation(service)?;
-    let _share = service.share_for_peer(body.len()).map_err(failed)?;
+    let _share = service.peer_work.share(body.len()).map_err(failed)?;
     let write = decoded(service, body, decode_write).await?;
-    Ok(Response::json(200, service.write_reply(request.protocol, write).await.map_err(failed)?))
+    Ok(Response::json(200, service.federated.write_reply(request.protocol, write).await.map_err(failed)?))
 }
 
 #[derive(Serialize)]
@@ -74,7 +74,7 @@ pub(in crate::http) async fn duplicates(call: Call<'_>) -> Result<Response, Resp
             }
         },
     };
-    let duplicates = service.duplicates(after, DUPLICATES_COUNT_MAX).await.map_err(failed)?;
+    let duplicates = service.federated.duplicates(after, DUPLICATES_COUNT_MAX).await.map_err(failed)?;
     let found = duplicates.found.iter().map(|duplicate| {
         let own = duplicate.is_local.then_some(&*settings.node_id);
         DuplicateEntry {

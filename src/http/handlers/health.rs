@@ -31,7 +31,7 @@ pub(in crate::http) fn health(call: &Call<'_>) -> Response {
 
 /// Returns the problems of this node; empty if it is healthy.
 pub(super) fn health_problems(settings: &Settings, service: &Service) -> Vec<String> {
-    let mut problems = service.health_problems();
+    let mut problems = service.statistics.health_problems();
     let stalled = settings.executors.stalled(EXECUTOR_TIMEOUT);
     if !stalled.is_empty() {
         problems.push(format!("executors do not run: {stalled:?}"));

@@ -22,14 +22,14 @@ pub(in crate::http) async fn metrics(call: Call<'_>) -> Result<Response, Respons
     let mut exposition = Exposition::default();
     requests(settings, &mut exposition);
     // The other metrics matter most while the database does not respond.
-    if let Ok(count) = service.entries_count().await {
+    if let Ok(count) = service.statistics.entries_count().await {
         exposition.gauge("osc_config_entries_total", "Entries stored on this node.").with_count(&[], count);
     }
-    cluster(settings, service, &mut exposition);
+    cluster(service, &mut exposition);
     components(service, &mut exposition);
     guard(service, &mut exposition);
     server(settings, service, &mut exposition);
-    if let Some(stats) = service.process_stats().await {
+    if let Some(stats) = service.statistics.process_stats().await {
         process(stats, &mut exposition);
     }
     let mut response = Response::json(200, exposition.encode());
@@ -140,7 +140,7 @@ fn operations(endpoints: &[&str], counts: &BTreeMap<RequestLabels, u64>, exposit
     }
 }
 
-fn cluster(settings: &Settings, service: &Service, exposition: &mut Exposition) {
+fn cluster(service: &Service, exposition: &mut Exposition) {
     let Some(view) = service.cluster() else { return };
     let members = view.members();
     let members = || members.iter().filter(|member| member.state != "self");
@@ -158,7 +158,7 @@ fn cluster(settings: &Settings, service: &Service, exposition: &mut Exposition) 
             "osc_cluster_credentials_refused_total",
             "Requests refused because of their node credentials.",
         )
-        .with_count(&[], settings.node_auth.refused_count());
+        .with_count(&[], service.authentication.nodes().refused_count());
     exposition
         .counter(
             "osc_cluster_changes_refused_total",
@@ -201,7 +201,7 @@ fn cluster(settings: &Settings, service: &Service, exposition: &mut Exposition) 
 }
 
 fn components(service: &Service, exposition: &mut Exposition) {
-    let stats = service.stats();
+    let stats = service.statistics.snapshot();
     let mut counter = |name, help, count| {
         exposition.counter(name, help).with_count(&[], count);
     };
@@ -211,7 +211,7 @@ fn components(service: &Service, exposition: &mut Exposition) {
         "Key derivations completed successfully.",
         stats.keys.derivations_completed,
     );
-    let writer = service.engine_counts();
+    let writer = service.statistics.engine_counts();
     counter(
         "osc_store_commits_total",
         "Transactions, each with all writes that were waiting.",
@@ -221,7 +221,7 @@ fn components(service: &Service, exposition: &mut Exposition) {
     counter("osc_store_changes_total", "Committed changes of entries.", writer.changes.get());
     exposition
         .gauge("osc_store_revision", "Revision of the last change.")
-        .with_count(&[], service.revision().number().unsigned_abs());
+        .with_count(&[], service.statistics.revision().number().unsigned_abs());
     exposition
         .histogram("osc_store_commit_duration_seconds", "Duration of transactions, including disk I/O.")
         .with_durations(&[], &writer.durations());
@@ -262,12 +262,12 @@ fn components(service: &Service, exposition: &mut Exposition) {
 fn guard(service: &Service, exposition: &mut Exposition) {
     let mut failures =
         exposition.counter("osc_auth_failures_total", "Failed keys, and names tried with failed keys.");
-    for (kind, failures_count, _) in service.guard().counts() {
+    for (kind, failures_count, _) in service.statistics.guard().counts() {
         failures = failures.with_count(&[("kind", kind)], failures_count);
     }
     let help = "Requests refused after too many failed keys.";
     let mut refusals = exposition.counter("osc_auth_refusals_total", help);
-    for (kind, _, refusals_count) in service.guard().counts() {
+    for (kind, _, refusals_count) in service.statistics.guard().counts() {
         refusals = refusals.with_count(&[("kind", kind)], refusals_count);
     }
 }
@@ -287,7 +287,7 @@ fn server(settings: &Settings, service: &Service, exposition: &mut Exposition) {
         .with_count(&[], settings.executors.count() as u64);
     exposition
         .gauge("osc_uptime_seconds", "Time since the server started.")
-        .with(&[], service.uptime().as_secs_f64());
+        .with(&[], service.statistics.uptime().as_secs_f64());
     exposition
         .counter("osc_log_lines_dropped_total", "Log lines dropped because the log could not keep up.")
         .with_count(&[], dropped_lines_count());

@@ -19,9 +19,9 @@ use crate::wire::replication::{
 pub(in crate::http) async fn changes(call: Call<'_>) -> Result<Response, Response> {
     let Call { service, body, .. } = call;
     require_cluster(service)?;
-    let _share = service.share_for_peer(body.len()).map_err(failed)?;
+    let _share = service.peer_work.share(body.len()).map_err(failed)?;
     let (salt, changes) = decoded(service, body, decode_changes).await?;
-    let applied = service.apply(salt, changes).await.map_err(failed)?;
+    let applied = service.replication.apply(salt, changes).await.map_err(failed)?;
     Ok(Response::json(200, encode_applied(&applied)))
 }
 
@@ -31,7 +31,7 @@ pub(in crate::http) fn digests(call: &Call<'_>) -> Result<Response, Response> {
     let Call { service, body, .. } = call;
     require_cluster(service)?;
     let remote = decode_digest(body).map_err(|error| malformed_message(&error))?;
-    let local = service.bucket_digests().map_err(failed)?;
+    let local = service.replication.bucket_digests().map_err(failed)?;
     let root = root_of(&local);
     let body = match remote == root {
         true => encode_digest(root).into_bytes(),
@@ -51,18 +51,21 @@ pub(in crate::http) fn digests(call: &Call<'_>) -> Result<Response, Response> {
 pub(in crate::http) async fn versions(call: Call<'_>) -> Result<Response, Response> {
     let Call { service, body, request, .. } = call;
     require_cluster(service)?;
-    let _share = service.share_for_peer(body.len() + VERSIONS_BYTES_PER_MESSAGE).map_err(failed)?;
+    let _share = service.peer_work.share(body.len() + VERSIONS_BYTES_PER_MESSAGE).map_err(failed)?;
     let buckets = decoded(service, body, decode_buckets).await?;
-    Ok(Response::json(200, service.versions_message(request.protocol, buckets).await.map_err(failed)?))
+    Ok(Response::json(
+        200,
+        service.replication.versions_message(request.protocol, buckets).await.map_err(failed)?,
+    ))
 }
 
 /// Handles `POST /cluster/entries`: returns entries by name, as many as fit into one message.
 pub(in crate::http) async fn entries(call: Call<'_>) -> Result<Response, Response> {
     let Call { service, body, request, .. } = call;
     require_cluster(service)?;
-    let _share = service.share_for_peer(body.len() + CHANGES_BYTES_PER_MESSAGE).map_err(failed)?;
+    let _share = service.peer_work.share(body.len() + CHANGES_BYTES_PER_MESSAGE).map_err(failed)?;
     let ids = decoded(service, body, decode_ids).await?;
-    Ok(Response::json(200, service.entries_message(request.protocol, ids).await.map_err(failed)?))
+    Ok(Response::json(200, service.replication.entries_message(request.protocol, ids).await.map_err(failed)?))
 }
 
 /// Decodes a message: on the executor if it is short, otherwise on the pool.

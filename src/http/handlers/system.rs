@@ -30,13 +30,13 @@ struct Endpoints {
 
 /// Handles `GET /`: the description of this service.
 pub(in crate::http) fn root(call: &Call<'_>) -> Response {
-    let Call { settings, service, .. } = call;
+    let service = call.service;
     let cluster_mode = cluster_mode(service);
     let root = Root {
         service: "OpenSecureConf API",
         version: "2.0.0",
         features: ["encryption", "multithreading", "async", "api-key-auth", "clustering", "environments"],
-        api_key_required: settings.api_keys.are_required(),
+        api_key_required: service.authentication.api_keys().are_required(),
         cluster_enabled: cluster_mode.is_some(),
         cluster_mode,
         endpoints: Endpoints {
@@ -70,7 +70,7 @@ pub(in crate::http) const NOT_JOINED: &str =
 
 /// Returns the reason why this node should not receive requests; `None` if it is ready.
 pub(super) fn not_ready_reason(service: &Service) -> Option<String> {
-    if let Some(problem) = service.health_problems().into_iter().next() {
+    if let Some(problem) = service.statistics.health_problems().into_iter().next() {
         return Some(problem);
     }
     let cluster = service.cluster()?;

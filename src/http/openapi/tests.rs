@@ -15,6 +15,7 @@ use crate::http::response::Response;
 use crate::http::route::Route;
 use crate::http1::{Method, ProtocolError};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, LIST_LIMIT_MAX};
+use crate::service::AuthError;
 use crate::service::Error;
 
 const METHODS: [(&str, Method); 5] = [
@@ -184,11 +185,11 @@ fn table() -> Vec<Response> {
     let mut responses: Vec<Response> = Vec::new();
     responses.extend(
         [
-            RequestError::ApiKeyMissing,
-            RequestError::ApiKeyWrong { delay: Duration::ZERO },
-            RequestError::ApiKeyOfClients,
-            RequestError::ClusterSecretMissing,
-            RequestError::ClusterSecretWrong { delay: Duration::ZERO },
+            AuthError::ApiKeyMissing.into(),
+            AuthError::ApiKeyWrong { delay: Duration::ZERO }.into(),
+            AuthError::ApiKeyOfClients.into(),
+            AuthError::ClusterSecretMissing.into(),
+            AuthError::ClusterSecretWrong { delay: Duration::ZERO }.into(),
             RequestError::NodeCertificateMissing,
             RequestError::UserKeyTooShort { bytes_min: 8 },
             RequestError::ContentCoded,
@@ -196,7 +197,7 @@ fn table() -> Vec<Response> {
             RequestError::PartialContent,
             RequestError::ProtocolNotSupported,
             RequestError::TooManyRequests { wait: Duration::ZERO },
-            RequestError::TooManyFailures { wait: Duration::ZERO },
+            AuthError::TooManyFailures { wait: Duration::ZERO }.into(),
         ]
         .iter()
         .map(Response::from),

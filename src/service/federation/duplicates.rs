@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 
 use super::listing::RemoteEntries;
+use super::local_lookup::Federated;
 use crate::limits::LIST_PAGE_BYTES;
 use crate::model::{EntryId, Filter};
-use crate::service::{Error, Service};
+use crate::service::Error;
 use crate::storage::NameScan;
 
 /// Entry that several nodes have.
@@ -31,18 +32,18 @@ pub struct Duplicates {
     pub silent: Vec<String>,
 }
 
-impl Service {
+impl Federated {
     /// Finds entries of the same name on several nodes.
     ///
     /// # Errors
     /// Fails if the local store cannot be read, or if this node is not in federated mode.
     pub async fn duplicates(&self, after: Option<EntryId>, count_max: usize) -> Result<Duplicates, Error> {
-        let Some(federation) = &self.federation else { return Err(Error::Unavailable) };
+        let Some(federation) = &self.context.federation else { return Err(Error::Unavailable) };
         let mut remote = RemoteEntries::new(federation, None, Filter::default(), after.as_ref(), true);
-        let mut local = LocalNames { service: self, after, names: BTreeSet::new(), more: true };
+        let mut local = LocalNames { federated: self, after, names: BTreeSet::new(), more: true };
         let mut duplicates = Duplicates::default();
         loop {
-            let merged = remote.next_merged(self, federation, usize::MAX).await;
+            let merged = remote.next_merged(&self.context, federation, usize::MAX).await;
             let Some(last) = merged.last().map(|merged| merged.row.entry_id()) else {
                 if remote.is_over() {
                     break;
@@ -73,7 +74,7 @@ impl Service {
 
 /// Names of local entries, read in step with those of the peers.
 struct LocalNames<'a> {
-    service: &'a Service,
+    federated: &'a Federated,
     after: Option<EntryId>,
     names: BTreeSet<EntryId>,
     more: bool,
@@ -89,7 +90,7 @@ impl LocalNames<'_> {
                 names_only: true,
                 ..NameScan::default()
             };
-            let page = self.service.page_local(query).await?;
+            let page = self.federated.page_local(query).await?;
             self.more = page.more;
             self.after = page.rows.last().map(crate::model::SealedEntry::entry_id).or(self.after.take());
             self.names.extend(page.rows.iter().map(crate::model::SealedEntry::entry_id));

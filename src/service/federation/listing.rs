@@ -8,7 +8,8 @@ use std::time::Instant;
 use super::peer_requests::{Answers, Federation, Peers};
 use crate::limits::{ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::{EntryId, Filter, SealedEntry};
-use crate::service::{Error, PeerId, Service};
+use crate::service::context::Context;
+use crate::service::{Error, PeerId};
 use crate::storage::{NameScan, NameScanPage};
 use crate::wire::Message;
 use crate::wire::federation::decode_page;
@@ -89,11 +90,11 @@ impl RemoteEntries {
     /// Returns the next entries, at most `rows_max`; none after the last ones.
     pub(super) async fn next_merged(
         &mut self,
-        service: &Service,
+        context: &Context,
         federation: &Federation,
         rows_max: usize,
     ) -> Vec<MergedEntry> {
-        self.fill(service, federation).await;
+        self.fill(context, federation).await;
         let (mut merged, mut bytes) = (Vec::new(), 0);
         // The next entry is known only while no peer has an empty buffer and further entries.
         while self.sources.iter().all(|source| !source.rows.is_empty() || !source.more) {
@@ -121,7 +122,7 @@ impl RemoteEntries {
     }
 
     /// Requests the next page from each peer with an empty buffer. A peer that does not reply is excluded from then on.
-    async fn fill(&mut self, service: &Service, federation: &Federation) {
+    async fn fill(&mut self, context: &Context, federation: &Federation) {
         let deadline = Instant::now() + federation.timeout;
         let mut replies = Answers::default();
         for source in self.sources.iter().filter(|source| source.rows.is_empty() && source.more) {
@@ -136,7 +137,7 @@ impl RemoteEntries {
         }
         while let Some((peer, reply)) = replies.next().await {
             let page = match reply {
-                Some(reply) => service.decoded(federation, peer, reply, decode_page).await,
+                Some(reply) => context.decoded(federation, peer, reply, decode_page).await,
                 None => None,
             };
             let page =
@@ -188,7 +189,7 @@ impl PeerCursor {
     }
 }
 
-impl Service {
+impl Context {
     /// Returns the next entries of the peers, without those whose names exist locally; `None` after the last ones.
     ///
     /// # Errors

@@ -9,7 +9,8 @@ use std::time::Instant;
 use super::owner_hints::OwnerHint;
 use super::peer_requests::{Answers, Federation, Peers};
 use crate::model::{EntryId, SealedEntry};
-use crate::service::{Error, PeerId, Service};
+use crate::service::context::Context;
+use crate::service::{Error, PeerId};
 use crate::timer::{self, Sleep};
 use crate::wire::Message;
 use crate::wire::federation::{Find, FindReply, decode_found};
@@ -46,7 +47,7 @@ enum PeerReply {
 
 /// Lookup in progress.
 struct Search<'a> {
-    service: &'a Service,
+    context: &'a Context,
     federation: &'a Federation,
     find: Find,
     message: Arc<Message<'static>>,
@@ -60,7 +61,7 @@ struct Search<'a> {
     pending: Answers,
 }
 
-impl Service {
+impl Context {
     /// Finds an entry on the peers.
     ///
     /// # Errors
@@ -84,7 +85,7 @@ impl Service {
         let order = federation.locations.order();
         let peers = federation.peers();
         let mut search = Search {
-            service: self,
+            context: self,
             federation,
             message: Arc::new(Message::Find(find.clone())),
             find,
@@ -196,7 +197,7 @@ impl Search<'_> {
     /// Decodes and classifies a reply. A malformed reply, or one encrypted with another salt, counts as none.
     async fn classify(&self, peer: PeerId, reply: Option<Vec<u8>>) -> PeerReply {
         let Some(reply) = reply else { return PeerReply::NoReply };
-        let decoded = self.service.decoded(self.federation, peer, reply, decode_found);
+        let decoded = self.context.decoded(self.federation, peer, reply, decode_found);
         let Some((salt, found)) = decoded.await else {
             return PeerReply::NoReply;
         };

@@ -8,8 +8,9 @@ use super::local_lookup::digest_of;
 use super::peer_requests::{Answers, Federation};
 use super::remote_lookup::{OwnerPolicy, Remote};
 use crate::model::{Category, EntryId, Environment, SealedEntry};
-use crate::service::configs::{seal, verify};
-use crate::service::{Credentials, DecryptedEntry, Error, Service, Update, Value, salt_fingerprint};
+use crate::service::context::Context;
+use crate::service::entries::{seal, verify};
+use crate::service::{Credentials, DecryptedEntry, Error, Update, Value, salt_fingerprint};
 use crate::wire::Message;
 use crate::wire::federation::{RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, decode_outcome};
 
@@ -19,7 +20,7 @@ const ATTEMPTS_MAX: usize = 64;
 /// Timeout of a remote write; longer than that of a lookup, because the write must become durable.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl Service {
+impl Context {
     /// Replaces the value of an entry on the nearest peer that has it.
     ///
     /// # Errors

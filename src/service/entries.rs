@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::context::Context;
 use super::decryptor::{DecryptError, Decryptor};
 use super::federation::OwnerPolicy;
 use super::guarded::Purpose;
 use super::value::{SealedValue, Value};
-use super::{Credentials, Error, Service};
+use super::{Credentials, Error};
 use crate::crypto::DerivedKey;
 use crate::limits::LARGE_VALUE_BYTES;
 use crate::model::{
@@ -70,7 +71,7 @@ impl CachedEntry {
     }
 
     /// Appends the value as canonical JSON to `out`, which its owner wipes. Returns `None` if the key does not decrypt
-    /// the row, or if the row is not known to be canonical; [`Service::read`] handles both.
+    /// the row, or if the row is not known to be canonical; [`Entries::read`] handles both.
     pub fn open_into(&self, out: &mut Vec<u8>) -> Option<()> {
         let sealed = self.row.ciphertext.as_ref().filter(|_| self.row.is_canonical())?;
         self.derived.fernet().open_raw(sealed.as_bytes(), out).ok()?;
@@ -79,7 +80,13 @@ impl CachedEntry {
     }
 }
 
-impl Service {
+/// Use cases on entries.
+#[derive(Debug)]
+pub struct Entries {
+    pub(super) context: Arc<Context>,
+}
+
+impl Entries {
     /// Returns the entry that [`Self::read`] would read, if its row and the derived key are cached. `user_key` is the
     /// value of the header.
     pub fn try_read_cached(
@@ -88,12 +95,12 @@ impl Service {
         key: &str,
         environment: Option<&str>,
     ) -> Option<CachedEntry> {
-        let group = self.storage.cached(key)?;
+        let group = self.context.storage.cached(key)?;
         let row = match environment {
             Some(_) => Arc::clone(group.exact(environment)?),
             None => select(&group, key).ok()?,
         };
-        let derived = self.keys.cached(user_key, self.now_seconds())?;
+        let derived = self.context.keys.cached(user_key, self.context.now_seconds())?;
         Some(CachedEntry { row, derived })
     }
 
@@ -109,7 +116,7 @@ impl Service {
         environment: Option<&str>,
     ) -> Result<DecryptedEntry, Error> {
         let use_case = self.read_unguarded(credentials, key, environment);
-        self.guarded(credentials, key, Purpose::Open, use_case).await
+        self.context.guarded(credentials, key, Purpose::Open, use_case).await
     }
 
     async fn read_unguarded(
@@ -119,13 +126,13 @@ impl Service {
         environment: Option<&str>,
     ) -> Result<DecryptedEntry, Error> {
         // The row comes first: a missing entry costs no derivation.
-        let row = match (self.resolve(key, environment).await, &self.federation) {
+        let row = match (self.context.resolve(key, environment).await, &self.context.federation) {
             (Err(Error::NotFound { .. }), Some(federation)) => {
-                self.find_remote(federation, key, environment, OwnerPolicy::FirstReply).await?.row
+                self.context.find_remote(federation, key, environment, OwnerPolicy::FirstReply).await?.row
             }
             (row, _) => row?,
         };
-        let derived = self.derived_key(credentials).await?;
+        let derived = self.context.derived_key(credentials).await?;
         let value = read_value(&derived, &row)?;
         Ok(DecryptedEntry { row, value })
     }
@@ -141,7 +148,9 @@ impl Service {
         new: NewEntry,
     ) -> Result<DecryptedEntry, Error> {
         let name = new.key.as_str().to_owned();
-        self.guarded(credentials, &name, Purpose::Create, self.create_unguarded(credentials, new)).await
+        self.context
+            .guarded(credentials, &name, Purpose::Create, self.create_unguarded(credentials, new))
+            .await
     }
 
     async fn create_unguarded(
@@ -149,10 +158,10 @@ impl Service {
         credentials: &Credentials<'_>,
         new: NewEntry,
     ) -> Result<DecryptedEntry, Error> {
-        self.has_joined().await?;
+        self.context.has_joined().await?;
         let key = new.key.as_str();
         let environment = new.environment.as_ref().map(Environment::as_str);
-        let derived = self.derived_key(credentials).await?;
+        let derived = self.context.derived_key(credentials).await?;
         let id = EntryId { key: key.to_owned(), environment: environment.map(str::to_owned) };
         let category = new.category.as_ref().map(|category| category.as_str().to_owned());
         let write = Write::create(id, category, seal(&derived, &new.value));
@@ -176,7 +185,7 @@ impl Service {
         key: &str,
         environment: Option<&str>,
     ) -> Result<Error, Error> {
-        let row = self.exact(key, environment).await?;
+        let row = self.context.exact(key, environment).await?;
         let is_foreign = row.is_some_and(|row| verify(derived, &row).is_err());
         Ok(Error::AlreadyExists {
             key: key.to_owned(),
@@ -197,7 +206,7 @@ impl Service {
         update: Update,
     ) -> Result<DecryptedEntry, Error> {
         let use_case = self.update_unguarded(credentials, key, environment, update);
-        self.guarded(credentials, key, Purpose::Open, use_case).await
+        self.context.guarded(credentials, key, Purpose::Open, use_case).await
     }
 
     async fn update_unguarded(
@@ -207,20 +216,24 @@ impl Service {
         environment: Option<&str>,
         update: Update,
     ) -> Result<DecryptedEntry, Error> {
-        self.has_joined().await?;
+        self.context.has_joined().await?;
         for _ in 0..ATTEMPTS_MAX {
-            let (seen, derived) = match (self.owned(credentials, key, environment).await, &self.federation) {
-                (Err(Error::NotFound { .. }), Some(federation)) => {
-                    return self.update_elsewhere(federation, credentials, key, environment, update).await;
-                }
-                (owned, _) => owned?,
-            };
+            let (seen, derived) =
+                match (self.owned(credentials, key, environment).await, &self.context.federation) {
+                    (Err(Error::NotFound { .. }), Some(federation)) => {
+                        return self
+                            .context
+                            .update_elsewhere(federation, credentials, key, environment, update)
+                            .await;
+                    }
+                    (owned, _) => owned?,
+                };
             // An entry that the request names with its environment is not moved.
             let moved = update.environment.as_ref().filter(|_| environment.is_none());
-            if self.cluster().is_some() && changes_nothing(&derived, &seen, &update, moved) {
+            if self.context.cluster().is_some() && changes_nothing(&derived, &seen, &update, moved) {
                 // Writing it would send a change without effect to every peer. The current value may not have
                 // reached them yet, because clients retry a write that was not acknowledged.
-                if let Some(cluster) = self.cluster() {
+                if let Some(cluster) = self.context.cluster() {
                     cluster.wait_for_write_acks().await?;
                 }
                 let value = Value::of(&derived, &seen, update.value);
@@ -257,7 +270,7 @@ impl Service {
         environment: Option<&str>,
     ) -> Result<(), Error> {
         let use_case = self.delete_unguarded(credentials, key, environment);
-        self.guarded(credentials, key, Purpose::Open, use_case).await
+        self.context.guarded(credentials, key, Purpose::Open, use_case).await
     }
 
     async fn delete_unguarded(
@@ -266,14 +279,18 @@ impl Service {
         key: &str,
         environment: Option<&str>,
     ) -> Result<(), Error> {
-        self.has_joined().await?;
+        self.context.has_joined().await?;
         for _ in 0..ATTEMPTS_MAX {
-            let (seen, derived) = match (self.owned(credentials, key, environment).await, &self.federation) {
-                (Err(Error::NotFound { .. }), Some(federation)) => {
-                    return self.delete_elsewhere(federation, credentials, key, environment).await;
-                }
-                (owned, _) => owned?,
-            };
+            let (seen, derived) =
+                match (self.owned(credentials, key, environment).await, &self.context.federation) {
+                    (Err(Error::NotFound { .. }), Some(federation)) => {
+                        return self
+                            .context
+                            .delete_elsewhere(federation, credentials, key, environment)
+                            .await;
+                    }
+                    (owned, _) => owned?,
+                };
             match self.write(Write::delete(&seen), &derived).await? {
                 Ok(_) => return Ok(()),
                 Err(WriteError::Changed | WriteError::AlreadyExists) => {}
@@ -291,8 +308,8 @@ impl Service {
         key: &str,
         environment: Option<&str>,
     ) -> Result<(Arc<SealedEntry>, Arc<DerivedKey>), Error> {
-        let row = self.resolve(key, environment).await?;
-        let derived = self.derived_key(credentials).await?;
+        let row = self.context.resolve(key, environment).await?;
+        let derived = self.context.derived_key(credentials).await?;
         verify(&derived, &row)?;
         Ok((row, derived))
     }
@@ -303,18 +320,20 @@ impl Service {
         write: Write,
         derived: &DerivedKey,
     ) -> Result<Result<Arc<SealedEntry>, WriteError>, Error> {
-        if !self.storage.salt().pin(derived.salt().as_bytes()) {
+        if !self.context.storage.salt().pin(derived.salt().as_bytes()) {
             // The salt has just been replaced by that of another node; a retry derives the key again.
             return Err(Error::Busy);
         }
         // From here on the change is made, even if the request is cancelled.
-        let result = self.storage.commit_one(write, Some(OwnerTag(*derived.id()))).await;
-        if let (Ok(_), Some(cluster)) = (&result, self.cluster()) {
+        let result = self.context.storage.commit_one(write, Some(OwnerTag(*derived.id()))).await;
+        if let (Ok(_), Some(cluster)) = (&result, self.context.cluster()) {
             cluster.wait_for_write_acks().await?;
         }
         Ok(result)
     }
+}
 
+impl Context {
     /// Returns the local entry that a request names. On a node that is still joining, a miss is retried once it has
     /// joined.
     pub(super) async fn resolve(
