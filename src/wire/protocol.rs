@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Version of the protocol between nodes. A node supports the newest one and the one before it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
     /// Field names of one letter. Nodes that speak it alone send no [`super::header::PROTOCOL`].
     #[default]
