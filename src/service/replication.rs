@@ -13,7 +13,7 @@ use super::gate::Gate;
 use super::sequence_watch::SequenceWatch;
 use super::{Error, PeerId, Service};
 use crate::config::{ClusterConfig, PeerAddress, WriteAcks};
-use crate::limits::{PEER_INLINE_BYTES, VERSIONS_BYTES_PER_MESSAGE};
+use crate::limits::{JOIN_TIMEOUT, PEER_INLINE_BYTES, SALT_TIMEOUT, VERSIONS_BYTES_PER_MESSAGE};
 use crate::model::{Change, Digest, EntryId, ReplicaId, TombstoneHorizon, Version};
 use crate::storage::{
     AppliedChanges, LogPage, OpenError, PeerProgress, ReplaceResult, ReplicationLog, SaltStore, VersionsPage,
@@ -21,12 +21,6 @@ use crate::storage::{
 use crate::telemetry::{Durations, Histogram};
 use crate::wire::Protocol;
 use crate::wire::replication::{encode_changes, encode_versions};
-
-/// Timeout of client requests that wait for the salt.
-const SALT_TIMEOUT: Duration = Duration::from_secs(12);
-/// Timeout of client requests that wait for the first anti-entropy round of a new node; somewhat longer than the gate
-/// stays closed for an unreachable peer.
-const JOIN_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// Cluster status shared with request handlers, and the gates at which requests wait for the cluster.
 #[derive(Debug)]
