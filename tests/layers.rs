@@ -389,6 +389,61 @@ fn imports_in_groups_are_found() {
     assert_eq!(named_after(code, "crate::"), ["limits", "model", "storage", "http1", "service"]);
 }
 
+/// Names after `pub fn`, `pub const`, `pub struct` and `pub enum`, and all names that are not being defined.
+fn defined_and_used(code: &str) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let is_keyword = |word: &str| ["async", "const", "enum", "fn", "struct", "unsafe"].contains(&word);
+    let (mut defined, mut used) = (BTreeSet::new(), BTreeSet::new());
+    let (mut previous, mut is_public) = ("", false);
+    for word in code.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty()) {
+        if word == "pub" {
+            is_public = true;
+        } else if !is_keyword(word) {
+            match (is_keyword(previous), is_public) {
+                (true, true) => defined.insert(word),
+                (true, false) => false,
+                (false, _) => used.insert(word),
+            };
+            is_public = false;
+        }
+        previous = word;
+    }
+    (defined, used)
+}
+
+/// The compiler warns about unused items only if they are not public.
+#[test]
+fn public_items_are_used_outside_of_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut others = Vec::new();
+    for directory in ["benches", "fuzz/src", "fuzz/fuzz_targets"] {
+        sources(&root.join(directory), &mut others);
+    }
+    let (mut defined, mut used) = (BTreeSet::new(), BTreeSet::new());
+    let code: Vec<(bool, String)> = all()
+        .into_iter()
+        .filter(|(path, ..)| !module_of(path).iter().any(|part| part.contains("test")))
+        .map(|(_, _, code)| (true, without_tests(&code).to_owned()))
+        .chain(others.iter().map(|path| (false, read(root, path).1)))
+        .collect();
+    for (is_in_src, code) in &code {
+        let (file_defines, file_uses) = defined_and_used(code);
+        defined.extend(file_defines.into_iter().filter(|_| *is_in_src));
+        used.extend(file_uses);
+    }
+    assert!(defined.len() > 200, "only {} public items were found", defined.len());
+    let unused: Vec<&&str> = defined.difference(&used).collect();
+    assert!(unused.is_empty(), "public items that at most tests use: {unused:?}");
+}
+
+#[test]
+fn definitions_are_not_uses() {
+    let code =
+        "pub const fn f() {}\npub(super) fn g() {}\npub struct S;\nimpl S { pub async fn h() { f(); } }";
+    let (defined, used) = defined_and_used(code);
+    assert_eq!(defined, BTreeSet::from(["S", "f", "h"]));
+    assert_eq!(used, BTreeSet::from(["S", "f", "impl", "super"]));
+}
+
 #[test]
 fn bounds_are_recognised() {
     for line in [
