@@ -11,12 +11,8 @@ use std::time::Duration;
 
 use crate::config::{self, Host, SettingErrors};
 use crate::http1::{ClientConnection, ClientFailure, ClientRequest, ClientStep, Method, PROXY_LOCAL};
+use crate::limits::{HEALTHCHECK_BODY_BYTES_MAX, HEALTHCHECK_SHOWN_CHARS_MAX};
 use crate::tls;
-
-/// Largest body; healthy responses are a few dozen bytes.
-const BODY_BYTES_MAX: usize = 4 * 1024;
-/// Longest part of a body that is shown in an error.
-const SHOWN_CHARS_MAX: usize = 200;
 
 /// Kind of probe.
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +136,7 @@ fn addresses(host: &Host) -> Vec<SocketAddr> {
 }
 
 fn exchange(mut stream: impl Read + Write, target: &str) -> Result<(u16, Vec<u8>), ProbeError> {
-    let mut connection = ClientConnection::new(BODY_BYTES_MAX);
+    let mut connection = ClientConnection::new(HEALTHCHECK_BODY_BYTES_MAX);
     let request = ClientRequest { method: Method::Get, target, host: "localhost", headers: &[], body: b"" };
     // The clock stands still: the timeout is that of the caller.
     connection.call(&request, 0, u64::MAX);
@@ -165,7 +161,7 @@ fn exchange(mut stream: impl Read + Write, target: &str) -> Result<(u16, Vec<u8>
 /// Truncates to one printable line; the responder is untrusted.
 fn shown(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
-    text.chars().filter(|character| !character.is_control()).take(SHOWN_CHARS_MAX).collect()
+    text.chars().filter(|character| !character.is_control()).take(HEALTHCHECK_SHOWN_CHARS_MAX).collect()
 }
 
 #[cfg(test)]

@@ -140,7 +140,8 @@ impl Application for Scripted {
         }
         Ok(HeadDecision::ReadBody {
             request: path,
-            body_bytes_max: head.has_body().then_some(opensecureconf::limits::BODY_BYTES_MAX),
+            body_bytes_max: (head.content_length() != Some(0))
+                .then_some(opensecureconf::limits::BODY_BYTES_MAX),
         })
     }
 

@@ -42,7 +42,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
             "cluster",
         ],
     ),
-    ("healthcheck", &["config", "http1", "tls"]),
+    ("healthcheck", &["limits", "config", "http1", "tls"]),
     ("main", &["runtime", "healthcheck", "config", "telemetry"]),
 ];
 
@@ -69,6 +69,24 @@ const ONLY_IN: [(&str, &[&str]); 15] = [
 const NOWHERE: [&str; 5] = ["todo!(", "unimplemented!(", "dbg!(", "#[ignore", "FIXME"];
 
 const LINES_MAX: usize = 600;
+
+/// Ends of names of constants that belong in `src/limits.rs`, before a unit.
+const BOUND_ENDS: [&str; 6] = ["_MAX", "_MIN", "_TIMEOUT", "_INTERVAL", "_DEADLINE", "_WINDOW"];
+const UNIT_ENDS: [&str; 2] = ["_MS", "_SECONDS"];
+
+/// Constants of that kind that stay beside the code that uses them.
+const BOUNDS_ELSEWHERE: [(&str, &str); 7] = [
+    // Sizes of fixed texts in the code below them.
+    ("http/json.rs", "FIXED_BYTES_MAX"),
+    ("http1/client/request.rs", "FIXED_BYTES_MAX"),
+    ("http1/response.rs", "FIXED_BYTES_MAX"),
+    ("http1/response.rs", "SIZE_BYTES_MAX"),
+    ("service/list.rs", "FIXED_BYTES_MAX"),
+    // Follows from the format of a token.
+    ("model/ciphertext.rs", "TOKEN_BYTES_MIN"),
+    // Disables a timer of glommio, and bounds nothing.
+    ("runtime/engine/uring.rs", "PREEMPTION"),
+];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("readable") {
@@ -188,6 +206,41 @@ fn names_stay_where_they_belong() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Returns the name of a constant that a line defines, and whether its type or its name makes it a bound.
+fn constant_in(line: &str) -> Option<(&str, bool)> {
+    let (before, definition) = line.split_once("const ")?;
+    let (name, rest) = definition.split_once(": ")?;
+    // Not a parameter: nothing but the visibility is before it.
+    let is_constant =
+        before.trim().is_empty() || before.trim().starts_with("pub") && !before.trim().contains(' ');
+    let is_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
+    let stem = UNIT_ENDS.iter().find_map(|unit| name.strip_suffix(unit)).unwrap_or(name);
+    let kind = rest.split([' ', ';']).next().unwrap_or_default();
+    let is_duration = kind.rsplit("::").next() == Some("Duration");
+    // A name may consist of the end alone.
+    let is_bound = is_duration || BOUND_ENDS.iter().any(|end| stem.ends_with(end) || stem == &end[1..]);
+    (is_constant && is_name).then_some((name, is_bound))
+}
+
+#[test]
+fn bounds_are_in_limits() {
+    let mut found = BTreeSet::new();
+    for (path, module, code) in all() {
+        let relative = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+        if module == "limits" || relative.contains("test") {
+            continue;
+        }
+        let bounds = without_tests(&code).lines().filter_map(constant_in).filter(|(_, is_bound)| *is_bound);
+        found.extend(bounds.map(|(name, _)| (relative.clone(), name.to_owned())));
+    }
+    let allowed = BOUNDS_ELSEWHERE.map(|(path, name)| (path.to_owned(), name.to_owned()));
+    assert_eq!(
+        found,
+        BTreeSet::from(allowed),
+        "constants outside of src/limits.rs, and those that may be there"
+    );
 }
 
 /// Whether `code` contains `name` and not only as the end of a longer identifier.
@@ -334,6 +387,82 @@ fn imports_in_groups_are_found() {
     let code =
         "use crate::{limits::{A, B}, model::X,\n    storage};\nuse crate::http1::Y;\ncrate::service::f();";
     assert_eq!(named_after(code, "crate::"), ["limits", "model", "storage", "http1", "service"]);
+}
+
+/// Names after `pub fn`, `pub const`, `pub struct` and `pub enum`, and all names that are not being defined.
+fn defined_and_used(code: &str) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let is_keyword = |word: &str| ["async", "const", "enum", "fn", "struct", "unsafe"].contains(&word);
+    let (mut defined, mut used) = (BTreeSet::new(), BTreeSet::new());
+    let (mut previous, mut is_public) = ("", false);
+    for word in code.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty()) {
+        if word == "pub" {
+            is_public = true;
+        } else if !is_keyword(word) {
+            match (is_keyword(previous), is_public) {
+                (true, true) => defined.insert(word),
+                (true, false) => false,
+                (false, _) => used.insert(word),
+            };
+            is_public = false;
+        }
+        previous = word;
+    }
+    (defined, used)
+}
+
+/// The compiler warns about unused items only if they are not public.
+#[test]
+fn public_items_are_used_outside_of_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut others = Vec::new();
+    for directory in ["benches", "fuzz/src", "fuzz/fuzz_targets"] {
+        sources(&root.join(directory), &mut others);
+    }
+    let (mut defined, mut used) = (BTreeSet::new(), BTreeSet::new());
+    let code: Vec<(bool, String)> = all()
+        .into_iter()
+        .filter(|(path, ..)| !module_of(path).iter().any(|part| part.contains("test")))
+        .map(|(_, _, code)| (true, without_tests(&code).to_owned()))
+        .chain(others.iter().map(|path| (false, read(root, path).1)))
+        .collect();
+    for (is_in_src, code) in &code {
+        let (file_defines, file_uses) = defined_and_used(code);
+        defined.extend(file_defines.into_iter().filter(|_| *is_in_src));
+        used.extend(file_uses);
+    }
+    assert!(defined.len() > 200, "only {} public items were found", defined.len());
+    let unused: Vec<&&str> = defined.difference(&used).collect();
+    assert!(unused.is_empty(), "public items that at most tests use: {unused:?}");
+}
+
+#[test]
+fn definitions_are_not_uses() {
+    let code =
+        "pub const fn f() {}\npub(super) fn g() {}\npub struct S;\nimpl S { pub async fn h() { f(); } }";
+    let (defined, used) = defined_and_used(code);
+    assert_eq!(defined, BTreeSet::from(["S", "f", "h"]));
+    assert_eq!(used, BTreeSet::from(["S", "f", "impl", "super"]));
+}
+
+#[test]
+fn bounds_are_recognised() {
+    for line in [
+        "const PAUSE: Duration = Duration::ZERO;",
+        "    pub(super) const PAUSE: std::time::Duration = X;",
+        "pub const LINES_MAX: usize = 1;",
+        "const TIMEOUT: u64 = 1;",
+        "const RETRY_INTERVAL_MS: u64 = 1;",
+    ] {
+        assert!(constant_in(line).is_some_and(|(_, is_bound)| is_bound), "{line}");
+    }
+    assert_eq!(constant_in("const HEADER_BYTES: usize = 1;"), Some(("HEADER_BYTES", false)));
+    for line in [
+        "pub struct Bounded<T, const MAX: usize>(T);",
+        "fn f<const BYTES_MAX: usize>() {",
+        "const fn max(a: u8) {",
+    ] {
+        assert_eq!(constant_in(line), None, "{line}");
+    }
 }
 
 #[test]

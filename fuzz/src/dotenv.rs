@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use opensecureconf::config::dotenv::{self, File};
+use opensecureconf::limits::DOTENV_EXPANDED_BYTES_MAX;
 
 /// Checks the statements that are parsed from `data`.
 pub fn run(data: &[u8]) {
@@ -14,7 +15,7 @@ pub fn run(data: &[u8]) {
     assert!(file.unread_lines.is_sorted_by(|line, next| line < next), "lines out of order");
     assert!(file.unread_lines.iter().all(|line| (1..=lines_count).contains(line)), "lines beyond the end");
     let bytes: usize = file.values.values().map(|value| value.len()).sum();
-    assert!(bytes <= dotenv::EXPANDED_BYTES_MAX, "values of {bytes} bytes");
+    assert!(bytes <= DOTENV_EXPANDED_BYTES_MAX, "values of {bytes} bytes");
 
     let same = |other: &str| {
         let other = dotenv::parse(other.as_bytes(), &environment);

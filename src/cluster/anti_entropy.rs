@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use super::peer::{Comparison, Difference, PeerError, Pushed};
 use super::remarks::Remark;
 use super::transport::Transport;
-use super::{Context, Network, PeerTask, REQUEST_TIMEOUT, difference, settled_count};
-use crate::limits::CHANGES_PER_MESSAGE_MAX;
+use super::{Context, Network, PeerTask, difference, settled_count};
+use crate::limits::{CHANGES_PER_MESSAGE_MAX, PEER_REQUEST_TIMEOUT};
 use crate::model::{Change, EntryId, HlcTimestamp, Timestamp};
 use crate::service::Error;
 use crate::storage::root_of;
@@ -41,7 +41,7 @@ impl<N: Network> Context<N> {
         transport: &mut Transport<N>,
         message: &Message<'_>,
     ) -> Result<Vec<u8>, PeerError> {
-        transport.call(&*self.network, message, REQUEST_TIMEOUT).await
+        transport.call(&*self.network, message, PEER_REQUEST_TIMEOUT).await
     }
 
     /// Sends changes; returns whether the peer refused some because they are ahead of its clock.

@@ -28,31 +28,25 @@ use futures_lite::Stream;
 
 pub use difference::{difference, settled_count};
 pub use peer::{
-    Action, Comparison, Difference, Effect, Event, HEALTH_INTERVAL_MS, IdentityError, IncompatibleReason,
-    NodeInfo, Peer, PeerError, Pushed, State,
+    Action, Comparison, Difference, Effect, Event, IdentityError, IncompatibleReason, NodeInfo, Peer,
+    PeerError, Pushed, State,
 };
 pub use readiness::readiness_blocker;
-pub use salt_agreement::{Candidate, Decision, SALT_TIMEOUT_MS, decide};
+pub use salt_agreement::{Candidate, Decision, decide};
 pub use transport::Network;
 
 use self::remarks::{Remark, Remarks};
-use self::transport::{HEALTH_TIMEOUT, Transport};
+use self::transport::Transport;
 use crate::config::{ClusterConfig, PeerAddress};
-use crate::limits::TOMBSTONE_GRACE;
+use crate::limits::{
+    PEER_CONTACT_TIMEOUT_MS, PEER_HEALTH_TIMEOUT, PEER_REQUEST_TIMEOUT, SALT_AGREEMENT_INTERVAL,
+    SALT_AGREEMENT_TIMEOUT_MS, TOMBSTONE_COLLECTION_INTERVAL, TOMBSTONE_GRACE,
+};
 use crate::model::{Digest, HlcTimestamp, ReplicaId, Timestamp};
 use crate::service::federation::ClusterTaskQueue;
 use crate::service::{ClusterView, Error, Member, NodeAuth, PeerId, Service};
 use crate::storage::{PeerProgress, ReplaceResult};
 use crate::wire::{Message, Protocol};
-
-/// Timeout of a request to a peer, except for a health check.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time after the start of a new node during which requests wait for an unreachable peer. `/ready` waits longer.
-const CONTACT_TIMEOUT_MS: u64 = 2000;
-/// Interval between two evaluations of the salt agreement.
-const SALT_INTERVAL: Duration = Duration::from_millis(100);
-/// Interval of the garbage collection of tombstones.
-const COLLECT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// State that all tasks of the cluster share; they run on one thread.
 struct Context<N> {
@@ -121,7 +115,7 @@ pub async fn run<N: Network>(
         list_generation: Cell::default(),
         next_id: Cell::default(),
         sync_interval_ms: u64::try_from(config.sync_interval.as_millis()).unwrap_or(u64::MAX),
-        remark_lifetime: config.sync_interval.saturating_mul(2).saturating_add(REQUEST_TIMEOUT),
+        remark_lifetime: config.sync_interval.saturating_mul(2).saturating_add(PEER_REQUEST_TIMEOUT),
     });
     let mut peer_tasks = BTreeMap::new();
     context.set_peers(&config.peers, &mut peer_tasks);
@@ -378,7 +372,7 @@ impl<N: Network> Context<N> {
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot read the replication log");
-                self.network.sleep(SALT_INTERVAL).await;
+                self.network.sleep(SALT_AGREEMENT_INTERVAL).await;
             }
         }
     }
@@ -419,7 +413,7 @@ impl<N: Network> Context<N> {
                 },
                 Decision::Adopt(index) => self.adopt_salt(index).await,
             }
-            self.network.sleep(SALT_INTERVAL).await;
+            self.network.sleep(SALT_AGREEMENT_INTERVAL).await;
         }
     }
 
@@ -433,9 +427,9 @@ impl<N: Network> Context<N> {
         let peers = self.peers.borrow();
         let is_any_awaited =
             |timeout_ms| peers.iter().any(|peer| peer.borrow().machine.is_awaited(now_ms, timeout_ms));
-        if !self.is_new || !is_any_awaited(SALT_TIMEOUT_MS) {
+        if !self.is_new || !is_any_awaited(SALT_AGREEMENT_TIMEOUT_MS) {
             self.view.set_joined();
-        } else if is_any_awaited(CONTACT_TIMEOUT_MS) {
+        } else if is_any_awaited(PEER_CONTACT_TIMEOUT_MS) {
             // The gate may have been open: it closes again for a peer that replies only after the timeout.
             self.view.joining().close();
         } else {
@@ -450,7 +444,7 @@ impl<N: Network> Context<N> {
             (peer.address.clone(), peer.node_info.as_ref().map(|node_info| node_info.instance))
         };
         let mut transport = Transport::<N>::new(address.clone(), Arc::clone(&self.auth), expected);
-        match transport.call(&*self.network, &Message::Salt, HEALTH_TIMEOUT).await {
+        match transport.call(&*self.network, &Message::Salt, PEER_HEALTH_TIMEOUT).await {
             Ok(salt) => match self.service.salt.replace_unused(salt).await {
                 Ok(ReplaceResult::Replaced) => {
                     tracing::info!(%address, "adopted the salt of this peer");
@@ -460,7 +454,7 @@ impl<N: Network> Context<N> {
                 Ok(ReplaceResult::Refused(problem)) => {
                     tracing::error!(%address, %problem, "rejected the salt of this peer");
                     // Limits the rate of this message, which would otherwise be logged in each evaluation.
-                    self.network.sleep(HEALTH_TIMEOUT).await;
+                    self.network.sleep(PEER_HEALTH_TIMEOUT).await;
                 }
                 Err(error) => tracing::error!(%error, "cannot write the salt"),
             },
@@ -470,7 +464,7 @@ impl<N: Network> Context<N> {
 
     async fn collect_tombstones(self: Rc<Self>) {
         loop {
-            self.network.sleep(COLLECT_INTERVAL).await;
+            self.network.sleep(TOMBSTONE_COLLECTION_INTERVAL).await;
             let grace = u64::try_from(TOMBSTONE_GRACE.as_millis()).unwrap_or(u64::MAX);
             let before = Timestamp::now().as_milliseconds().saturating_sub(grace);
             let before = HlcTimestamp::from_milliseconds(before);

@@ -8,27 +8,13 @@ mod lag_tracker;
 
 pub use self::error::{IdentityError, IncompatibleReason, PeerError};
 use self::lag_tracker::LagTracker;
+use crate::limits::{
+    BUCKETS_PER_REQUEST, CLOCKS_DIFFER_MS_MAX, ENTRIES_PER_REQUEST, JOIN_PROGRESS_TIMEOUT_MS,
+    PEER_BACKOFF_MS_MAX, PEER_BACKOFF_MS_MIN, PEER_FIRST_CONTACT_INTERVAL_MS, PEER_FIRST_CONTACT_MS,
+    PEER_HEALTH_INTERVAL_MS,
+};
 use crate::model::{EntryId, HlcTimestamp, ReplicaId, TombstoneHorizon};
 use crate::wire::Protocol;
-
-/// Interval of the health checks of a healthy peer, in milliseconds. A peer that is down is checked once per sync
-/// interval if that is shorter, so that nodes are in sync again two intervals after a network heals.
-pub const HEALTH_INTERVAL_MS: u64 = 10_000;
-/// Interval of the health checks of a peer that has not been reached yet: short, because nodes start together.
-const FIRST_CONTACT_INTERVAL_MS: u64 = 200;
-/// Time for which a peer that has not been reached yet counts as just starting, too.
-const FIRST_CONTACT_MS: u64 = 30_000;
-/// Backoff after the first failure; doubled with each further one.
-const BACKOFF_MS_MIN: u64 = 200;
-const BACKOFF_MS_MAX: u64 = 10_000;
-/// Tolerated difference of two clocks; a larger one may make a node's data look outdated.
-const CLOCKS_DIFFER_MS_MAX: u64 = 60 * 60 * 1000;
-/// How long a new node waits for a healthy peer without progress of its first anti-entropy round.
-const PROGRESS_TIMEOUT_MS: u64 = 60_000;
-/// Buckets whose versions are compared in one request.
-const BUCKETS_PER_REQUEST: usize = 64;
-/// Entries that are fetched or sent in one request; the size of a message is a further bound.
-const ENTRIES_PER_REQUEST: usize = 256;
 
 /// State of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,7 +247,7 @@ impl Peer {
     }
 
     fn is_starting(&self, now_ms: u64) -> bool {
-        self.state == State::Unknown && now_ms < self.started_ms + FIRST_CONTACT_MS
+        self.state == State::Unknown && now_ms < self.started_ms + PEER_FIRST_CONTACT_MS
     }
 
     /// Returns the state.
@@ -299,7 +285,7 @@ impl Peer {
         match self.state {
             State::Myself => false,
             _ if self.has_compared => false,
-            State::Healthy => now_ms < self.progress_ms + PROGRESS_TIMEOUT_MS,
+            State::Healthy => now_ms < self.progress_ms + JOIN_PROGRESS_TIMEOUT_MS,
             State::Unknown
             | State::Down
             | State::Incompatible(
@@ -415,7 +401,7 @@ impl Peer {
 
     fn health_succeeded(&mut self, now_ms: u64, theirs: &NodeInfo, own: &NodeInfo) {
         self.last_contact_ms = Some(now_ms);
-        self.health_due_ms = now_ms + self.jittered(HEALTH_INTERVAL_MS);
+        self.health_due_ms = now_ms + self.jittered(PEER_HEALTH_INTERVAL_MS);
         if theirs.instance == own.instance {
             self.state = State::Myself;
             return;
@@ -455,7 +441,7 @@ impl Peer {
         }
         if salts_differ || theirs.salt.is_none() || own.salt.is_none() {
             // One of the two will adopt the other's salt; until then there is nothing to exchange.
-            self.health_due_ms = now_ms + FIRST_CONTACT_INTERVAL_MS;
+            self.health_due_ms = now_ms + PEER_FIRST_CONTACT_INTERVAL_MS;
         }
         if self.state != State::Healthy {
             self.state = State::Healthy;
@@ -470,8 +456,8 @@ impl Peer {
     fn health_failed(&mut self, now_ms: u64, error: PeerError) {
         self.has_failed = true;
         let is_starting = self.is_starting(now_ms);
-        let down_ms = HEALTH_INTERVAL_MS.min(self.sync_interval_ms);
-        let interval_ms = if is_starting { FIRST_CONTACT_INTERVAL_MS } else { self.jittered(down_ms) };
+        let down_ms = PEER_HEALTH_INTERVAL_MS.min(self.sync_interval_ms);
+        let interval_ms = if is_starting { PEER_FIRST_CONTACT_INTERVAL_MS } else { self.jittered(down_ms) };
         self.health_due_ms = now_ms + interval_ms;
         self.state = match error {
             PeerError::Identity(error) => State::Incompatible(IncompatibleReason::Identity(error)),
@@ -489,8 +475,8 @@ impl Peer {
 
     fn failed(&mut self, now_ms: u64, error: PeerError) {
         self.failures = self.failures.saturating_add(1);
-        let backoff_ms_max = BACKOFF_MS_MAX.min(self.sync_interval_ms);
-        let backoff_ms = (BACKOFF_MS_MIN << self.failures.min(10).saturating_sub(1)).min(backoff_ms_max);
+        let backoff_ms_max = PEER_BACKOFF_MS_MAX.min(self.sync_interval_ms);
+        let backoff_ms = (PEER_BACKOFF_MS_MIN << self.failures.min(10).saturating_sub(1)).min(backoff_ms_max);
         self.retry_at_ms = now_ms + self.jittered(backoff_ms);
         // A round with a peer that sends malformed replies cannot succeed, so a new node does not wait for it.
         self.has_compared |= error == PeerError::Malformed;
@@ -503,9 +489,9 @@ impl Peer {
             }
             PeerError::Identity(error) => {
                 self.state = State::Incompatible(IncompatibleReason::Identity(error));
-                self.health_due_ms = now_ms + self.jittered(HEALTH_INTERVAL_MS);
+                self.health_due_ms = now_ms + self.jittered(PEER_HEALTH_INTERVAL_MS);
             }
-            PeerError::SaltDiffers => self.health_due_ms = now_ms + FIRST_CONTACT_INTERVAL_MS,
+            PeerError::SaltDiffers => self.health_due_ms = now_ms + PEER_FIRST_CONTACT_INTERVAL_MS,
             PeerError::Refused => {}
         }
     }

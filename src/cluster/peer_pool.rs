@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_channel::oneshot;
 use futures_lite::{Stream, StreamExt};
@@ -18,12 +18,9 @@ use super::peer::{Event, PeerError};
 use super::remarks::Remark;
 use super::transport::Transport;
 use super::{Context, Network, PeerTask, SharedPeerTask};
-use crate::limits::PEER_REQUESTS_COUNT_MAX_PER_PEER;
+use crate::limits::{PEER_REPLY_DRAIN_TIMEOUT, PEER_REQUESTS_COUNT_MAX_PER_PEER};
 use crate::service::PeerId;
 use crate::service::federation::{ClusterTask, ClusterTaskQueue, PeerRequest};
-
-/// How long the reply of a cancelled request is drained, so that its connection can be reused.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Connections to one peer, and the requests that wait for one.
 #[derive(Default)]
@@ -178,7 +175,7 @@ async fn send_request<N: Network>(
                 return Poll::Ready(Some(outcome));
             }
             if drain.is_none() && reply.poll_canceled(cx).is_ready() {
-                drain = Some(Box::pin(context.network.sleep(DRAIN_TIMEOUT)));
+                drain = Some(Box::pin(context.network.sleep(PEER_REPLY_DRAIN_TIMEOUT)));
             }
             match &mut drain {
                 Some(drain) => drain.as_mut().poll(cx).map(|()| None),

@@ -1,9 +1,7 @@
 //! Salt agreement: a pure decision on the salt of the cluster, repeated as more is known about the peers.
 
 use super::peer::NodeInfo;
-
-/// Time to wait for unreachable peers before a salt is generated without them.
-pub const SALT_TIMEOUT_MS: u64 = 10_000;
+use crate::limits::SALT_AGREEMENT_TIMEOUT_MS;
 
 /// State of a peer with regard to the salt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +52,7 @@ pub fn decide(own: &NodeInfo, peers: &[Candidate], waited_ms: u64) -> Decision {
             // A node with the wrong secret must not generate a salt; most of its peers are strangers to it.
             let strangers_count = peers.iter().filter(|peer| **peer == Candidate::Foreign).count();
             let is_outvoted = strangers_count > 1 + known().count();
-            match is_first && !is_outvoted && (all_replied || waited_ms >= SALT_TIMEOUT_MS) {
+            match is_first && !is_outvoted && (all_replied || waited_ms >= SALT_AGREEMENT_TIMEOUT_MS) {
                 true => Decision::Generate,
                 false => Decision::Wait,
             }

@@ -12,16 +12,13 @@ use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
 use super::peer::{IdentityError, NodeInfo, PeerError};
 use crate::config::PeerAddress;
 use crate::http1::{ClientConnection, ClientRequest, ClientStep, Method};
-use crate::limits::{CLOCK_AHEAD_MAX, HANDSHAKE_BODY_BYTES_MAX, PEER_BODY_BYTES_MAX};
+use crate::limits::{CLOCK_AHEAD_MAX, HANDSHAKE_BODY_BYTES_MAX, PEER_BODY_BYTES_MAX, PEER_HEALTH_TIMEOUT};
 use crate::model::Timestamp;
 use crate::service::NodeAuth;
 use crate::service::node_auth::{Barrier, Challenge, NodeCredentials, SharedKey, signed_response};
 use crate::tls::PeerTlsError;
 use crate::wire::replication::decode_horizon;
 use crate::wire::{FEDERATED, Message, Protocol, header, path};
-
-/// Timeout of a health check, including the connection set-up.
-pub(super) const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sockets and timers of the cluster: those of the runtime, or those of a test.
 pub trait Network: 'static {
@@ -133,7 +130,7 @@ impl<N: Network> Transport<N> {
             self.expected = Some(connection.node.instance);
             Ok(self.kept.insert(connection).node.clone())
         };
-        with_timeout(network, HEALTH_TIMEOUT, exchange).await
+        with_timeout(network, PEER_HEALTH_TIMEOUT, exchange).await
     }
 
     /// Resolves when the peer has closed the kept connection, and drops it: a peer that stops waits for that. A peer

@@ -7,14 +7,11 @@ use std::path::Path;
 use super::error::Warning;
 use super::secret_file;
 use super::variables::{Variables, shown};
+use crate::limits::{API_KEY_BYTES_MIN, API_KEY_BYTES_WITHOUT_WARNING};
 use crate::model::ApiKey;
 
 /// Default key of the Python server: publicly known, so it is refused.
 const PLACEHOLDER: &str = "your-super-secret-api-key-here";
-/// Shortest allowed key.
-const BYTES_MIN: usize = 8;
-/// Shortest key without a warning: 16 hexadecimal digits are 64 random bits.
-const BYTES_WITHOUT_WARNING: usize = 16;
 
 /// Reads the accepted keys: that in `OSC_API_KEY` first, then those in `OSC_API_KEY_FILE`. The list is empty if no key
 /// is required.
@@ -68,7 +65,7 @@ fn problem(text: &str) -> Option<&'static str> {
         // The Python server compares with the header as Latin-1, other servers use UTF-8, and clients encode in
         // different ways: such a key works for some clients only.
         Some("contains non-ASCII characters, which clients encode in different ways")
-    } else if text.len() < BYTES_MIN {
+    } else if text.len() < API_KEY_BYTES_MIN {
         Some("is shorter than 8 characters, so it can be guessed")
     } else if text.bytes().all(|byte| text.starts_with(char::from(byte))) {
         Some("is one repeated character, so it can be guessed")
@@ -78,5 +75,5 @@ fn problem(text: &str) -> Option<&'static str> {
 }
 
 fn is_short(text: &str) -> bool {
-    text.len() < BYTES_WITHOUT_WARNING
+    text.len() < API_KEY_BYTES_WITHOUT_WARNING
 }

@@ -6,14 +6,7 @@ use std::num::NonZeroU32;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::variables::{Variables, shown};
-
-/// Largest value of the rate and connection limits.
-const RATE_MAX: u32 = 1_000_000;
-/// Default of failed keys per minute without a consequence: more than people and clients with an outdated key cause,
-/// and too few for guessing.
-const FAILED_KEYS_DEFAULT: u32 = 30;
-/// Largest limit of failed keys per minute: one per millisecond.
-const FAILED_KEYS_MAX: u32 = 60_000;
+use crate::limits::{FAILED_KEYS_DEFAULT, FAILED_KEYS_MAX, RATE_MAX};
 
 /// Limits per client, and the proxies that identify clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

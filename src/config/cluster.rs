@@ -6,11 +6,8 @@ use std::time::Duration;
 use super::error::Warning;
 use super::host::{Host, Resolve, address, is_name};
 use super::variables::{Variables, shown};
+use crate::limits::{FEDERATED_TIMEOUT_DEFAULT_MS, PEERS_COUNT_MAX, SYNC_INTERVAL_DEFAULT_SECONDS};
 
-/// Largest number of peers in `OSC_CLUSTER_NODES`.
-const PEERS_COUNT_MAX: usize = 128;
-const SYNC_INTERVAL_DEFAULT_SECONDS: u64 = 30;
-const FEDERATED_TIMEOUT_DEFAULT_MS: u64 = 2000;
 const PORT_DEFAULT: u16 = 9000;
 
 /// Cluster settings of this node.

@@ -7,10 +7,8 @@ use std::path::Path;
 use super::error::Warning;
 use super::secret_file;
 use super::variables::{Variables, shown};
+use crate::limits::CLUSTER_SECRET_CHARS_MIN;
 use crate::model::ClusterSecret;
-
-/// Shortest allowed secret: a shorter one could be guessed from the handshakes on the wire.
-const CHARS_MIN: usize = 32;
 
 /// Reads the accepted secrets: that in `OSC_CLUSTER_SECRET` first, then those in `OSC_CLUSTER_SECRET_FILE`. The list is
 /// empty on a standalone node. Warns about a cluster node without a secret.
@@ -54,7 +52,7 @@ fn problem(text: &str) -> Option<&'static str> {
     let first = characters.next();
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         Some("contains a character that is not visible ASCII (allowed: letters, digits, punctuation)")
-    } else if text.len() < CHARS_MIN {
+    } else if text.len() < CLUSTER_SECRET_CHARS_MIN {
         Some("is shorter than 32 characters (for example: the output of `openssl rand -hex 32`)")
     } else if characters.all(|character| Some(character) == first) {
         Some("is one repeated character, which is not a secret")

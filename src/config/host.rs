@@ -5,9 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use super::number::integer;
-
-/// Longest host name.
-const NAME_BYTES_MAX: usize = 253;
+use crate::limits::HOST_NAME_BYTES_MAX;
 
 /// Resolver of host names; an argument, so that tests need no name server.
 pub(super) type Resolve<'a> = &'a dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
@@ -145,7 +143,7 @@ fn is_name_with_port(text: &str) -> bool {
 pub(super) fn is_name(text: &str) -> bool {
     let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let last = text.strip_suffix('.').unwrap_or(text).rsplit('.').next().unwrap_or_default();
-    text.len() <= NAME_BYTES_MAX
+    text.len() <= HOST_NAME_BYTES_MAX
         && text.bytes().all(is_name_byte)
         && last.bytes().next().is_some_and(|byte| !byte.is_ascii_digit())
 }

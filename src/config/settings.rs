@@ -18,13 +18,11 @@ use super::{
     Config, allowed_hosts, api_key, clients, cluster, cluster_secret, dotenv, effect, kubernetes, origins,
     tls,
 };
+use crate::limits::{
+    NODE_ID_CHARS_MAX, USER_KEY_BYTES_MIN_DEFAULT, USER_KEY_BYTES_MIN_MAX, WORKERS_COUNT_MAX,
+};
 
-const WORKERS_COUNT_MAX: usize = 1024;
 const PORT_DEFAULT: u16 = 9000;
-const USER_KEY_BYTES_MIN_DEFAULT: usize = 8;
-/// Largest allowed minimum: a longer key would not fit into a request head.
-const USER_KEY_BYTES_MIN_MAX: usize = 8192;
-const NODE_ID_CHARS_MAX: usize = 255;
 
 pub(super) fn read(
     environment: &BTreeMap<String, OsString>,

@@ -8,9 +8,7 @@ use std::str::FromStr;
 use super::error::SettingError;
 use super::host::HostError;
 use super::number::integer;
-
-/// Longest part of a value that an error shows.
-const SHOWN_CHARS_MAX: usize = 80;
+use crate::limits::SETTING_SHOWN_CHARS_MAX;
 
 /// Values from all sources, and the errors found so far.
 pub(super) struct Variables<'a> {
@@ -152,7 +150,7 @@ impl<'a> Variables<'a> {
 /// one of which may contain a secret.
 pub(super) fn shown(value: &str) -> String {
     let line: String =
-        value.chars().take_while(|character| !character.is_control()).take(SHOWN_CHARS_MAX).collect();
+        value.chars().take_while(|character| !character.is_control()).take(SETTING_SHOWN_CHARS_MAX).collect();
     let cut = if line.len() < value.len() { "…" } else { "" };
     format!("\"{line}\"{cut}")
 }

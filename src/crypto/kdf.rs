@@ -8,10 +8,6 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use super::mac::{DigestBlock, MacKey, mac_in_place};
 use crate::limits;
 
-/// Rounds in one step of a derivation, which takes about a tenth of a millisecond; the worker checks for other work in
-/// between.
-const ROUNDS_PER_STEP: u32 = 1024;
-
 /// Salt of all user keys of a database: the contents of the salt file, never empty.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Salt(Arc<[u8]>);
@@ -118,7 +114,7 @@ impl fmt::Debug for Derivation {
 /// as long as one.
 pub fn advance<const COUNT: usize>(mut derivations: [&mut Derivation; COUNT]) {
     let left = derivations.iter().map(|derivation| derivation.rounds_left).min().unwrap_or(0);
-    let step = left.min(ROUNDS_PER_STEP);
+    let step = left.min(limits::KDF_ROUNDS_PER_STEP);
     for _ in 0..step {
         let macs = derivations.each_mut().map(|derivation| (&derivation.mac_key, &mut derivation.last));
         let digests = mac_in_place(macs);
@@ -191,13 +187,13 @@ mod tests {
 
     #[test]
     fn two_derivations_advance_by_a_step_or_until_one_is_done() {
-        let mut long = Derivation::with_rounds(b"password", b"salt", 2 * ROUNDS_PER_STEP + 2);
-        let mut short = Derivation::with_rounds(b"password", b"salt", ROUNDS_PER_STEP + 2);
+        let mut long = Derivation::with_rounds(b"password", b"salt", 2 * limits::KDF_ROUNDS_PER_STEP + 2);
+        let mut short = Derivation::with_rounds(b"password", b"salt", limits::KDF_ROUNDS_PER_STEP + 2);
         advance([&mut long, &mut short]);
-        assert_eq!((long.rounds_left, short.rounds_left), (ROUNDS_PER_STEP + 1, 1));
+        assert_eq!((long.rounds_left, short.rounds_left), (limits::KDF_ROUNDS_PER_STEP + 1, 1));
         advance([&mut long, &mut short]);
         assert!(short.is_done());
-        assert_eq!(long.rounds_left, ROUNDS_PER_STEP);
+        assert_eq!(long.rounds_left, limits::KDF_ROUNDS_PER_STEP);
         advance([&mut long]);
         assert!(long.is_done());
     }

@@ -15,10 +15,8 @@ use super::derived_key::{DerivedKey, KeyId};
 use super::kdf::{Derivation, RawKey, Salt};
 use super::key_map::{Found, Slots, Tier, Waiter};
 use super::mac::MacKey;
+use crate::limits::KEY_SWEEP_STEP;
 use crate::model::UserKey;
-
-/// Keys that a sweep examines in one critical section.
-const SWEEP_STEP: usize = 256;
 
 /// Result of a lookup.
 pub enum Lookup {
@@ -104,7 +102,7 @@ impl KeyCache {
         for tier in [Tier::Unproven, Tier::Proven] {
             let mut left = self.shared.lock().tier_len(tier);
             while left > 0 {
-                let step = left.min(SWEEP_STEP);
+                let step = left.min(KEY_SWEEP_STEP);
                 let expired = self.shared.lock().sweep_step(tier, step, now_seconds);
                 // Wipes the keys, after the lock has been released.
                 drop(expired);
@@ -214,9 +212,9 @@ mod tests {
 
     use super::super::fernet::FernetKey;
     use super::super::kdf::advance;
-    use super::super::key_map::SECOND_CHANCES_MAX;
     use super::super::test_data::{salt, start};
     use super::*;
+    use crate::limits::KEY_SECOND_CHANCES_MAX;
     use crate::limits::{DERIVED_KEY_IDLE, DERIVED_KEYS_PROVEN_MAX, DERIVED_KEYS_UNPROVEN_MAX};
 
     fn user_key(text: &str) -> UserKey {
@@ -329,7 +327,7 @@ mod tests {
             fill(&cache, &format!("good {number}"), 0).mark_proven();
         }
         assert!(is_cached(&cache, "good 0", 1), "the tiers have just enough room");
-        for number in 0..SECOND_CHANCES_MAX {
+        for number in 0..KEY_SECOND_CHANCES_MAX {
             fill(&cache, &format!("late {number}"), 1).mark_proven();
         }
         assert!(is_cached(&cache, "good 0", 1), "it was used since");
@@ -356,7 +354,7 @@ mod tests {
     fn idle_keys_expire_and_used_ones_stay() {
         let cache = KeyCache::new();
         let idle_seconds = DERIVED_KEY_IDLE.as_secs();
-        for number in 0..SWEEP_STEP {
+        for number in 0..KEY_SWEEP_STEP {
             fill(&cache, &format!("idle {number}"), 0).mark_proven();
         }
         let kept = fill(&cache, "kept", 0);
@@ -364,7 +362,7 @@ mod tests {
         fill(&cache, "unproven", idle_seconds);
         cache.sweep(idle_seconds);
         let counts = cache.counts();
-        assert_eq!((counts.unproven, counts.proven), (1, SWEEP_STEP + 1));
+        assert_eq!((counts.unproven, counts.proven), (1, KEY_SWEEP_STEP + 1));
         assert!(is_cached(&cache, "kept", idle_seconds));
         cache.sweep(idle_seconds + 1);
         let counts = cache.counts();

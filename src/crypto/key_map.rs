@@ -9,10 +9,9 @@ use std::sync::Arc;
 use futures_channel::oneshot;
 
 use super::derived_key::{DerivedKey, KeyId};
-use crate::limits::{DERIVED_KEY_IDLE, DERIVED_KEYS_PROVEN_MAX, DERIVED_KEYS_UNPROVEN_MAX};
-
-/// Keys that get a second chance before one is evicted in any case.
-pub(super) const SECOND_CHANCES_MAX: usize = 64;
+use crate::limits::{
+    DERIVED_KEY_IDLE, DERIVED_KEYS_PROVEN_MAX, DERIVED_KEYS_UNPROVEN_MAX, KEY_SECOND_CHANCES_MAX,
+};
 
 /// Receiver of a key; resolves to `Canceled` if the derivation was abandoned.
 pub type Waiter = oneshot::Receiver<Arc<DerivedKey>>;
@@ -187,7 +186,7 @@ impl Slots {
 
     /// Reduces the proven tier to its limit: evicts approximately the least recently used key (CLOCK).
     fn evict_proven(&mut self) {
-        let mut chances_left = SECOND_CHANCES_MAX;
+        let mut chances_left = KEY_SECOND_CHANCES_MAX;
         while self.proven.len() > DERIVED_KEYS_PROVEN_MAX {
             let Some(queued) = self.proven.pop_front() else { return };
             match self.ready(&queued.id) {

@@ -6,10 +6,7 @@ use std::fmt;
 use zeroize::Zeroize;
 
 use crate::http1::Connection;
-use crate::limits::SPARE_BUFFERS_COUNT_MAX;
-
-/// Largest response buffer that is kept for reuse, in bytes.
-const RESPONSE_BYTES_KEPT_MAX: usize = 64 * 1024;
+use crate::limits::{RESPONSE_BYTES_KEPT_MAX, SPARE_BUFFERS_COUNT_MAX};
 
 /// Free buffers of one executor. Not shared between threads.
 #[derive(Default)]

@@ -5,9 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{ForwardedHeader, Proxies};
 use crate::http1::RequestHead;
-
-/// Longest chain of trusted proxies that is followed; a longer one ends at its farthest followed hop.
-const HOPS_MAX: usize = 32;
+use crate::limits::PROXY_HOPS_MAX;
 
 /// Returns the nearest address that is not a trusted proxy. If an element is not an address, returns the last one
 /// before it, so that a client cannot choose its address by sending garbage. `peer` is the remote end of the
@@ -25,14 +23,14 @@ pub(super) fn client_address(proxies: &Proxies, peer: IpAddr, head: &RequestHead
         ForwardedHeader::Forwarded => forwarded(element),
     };
     // Each proxy appends the address from which it received the request.
-    let (mut last, mut count) = ([&b""[..]; HOPS_MAX], 0);
+    let (mut last, mut count) = ([&b""[..]; PROXY_HOPS_MAX], 0);
     for element in head.fields(name).flat_map(|value| value.split(|&byte| byte == b',')) {
-        last[count % HOPS_MAX] = element;
+        last[count % PROXY_HOPS_MAX] = element;
         count += 1;
     }
     let mut nearest = peer;
-    for hop in (0..count).rev().take(HOPS_MAX) {
-        let Some(reported) = parse(last[hop % HOPS_MAX]) else { break };
+    for hop in (0..count).rev().take(PROXY_HOPS_MAX) {
+        let Some(reported) = parse(last[hop % PROXY_HOPS_MAX]) else { break };
         nearest = reported;
         if !proxies.contain(nearest) {
             break;

@@ -22,7 +22,7 @@ use super::response::Response;
 use super::response_fields::ResponseFields;
 use super::timers::Deadline;
 use crate::http1::{self, Connection, RequestHead, Step};
-use crate::limits::{LARGE_VALUE_BYTES, PIECE_COPIES, WRITE_STALL};
+use crate::limits::{CONNECTION_STEPS_PER_TURN, LARGE_VALUE_BYTES, PIECE_COPIES, WRITE_STALL};
 
 mod responses;
 
@@ -65,9 +65,6 @@ pub enum HeadDecision<R> {
         body_bytes_max: Option<usize>,
     },
 }
-
-/// Steps of a connection before it yields to the other connections; a request takes two or three.
-const STEPS_PER_TURN: u32 = 128;
 
 /// Status recorded for a client that did not receive the complete response.
 const CLIENT_GONE: u16 = 499;
@@ -122,7 +119,7 @@ where
         client,
         request_log: None,
         is_closing: false,
-        steps_left: STEPS_PER_TURN,
+        steps_left: CONNECTION_STEPS_PER_TURN,
     };
     // The client disconnected or stalled, so the failure cannot be reported to it.
     let _: Result<(), Disconnected> = driver.run().await;
@@ -180,7 +177,7 @@ where
     async fn yield_turn(&mut self) {
         self.steps_left -= 1;
         if self.steps_left == 0 {
-            self.steps_left = STEPS_PER_TURN;
+            self.steps_left = CONNECTION_STEPS_PER_TURN;
             yield_now().await;
         }
     }

@@ -2,15 +2,15 @@
 
 use std::fmt;
 
-/// Longest id that is accepted from a client.
-const BYTES_MAX: usize = 128;
+use crate::limits::REQUEST_ID_BYTES_MAX;
+
 /// Length of a generated id, in hexadecimal digits.
 const GENERATED_BYTES: usize = 32;
 
 /// A request id of visible ASCII. Stored inline, because every request has one.
 #[derive(Clone)]
 pub(super) struct RequestId {
-    bytes: [u8; BYTES_MAX],
+    bytes: [u8; REQUEST_ID_BYTES_MAX],
     len: usize,
 }
 
@@ -23,7 +23,8 @@ pub(super) struct RequestIds {
 impl RequestId {
     /// Returns the client's id if it is safe in a header and in a log.
     pub(super) fn from_header(value: &[u8]) -> Option<Self> {
-        let is_valid = (1..=BYTES_MAX).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic);
+        let is_valid =
+            (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic);
         is_valid.then(|| Self::new(value))
     }
 
@@ -32,7 +33,7 @@ impl RequestId {
     }
 
     fn new(value: &[u8]) -> Self {
-        let mut bytes = [0; BYTES_MAX];
+        let mut bytes = [0; REQUEST_ID_BYTES_MAX];
         bytes[..value.len()].copy_from_slice(value);
         Self { bytes, len: value.len() }
     }
@@ -75,8 +76,12 @@ mod tests {
     fn client_ids_are_validated() {
         let accepted = |value: &[u8]| RequestId::from_header(value).map(|id| id.as_str().to_owned());
         assert_eq!(accepted(b"a-1"), Some("a-1".to_owned()));
-        assert_eq!(accepted(&[b'x'; BYTES_MAX]).map(|text| text.len()), Some(BYTES_MAX));
-        for invalid in [&b""[..], b"a b", b"a\x7f", b"\xc3\xa9", b"a\r\nb", &[b'x'; BYTES_MAX + 1]] {
+        assert_eq!(
+            accepted(&[b'x'; REQUEST_ID_BYTES_MAX]).map(|text| text.len()),
+            Some(REQUEST_ID_BYTES_MAX)
+        );
+        for invalid in [&b""[..], b"a b", b"a\x7f", b"\xc3\xa9", b"a\r\nb", &[b'x'; REQUEST_ID_BYTES_MAX + 1]]
+        {
             assert_eq!(accepted(invalid), None, "{invalid:?}");
         }
     }

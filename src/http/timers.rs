@@ -10,8 +10,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// Longest time that [`Timers::with_timeout`] allows once the drain has begun.
-const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
+use crate::limits::CLOSING_TIMEOUT;
 
 /// Coarse clock of one executor, advanced by [`Self::tick`]. Not shared between threads.
 #[derive(Debug)]

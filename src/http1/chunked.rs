@@ -6,9 +6,6 @@
 use super::{protocol_error::ProtocolError, token::is_token_byte};
 use crate::limits;
 
-/// Most digits of a chunk size: 32 bits, so that no sum of sizes can overflow.
-const SIZE_DIGITS_MAX: u8 = 8;
-
 const MALFORMED: ProtocolError = ProtocolError::BadRequest("chunk is malformed");
 
 /// Expected next byte.
@@ -135,7 +132,7 @@ impl Decoder {
             b'A'..=b'F' => byte - b'A' + 10,
             _ => return Err(MALFORMED),
         };
-        if digits == SIZE_DIGITS_MAX {
+        if digits == limits::CHUNK_SIZE_DIGITS_MAX {
             return Err(MALFORMED);
         }
         self.size = self.size * 16 + usize::from(digit);

@@ -130,9 +130,9 @@ impl Connection {
         }
     }
 
-    /// Returns whether [`Connection::head`] may be called: from [`Step::Head`] until the response, and after a
-    /// [`Step::Reject`] that concerns a body.
-    pub fn has_head(&self) -> bool {
+    /// Returns whether there is a current request.
+    #[cfg(test)]
+    pub(super) fn has_head(&self) -> bool {
         self.head.is_some()
     }
 
@@ -140,7 +140,8 @@ impl Connection {
     ///
     /// # Panics
     ///
-    /// Panics if there is none, see [`Connection::has_head`].
+    /// Panics if there is none: it exists from [`Step::Head`] until the response, and after a [`Step::Reject`] that
+    /// concerns a body.
     pub fn head(&self) -> RequestHead<'_> {
         let head = self.head.as_ref().expect("the driver calls `head` only while there is one");
         RequestHead { head, bytes: self.read_buffer.held() }

@@ -227,11 +227,6 @@ impl<'a> RequestHead<'a> {
         self.optional(self.head.content_encoding)
     }
 
-    /// Returns whether a body is announced that is not known to be empty.
-    pub fn has_body(&self) -> bool {
-        self.head.framing != Framing::Empty
-    }
-
     /// Returns the announced length of the body, in bytes; `None` for chunks, which announce none.
     pub fn content_length(&self) -> Option<u64> {
         match self.head.framing {
@@ -308,7 +303,7 @@ mod tests {
             assert_eq!(head.api_key(), Some(&b""[..]));
             assert_eq!(head.content_type(), Some(&b"text/plain"[..]));
             assert_eq!(head.content_encoding(), Some(&b"br"[..]));
-            assert_eq!((head.has_body(), head.content_length()), (true, Some(12)));
+            assert_eq!(head.content_length(), Some(12));
             assert_eq!(head.fields("x-user-key").collect::<Vec<_>>(), [&b"one two"[..], b"second"]);
             assert_eq!(head.fields("x-api-key").collect::<Vec<_>>(), [b""]);
             assert_eq!(
@@ -322,7 +317,7 @@ mod tests {
         check("GET http://x HTTP/1.0\r\n\r\n", |head| {
             assert_eq!((head.path(), head.query(), head.user_key()), (&b"/"[..], None, None));
             assert_eq!(head.host(), Some(&b"x"[..]));
-            assert_eq!((head.has_body(), head.content_length()), (false, Some(0)));
+            assert_eq!(head.content_length(), Some(0));
             assert!(!head.is_http_11());
         });
     }

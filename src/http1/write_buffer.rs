@@ -5,9 +5,6 @@ use zeroize::Zeroize;
 use super::pace::Pace;
 use crate::limits;
 
-/// Capacity that an empty buffer keeps, so that most responses allocate nothing. In bytes.
-const KEPT_BYTES: usize = 4 * limits::READ_BUFFER_BYTES;
-
 /// Write buffer: encoded responses in the order of their requests, or an encoded request.
 pub(super) struct WriteBuffer {
     bytes: Vec<u8>,
@@ -100,7 +97,7 @@ impl WriteBuffer {
         self.bytes[self.written_count..].zeroize();
         self.written_count = 0;
         self.bytes.clear();
-        if self.bytes.capacity() > KEPT_BYTES {
+        if self.bytes.capacity() > limits::WRITE_BUFFER_KEPT_BYTES {
             self.bytes = Vec::new();
         }
     }
@@ -143,7 +140,7 @@ mod tests {
     #[test]
     fn an_empty_buffer_keeps_little_memory() {
         let mut buffer = WriteBuffer::new();
-        buffer.reserve(KEPT_BYTES + 1, 0);
+        buffer.reserve(limits::WRITE_BUFFER_KEPT_BYTES + 1, 0);
         buffer.put(b"x");
         buffer.wrote(1, 0);
         assert_eq!(buffer.bytes.capacity(), 0);

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::limits::REVISIONS_RESERVED_COUNT;
+
 /// Revision of a change. Later changes of a store have larger revisions; none is ever used twice, across restarts,
 /// restored backups and migrations.
 ///
@@ -14,9 +16,6 @@ pub struct Revision(i64);
 /// Bits below the milliseconds: a store may change a thousand entries per millisecond of its lifetime before its
 /// revisions are ahead of the clock.
 const COUNTER_BITS: u32 = 10;
-
-/// Revisions that are reserved at once, so that few commits record a reservation.
-const RESERVED_COUNT: i64 = 1 << 20;
 
 impl Revision {
     /// Returns the first revision of a millisecond since 1970.
@@ -69,7 +68,7 @@ impl Revisions {
     /// Returns the reservation to record in the transaction whose revisions were issued; `None` if the recorded one
     /// covers them.
     pub fn due_reservation(&self) -> Option<Revision> {
-        (self.last > self.reserved).then_some(Revision(self.last.0 + RESERVED_COUNT))
+        (self.last > self.reserved).then_some(Revision(self.last.0 + REVISIONS_RESERVED_COUNT))
     }
 
     /// Notes that a reservation was committed.

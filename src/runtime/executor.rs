@@ -23,18 +23,12 @@ use crate::config::Proxies;
 use crate::http::{
     App, Audience, ByteBudget, Client, ExecutorContext, read_proxy_header, serve, too_many_connections,
 };
-use crate::limits::{ADMIN_CONNECTIONS_RESERVE, DEADLINE_TICK, DRAIN_DEADLINE};
+use crate::limits::{
+    ACCEPT_PAUSE, ADMIN_CONNECTIONS_RESERVE, CONNECTION_WARNING_INTERVAL, DEADLINE_TICK, DRAIN_DEADLINE,
+    REFUSED_CONNECTIONS_LOG_INTERVAL_MS,
+};
 use crate::telemetry::{ExecutorCounts, Executors};
 use crate::tls::{Certificates, ServerContext};
-
-/// Pause before the next accept after an error such as a lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Shortest interval between two log lines of an executor about untrusted senders of PROXY headers, and between two
-/// about failed handshakes.
-const WARNING_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Shortest interval between two log lines about refused connections, in milliseconds.
-const REFUSALS_LOG_INTERVAL_MS: u64 = 10_000;
 
 /// State shared by all executors.
 #[derive(Clone)]
@@ -219,7 +213,7 @@ impl<E: Engine> Executor<E> {
     /// Logs an untrusted sender of a PROXY header. Rate-limited, because any client of the port can cause it.
     fn log_untrusted_sender(&self, sender: Option<IpAddr>) {
         let now = Instant::now();
-        if self.sender_logged.get().is_none_or(|logged| now - logged >= WARNING_INTERVAL) {
+        if self.sender_logged.get().is_none_or(|logged| now - logged >= CONNECTION_WARNING_INTERVAL) {
             self.sender_logged.set(Some(now));
             tracing::warn!(
                 sender = sender.map(tracing::field::display),
@@ -235,7 +229,7 @@ impl<E: Engine> Executor<E> {
             return self.shared.app.record_failed_handshake(client, error);
         }
         let now = Instant::now();
-        if self.handshake_logged.get().is_none_or(|logged| now - logged >= WARNING_INTERVAL) {
+        if self.handshake_logged.get().is_none_or(|logged| now - logged >= CONNECTION_WARNING_INTERVAL) {
             self.handshake_logged.set(Some(now));
             let address = client.address.map(tracing::field::display);
             let count = self.counts.failed_handshakes.get();
@@ -282,7 +276,7 @@ impl RefusalLog {
             return;
         }
         let logged = self.logged.replace(total);
-        self.next_ms.set(now_ms + REFUSALS_LOG_INTERVAL_MS);
+        self.next_ms.set(now_ms + REFUSED_CONNECTIONS_LOG_INTERVAL_MS);
         tracing::warn!(
             limit_of_server = total.0 - logged.0,
             limit_of_address = total.1 - logged.1,

@@ -2,21 +2,10 @@
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::limits::{CONNECTIONS_COUNT_MAX, PEER_REQUESTS_COUNT_MAX_PER_PEER};
-
-/// Descriptors for the database and its readers, the salt, the log, reloaded certificates, and rejected connections.
-const FIXED: usize = 64;
-/// Descriptors of an executor: rings, listeners, and event descriptors.
-const PER_EXECUTOR: usize = 16;
-/// Descriptors for a peer: peer requests, replication and health checks.
-const PER_PEER: usize = PEER_REQUESTS_COUNT_MAX_PER_PEER + 4;
-
-/// Smallest number of descriptors in place of [`FIXED`], without a reserve.
-const FIXED_MIN: usize = 56;
-/// Smallest number of descriptors in place of [`PER_EXECUTOR`], without a reserve.
-const PER_EXECUTOR_MIN: usize = 10;
-/// Smallest useful number of connections.
-const CONNECTIONS_MIN: usize = 16;
+use crate::limits::{
+    CONNECTIONS_COUNT_MAX, CONNECTIONS_COUNT_MIN, DESCRIPTORS_FIXED, DESCRIPTORS_FIXED_MIN,
+    DESCRIPTORS_PER_EXECUTOR, DESCRIPTORS_PER_EXECUTOR_MIN, DESCRIPTORS_PER_PEER,
+};
 
 /// Descriptor limit, and the numbers of its consumers.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +28,10 @@ impl Descriptors {
 
     /// Returns the smallest limit with which the server can run reliably.
     pub(super) fn needed(self) -> usize {
-        FIXED_MIN + PER_EXECUTOR_MIN * self.executors + self.peers + CONNECTIONS_MIN
+        DESCRIPTORS_FIXED_MIN
+            + DESCRIPTORS_PER_EXECUTOR_MIN * self.executors
+            + self.peers
+            + CONNECTIONS_COUNT_MIN
     }
 
     /// Returns the limit of concurrent connections. Logs a warning if it is lower than [`CONNECTIONS_COUNT_MAX`].
@@ -57,10 +49,11 @@ impl Descriptors {
     }
 
     fn connections(self) -> usize {
-        let reserved = FIXED + PER_EXECUTOR * self.executors + PER_PEER * self.peers;
+        let reserved =
+            DESCRIPTORS_FIXED + DESCRIPTORS_PER_EXECUTOR * self.executors + DESCRIPTORS_PER_PEER * self.peers;
         // A smaller reserve if the limit is low.
-        let spare = self.available.saturating_sub(self.needed() - CONNECTIONS_MIN);
-        let at_least = CONNECTIONS_MIN.max(self.available / 4).min(spare);
+        let spare = self.available.saturating_sub(self.needed() - CONNECTIONS_COUNT_MIN);
+        let at_least = CONNECTIONS_COUNT_MIN.max(self.available / 4).min(spare);
         self.available.saturating_sub(reserved).max(at_least).min(CONNECTIONS_COUNT_MAX)
     }
 }

@@ -4,16 +4,11 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::limits::{LISTEN_BACKLOG, UNSENT_BYTES_MAX};
-
-/// How long an address in use is retried.
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interval between two attempts.
-const ADDRESS_INTERVAL: Duration = Duration::from_millis(10);
+use crate::limits::{ADDRESS_IN_USE_INTERVAL, ADDRESS_IN_USE_TIMEOUT, LISTEN_BACKLOG, UNSENT_BYTES_MAX};
 
 /// Failure to listen on an address.
 #[derive(Debug)]
@@ -75,8 +70,10 @@ fn probe(address: SocketAddr) -> io::Result<SocketAddr> {
         let probe = socket(address)?;
         match probe.bind(&address.into()) {
             Ok(()) => return Ok(probe.local_addr()?.as_socket().unwrap_or(address)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < ADDRESS_TIMEOUT => {
-                thread::sleep(ADDRESS_INTERVAL);
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < ADDRESS_IN_USE_TIMEOUT =>
+            {
+                thread::sleep(ADDRESS_IN_USE_INTERVAL);
             }
             Err(error) => return Err(error),
         }

@@ -31,7 +31,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError as Timeout, Sender};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -52,17 +52,15 @@ use crate::blocking::BlockingPool;
 use crate::config::{Config, StoreChoice};
 use crate::crypto::{KeyCache, KeyDeriver};
 use crate::http::{App, Audience, ByteBudget, RateLimits, Settings};
-use crate::limits::{DERIVATIONS_QUEUED_MAX_PER_THREAD, START_DEADLINE, STORE_READS_QUEUED_MAX};
+use crate::limits::{
+    CERTIFICATES_CHECK_INTERVAL, DERIVATIONS_QUEUED_MAX_PER_THREAD, KEY_SWEEP_INTERVAL, START_DEADLINE,
+    STORE_READS_QUEUED_MAX,
+};
 use crate::model::{ApiKeys, Timestamp};
 use crate::service::federation::ClusterTaskQueue;
 use crate::service::{ClusterView, Federation, Guard, NodeAuth, Parts, SequenceWatch, Service};
 use crate::storage::{OpenError, Storage, Subscriber, VersioningOptions, sqlite};
 use crate::telemetry::{Executors, Log};
-
-/// Interval at which the certificate files are checked for changes.
-const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(3);
-/// Interval at which unused derived keys are evicted.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Failure to start, or a fatal error of the running server.
 #[derive(Debug, thiserror::Error)]
@@ -330,7 +328,7 @@ struct Operation<'a> {
 impl Operation<'_> {
     /// Reloads on request, and does periodic work, until the server has to end.
     fn wait_for_end(&mut self, supervisor: &mut Supervisor, events: &Receiver<ControlEvent>) -> ControlEvent {
-        let tick = CERTIFICATES_INTERVAL.min(supervisor.interval() / 2);
+        let tick = CERTIFICATES_CHECK_INTERVAL.min(supervisor.interval() / 2);
         let (mut swept, mut looked) = (Instant::now(), Instant::now());
         loop {
             supervisor.sign_of_life(self.executors);
@@ -342,11 +340,11 @@ impl Operation<'_> {
                 }
                 Ok(event) => return event,
                 Err(Timeout::Timeout) => {
-                    if swept.elapsed() >= SWEEP_INTERVAL {
+                    if swept.elapsed() >= KEY_SWEEP_INTERVAL {
                         swept = Instant::now();
                         self.app.sweep();
                     }
-                    if looked.elapsed() >= CERTIFICATES_INTERVAL {
+                    if looked.elapsed() >= CERTIFICATES_CHECK_INTERVAL {
                         looked = Instant::now();
                         reload::reload_certificates(&self.config.certificates);
                         self.expiry.look(&self.config.certificates, jiff::Timestamp::now());

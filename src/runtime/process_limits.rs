@@ -13,10 +13,8 @@ use signal_hook::flag;
 
 use super::cache_size;
 use super::fd_budget::Descriptors;
-use crate::limits::{ADDRESS_SPACE_BYTES_MIN, MEMORY_BYTES_MIN};
+use crate::limits::{ADDRESS_SPACE_BYTES_MIN, MEMORY_BYTES_MIN, SPARE_THREADS};
 
-/// Threads in addition to the plan: the check of a large database, and short-lived threads of libraries.
-const SPARE_THREADS: usize = 2;
 /// Stack size of a probe thread, about the minimum on Linux.
 const PROBE_STACK_BYTES: usize = 16 * 1024;
 

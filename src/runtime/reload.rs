@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::config::{self, Config, PeerAddress};
+use crate::limits::CERTIFICATE_EXPIRY_WARNING_DAYS;
 use crate::model::ApiKeys;
 use crate::service::NodeAuth;
 use crate::service::node_auth::SharedKey;
@@ -90,8 +91,6 @@ pub(super) fn apply(
     peers
 }
 
-/// Days before its expiry from which a certificate is warned about.
-const EXPIRY_WARNING_DAYS: i64 = 14;
 const DAY_SECONDS: i64 = 24 * 60 * 60;
 
 /// Warner about certificates that expire soon, once per remaining day and certificate.
@@ -117,7 +116,7 @@ impl ExpiryWatch {
             let days = (expires.as_second() - now.as_second()).div_euclid(DAY_SECONDS);
             let is_warned = self.warned.insert(setting, (expires, days)) == Some((expires, days));
             match days {
-                EXPIRY_WARNING_DAYS.. => {}
+                CERTIFICATE_EXPIRY_WARNING_DAYS.. => {}
                 _ if is_warned => {}
                 0.. => tracing::warn!(setting, %expires, days, "certificate expires soon, renew it"),
                 _ => tracing::error!(setting, %expires, "certificate has expired and is refused"),

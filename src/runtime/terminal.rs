@@ -5,10 +5,8 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
+use crate::limits::TERMINAL_LINE_BYTES_MAX;
 use crate::model::UserKey;
-
-/// Longest line that is read, in bytes; a longer user key would not fit into a request head.
-const LINE_BYTES_MAX: u64 = crate::limits::HEAD_BYTES_MAX as u64;
 
 /// Failure to read a user key.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +52,7 @@ pub fn prompt_user_key() -> Result<UserKey, PromptError> {
     let echo_guard = EchoGuard::new()?;
     write!(io::stderr(), "User key: ")?;
     let mut line = Zeroizing::new(Vec::with_capacity(crate::limits::HEAD_BYTES_MAX));
-    io::Read::take(io::stdin().lock(), LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+    io::Read::take(io::stdin().lock(), TERMINAL_LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
     drop(echo_guard);
     writeln!(io::stderr())?;
     let user_key = line.strip_suffix(b"\n").unwrap_or(&line);

@@ -2,17 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures_channel::oneshot;
 
 use super::PeerId;
+use crate::limits::{ACKS_TIMEOUT as TIMEOUT, REFUSED_RANGES_COUNT_MAX};
 use crate::timer;
-
-/// Timeout of a write that waits for acknowledgements from peers.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of separate refused ranges that are tracked per peer.
-const REFUSED_RANGES_COUNT_MAX: usize = 64;
 
 /// Positions in the replication log that peers have acknowledged.
 #[derive(Debug, Default)]
@@ -133,6 +128,7 @@ fn reached(peers: &BTreeMap<PeerId, Peer>, position: i64) -> usize {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
+    use std::time::Duration;
 
     use futures_lite::future::{block_on, poll_once};
 

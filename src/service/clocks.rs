@@ -5,12 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::limits::{CLOCK_SKEW_LOG_INTERVAL as LOG_INTERVAL, CLOCK_SKEW_NODES_COUNT_MAX as NODES_COUNT_MAX};
 use crate::model::ReplicaId;
-
-/// Maximum number of nodes in the record. There are as many as peers, unless a peer fabricates replica IDs.
-const NODES_COUNT_MAX: usize = 1024;
-/// Minimum interval between two log lines about refused changes.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Refused changes: their total number, and the nodes that wrote them.
 #[derive(Debug, Default)]

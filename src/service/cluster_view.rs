@@ -12,15 +12,10 @@ use super::gate::Gate;
 use super::sequence_watch::SequenceWatch;
 use super::{Error, PeerId};
 use crate::config::{ClusterConfig, PeerAddress, WriteAcks};
+use crate::limits::{JOIN_TIMEOUT, SALT_TIMEOUT};
 use crate::model::{Digest, ReplicaId};
 use crate::telemetry::{Durations, Histogram};
 use crate::wire::Protocol;
-
-/// Timeout of client requests that wait for the salt.
-const SALT_TIMEOUT: Duration = Duration::from_secs(12);
-/// Timeout of client requests that wait for the first anti-entropy round of a new node; somewhat longer than the gate
-/// stays closed for an unreachable peer.
-const JOIN_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// Cluster status shared with request handlers, and the gates at which requests wait for the cluster.
 #[derive(Debug)]

@@ -9,15 +9,12 @@ use super::guarded::Purpose;
 use super::value::{SealedValue, Value};
 use super::{Credentials, Error};
 use crate::crypto::DerivedKey;
-use crate::limits::LARGE_VALUE_BYTES;
+use crate::limits::{LARGE_VALUE_BYTES, WRITE_ATTEMPTS_MAX as ATTEMPTS_MAX};
 use crate::model::{
     Category, Ciphertext, EntryId, EntryKey, Environment, KeyEntries, OwnerTag, Plaintext, SealedEntry,
     Timestamp,
 };
 use crate::storage::{Write, WriteError};
-
-/// Maximum number of compare-and-swap attempts of a write. Each failed attempt means that another write succeeded.
-const ATTEMPTS_MAX: usize = 16;
 
 /// Entry that the caller's user key has decrypted.
 #[derive(Debug)]

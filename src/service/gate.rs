@@ -7,10 +7,8 @@ use std::time::Duration;
 use futures_channel::oneshot;
 
 use super::Error;
+use crate::limits::GATE_WAITERS_COUNT_MAX as WAITERS_COUNT_MAX;
 use crate::timer;
-
-/// Maximum number of waiting requests.
-const WAITERS_COUNT_MAX: usize = 4096;
 
 /// Gate at which requests wait, for a limited time, until it opens.
 #[derive(Debug)]

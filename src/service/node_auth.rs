@@ -10,22 +10,20 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+use crate::limits::NODE_REFUSALS_LOG_INTERVAL as REFUSALS_INTERVAL;
 use crate::model::{ApiKeys, ClusterSecret};
 use crate::wire::header;
 
 /// Contexts of the MACs, which prevent one kind of MAC from being used as the other.
 const TOKEN_CONTEXT: &[u8] = b"opensecureconf node token 1\0";
 const PROOF_CONTEXT: &[u8] = b"opensecureconf node proof 1\0";
-
-/// Minimum interval between two log lines about refused credentials.
-const REFUSALS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Kind of key that the nodes of a cluster share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,14 +6,10 @@ use std::time::{Duration, Instant};
 use super::context::Context;
 use super::{Error, Guard};
 use crate::crypto::Counts;
+use crate::limits::{ENTRIES_COUNT_AGE_MAX, WRITER_TIMEOUT};
 use crate::model::Revision;
 use crate::storage::EngineCounts;
 use crate::telemetry::ProcessStats;
-
-/// Maximum age of a cached count of the entries; counting scans all of them.
-const ENTRIES_COUNT_AGE_MAX: Duration = Duration::from_secs(10);
-/// Duration after which a transaction is considered stuck.
-const WRITER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Snapshot of the statistics.
 #[derive(Clone, Copy, Debug)]

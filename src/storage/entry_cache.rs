@@ -13,10 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hashbrown::HashTable;
 
 use super::feed::{Commit, EntryChange, Subscriber};
+use crate::limits::ENTRY_CACHE_STRIPES_COUNT;
 use crate::model::{KeyEntries, SealedEntry, allocation};
-
-/// Number of stripes: enough that executors seldom contend for a lock, few enough that a large value fits one stripe.
-const STRIPES_COUNT: usize = 16;
 
 /// Process-wide cache of [`KeyEntries`], bounded by bytes, with second-chance (CLOCK) eviction.
 #[derive(Debug)]
@@ -56,10 +54,10 @@ struct Slot {
 impl EntryCache {
     /// Creates an empty cache that takes about `bytes_max` bytes when full.
     pub fn new(bytes_max: usize) -> Self {
-        let stripe = || Stripe { bytes_max: bytes_max / STRIPES_COUNT, ..Stripe::default() };
+        let stripe = || Stripe { bytes_max: bytes_max / ENTRY_CACHE_STRIPES_COUNT, ..Stripe::default() };
         Self {
             hasher: RandomState::new(),
-            stripes: (0..STRIPES_COUNT).map(|_| Mutex::new(stripe())).collect(),
+            stripes: (0..ENTRY_CACHE_STRIPES_COUNT).map(|_| Mutex::new(stripe())).collect(),
         }
     }
 
@@ -136,7 +134,7 @@ impl EntryCache {
 
     fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
         // The table uses the low bits of the hash, so higher bits select the stripe.
-        let index = usize::try_from(hash >> 32).unwrap_or_default() % STRIPES_COUNT;
+        let index = usize::try_from(hash >> 32).unwrap_or_default() % ENTRY_CACHE_STRIPES_COUNT;
         // A poisoned stripe is still valid: each operation leaves it consistent, or panics before it changes it.
         self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -253,7 +251,7 @@ mod tests {
     use crate::model::Ciphertext;
 
     const BYTES_MAX: usize = 16 << 20;
-    const STRIPE_BYTES_MAX: usize = BYTES_MAX / STRIPES_COUNT;
+    const STRIPE_BYTES_MAX: usize = BYTES_MAX / ENTRY_CACHE_STRIPES_COUNT;
 
     fn group(key: &str, bytes: usize) -> Arc<KeyEntries> {
         let row = SealedEntry::new(1, key.to_owned(), None, Some(Ciphertext::from_bytes(vec![7; bytes])));
@@ -314,7 +312,7 @@ mod tests {
         }
         let (bytes, keys) = cache.usage();
         assert!(bytes <= BYTES_MAX, "{bytes}");
-        assert!(keys > STRIPES_COUNT && keys < 200, "{keys}");
+        assert!(keys > ENTRY_CACHE_STRIPES_COUNT && keys < 200, "{keys}");
         fill(&cache, "huge", STRIPE_BYTES_MAX);
         assert_eq!(size(&cache, "huge"), None);
         cache.clear();

@@ -141,11 +141,6 @@ impl Storage {
         }
     }
 
-    /// Returns the page of entries after an id, if it is cached.
-    pub fn cached_page(&self, filter: &Filter, after: i64) -> Option<Arc<Page>> {
-        self.pages.get(filter, after)
-    }
-
     /// Reads the page of entries after an id, in ascending order of ids, and caches it.
     ///
     /// # Errors
@@ -250,6 +245,11 @@ impl Storage {
 
 #[cfg(test)]
 impl Storage {
+    /// Returns the page of entries after an id, if it is cached.
+    fn cached_page(&self, filter: &Filter, after: i64) -> Option<Arc<Page>> {
+        self.pages.get(filter, after)
+    }
+
     /// Empties the page cache.
     fn clear_pages(&self) {
         self.pages.reset();

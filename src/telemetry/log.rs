@@ -14,9 +14,7 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use super::log_file::{LogFile, OpenError, lost_lines_count};
 use crate::config::{LogFormat, LogLevel, allows_color};
-
-/// Largest number of queued lines.
-const LINES_WAITING_MAX: usize = 16 * 1024;
+use crate::limits::LOG_LINES_WAITING_MAX;
 
 /// Counter of dropped lines; one per process, like the log.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
@@ -120,7 +118,7 @@ fn can_start_thread() -> Result<(), LogError> {
 fn non_blocking(writer: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     NonBlockingBuilder::default()
         .lossy(true)
-        .buffered_lines_limit(LINES_WAITING_MAX)
+        .buffered_lines_limit(LOG_LINES_WAITING_MAX)
         .thread_name("osc-log")
         .finish(writer)
 }

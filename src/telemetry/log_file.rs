@@ -6,20 +6,16 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::civil::Date;
 use jiff::{Timestamp, tz::Offset};
 use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
 
-/// Largest number of daily files; older ones are deleted.
-const FILES_COUNT_MAX: usize = 14;
+use crate::limits::{LOG_FILE_RETRY_INTERVAL, LOG_FILES_COUNT_MAX};
 
 /// Lines that could not be written, for example because the disk was full.
 static LOST: AtomicU64 = AtomicU64::new(0);
-
-/// Interval between attempts to open a log file that cannot be opened, for example because the disk is full.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Failure to open the log file.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +76,7 @@ impl LogFile {
 
     /// Returns the sink; tries to open it again if that has failed.
     fn sink(&mut self) -> Option<&mut Sink> {
-        if self.sink.is_none() && self.attempted.elapsed() >= RETRY_INTERVAL {
+        if self.sink.is_none() && self.attempted.elapsed() >= LOG_FILE_RETRY_INTERVAL {
             self.attempted = Instant::now();
             self.sink = Sink::open(&self.path).ok();
         }
@@ -197,7 +193,7 @@ impl DailyFiles {
             .filter_map(|entry| Some((day_of(&self.name, entry.file_name().to_str()?)?, entry.path())))
             .collect();
         days.sort();
-        let excess = days.len().saturating_sub(FILES_COUNT_MAX);
+        let excess = days.len().saturating_sub(LOG_FILES_COUNT_MAX);
         for (_, path) in &days[..excess] {
             // A failure is retried the next day.
             fs::remove_file(path).ok();

@@ -2,10 +2,7 @@
 
 use std::collections::VecDeque;
 
-/// Resolution of the lag measurement, in milliseconds.
-const RESOLUTION_MS: u64 = 100;
-/// Samples that are kept.
-const SAMPLES_COUNT_MAX: usize = 1024;
+use crate::limits::{LAG_RESOLUTION_MS, LAG_SAMPLES_COUNT_MAX};
 
 /// Times at which changes of the replication log began to wait for confirmation. The resolution and the number of
 /// samples are bounded.
@@ -18,9 +15,9 @@ pub(super) struct LagTracker {
 impl LagTracker {
     /// Records that the replication log has grown to this position.
     pub(super) fn grew(&mut self, now_ms: u64, sequence: i64) {
-        let is_full = self.samples.len() >= SAMPLES_COUNT_MAX;
+        let is_full = self.samples.len() >= LAG_SAMPLES_COUNT_MAX;
         match self.samples.back_mut() {
-            Some((last, since_ms)) if is_full || now_ms < *since_ms + RESOLUTION_MS => *last = sequence,
+            Some((last, since_ms)) if is_full || now_ms < *since_ms + LAG_RESOLUTION_MS => *last = sequence,
             _ => self.samples.push_back((sequence, now_ms)),
         }
     }

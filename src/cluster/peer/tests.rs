@@ -95,7 +95,7 @@ fn a_peer_is_contacted_fails_and_recovers() {
         assert_eq!(run.next(), Action::CheckHealth);
         assert!(run.send(Event::Health(Err(PeerError::Unreachable))).is_empty());
         assert_eq!(run.peer.state(), &State::Unknown);
-        assert_eq!(run.wait(), FIRST_CONTACT_INTERVAL_MS);
+        assert_eq!(run.wait(), PEER_FIRST_CONTACT_INTERVAL_MS);
     }
     assert_eq!(run.send(Event::Health(Ok(other()))), [Effect::StateChanged]);
     assert_eq!((run.peer.state(), run.peer.node()), (&State::Healthy, Some(replica_id(2))));
@@ -141,7 +141,7 @@ fn a_peer_is_contacted_fails_and_recovers() {
     assert_eq!(run.send(Event::Health(Err(PeerError::Unreachable))), [Effect::StateChanged]);
     assert_eq!(run.peer.state(), &State::Down);
     let waited_ms = run.wait();
-    assert!(is_about(waited_ms, HEALTH_INTERVAL_MS), "{waited_ms}");
+    assert!(is_about(waited_ms, PEER_HEALTH_INTERVAL_MS), "{waited_ms}");
     // The peer is back: the changes that it lacks are pushed immediately, then an anti-entropy round begins.
     assert_eq!(run.send(Event::Health(Ok(other()))), [Effect::StateChanged]);
     assert_eq!(run.next(), Action::Push { after: 9 });
@@ -188,7 +188,7 @@ fn incompatible_peers_get_only_health_checks() {
         // After that it gets only health checks, which have no effect as long as nothing changes.
         for _ in 0..5 {
             let waited_ms = run.wait();
-            assert!(is_about(waited_ms, HEALTH_INTERVAL_MS), "{expected:?} {waited_ms}");
+            assert!(is_about(waited_ms, PEER_HEALTH_INTERVAL_MS), "{expected:?} {waited_ms}");
             assert_eq!(run.next(), Action::CheckHealth, "{expected:?}");
             assert!(run.send(Event::Health(theirs.clone())).is_empty());
         }
@@ -208,7 +208,7 @@ fn a_peer_without_the_agreed_salt_is_checked_again_soon() {
         let mut run = Run::in_sync();
         run.send(Event::Health(Ok(theirs)));
         assert_eq!(run.peer.state(), &State::Healthy);
-        assert_eq!(run.wait(), FIRST_CONTACT_INTERVAL_MS);
+        assert_eq!(run.wait(), PEER_FIRST_CONTACT_INTERVAL_MS);
         assert_eq!(run.next(), Action::CheckHealth);
     }
 }
@@ -268,15 +268,15 @@ fn a_federated_peer_gets_only_health_checks() {
     let own = NodeInfo { is_federated: true, node: None, ..own() };
     let other = NodeInfo { instance: 2, ..own.clone() };
     let mut peer = Peer::federated(0, SYNC_INTERVAL_MS, 3);
-    assert!(peer.may_reply(FIRST_CONTACT_MS), "nothing has failed yet");
+    assert!(peer.may_reply(PEER_FIRST_CONTACT_MS), "nothing has failed yet");
     assert_eq!(peer.next(0), Action::CheckHealth);
     peer.step(0, Event::Health(Err(PeerError::Unreachable)), &own);
-    assert!(peer.may_reply(FIRST_CONTACT_MS - 1), "it may be just starting");
-    assert!(!peer.may_reply(FIRST_CONTACT_MS));
+    assert!(peer.may_reply(PEER_FIRST_CONTACT_MS - 1), "it may be just starting");
+    assert!(!peer.may_reply(PEER_FIRST_CONTACT_MS));
     peer.step(0, Event::Health(Ok(other)), &own);
     peer.step(0, Event::LogGrew(5), &own);
     assert!(peer.may_reply(0) && !peer.needs_cursor());
-    assert!(matches!(peer.next(0), Action::Wait { until_ms } if is_about(until_ms, HEALTH_INTERVAL_MS)));
+    assert!(matches!(peer.next(0), Action::Wait { until_ms } if is_about(until_ms, PEER_HEALTH_INTERVAL_MS)));
     // An unanswered request causes an immediate health check, so that later requests need not wait.
     peer.step(5, Event::RequestUnanswered, &own);
     assert_eq!(peer.next(5), Action::CheckHealth);

@@ -14,12 +14,7 @@ use std::path::Path;
 use self::statement::Statements;
 use super::error::SettingError;
 use super::text_file;
-
-/// Largest file.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Largest total size of all values: each statement may repeat the preceding ones, so that a file of a hundred lines
-/// could exhaust the memory.
-pub const EXPANDED_BYTES_MAX: usize = 4 * 1024 * 1024;
+use crate::limits::{DOTENV_EXPANDED_BYTES_MAX, DOTENV_FILE_BYTES_MAX};
 
 /// Parsed `.env` file.
 #[derive(Debug, Default)]
@@ -42,13 +37,13 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, SettingError> {
 
 /// Reads a file that must exist.
 pub(super) fn read_named(path: &Path) -> Result<Vec<u8>, String> {
-    text_file::read(path, FILE_BYTES_MAX).map(|text| text.as_bytes().to_vec())
+    text_file::read(path, DOTENV_FILE_BYTES_MAX).map(|text| text.as_bytes().to_vec())
 }
 
 /// Parses the bytes of a file; `${NAME}` is looked up in `environment` first, then in the preceding lines.
 ///
 /// # Errors
-/// Fails if the bytes are not UTF-8, or the values are larger than [`EXPANDED_BYTES_MAX`] in total.
+/// Fails if the bytes are not UTF-8, or the values are larger than [`DOTENV_EXPANDED_BYTES_MAX`] in total.
 pub fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<File, SettingError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         SettingError::new(".env", format!("is not UTF-8 (from byte {} on)", error.valid_up_to() + 1))
@@ -58,7 +53,7 @@ pub fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<F
     let mut unread_lines = Vec::new();
     // A name without `=` has no value, and unsets an earlier one.
     let mut values: BTreeMap<String, Option<OsString>> = BTreeMap::new();
-    let mut left_bytes = EXPANDED_BYTES_MAX;
+    let mut left_bytes = DOTENV_EXPANDED_BYTES_MAX;
     for statement in Statements::new(&text) {
         match statement {
             Ok((name, value)) => {
@@ -68,7 +63,7 @@ pub fn parse(bytes: &[u8], environment: &BTreeMap<String, OsString>) -> Result<F
                         let expanded = expanded.ok_or_else(|| {
                             let message = format!(
                                 "values are too large after expansion, at {name} \
-                                 (allowed: {EXPANDED_BYTES_MAX} bytes in total)"
+                                 (allowed: {DOTENV_EXPANDED_BYTES_MAX} bytes in total)"
                             );
                             SettingError::new(".env", message)
                         })?;

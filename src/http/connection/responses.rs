@@ -19,11 +19,8 @@ use crate::http::executor_context::ExecutorContext;
 use crate::http::response::{Body, Response};
 use crate::http::response_fields::ResponseFields;
 use crate::http1::{self, Connection, ProtocolError};
-use crate::limits::{LARGE_VALUE_BYTES, PIECE_BYTES, PIECE_COPIES, STREAM_PIECE_DEADLINE};
+use crate::limits::{LARGE_VALUE_BYTES, PIECE_BYTES, PIECES_BYTES, STREAM_PIECE_DEADLINE};
 use crate::model::SecretBytes;
-
-/// Memory of the pieces in which a response is sent, in bytes.
-const PIECES_BYTES: usize = PIECE_COPIES * PIECE_BYTES;
 
 impl<S, A> Driver<'_, S, A>
 where

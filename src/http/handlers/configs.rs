@@ -15,12 +15,9 @@ use crate::http::json::{EntryView, write_after, write_before, write_entry, write
 use crate::http::key_path::KeyPath;
 use crate::http::query::parameter;
 use crate::http::response::{Body, Response};
-use crate::limits::{LARGE_VALUE_BYTES, LIST_LIMIT_MAX};
+use crate::limits::{LARGE_VALUE_BYTES, LIST_LIMIT_MAX, LIST_UNSTREAMED_BYTES_MAX};
 use crate::model::{Filter, SealedEntry};
 use crate::service::{After, DecryptedEntry, Error, ListQuery, Render, RenderedPage, Value};
-
-/// A list longer than this, in bytes, is streamed as it is read.
-const FIRST_BYTES: usize = 256 * 1024;
 
 /// Converts an error, with a redirect if no entry was found and the path has a trailing slash, which may be
 /// superfluous.
@@ -137,7 +134,7 @@ async fn list_entries(call: &Call<'_>, is_local: bool) -> Result<Response, Respo
     let RenderedPage { bytes: mut first, mut hidden_count, .. } =
         list.next_page().await.map_err(failed)?.unwrap_or_default();
     // Most lists still fit with the peers' entries, and can then report everything in header fields, not trailers.
-    while !list.is_finished() && first.len() < FIRST_BYTES {
+    while !list.is_finished() && first.len() < LIST_UNSTREAMED_BYTES_MAX {
         let Some(page) = list.next_page().await.map_err(failed)? else { break };
         hidden_count += page.hidden_count;
         first.with_room(page.bytes.len()).extend_from_slice(&page.bytes);

@@ -1,17 +1,13 @@
 //! `/health`: whether this node works. Whether it should receive requests is `/ready`.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use crate::http::call::Call;
 use crate::http::error::unhealthy;
 use crate::http::response::Response;
 use crate::http::settings::Settings;
+use crate::limits::EXECUTOR_TIMEOUT;
 use crate::service::Service;
-
-/// An executor that has not ticked for this long is stuck; it normally ticks ten times per second.
-const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Serialize)]
 struct Health {

@@ -6,9 +6,7 @@ use std::ops::Range;
 use hashbrown::HashTable;
 
 use super::edit::Edit;
-
-/// Number of names up to which they are compared one by one, which is faster than hashing them.
-const LINEAR_COUNT_MAX: usize = 16;
+use crate::limits::JSON_NAMES_LINEAR_COUNT_MAX;
 
 /// Members of one large object, each with the hash of its name, so that growing the table hashes no name again.
 pub(super) type NameTable = HashTable<(u64, usize)>;
@@ -80,7 +78,7 @@ impl Names {
     ) -> Option<usize> {
         let name_of = |index: usize| &out[self.members[index].name.clone()];
         let sought = &out[name.clone()];
-        if self.members.len() - first < LINEAR_COUNT_MAX {
+        if self.members.len() - first < JSON_NAMES_LINEAR_COUNT_MAX {
             return (first..self.members.len()).find(|index| name_of(*index) == sought);
         }
         if table.is_empty() {

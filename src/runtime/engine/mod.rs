@@ -21,12 +21,8 @@ pub(super) use self::epoll::Epoll;
 pub use self::unavailable::UringUnavailable;
 pub(super) use self::uring::Uring;
 use crate::config::EngineChoice;
+use crate::limits::{LOCKED_MEMORY_INTERVAL, LOCKED_MEMORY_TIMEOUT};
 use crate::timer;
-
-/// How long a lack of locked memory is retried: the kernel frees the rings of a process some time after its exit.
-const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Interval between two attempts.
-const MEMORY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// I/O engine: runs an executor on a dedicated thread, with the sockets that it serves. All functions except
 /// [`Self::run`] are called on the thread of a running executor.
@@ -151,8 +147,8 @@ fn retry_on_enomem<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<
     let started = Instant::now();
     loop {
         match attempt() {
-            Err(error) if is_out_of_memory(&error) && started.elapsed() < MEMORY_TIMEOUT => {
-                thread::sleep(MEMORY_INTERVAL);
+            Err(error) if is_out_of_memory(&error) && started.elapsed() < LOCKED_MEMORY_TIMEOUT => {
+                thread::sleep(LOCKED_MEMORY_INTERVAL);
             }
             result => return result,
         }

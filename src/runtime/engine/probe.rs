@@ -8,6 +8,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::retry_on_enomem;
 use super::unavailable::{Facts, UringUnavailable};
+use crate::limits::LOCKED_MEMORY_BYTES_MIN;
 
 /// Operations that glommio requires; it aborts the process if one is missing.
 const OPERATIONS: [u8; 23] = [
@@ -40,9 +41,6 @@ const OPERATIONS: [u8; 23] = [
 /// probe, which panics if memory is short, and cannot be repeated in the same process.
 const ENTRIES: u32 = 4096;
 
-/// Smallest limit of locked memory with which glommio starts, in bytes.
-const LOCKED_BYTES_MIN: u64 = 512 * 1024;
-
 const SETUP: &str = "io_uring_setup";
 const REGISTER: &str = "io_uring_register";
 const ENTER: &str = "io_uring_enter";
@@ -55,7 +53,7 @@ pub(super) fn probe() -> Result<(), UringUnavailable> {
     let mut call = SETUP;
     retry_on_enomem(|| round_trip(&mut call)).map_err(|error| unavailable_reason(call, error))?;
     match locked_bytes_max() {
-        Some(limit) if limit < LOCKED_BYTES_MIN => Err(UringUnavailable::locked_memory(Some(limit))),
+        Some(limit) if limit < LOCKED_MEMORY_BYTES_MIN => Err(UringUnavailable::locked_memory(Some(limit))),
         _ => Ok(()),
     }
 }

@@ -11,12 +11,10 @@ use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 use zeroize::Zeroize;
 
+use crate::limits::{RING_BUFFER_BYTES, RING_BUFFERS_COUNT};
+
 /// Buffer group of a ring, which has only this one.
 pub(super) const GROUP: u16 = 0;
-/// Number of buffers; a power of two.
-const COUNT: u16 = 512;
-/// Size of a buffer.
-const BYTES: u32 = 2048;
 
 /// Buffers, and the ring of those that the kernel may fill.
 #[derive(Debug)]
@@ -36,11 +34,13 @@ pub(super) struct Filled {
 
 fn entries_layout() -> Layout {
     // The kernel requires whole pages.
-    Layout::array::<BufRingEntry>(usize::from(COUNT)).and_then(|layout| layout.align_to(4096)).expect("small")
+    Layout::array::<BufRingEntry>(usize::from(RING_BUFFERS_COUNT))
+        .and_then(|layout| layout.align_to(4096))
+        .expect("small")
 }
 
 fn memory_layout() -> Layout {
-    Layout::array::<u8>(usize::from(COUNT) * BYTES as usize).expect("small")
+    Layout::array::<u8>(usize::from(RING_BUFFERS_COUNT) * RING_BUFFER_BYTES as usize).expect("small")
 }
 
 #[expect(unsafe_code, reason = "memory is shared with the kernel, which the compiler cannot know")]
@@ -56,10 +56,17 @@ impl Buffers {
         };
         let entries = allocate(entries_layout()).cast();
         let mut buffers = Self { entries, memory: allocate(memory_layout()), tail: 0, is_leaked: false };
-        // SAFETY: the buffer ring has COUNT entries, is page-aligned, and is freed only after the io_uring instance
+        // SAFETY: the buffer ring has RING_BUFFERS_COUNT entries, is page-aligned, and is freed only after the io_uring instance
         // that it is registered with has been closed (see `Drop`).
-        unsafe { ring.submitter().register_buf_ring_with_flags(entries.as_ptr() as u64, COUNT, GROUP, 0)? };
-        for id in 0..COUNT {
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(
+                entries.as_ptr() as u64,
+                RING_BUFFERS_COUNT,
+                GROUP,
+                0,
+            )?
+        };
+        for id in 0..RING_BUFFERS_COUNT {
             buffers.offer(id);
         }
         Ok(buffers)
@@ -67,7 +74,10 @@ impl Buffers {
 
     /// Returns the buffer that a completion names as filled.
     pub(super) fn filled(id: u16, len: usize) -> Filled {
-        assert!(id < COUNT && len <= BYTES as usize, "the kernel returns a buffer that it was given");
+        assert!(
+            id < RING_BUFFERS_COUNT && len <= RING_BUFFER_BYTES as usize,
+            "the kernel returns a buffer that it was given"
+        );
         Filled { id, len }
     }
 
@@ -91,8 +101,8 @@ impl Buffers {
     }
 
     fn start_of(&self, id: u16) -> *const u8 {
-        // SAFETY: `id` is below COUNT.
-        unsafe { self.memory.as_ptr().add(usize::from(id) * BYTES as usize).cast_const() }
+        // SAFETY: `id` is below RING_BUFFERS_COUNT.
+        unsafe { self.memory.as_ptr().add(usize::from(id) * RING_BUFFER_BYTES as usize).cast_const() }
     }
 
     fn offer(&mut self, id: u16) {
@@ -101,9 +111,9 @@ impl Buffers {
         // the tail below covers it. The tail is the last field of the first entry, aligned for u16, and the kernel
         // only reads it.
         unsafe {
-            let entry = &mut *self.entries.as_ptr().add(usize::from(self.tail % COUNT));
+            let entry = &mut *self.entries.as_ptr().add(usize::from(self.tail % RING_BUFFERS_COUNT));
             entry.set_addr(address);
-            entry.set_len(BYTES);
+            entry.set_len(RING_BUFFER_BYTES);
             entry.set_bid(id);
             self.tail = self.tail.wrapping_add(1);
             let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use glommio::io::BufferedFile;
 use rustix::event::{EventfdFlags, eventfd};
@@ -28,10 +28,7 @@ use self::buffers::Buffers;
 use self::queue::{Done, Operation, Queue, Tag};
 use self::socket::Socket;
 pub(super) use self::stream::RingStream;
-use crate::limits::WRITE_STALL;
-
-/// Pause after a failed submission.
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
+use crate::limits::{RING_RETRY_PAUSE, WRITE_STALL};
 
 /// Ring of an executor; never leaves its thread.
 pub(super) struct Ring {
@@ -185,7 +182,7 @@ pub(super) async fn drive(ring: Rc<Ring>) {
             Ok(false) => {}
             Err(error) => {
                 tracing::error!(%error, "socket ring failed, retrying");
-                glommio::timer::sleep(RETRY_PAUSE).await;
+                glommio::timer::sleep(RING_RETRY_PAUSE).await;
                 continue;
             }
         }

@@ -12,11 +12,7 @@ use io_uring::{EnterFlags, IoUring, opcode};
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::buffers::GROUP;
-
-/// Entries of the submission queue; further requests wait until there is space.
-const ENTRIES: u32 = 1024;
-/// Entries of the completion queue; beyond that, the kernel falls back to a slower overflow list.
-const COMPLETIONS: u32 = 4096;
+use crate::limits::{RING_COMPLETIONS, RING_ENTRIES};
 
 /// Kind of a request to the kernel, returned with its completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +88,8 @@ impl Queue {
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .setup_submit_all()
-            .setup_cqsize(COMPLETIONS)
-            .build(ENTRIES)?;
+            .setup_cqsize(RING_COMPLETIONS)
+            .build(RING_ENTRIES)?;
         Ok(Self { ring, waiting: VecDeque::new() })
     }
 

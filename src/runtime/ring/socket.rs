@@ -13,17 +13,10 @@ use zeroize::{Zeroize, Zeroizing};
 use super::buffers::{Buffers, Filled};
 use super::queue::{Operation, Tag};
 use super::{State, WRITE_STALL};
-use crate::limits::SPARE_BUFFERS_COUNT_MAX;
-
-/// Received bytes at which a connection stops receiving until they have been read.
-const INPUT_BYTES_MAX: usize = 64 * 1024;
-/// Largest write that completes before it is sent. A larger one completes once it is sent, which bounds the memory and
-/// the time that a connection whose client does not read can occupy.
-const WRITE_BEHIND_BYTES_MAX: usize = 16 * 1024;
-/// Largest single send; a larger write is sent in several steps.
-const SEND_BYTES_MAX: usize = 1024 * 1024;
-/// Largest buffer that is kept for the next response.
-const OUTPUT_KEPT_BYTES_MAX: usize = 16 * 1024;
+use crate::limits::{
+    SEND_BYTES_MAX, SOCKET_INPUT_BYTES_MAX, SOCKET_OUTPUT_KEPT_BYTES_MAX, SPARE_BUFFERS_COUNT_MAX,
+    WRITE_BEHIND_BYTES_MAX,
+};
 
 /// State of the receive request of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,7 +316,7 @@ impl State {
                         socket.append(self.buffers.bytes(&filled));
                     }
                     self.buffers.give_back(filled);
-                    if socket.input.len() - socket.input_read >= INPUT_BYTES_MAX
+                    if socket.input.len() - socket.input_read >= SOCKET_INPUT_BYTES_MAX
                         && socket.receiving == Receiving::Yes
                     {
                         socket.receiving = Receiving::Ending;
@@ -378,7 +371,9 @@ impl State {
         socket.output.as_mut_slice().zeroize();
         let mut output = mem::take(&mut socket.output);
         output.clear();
-        if output.capacity() <= OUTPUT_KEPT_BYTES_MAX && self.spare_outputs.len() < SPARE_BUFFERS_COUNT_MAX {
+        if output.capacity() <= SOCKET_OUTPUT_KEPT_BYTES_MAX
+            && self.spare_outputs.len() < SPARE_BUFFERS_COUNT_MAX
+        {
             self.spare_outputs.push(output);
         }
         self.woken.extend(socket.writer.take());
@@ -480,7 +475,7 @@ mod tests {
                 taken += count;
             }
             let held = ring.state.borrow().sockets[index as usize].input.capacity();
-            assert!(held <= 2 * INPUT_BYTES_MAX, "{held} bytes held for {} unread ones", sent - taken);
+            assert!(held <= 2 * SOCKET_INPUT_BYTES_MAX, "{held} bytes held for {} unread ones", sent - taken);
         }
     }
 

@@ -6,17 +6,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::peer_requests::{Answers, Federation, Peers};
-use crate::limits::{ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
+use crate::limits::{
+    ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, FEDERATED_PAGE_BYTES_MAX as PAGE_BYTES_MAX,
+    FEDERATED_PAGE_BYTES_MIN as PAGE_BYTES_MIN, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX,
+};
 use crate::model::{EntryId, Filter, SealedEntry};
 use crate::service::context::Context;
 use crate::service::{Error, PeerId};
 use crate::storage::{NameScan, NameScanPage};
 use crate::wire::Message;
 use crate::wire::federation::decode_page;
-
-/// Bytes of encrypted values that are held per peer: the maximum with few peers, the minimum with many.
-const PAGE_BYTES_MAX: usize = 256 * 1024;
-const PAGE_BYTES_MIN: usize = 32 * 1024;
 
 /// Merge of the entries of all peers, in progress.
 #[derive(Debug)]

@@ -8,15 +8,13 @@ use std::time::Instant;
 
 use super::owner_hints::OwnerHint;
 use super::peer_requests::{Answers, Federation, Peers};
+use crate::limits::HEDGE_PART;
 use crate::model::{EntryId, SealedEntry};
 use crate::service::context::Context;
 use crate::service::{Error, PeerId};
 use crate::timer::{self, Sleep};
 use crate::wire::Message;
 use crate::wire::federation::{Find, FindReply, decode_found};
-
-/// Divisor of the timeout: the hinted owner has this fraction of it to reply before the other peers are queried, too.
-const HEDGE_PART: u32 = 4;
 
 /// Entry of a peer.
 pub(in crate::service) struct Remote {

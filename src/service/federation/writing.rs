@@ -2,23 +2,18 @@
 //! owner applies a compare-and-swap on the encrypted value; neither the user key nor the plaintext is sent to it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::local_lookup::digest_of;
 use super::peer_requests::{Answers, Federation};
 use super::remote_lookup::{OwnerPolicy, Remote};
+use crate::limits::{REMOTE_WRITE_ATTEMPTS_MAX as ATTEMPTS_MAX, REMOTE_WRITE_TIMEOUT as WRITE_TIMEOUT};
 use crate::model::{Category, EntryId, Environment, SealedEntry};
 use crate::service::context::Context;
 use crate::service::entries::{seal, verify};
 use crate::service::{Credentials, DecryptedEntry, Error, Update, Value, salt_fingerprint};
 use crate::wire::Message;
 use crate::wire::federation::{RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, decode_outcome};
-
-/// Maximum number of compare-and-swap attempts. More than for a local entry, because other writers have a lower latency
-/// to the owner.
-const ATTEMPTS_MAX: usize = 64;
-/// Timeout of a remote write; longer than that of a lookup, because the write must become durable.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Context {
     /// Replaces the value of an entry on the nearest peer that has it.

@@ -14,16 +14,12 @@ use rusqlite::{Connection, ErrorCode};
 use super::error;
 use super::reader;
 use super::wal_index::WalIndex;
-use crate::limits::{CHECK_AT_START_BYTES_MAX, CHECK_NICE, CHECK_WAL_BYTES_MAX};
+use crate::limits::{
+    CHECK_AT_START_BYTES_MAX, CHECK_ATTEMPTS_COUNT_MAX, CHECK_NICE, CHECK_RETRY_PAUSE,
+    CHECK_STEPS_BETWEEN_POLLS, CHECK_WAL_BYTES_MAX,
+};
 use crate::storage::error::{Error, OpenError};
 use crate::storage::paths::sibling;
-
-/// Steps of SQLite, a page or an instruction each, between two polls whether a check should stop.
-const STEPS_BETWEEN_POLLS: i32 = 1000;
-/// Pause before a check that obstructed the writer is retried.
-const PAUSE: Duration = Duration::from_secs(60);
-/// Most attempts at a background check.
-const ATTEMPTS_COUNT_MAX: u32 = 10;
 
 /// Returns whether the file must be checked before the server listens: it is small, or was found damaged before.
 pub(super) fn is_due_at_start(path: &Path) -> bool {
@@ -123,7 +119,7 @@ impl Background {
 }
 
 fn run(path: &Path, wal_index: WalIndex, stop: &Arc<AtomicBool>, on_damage: impl Fn(Error)) {
-    for _ in 0..ATTEMPTS_COUNT_MAX {
+    for _ in 0..CHECK_ATTEMPTS_COUNT_MAX {
         let started = Instant::now();
         match attempt(path, wal_index, stop, CHECK_WAL_BYTES_MAX) {
             Ok(None) => {
@@ -138,7 +134,7 @@ fn run(path: &Path, wal_index: WalIndex, stop: &Arc<AtomicBool>, on_damage: impl
                 return on_damage(error);
             }
             Err(error) if error::code(&error) == Some(ErrorCode::OperationInterrupted) => {
-                wait(stop, PAUSE);
+                wait(stop, CHECK_RETRY_PAUSE);
             }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "cannot check the database");
@@ -169,7 +165,7 @@ fn attempt(
         stop.load(Ordering::Relaxed)
             || fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > wal_bytes_max)
     };
-    connection.progress_handler(STEPS_BETWEEN_POLLS, Some(must_stop))?;
+    connection.progress_handler(CHECK_STEPS_BETWEEN_POLLS, Some(must_stop))?;
     Ok(quick(&connection)?)
 }
 

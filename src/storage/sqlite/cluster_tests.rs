@@ -1,6 +1,7 @@
 //! Tests of versions, the replication log and merging, on real files.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_lite::future::block_on;
 use proptest::prelude::*;
@@ -8,6 +9,7 @@ use proptest::prelude::*;
 use super::test_store::TestStore;
 use super::versions::Versions;
 use super::*;
+use crate::limits::SQLITE_BUSY_TIMEOUT;
 use crate::model::{Ciphertext, Digest, HlcTimestamp, OwnerTag, SealedBody, Timestamp};
 use crate::storage::feed::Commit;
 use crate::storage::write::Write;
@@ -556,7 +558,7 @@ fn an_external_change_is_recorded_once_the_database_is_unlocked() {
         .execute_batch("UPDATE configurations SET category = 'repaired'; BEGIN IMMEDIATE")
         .expect("an operator locks the database");
     // The writer checks every second, and gives up after the busy timeout.
-    std::thread::sleep(BUSY_TIMEOUT + Duration::from_secs(2));
+    std::thread::sleep(SQLITE_BUSY_TIMEOUT + Duration::from_secs(2));
     assert_eq!(node.store.log().digests().root(), before);
     other.execute_batch("ROLLBACK").expect("unlocked");
     let began = std::time::Instant::now();

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::limits::WAL_COMPARISON_ATTEMPTS_COUNT;
 use crate::storage::paths::{HEADER_BYTES, MAGIC};
 
 /// Offsets of header fields: <https://sqlite.org/fileformat2.html#the_database_header>
@@ -18,9 +19,6 @@ const CYCLE_AT: usize = 60;
 const INDEX_HEADER_BYTES: usize = 48;
 const WAL_HEADER_BYTES: u64 = 32;
 const FRAME_HEADER_BYTES: u64 = 24;
-/// Attempts at comparing the WAL with its index: the two cannot be read atomically, and another program may write to
-/// them.
-const ATTEMPTS_COUNT: usize = 3;
 
 /// Detector of content that neither this process nor SQLite has written to the files.
 ///
@@ -128,7 +126,7 @@ impl Content {
         if self.is_database_overwritten() {
             return Some("the database file");
         }
-        (0..ATTEMPTS_COUNT).all(|_| self.is_wal_overwritten()).then_some("the -wal file")
+        (0..WAL_COMPARISON_ATTEMPTS_COUNT).all(|_| self.is_wal_overwritten()).then_some("the -wal file")
     }
 
     fn is_database_overwritten(&mut self) -> bool {

@@ -25,7 +25,6 @@ mod writer;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
 use std::{fmt, fs};
 
 use futures_channel::oneshot;
@@ -53,9 +52,6 @@ use crate::storage::salt_store::SaltStore;
 use crate::storage::versioning::{VersioningOptions, WallClock};
 use crate::storage::write::{WriteBatch, WriteError};
 use crate::storage::{paths, permissions};
-
-/// SQLite busy timeout: how long a lock of another process, such as a backup, is waited for.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Options for opening a database.
 pub struct Options {

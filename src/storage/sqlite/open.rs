@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, backup, ffi};
@@ -13,15 +13,13 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, backup, 
 use super::error;
 use super::schema::{self, Generation, NullEncoding};
 use super::wal_index::WalIndex;
-use super::{BUSY_TIMEOUT, check, immutable, maintenance};
+use super::{check, immutable, maintenance};
+use crate::limits::{SQLITE_BUSY_PAUSE, SQLITE_BUSY_TIMEOUT};
 use crate::storage::disk_space::Shortage;
 use crate::storage::error::OpenError;
 use crate::storage::paths::{HEADER_BYTES, MAGIC, sibling};
 use crate::storage::salt_store::SaltStore;
 use crate::storage::sync::sync_directory;
-
-/// Pause between two attempts to copy a database that another program has locked.
-const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Header of the database file, read before SQLite opens it.
 #[derive(Debug, PartialEq, Eq)]
@@ -407,7 +405,7 @@ fn bind_to_salt(connection: &mut Connection, path: &Path, salt: &SaltStore) -> r
 
 fn configure(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let sql = |source| OpenError::sqlite(path, source);
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(sql)?;
+    connection.busy_timeout(SQLITE_BUSY_TIMEOUT).map_err(sql)?;
     let mode: String = connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)).map_err(sql)?;
     if mode != "wal" {
         let remedy = "put the database on a local file system";
@@ -489,7 +487,7 @@ pub(super) fn copy_into(connection: &Connection, copy: &mut Connection) -> rusql
     loop {
         match backup.step(-1)? {
             backup::StepResult::Done => return Ok(()),
-            _ if started.elapsed() < BUSY_TIMEOUT => thread::sleep(BUSY_PAUSE),
+            _ if started.elapsed() < SQLITE_BUSY_TIMEOUT => thread::sleep(SQLITE_BUSY_PAUSE),
             _ => return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None)),
         }
     }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, ToSql};
 use super::column::text;
 use super::identity::{self, Inode};
 use super::wal_index::WalIndex;
-use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
+use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX, SQLITE_BUSY_TIMEOUT};
 use crate::model::{Ciphertext, EntryId, Revision, SealedBody, Timestamp};
 use crate::model::{Filter, KeyEntries, SealedEntry};
 use crate::storage::counts::EngineCounts;
@@ -155,7 +155,7 @@ impl Readers {
 /// Opens a read-only connection.
 pub(super) fn connect(path: &Path, wal_index: WalIndex) -> Result<Connection, Error> {
     let connection = wal_index.connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    connection.busy_timeout(super::BUSY_TIMEOUT)?;
+    connection.busy_timeout(SQLITE_BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     connection.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0; PRAGMA trusted_schema=OFF;")?;
     // This read also opens the WAL.

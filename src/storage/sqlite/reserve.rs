@@ -4,11 +4,11 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::limits::{RESERVE_BYTES, RESERVE_FREE_PART};
+use crate::limits::{RESERVE_BYTES, RESERVE_FREE_PART, RESERVE_RETRY_INTERVAL};
 use crate::storage::disk_space::available_bytes;
 use crate::storage::paths::sibling;
 
@@ -20,9 +20,6 @@ pub(super) struct Reserve {
     /// Time when creating the file last failed although there seemed to be space. It is not retried every second.
     failed: Option<Instant>,
 }
-
-/// Time until creating the reserve is retried.
-const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Reserve {
     /// Returns the reserve of a database. Its file may not exist yet.
@@ -37,7 +34,7 @@ impl Reserve {
         }
         // The reserve must not fill up a small disk.
         let parts = if self.was_released { 1 } else { RESERVE_FREE_PART };
-        let has_just_failed = self.failed.is_some_and(|failed| failed.elapsed() < RETRY_INTERVAL);
+        let has_just_failed = self.failed.is_some_and(|failed| failed.elapsed() < RESERVE_RETRY_INTERVAL);
         if has_just_failed || available_bytes(&self.path) / parts < RESERVE_BYTES {
             return false;
         }

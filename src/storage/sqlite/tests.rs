@@ -1,5 +1,7 @@
 //! Tests of the store on real files: batches of writes, coherence, and rows of external programs.
 
+use std::time::Duration;
+
 use futures_lite::future::block_on;
 
 use super::test_store::{TestStore, WriteResult};

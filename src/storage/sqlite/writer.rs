@@ -13,7 +13,6 @@ use futures_channel::oneshot;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
-use super::BUSY_TIMEOUT;
 use super::batch::{Batch, execute, prepare};
 use super::check;
 use super::error;
@@ -23,7 +22,10 @@ use super::reserve::Reserve;
 use super::schema::{self, NullEncoding};
 use super::versions::Versions;
 use super::wal_watch::WalWatch;
-use crate::limits::{CHECKPOINT_TIMEOUT, WAL_PAGES_MAX, WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX};
+use crate::limits::{
+    CHECKPOINT_TIMEOUT, SQLITE_BUSY_TIMEOUT, WAL_BYTES_MAX, WRITER_IDLE_CHECK_INTERVAL,
+    WRITES_PER_COMMIT_MAX, WRITES_QUEUED_MAX,
+};
 use crate::model::{Change, Revision, Revisions, SealedEntry, Timestamp};
 use crate::storage::counts::EngineCounts;
 use crate::storage::disk_space::{self, Shortage};
@@ -33,11 +35,6 @@ use crate::storage::paths::sibling;
 use crate::storage::replication::{AppliedChanges, PeerProgress};
 use crate::storage::salt_store::SaltStore;
 use crate::storage::write::{Write, WriteBatch, WriteError};
-
-/// Interval at which an idle writer checks for changes by other processes.
-const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Size at which the WAL is emptied. A frame is a page and a header of 24 bytes.
-const WAL_BYTES_MAX: u64 = WAL_PAGES_MAX as u64 * (4096 + 24);
 
 /// Result of a batch of writes.
 type WriteResult = Result<Vec<Arc<SealedEntry>>, WriteError>;
@@ -217,7 +214,7 @@ impl Worker {
         self.start.reserve.keep();
         loop {
             self.start.counts.beat();
-            let timeout = if self.load_next_bucket() { Duration::ZERO } else { IDLE_CHECK_INTERVAL };
+            let timeout = if self.load_next_bucket() { Duration::ZERO } else { WRITER_IDLE_CHECK_INTERVAL };
             let first = match queue.recv_timeout(timeout) {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout) if timeout.is_zero() => continue,
@@ -465,7 +462,7 @@ impl Worker {
         }
         connection.busy_timeout(CHECKPOINT_TIMEOUT)?;
         let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.busy_timeout(SQLITE_BUSY_TIMEOUT)?;
         Ok(busy? == 0)
     }
 
@@ -515,7 +512,7 @@ impl Worker {
         match adopted {
             Ok(_) => self.adoption_due = None,
             Err(error) => {
-                self.adoption_due = Some(Instant::now() + IDLE_CHECK_INTERVAL);
+                self.adoption_due = Some(Instant::now() + WRITER_IDLE_CHECK_INTERVAL);
                 tracing::warn!(%error, "cannot replicate external changes yet; will retry");
             }
         }

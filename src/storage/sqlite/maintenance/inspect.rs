@@ -9,6 +9,7 @@ use super::DataFiles;
 use super::error::MaintenanceError;
 use super::manifest::{Checksum, DATABASE, Manifest, SALT};
 use super::source::{self, Source};
+use crate::limits::MALFORMED_TOKENS_NAMED_COUNT_MAX;
 use crate::model::EntryId;
 use crate::model::SealedEntry;
 use crate::storage::error::OpenError;
@@ -16,9 +17,6 @@ use crate::storage::salt_store::SaltStore;
 use crate::storage::sqlite::lock::DataLock;
 use crate::storage::sqlite::schema::Generation;
 use crate::storage::sqlite::{check, immutable, open, reader};
-
-/// Most malformed tokens that are named; further ones are only counted.
-const NAMED_COUNT_MAX: usize = 20;
 
 /// Database and salt, opened for verification.
 pub struct Inspection {
@@ -262,7 +260,7 @@ fn examine(
         };
         if !row.ciphertext.as_ref().is_some_and(crate::model::Ciphertext::is_token) {
             examined.malformed_count += 1;
-            if examined.malformed.len() < NAMED_COUNT_MAX {
+            if examined.malformed.len() < MALFORMED_TOKENS_NAMED_COUNT_MAX {
                 examined.malformed.push(row.entry_id());
             }
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::MaintenanceError;
+use crate::limits::{BACKUP_BUFFER_BYTES, MANIFEST_BYTES_MAX};
 use crate::storage::sync::sync_directory;
 
 /// Name of the manifest in a backup.
@@ -20,8 +21,6 @@ pub(super) const SALT: &str = "encryption.salt";
 
 /// Version of the manifest format; a larger one was written by a later release.
 const FORMAT: u32 = 1;
-const MANIFEST_BYTES_MAX: u64 = 64 * 1024;
-const BUFFER_BYTES: usize = 128 * 1024;
 
 /// Manifest of a backup. It is written last, so a directory without a manifest is not a backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -151,7 +150,7 @@ impl Checksum {
 
     /// Copies a file and returns the checksum of the copied bytes.
     pub(super) fn copy(mut from: impl Read, to: &mut impl Write) -> io::Result<Self> {
-        let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; BUFFER_BYTES]);
+        let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; BACKUP_BUFFER_BYTES]);
         loop {
             let count = match from.read(&mut buffer) {
                 Ok(0) => break,

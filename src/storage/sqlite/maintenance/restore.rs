@@ -16,7 +16,8 @@ use super::error::MaintenanceError;
 use super::inspect::{Examined, Inspection};
 use super::manifest::{Checksum, DATABASE, Manifest, SALT, write_new};
 use super::source::{self, Source};
-use super::unfinished::{MARKER, MARKER_BYTES_MAX};
+use super::unfinished::MARKER;
+use crate::limits::RESTORE_MARKER_BYTES_MAX;
 use crate::model::Timestamp;
 use crate::storage::paths::{directory_of, resolved, sibling};
 use crate::storage::sqlite::lock::DataLock;
@@ -217,7 +218,7 @@ fn undo_unfinished(database: &Path, salt: &Path) -> Result<(), MaintenanceError>
         Err(error) => return Err(MaintenanceError::access("read", &marker, error)),
     };
     // A truncated marker means that nothing was renamed yet.
-    let is_whole = suffix.starts_with(".before-restore-") && suffix.len() <= MARKER_BYTES_MAX;
+    let is_whole = suffix.starts_with(".before-restore-") && suffix.len() <= RESTORE_MARKER_BYTES_MAX;
     let plan = Plan { database, salt, is_salt_replaced: true, suffix };
     if is_whole {
         for (present, kept) in plan.pairs_with(&plan.suffix) {

@@ -10,12 +10,13 @@ use rustix::process::geteuid;
 
 use super::error::MaintenanceError;
 use super::unfinished::refuse_unfinished;
+use crate::limits::SQLITE_BUSY_TIMEOUT;
 use crate::storage::error::OpenError;
 use crate::storage::paths;
 use crate::storage::sqlite::lock::DataLock;
+use crate::storage::sqlite::open;
 use crate::storage::sqlite::schema::{self, Generation};
 use crate::storage::sqlite::wal_index::WalIndex;
-use crate::storage::sqlite::{BUSY_TIMEOUT, open};
 
 /// Open database, which is not changed.
 #[derive(Debug)]
@@ -126,7 +127,7 @@ fn offline(path: &Path) -> Result<Connection, MaintenanceError> {
     // Closing must not checkpoint the WAL; without a WAL, closing removes the empty one that opening creates.
     let wal_has_content = open::has_content(&paths::sibling(path, "-wal"));
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, wal_has_content).map_err(sql)?;
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(sql)?;
+    connection.busy_timeout(SQLITE_BUSY_TIMEOUT).map_err(sql)?;
     if let Some(header) = &header
         && schema::detect(&connection, path)? == Generation::Ours
     {
@@ -138,7 +139,7 @@ fn offline(path: &Path) -> Result<Connection, MaintenanceError> {
 fn read_only(path: &Path) -> Result<Connection, MaintenanceError> {
     let connect = || {
         let connection = WalIndex::Shared.connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.busy_timeout(SQLITE_BUSY_TIMEOUT)?;
         Ok(connection)
     };
     connect().map_err(|source| MaintenanceError::sqlite(path, source))

@@ -7,8 +7,6 @@ use crate::storage::paths::{resolved, sibling};
 
 /// Suffix of the marker.
 pub(super) const MARKER: &str = ".restore-unfinished";
-/// Longest content of a marker.
-pub(super) const MARKER_BYTES_MAX: usize = 100;
 
 /// Refuses to open a database while a restore of it is unfinished.
 pub(in crate::storage) fn refuse_unfinished(database: &Path) -> Result<(), OpenError> {
