@@ -7,7 +7,7 @@ use crate::limits::REVISIONS_RESERVED_COUNT;
 /// Revision of a change. Later changes of a store have larger revisions; none is ever used twice, across restarts,
 /// restored backups and migrations.
 ///
-/// A number of 53 bits: milliseconds since 1970 and a counter of [`COUNTER_BITS`]. A store begins with the larger of
+/// A number of 53 bits: milliseconds since 1970 and a counter of ten bits. A store begins with the larger of
 /// the wall clock and its last reserved revision, then counts. So a restored backup, which knows only an old revision,
 /// continues after everything that was issued since. JSON numbers represent it exactly until the year 2248.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
