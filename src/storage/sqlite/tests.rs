@@ -6,7 +6,7 @@ use futures_lite::future::block_on;
 
 use super::test_store::{TestStore, WriteResult};
 use super::*;
-use crate::model::{Ciphertext, OwnerTag};
+use crate::model::{Ciphertext, OwnerTag, Revision};
 use crate::storage::Write;
 
 struct Fixture {
@@ -341,5 +341,34 @@ fn revisions_are_not_repeated_after_a_crash() {
         assert!(crashed.store.storage.feed().last() > last.revision);
         assert!(crashed.create("new", None, b"1").expect("new").revision > last.revision);
         assert_eq!(crashed.store.entries("k").rows[0].revision, last.revision);
+    }
+}
+
+/// Schemas of earlier releases: 1 has no cluster tables, 2 no revisions.
+#[test]
+fn databases_of_earlier_schemas_get_revisions() {
+    for schema in [1, 2] {
+        let fixture = Fixture::new();
+        fixture.create("old", None, b"1").expect("new");
+        let Fixture { store, directory } = fixture;
+        drop(store);
+        let database = rusqlite::Connection::open(directory.path().join("c.db")).expect("there");
+        let undo_revisions = "DROP TRIGGER osc_foreign_revision; \
+             ALTER TABLE configurations DROP COLUMN osc_revision; DELETE FROM osc_meta WHERE name = 'revision';";
+        let undo_cluster = "DROP TABLE osc_versions; DROP TABLE osc_outbox; DROP TABLE osc_peers; \
+             DROP TABLE osc_foreign;";
+        database.execute_batch(undo_revisions).expect("schema 2");
+        if schema == 1 {
+            database.execute_batch(undo_cluster).expect("schema 1");
+        }
+        database.execute("UPDATE osc_meta SET value = ?1 WHERE name = 'schema'", [schema]).expect("there");
+        drop(database);
+
+        let migrated = Fixture::at(directory);
+        assert_eq!(migrated.sealed("old", None).as_deref(), Some(&b"1"[..]), "schema {schema}");
+        let old = migrated.store.exact("old").expect("there");
+        assert!(old.revision > Revision::default());
+        let new = migrated.write(update(&old, b"2"), ALICE).expect("seen");
+        assert!(new.revision > old.revision);
     }
 }
