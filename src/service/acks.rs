@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use futures_channel::oneshot;
 
 use super::PeerId;
-use crate::limits::{ACKS_TIMEOUT as TIMEOUT, REFUSED_RANGES_COUNT_MAX};
+use crate::limits::{ACKS_TIMEOUT, REFUSED_RANGES_COUNT_MAX};
 use crate::timer;
 
 /// Positions in the replication log that peers have acknowledged.
@@ -110,7 +110,7 @@ impl Acknowledgements {
             state.waiting.push(Waiter { position, peers_count, sender });
             receiver
         };
-        match timer::timeout(TIMEOUT, receiver).await {
+        match timer::timeout(ACKS_TIMEOUT, receiver).await {
             Some(Ok(())) => Ok(()),
             _ => Err(self.reached(position)),
         }
@@ -160,7 +160,7 @@ mod tests {
         let mut late = Box::pin(acks.wait_for(100, 2));
         assert_eq!(poll(&mut late), None);
         acks.note(PeerId::new(0), 100);
-        timer.advance(TIMEOUT - Duration::from_millis(1));
+        timer.advance(ACKS_TIMEOUT - Duration::from_millis(1));
         assert_eq!(poll(&mut late), None);
         timer.advance(Duration::from_millis(1));
         assert_eq!(poll(&mut late), Some(Err(1)));

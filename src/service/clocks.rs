@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::limits::{CLOCK_SKEW_LOG_INTERVAL as LOG_INTERVAL, CLOCK_SKEW_NODES_COUNT_MAX as NODES_COUNT_MAX};
+use crate::limits::{CLOCK_SKEW_LOG_INTERVAL, CLOCK_SKEW_NODES_COUNT_MAX};
 use crate::model::ReplicaId;
 
 /// Refused changes: their total number, and the nodes that wrote them.
@@ -30,11 +30,11 @@ impl ClockSkewLog {
         let now = Instant::now();
         let mut state = self.lock();
         for (node, ahead_ms) in ahead {
-            if state.ahead.len() < NODES_COUNT_MAX || state.ahead.contains_key(node) {
+            if state.ahead.len() < CLOCK_SKEW_NODES_COUNT_MAX || state.ahead.contains_key(node) {
                 state.ahead.insert(*node, (*ahead_ms, now));
             }
         }
-        if state.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_INTERVAL) {
+        if state.logged.is_none_or(|logged| now.duration_since(logged) >= CLOCK_SKEW_LOG_INTERVAL) {
             state.logged = Some(now);
             tracing::warn!(
                 %node, ahead_ms, count = ahead.len(),

@@ -9,7 +9,7 @@ use super::guarded::Purpose;
 use super::value::{SealedValue, Value};
 use super::{Credentials, Error};
 use crate::crypto::DerivedKey;
-use crate::limits::{LARGE_VALUE_BYTES, WRITE_ATTEMPTS_MAX as ATTEMPTS_MAX};
+use crate::limits::{LARGE_VALUE_BYTES, WRITE_ATTEMPTS_MAX};
 use crate::model::{
     Category, Ciphertext, EntryId, EntryKey, Environment, KeyEntries, OwnerTag, Plaintext, SealedEntry,
     Timestamp,
@@ -214,7 +214,7 @@ impl Entries {
         update: Update,
     ) -> Result<DecryptedEntry, Error> {
         self.context.has_joined().await?;
-        for _ in 0..ATTEMPTS_MAX {
+        for _ in 0..WRITE_ATTEMPTS_MAX {
             let (seen, derived) =
                 match (self.owned(credentials, key, environment).await, &self.context.federation) {
                     (Err(Error::NotFound { .. }), Some(federation)) => {
@@ -277,7 +277,7 @@ impl Entries {
         environment: Option<&str>,
     ) -> Result<(), Error> {
         self.context.has_joined().await?;
-        for _ in 0..ATTEMPTS_MAX {
+        for _ in 0..WRITE_ATTEMPTS_MAX {
             let (seen, derived) =
                 match (self.owned(credentials, key, environment).await, &self.context.federation) {
                     (Err(Error::NotFound { .. }), Some(federation)) => {

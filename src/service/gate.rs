@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_channel::oneshot;
 
 use super::Error;
-use crate::limits::GATE_WAITERS_COUNT_MAX as WAITERS_COUNT_MAX;
+use crate::limits::GATE_WAITERS_COUNT_MAX;
 use crate::timer;
 
 /// Gate at which requests wait, for a limited time, until it opens.
@@ -58,7 +58,7 @@ impl Gate {
                 return Ok(());
             }
             waiting.retain(|waiter| !waiter.is_canceled());
-            if waiting.len() >= WAITERS_COUNT_MAX {
+            if waiting.len() >= GATE_WAITERS_COUNT_MAX {
                 return Err(Error::Busy);
             }
             let (sender, receiver) = oneshot::channel();
@@ -108,7 +108,7 @@ mod tests {
     fn requests_that_no_longer_wait_leave_room() {
         let (timer, gate) = (ManualTimer::install(), Gate::new(TIMEOUT));
         let pass = || Box::pin(gate.pass(Error::NoSalt));
-        let mut waiting: Vec<_> = (0..WAITERS_COUNT_MAX).map(|_| pass()).collect();
+        let mut waiting: Vec<_> = (0..GATE_WAITERS_COUNT_MAX).map(|_| pass()).collect();
         assert!(waiting.iter_mut().all(|waiting| block_on(poll_once(waiting)).is_none()));
         assert!(matches!(block_on(pass()), Err(Error::Busy)));
         timer.advance(TIMEOUT);

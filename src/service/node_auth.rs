@@ -17,7 +17,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-use crate::limits::NODE_REFUSALS_LOG_INTERVAL as REFUSALS_INTERVAL;
+use crate::limits::NODE_REFUSALS_LOG_INTERVAL;
 use crate::model::{ApiKeys, ClusterSecret};
 use crate::wire::header;
 
@@ -230,7 +230,7 @@ impl NodeAuth {
         self.refused_count.fetch_add(1, Ordering::Relaxed);
         let mut unlogged = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner);
         unlogged.count += 1;
-        if unlogged.logged.is_some_and(|logged| logged.elapsed() < REFUSALS_INTERVAL) {
+        if unlogged.logged.is_some_and(|logged| logged.elapsed() < NODE_REFUSALS_LOG_INTERVAL) {
             return None;
         }
         unlogged.logged = Some(Instant::now());

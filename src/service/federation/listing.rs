@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use super::peer_requests::{Answers, Federation, Peers};
 use crate::limits::{
-    ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, FEDERATED_PAGE_BYTES_MAX as PAGE_BYTES_MAX,
-    FEDERATED_PAGE_BYTES_MIN as PAGE_BYTES_MIN, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX,
+    ENTRY_KEY_CHARS_MAX, ENVIRONMENT_CHARS_MAX, FEDERATED_PAGE_BYTES_MAX, FEDERATED_PAGE_BYTES_MIN,
+    LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX,
 };
 use crate::model::{EntryId, Filter, SealedEntry};
 use crate::service::context::Context;
@@ -66,7 +66,8 @@ impl RemoteEntries {
                 more: true,
             })
             .collect();
-        let bytes_max = (8 * PAGE_BYTES_MAX / sources.len().max(1)).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
+        let bytes_max = (8 * FEDERATED_PAGE_BYTES_MAX / sources.len().max(1))
+            .clamp(FEDERATED_PAGE_BYTES_MIN, FEDERATED_PAGE_BYTES_MAX);
         let silent = peers.unreachable().collect();
         Self { filter, names_only, bytes_max, salt, sources, silent, peers }
     }

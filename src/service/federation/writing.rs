@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::local_lookup::digest_of;
 use super::peer_requests::{Answers, Federation};
 use super::remote_lookup::{OwnerPolicy, Remote};
-use crate::limits::{REMOTE_WRITE_ATTEMPTS_MAX as ATTEMPTS_MAX, REMOTE_WRITE_TIMEOUT as WRITE_TIMEOUT};
+use crate::limits::{REMOTE_WRITE_ATTEMPTS_MAX, REMOTE_WRITE_TIMEOUT};
 use crate::model::{Category, EntryId, Environment, SealedEntry};
 use crate::service::context::Context;
 use crate::service::entries::{seal, verify};
@@ -31,7 +31,7 @@ impl Context {
     ) -> Result<DecryptedEntry, Error> {
         let mut remote = self.find_remote(federation, key, environment, OwnerPolicy::FirstConfigured).await?;
         let derived = self.derived_key(credentials).await?;
-        for _ in 0..ATTEMPTS_MAX {
+        for _ in 0..REMOTE_WRITE_ATTEMPTS_MAX {
             verify(&derived, &remote.row)?;
             // An entry that the request names with its environment is not moved.
             let moved =
@@ -75,7 +75,7 @@ impl Context {
     ) -> Result<(), Error> {
         let mut remote = self.find_remote(federation, key, environment, OwnerPolicy::FirstConfigured).await?;
         let derived = self.derived_key(credentials).await?;
-        for _ in 0..ATTEMPTS_MAX {
+        for _ in 0..REMOTE_WRITE_ATTEMPTS_MAX {
             verify(&derived, &remote.row)?;
             match self
                 .write_remote(federation, &remote, derived.salt().as_bytes(), RemoteWriteAction::Delete)
@@ -117,7 +117,7 @@ impl Context {
             RemoteWriteAction::Delete => None,
         };
         let write = RemoteWrite { salt: salt_fingerprint(salt), id: id.clone(), seen, action };
-        let deadline = Instant::now() + WRITE_TIMEOUT;
+        let deadline = Instant::now() + REMOTE_WRITE_TIMEOUT;
         let message = Arc::new(Message::Write(write));
         let mut replies = Answers::default();
         replies.expect(remote.peer, federation.send(remote.peer, &message, deadline));
