@@ -291,9 +291,9 @@ pub const PAGE_CACHE_PART: usize = 8;
 /// Cached pages: each write examines all of them.
 pub const PAGES_CACHED_COUNT_MAX: usize = 64;
 /// Bytes of changed entries in the buffer of the change feed; a reader that is further behind lags.
-pub const FEED_BYTES_MAX: usize = 1024 * 1024;
+pub const FEED_BYTES_MAX: usize = 256 * 1024;
 /// Changes in that buffer.
-pub const FEED_CHANGES_MAX: usize = 2048;
+pub const FEED_CHANGES_MAX: usize = 512;
 /// Environments of one entry key that are cached together; a key with more of them is read from the database.
 pub const ENTRY_GROUP_COUNT_MAX: usize = 64;
 /// Bytes of tokens per page that a list reads from the database.
