@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Ciphertext, EntryId, Revision, Timestamp};
+use super::{Ciphertext, EntryId, Revision, SealedBody, Timestamp};
 
 /// Writer of a row, as far as this process saw it: an opaque identity of a user key, random per process and never
 /// stored.
@@ -61,6 +61,16 @@ impl SealedEntry {
             revision: self.revision,
             ..Self::new(self.id, self.key.clone(), self.environment.clone(), ciphertext)
         }
+    }
+
+    /// Returns the part that nodes exchange; `None` if the value is not a token, which no key decrypts.
+    pub fn body(&self) -> Option<SealedBody> {
+        Some(SealedBody {
+            category: self.category.clone(),
+            ciphertext: self.ciphertext.clone()?,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+        })
     }
 
     /// Returns whether the plaintext is known to be canonical JSON, which needs no parsing. The same ciphertext always

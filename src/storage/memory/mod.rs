@@ -171,7 +171,7 @@ impl State {
         commit: &mut Commit,
     ) -> Result<(), WriteError> {
         match &mut self.log {
-            Some(log) => log.record_own(id, row.and_then(content_of).as_ref(), &mut commit.digests),
+            Some(log) => log.record_own(id, row.and_then(SealedEntry::body).as_ref(), &mut commit.digests),
             None => Ok(()),
         }
     }
@@ -239,18 +239,8 @@ impl State {
     }
 
     fn content_of(&self, id: &EntryId) -> Option<SealedBody> {
-        self.find(id).and_then(|row| content_of(row))
+        self.find(id).and_then(|row| row.body())
     }
-}
-
-/// Returns the content of an entry for other nodes.
-fn content_of(row: &SealedEntry) -> Option<SealedBody> {
-    Some(SealedBody {
-        category: row.category.clone(),
-        ciphertext: row.ciphertext.clone()?,
-        created_at: row.created_at,
-        updated_at: row.updated_at,
-    })
 }
 
 impl Engine for Memory {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::error;
-use super::reader::{Readers, content_of};
+use super::reader::Readers;
 use super::schema::{self, NullEncoding};
 use super::versions::Versions;
 use crate::model::{Change, EntryId, OwnerTag, Revisions, SealedEntry, Timestamp};
@@ -192,7 +192,7 @@ impl<'a> Batch<'a> {
 
     fn record_own(&mut self, id: &EntryId, row: Option<&SealedEntry>) -> Result<(), WriteError> {
         let Some(versions) = self.versions.as_deref_mut() else { return Ok(()) };
-        let content = row.and_then(content_of);
+        let content = row.and_then(SealedEntry::body);
         versions.record_own(self.connection, &mut self.commit.digests, id, content.as_ref())
     }
 

@@ -11,7 +11,7 @@ use super::column::text;
 use super::identity::{self, Inode};
 use super::wal_index::WalIndex;
 use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX, SQLITE_BUSY_TIMEOUT};
-use crate::model::{Ciphertext, EntryId, Revision, SealedBody, Timestamp};
+use crate::model::{Ciphertext, EntryId, Revision, Timestamp};
 use crate::model::{Filter, KeyEntries, SealedEntry};
 use crate::storage::counts::EngineCounts;
 use crate::storage::engine::{NameScan, NameScanPage};
@@ -291,14 +291,4 @@ fn parse_stored(row: &rusqlite::Row<'_>, foreign: Revision) -> Result<Option<Sea
         entry.revision = if number > 0 { Revision::from_number(number) } else { foreign };
     }
     Ok(parsed)
-}
-
-/// Returns the content of a row for other nodes; `None` if its value is not a token, which no key decrypts.
-pub(super) fn content_of(row: &SealedEntry) -> Option<SealedBody> {
-    Some(SealedBody {
-        category: row.category.clone(),
-        ciphertext: row.ciphertext.clone()?,
-        created_at: row.created_at,
-        updated_at: row.updated_at,
-    })
 }

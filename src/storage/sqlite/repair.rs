@@ -11,7 +11,7 @@ use super::error::into_rusqlite;
 use super::versions::{self, digest_at, entry_id, version_at};
 use super::{lock, open, reader, schema};
 use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_RESERVE, TOMBSTONE_GRACE};
-use crate::model::{Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, Version};
+use crate::model::{Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, SealedEntry, Version};
 use crate::storage::digest::{bucket_of, digest_of};
 use crate::storage::error::OpenError;
 use crate::storage::salt_store::SaltStore;
@@ -153,7 +153,7 @@ impl Repair<'_> {
                 .optional()?
                 .flatten()
                 .as_ref()
-                .and_then(reader::content_of),
+                .and_then(SealedEntry::body),
         };
         // An entry that another program has since corrupted or removed is recorded as such at the next startup.
         let digest = content.map(|content| digest_of(id, version, &content).0.to_be_bytes());

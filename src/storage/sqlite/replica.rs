@@ -5,10 +5,10 @@ use std::collections::HashSet;
 
 use rusqlite::Connection;
 
-use super::reader::{Readers, content_of, exact};
+use super::reader::{Readers, exact};
 use super::versions::{LAST_SEQUENCE, digest_at, entry_id, known, version_at};
 use crate::limits::{CHANGES_BYTES_PER_MESSAGE, CHANGES_PER_MESSAGE_MAX};
-use crate::model::{Change, EntryId, ReplicaId, VersionedDigest};
+use crate::model::{Change, EntryId, ReplicaId, SealedEntry, VersionedDigest};
 use crate::storage::error::Error;
 use crate::storage::replication::{LogPage, VersionsPage};
 
@@ -128,11 +128,14 @@ fn change(connection: &Connection, id: &EntryId) -> Result<Option<Change>, Error
     let Some(known) = known(connection, id)? else { return Ok(None) };
     let content = match known.digest == crate::model::Digest::default() {
         true => None,
-        false => match exact(connection, &id.key, id.environment.as_deref())?.as_ref().and_then(content_of) {
-            // Another program has just removed or corrupted the row; the writer will detect it.
-            None => return Ok(None),
-            content => content,
-        },
+        false => {
+            match exact(connection, &id.key, id.environment.as_deref())?.as_ref().and_then(SealedEntry::body)
+            {
+                // Another program has just removed or corrupted the row; the writer will detect it.
+                None => return Ok(None),
+                content => content,
+            }
+        }
     };
     Ok(Some(Change { id: id.clone(), version: known.version, body: content }))
 }

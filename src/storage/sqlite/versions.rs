@@ -450,7 +450,7 @@ fn adopt_rows_without_version(connection: &Connection) -> rusqlite::Result<()> {
 /// Returns the content for other nodes of a row that an external program may have written; `None` if no client could
 /// have created it.
 fn exchangeable_content_of(row: &SealedEntry) -> Option<SealedBody> {
-    reader::content_of(row).filter(|content| content.check().is_ok())
+    row.body().filter(|content| content.check().is_ok())
 }
 
 pub(super) fn lock(horizon: &Mutex<TombstoneHorizon>) -> MutexGuard<'_, TombstoneHorizon> {
