@@ -439,11 +439,6 @@ pub const TOMBSTONE_GRACE: Duration = Duration::from_secs(10 * 24 * 60 * 60);
 pub const TOMBSTONE_COLLECTION_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// How far a version of another node may be ahead of this node's clock; above the limit the change is refused.
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
-/// How far a node's own timestamps may be ahead of its wall clock after that was set back. Less than other nodes
-/// accept, because their clocks may be behind.
-pub const CLOCK_LEAD_MAX: Duration = Duration::from_secs(CLOCK_AHEAD_MAX.as_secs() / 2);
-/// How far ahead the clock is persisted, so that not every write has to persist it.
-pub const CLOCK_RESERVE: Duration = Duration::from_secs(1);
 /// Tolerated difference of two clocks; a larger one may make a node's data look outdated.
 pub const CLOCKS_DIFFER_MS_MAX: u64 = 60 * 60 * 1000;
 /// Nodes in the record of refused changes. There are as many as peers, unless a peer fabricates replica IDs.
@@ -522,7 +517,6 @@ const _: () = assert!(PEER_BODY_BYTES_MAX <= BODIES_BYTES_MAX_PER_EXECUTOR);
 const _: () = assert!(PEER_BODY_BYTES_MAX <= PEER_WORK_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX / 3 * 4 + 2 * CHANGES_BYTES_PER_MESSAGE < PEER_BODY_BYTES_MAX);
 const _: () = assert!(2 * VERSIONS_BYTES_PER_MESSAGE < PEER_BODY_BYTES_MAX, "escapes need room");
-const _: () = assert!(CLOCK_RESERVE.as_secs() < CLOCK_LEAD_MAX.as_secs());
 const _: () = assert!(DERIVED_KEYS_UNPROVEN_MAX < DERIVED_KEYS_PROVEN_MAX);
 const _: () = assert!(ENTRY_CACHE_BYTES_MIN <= ENTRY_CACHE_BYTES_MAX);
 const _: () = assert!(WRITES_PER_COMMIT_MAX <= WRITES_QUEUED_MAX);

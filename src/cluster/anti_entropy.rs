@@ -8,7 +8,9 @@ use super::peer::{Comparison, Difference, PeerError, Pushed};
 use super::remarks::Remark;
 use super::transport::Transport;
 use super::{Context, Network, PeerTask, difference, settled_count};
-use crate::limits::{CHANGES_PER_MESSAGE_MAX, PEER_REQUEST_TIMEOUT};
+use crate::limits::{
+    BUCKETS_COUNT, CHANGES_PER_MESSAGE_MAX, PEER_REQUEST_TIMEOUT, VERSIONS_BYTES_PER_MESSAGE,
+};
 use crate::model::{Change, EntryId, HlcTimestamp, Timestamp};
 use crate::service::Error;
 use crate::storage::root_of;
@@ -75,6 +77,28 @@ impl<N: Network> Context<N> {
         Ok(Pushed { sequence: page.sequence, more: page.more, has_refused })
     }
 
+    /// Sends all tombstones to a peer that may lack some. Digests do not cover them, so anti-entropy sends only those of
+    /// entries that the peer has, and a third node would bring the rest of the entries back.
+    pub(super) async fn send_tombstones(
+        &self,
+        transport: &mut Transport<N>,
+        peer: &RefCell<PeerTask>,
+    ) -> Result<(), PeerError> {
+        let mut first = 0;
+        while first < BUCKETS_COUNT {
+            let buckets = (first..BUCKETS_COUNT).collect();
+            let versions = self.service.replication.versions(buckets, VERSIONS_BYTES_PER_MESSAGE);
+            let page = versions.await.map_err(store_error)?;
+            first += page.buckets_count;
+            let tombstones: Vec<Change> =
+                page.known.into_iter().filter_map(|known| known.tombstone()).collect();
+            for group in tombstones.chunks(CHANGES_PER_MESSAGE_MAX) {
+                self.post_changes(transport, peer, group).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Compares the root digests and, if they differ, those of the buckets.
     pub(super) async fn compare_digests(
         &self,
@@ -84,6 +108,10 @@ impl<N: Network> Context<N> {
         let begun = HlcTimestamp::from_milliseconds(Timestamp::now().as_milliseconds());
         let root = self.service.replication.root_digest().ok_or(PeerError::Refused)?;
         let reply = self.send_message(transport, &Message::Digest(root)).await?;
+        // The earlier clock of the two: one that is ahead must not shorten the life of tombstones.
+        let peer_time =
+            transport.peer_time().map(|time| HlcTimestamp::from_milliseconds(time.as_milliseconds()));
+        let begun = peer_time.map_or(begun, |peer_time| begun.min(peer_time));
         let record = |digest| peer.borrow_mut().digest = Some(digest);
         if reply == encode_digest(root).as_bytes() {
             record(root);
@@ -160,7 +188,7 @@ fn malformed(error: DecodeError) -> PeerError {
     PeerError::Malformed
 }
 
-fn store_error(error: Error) -> PeerError {
+pub(super) fn store_error(error: Error) -> PeerError {
     tracing::debug!(%error, "local store error");
     match error {
         Error::SaltDiffers => PeerError::SaltDiffers,

@@ -35,6 +35,7 @@ pub use readiness::readiness_blocker;
 pub use salt_agreement::{Candidate, Decision, decide};
 pub use transport::Network;
 
+use self::anti_entropy::store_error;
 use self::remarks::{Remark, Remarks};
 use self::transport::Transport;
 use crate::config::{ClusterConfig, PeerAddress};
@@ -44,7 +45,7 @@ use crate::limits::{
 };
 use crate::model::{Digest, HlcTimestamp, ReplicaId, Timestamp};
 use crate::service::federation::ClusterTaskQueue;
-use crate::service::{ClusterView, Error, Member, NodeAuth, PeerId, Service};
+use crate::service::{ClusterView, Member, NodeAuth, PeerId, Service};
 use crate::storage::{PeerProgress, ReplaceResult};
 use crate::wire::{Message, Protocol};
 
@@ -196,7 +197,7 @@ impl<N: Network> Context<N> {
         let address = peer.borrow().address.clone();
         let mut transport = Transport::new(address, Arc::clone(&self.auth), None);
         loop {
-            self.load_cursor(&peer).await;
+            self.load_cursor(&peer, &mut transport).await;
             let seen = self.view.outbox().value();
             self.handle_event(&peer, Event::LogGrew(seen)).await;
             let action = peer.borrow().machine.next(self.network.now_ms());
@@ -349,7 +350,7 @@ impl<N: Network> Context<N> {
     }
 
     /// Loads the position of a peer in the replication log, once its replica ID is known.
-    async fn load_cursor(&self, peer: &RefCell<PeerTask>) {
+    async fn load_cursor(&self, peer: &RefCell<PeerTask>, transport: &mut Transport<N>) {
         let node = {
             let machine = &peer.borrow().machine;
             match machine.needs_cursor() {
@@ -359,10 +360,14 @@ impl<N: Network> Context<N> {
         };
         let Some(node) = node else { return };
         let cursor = async {
-            let (first, last) = self.service.replication.log_range().await?;
-            let acknowledged = self.service.replication.acknowledged(node).await?;
-            // A new peer, and one whose changes were dropped from the log, gets what it lacks by anti-entropy.
-            Ok::<i64, Error>(acknowledged.filter(|sequence| sequence + 1 >= first).unwrap_or(last))
+            let (first, last) = self.service.replication.log_range().await.map_err(store_error)?;
+            let acknowledged = self.service.replication.acknowledged(node).await.map_err(store_error)?;
+            if let Some(acknowledged) = acknowledged.filter(|sequence| sequence + 1 >= first) {
+                return Ok(acknowledged);
+            }
+            // A new peer, and one whose changes were dropped from the log, gets entries by anti-entropy.
+            self.send_tombstones(transport, peer).await?;
+            Ok::<i64, PeerError>(last)
         };
         match cursor.await {
             Ok(cursor) => {
@@ -371,7 +376,7 @@ impl<N: Network> Context<N> {
                 self.persist(PeerProgress::Acknowledged { peer: node, sequence: cursor }).await;
             }
             Err(error) => {
-                tracing::debug!(%error, "cannot read the replication log");
+                tracing::debug!(%error, "cannot begin to replicate with a peer yet");
                 self.network.sleep(SALT_AGREEMENT_INTERVAL).await;
             }
         }

@@ -129,7 +129,7 @@ pub struct Pushed {
 pub struct Comparison {
     /// Buckets that differ.
     pub buckets: Vec<usize>,
-    /// When the comparison began, by this node's clock.
+    /// When the comparison began, by the earlier clock of both nodes.
     pub begun: HlcTimestamp,
 }
 
@@ -160,7 +160,7 @@ pub enum Effect {
     },
     /// The peer is in sync with this node.
     Synced {
-        /// Since when, by this node's clock.
+        /// Since when, by the earlier clock of both nodes.
         begun: HlcTimestamp,
         /// Time before which the peer may have removed tombstones.
         forgotten: HlcTimestamp,

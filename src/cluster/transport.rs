@@ -12,7 +12,7 @@ use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
 use super::peer::{IdentityError, NodeInfo, PeerError};
 use crate::config::PeerAddress;
 use crate::http1::{ClientConnection, ClientRequest, ClientStep, Method};
-use crate::limits::{CLOCK_AHEAD_MAX, HANDSHAKE_BODY_BYTES_MAX, PEER_BODY_BYTES_MAX, PEER_HEALTH_TIMEOUT};
+use crate::limits::{HANDSHAKE_BODY_BYTES_MAX, PEER_BODY_BYTES_MAX, PEER_HEALTH_TIMEOUT};
 use crate::model::Timestamp;
 use crate::service::NodeAuth;
 use crate::service::node_auth::{Barrier, Challenge, NodeCredentials, SharedKey, signed_response};
@@ -50,6 +50,8 @@ pub(super) struct Transport<N: Network> {
     /// address is not credited to it.
     expected: Option<u64>,
     kept: Option<PeerConnection<N::Stream>>,
+    /// Wall clock of the peer as of its last response.
+    peer_time: Option<Timestamp>,
 }
 
 /// Connection to a node that has been authenticated as a member of this cluster.
@@ -81,7 +83,7 @@ impl<N: Network> Transport<N> {
     /// the first health check.
     pub(super) fn new(address: PeerAddress, auth: Arc<NodeAuth>, expected: Option<u64>) -> Self {
         let host = address.to_string();
-        Self { address, host, auth, expected, kept: None }
+        Self { address, host, auth, expected, kept: None, peer_time: None }
     }
 
     /// Sends a request, on the kept connection if there is one, and returns the body of the response. Every inter-node
@@ -145,6 +147,11 @@ impl<N: Network> Transport<N> {
         over
     }
 
+    /// Returns the wall clock of the peer as of its last response, in whole seconds; `None` if it sent none.
+    pub(super) fn peer_time(&self) -> Option<Timestamp> {
+        self.peer_time
+    }
+
     /// Returns whether a connection is kept.
     pub(super) fn is_kept(&self) -> bool {
         self.kept.is_some()
@@ -183,6 +190,7 @@ impl<N: Network> Transport<N> {
         let body = body.unwrap_or_default();
         let exchange = connection.wire.exchange(network.now_ms(), method, message.path(), &headers, &body);
         let response = exchange.await?;
+        self.peer_time = response.header("date").and_then(Timestamp::from_http_date);
         match response.status {
             403 => return Err(PeerError::Identity(IdentityError::refused(connection.credentials.shared()))),
             // With any other status, the next call connects and resolves the name again.
@@ -285,7 +293,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
         }
         let status = connection.status();
-        let others = [header::CHALLENGE, header::AUTH, header::PROOF, header::PROTOCOL];
+        let others = [header::CHALLENGE, header::AUTH, header::PROOF, header::PROTOCOL, "date"];
         let wanted = header::IDENTITY.into_iter().chain(others);
         let text = |name| Some((name, String::from_utf8_lossy(connection.header(name)?).into_owned()));
         let headers = wanted.filter_map(text).collect();
@@ -310,7 +318,7 @@ impl Response {
     fn node_info(&self) -> Option<NodeInfo> {
         let hexadecimal = |name| u64::from_str_radix(self.header(name)?, 16).ok();
         let body: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
-        let latest = Timestamp::now().later(CLOCK_AHEAD_MAX);
+        let now_ms = Timestamp::now().as_milliseconds();
         Some(NodeInfo {
             name: body["node_id"].as_str().unwrap_or_default().to_owned(),
             instance: hexadecimal(header::INSTANCE)?,
@@ -318,7 +326,7 @@ impl Response {
             is_federated: self.header(header::MODE) == Some(FEDERATED),
             salt: hexadecimal(header::SALT),
             has_entries: self.header(header::ENTRIES) == Some("true"),
-            horizon: self.header(header::HORIZON).and_then(decode_horizon)?.clamped_to(latest),
+            horizon: self.header(header::HORIZON).and_then(decode_horizon)?.clamped_at(now_ms),
             protocol: Protocol::common(self.header(header::PROTOCOL)),
         })
     }

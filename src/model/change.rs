@@ -67,6 +67,14 @@ pub struct VersionedDigest {
     pub digest: Digest,
 }
 
+impl VersionedDigest {
+    /// Returns the deletion, if this is a tombstone.
+    pub fn tombstone(self) -> Option<Change> {
+        let is_tombstone = self.digest == Digest::default();
+        is_tombstone.then_some(Change { id: self.id, version: self.version, body: None })
+    }
+}
+
 /// Digest of one entry, or the XOR of the digests of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub u128);

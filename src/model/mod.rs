@@ -23,4 +23,4 @@ pub use revision::{Revision, Revisions};
 pub use sealed_entry::{KeyEntries, OwnerTag, SealedEntry, allocation};
 pub use secret::{ApiKey, ApiKeys, ClusterSecret, Plaintext, SecretBytes, UserKey, wipe_stack};
 pub use timestamp::Timestamp;
-pub use version::{HlcTimestamp, HybridClock, ReplicaId, TombstoneHorizon, Version};
+pub use version::{HlcTimestamp, ReplicaId, TombstoneHorizon, Version};

@@ -58,6 +58,12 @@ impl Timestamp {
         Some(Self(zoned.as_microsecond()))
     }
 
+    /// Parses the value of a `Date` header (RFC 9110, 5.6.7: IMF-fixdate); returns `None` for other texts.
+    pub fn from_http_date(value: &str) -> Option<Self> {
+        let zoned = jiff::fmt::rfc2822::parse(value).ok()?;
+        Some(Self(zoned.timestamp().as_microsecond()))
+    }
+
     fn format(self, format: &str) -> String {
         jiff::Timestamp::from_microsecond(self.0)
             .map(|instant| instant.strftime(format).to_string())

@@ -1,15 +1,14 @@
-//! Versions: hybrid logical clocks, and the total order of writes that they define.
+//! Versions: hybrid logical timestamps, and the total order of writes that they define.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::Timestamp;
-use crate::limits::CLOCK_LEAD_MAX;
+use crate::limits::{CLOCK_AHEAD_MAX, TOMBSTONE_GRACE};
 
 /// Timestamp of a hybrid logical clock: 48 bits of milliseconds since 1970, 16 bits of a counter.
 ///
-/// Kulkarni et al., "Logical Physical Clocks", 2014: never behind the wall clock of its node, never
-/// behind anything that its node has seen.
+/// As in Kulkarni et al., "Logical Physical Clocks", 2014, but with one clock for each entry: never behind the wall clock
+/// of the node that writes, never behind the version that it replaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HlcTimestamp(u64);
 
@@ -44,18 +43,24 @@ impl TombstoneHorizon {
         was_in_cluster
             && self.forgotten.milliseconds() > other.synced.milliseconds().saturating_add(tolerance_ms)
     }
-}
 
-impl TombstoneHorizon {
-    /// Returns the same horizon with times of at most `latest`: a roughly correct clock cannot have issued later ones.
+    /// Returns the same horizon without times that no correct clock can have caused: a wrong clock must not make correct
+    /// nodes look outdated after it was corrected.
     #[must_use]
-    pub fn clamped_to(self, latest: Timestamp) -> Self {
-        let latest = HlcTimestamp::from_milliseconds(latest.as_milliseconds());
-        Self { synced: self.synced.min(latest), forgotten: self.forgotten.min(latest) }
+    pub fn clamped_at(self, now_ms: u64) -> Self {
+        let latest = HlcTimestamp::from_milliseconds(now_ms).later(CLOCK_AHEAD_MAX);
+        Self {
+            synced: self.synced.min(latest),
+            forgotten: self.forgotten.min(latest.earlier(TOMBSTONE_GRACE)),
+        }
     }
 }
 
 const COUNTER_BITS: u32 = 16;
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
 impl HlcTimestamp {
     /// Returns the first timestamp of a millisecond since 1970.
@@ -72,6 +77,25 @@ impl HlcTimestamp {
     pub fn ahead_of(self, now_ms: u64, bound: Duration) -> Option<u64> {
         let ahead_ms = self.milliseconds().saturating_sub(now_ms);
         (u128::from(ahead_ms) > bound.as_millis()).then_some(ahead_ms)
+    }
+
+    /// Returns the timestamp of a write now that replaces the version `seen`: a node whose clock is behind can overwrite
+    /// an entry that it has read. Depends on nothing else, so neither a restart nor a wrong clock affects the timestamps
+    /// of other entries.
+    pub fn of_write(now_ms: u64, seen: Self) -> Self {
+        Self::from_milliseconds(now_ms).max(seen.next())
+    }
+
+    /// Returns the first timestamp of the time that is later by a duration.
+    #[must_use]
+    pub fn later(self, by: Duration) -> Self {
+        Self::from_milliseconds(self.milliseconds().saturating_add(milliseconds(by)))
+    }
+
+    /// Returns the first timestamp of the time that is earlier by a duration.
+    #[must_use]
+    pub fn earlier(self, by: Duration) -> Self {
+        Self::from_milliseconds(self.milliseconds().saturating_sub(milliseconds(by)))
     }
 
     /// Returns the next timestamp; the counter overflows into the milliseconds.
@@ -124,37 +148,6 @@ impl std::str::FromStr for ReplicaId {
     }
 }
 
-/// Hybrid logical clock of one node.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HybridClock {
-    last: HlcTimestamp,
-}
-
-impl HybridClock {
-    /// Creates a clock that continues after `last`, the persisted state of an earlier one.
-    pub fn after(last: HlcTimestamp) -> Self {
-        Self { last }
-    }
-
-    /// Issues the timestamp of a write now, later than all timestamps issued before and than `seen`, the version that
-    /// the write replaces. A node whose clock is behind can therefore overwrite an entry that it has read, and the
-    /// timestamps of other entries do not follow.
-    ///
-    /// If the wall clock was set back by more than [`CLOCK_LEAD_MAX`], this clock is set back as well, because other
-    /// nodes would refuse the former timestamps. The timestamps of one entry grow nevertheless.
-    pub fn stamp(&mut self, now_milliseconds: u64, seen: HlcTimestamp) -> HlcTimestamp {
-        let was_set_back = self.last.ahead_of(now_milliseconds, CLOCK_LEAD_MAX).is_some();
-        let last = if was_set_back { HlcTimestamp::default() } else { self.last };
-        self.last = last.next().max(HlcTimestamp::from_milliseconds(now_milliseconds));
-        if seen >= self.last { seen.next() } else { self.last }
-    }
-
-    /// Returns the largest timestamp of this node's own time.
-    pub fn last(&self) -> HlcTimestamp {
-        self.last
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -162,22 +155,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timestamp_is_later_than_all_before_it_and_than_the_replaced_one() {
-        let mut clock = HybridClock::default();
-        let first = clock.stamp(1000, HlcTimestamp::default());
-        assert_eq!(first.milliseconds(), 1000);
-        // The wall clock was set back a little.
-        let second = clock.stamp(10, HlcTimestamp::default());
-        assert!(second > first && second.milliseconds() == 1000);
+    fn a_timestamp_is_that_of_the_clock_or_follows_the_replaced_one() {
         let future = HlcTimestamp::from_milliseconds(99_000);
-        assert_eq!(clock.stamp(1001, future), future.next());
-        // The timestamps of another entry do not follow into the future.
-        assert_eq!(clock.stamp(1002, HlcTimestamp::default()).milliseconds(), 1002);
-        // The wall clock was an hour ahead and is correct again.
-        let hour_ms = 60 * 60 * 1000;
-        let ahead = clock.stamp(1003 + hour_ms, HlcTimestamp::default());
-        assert_eq!(clock.stamp(1004, HlcTimestamp::default()).milliseconds(), 1004);
-        assert_eq!(clock.stamp(1005, ahead), ahead.next());
+        assert_eq!(HlcTimestamp::of_write(1000, HlcTimestamp::default()).milliseconds(), 1000);
+        assert_eq!(HlcTimestamp::of_write(1001, future), future.next());
+        // Another entry does not follow into the future.
+        assert_eq!(HlcTimestamp::of_write(1002, HlcTimestamp::default()).milliseconds(), 1002);
     }
 
     #[test]
@@ -192,18 +175,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn timestamps_only_grow(times in proptest::collection::vec((0_u64..1 << 44, 0_u64..1 << 60), 1..50)) {
-            let mut clock = HybridClock::default();
+        fn the_timestamps_of_an_entry_only_grow(times in proptest::collection::vec(0_u64..1 << 44, 1..50)) {
             let mut last = HlcTimestamp::default();
-            for (now, seen) in times {
-                let seen = HlcTimestamp::from_database(seen.cast_signed());
-                let timestamp = clock.stamp(now, seen);
-                let was_set_back = last.ahead_of(now, CLOCK_LEAD_MAX).is_some();
-                prop_assert!(timestamp > seen && timestamp >= clock.last());
-                prop_assert!(clock.last() > last || was_set_back);
-                prop_assert!(clock.last().ahead_of(now, CLOCK_LEAD_MAX + Duration::from_millis(1)).is_none());
-                last = clock.last();
-                clock = HybridClock::after(clock.last());
+            for now in times {
+                let timestamp = HlcTimestamp::of_write(now, last);
+                prop_assert!(timestamp > last && timestamp >= HlcTimestamp::from_milliseconds(now));
+                last = timestamp;
             }
         }
     }

@@ -24,16 +24,13 @@ fn report(repaired: &Repaired, is_trial: bool) -> String {
             "no version is more than {bound_min} min ahead of this machine's clock; nothing to repair\n"
         );
     }
-    let Repaired { entries_count, deletions_count, ahead_ms, has_clock, has_horizon } = repaired;
+    let Repaired { entries_count, deletions_count, ahead_ms, has_horizon } = repaired;
     let mut text = format!(
         "versions more than {bound_min} min ahead of this machine's clock: {entries_count} of entries, \
          {deletions_count} of tombstones; at most {} min ahead\n",
         ahead_ms / 60_000
     );
     let mut line = |what: &str| writeln!(text, "{what}").expect("writing to a String never fails");
-    if *has_clock {
-        line("the stored clock of this node was ahead, too");
-    }
     if *has_horizon {
         line("stored times of the last sync or tombstone collection were ahead, too");
     }

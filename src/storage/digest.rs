@@ -3,7 +3,7 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::limits::BUCKETS_COUNT;
-use crate::model::{Digest, EntryId, HlcTimestamp, SealedBody, Version};
+use crate::model::{Digest, EntryId, SealedBody, Version};
 
 /// Changes of one commit to the digests, with the other state that moves with it.
 #[derive(Debug, Default)]
@@ -17,8 +17,6 @@ pub struct Delta {
 pub(super) struct DeltaState {
     /// Last position that was appended to the replication log.
     pub(super) outbox_line: Option<i64>,
-    /// New upper bound of the reserved timestamps.
-    pub(super) reserved: Option<HlcTimestamp>,
 }
 
 /// Savepoint of a [`Delta`].

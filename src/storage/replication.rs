@@ -86,7 +86,7 @@ pub enum PeerProgress {
     Synced {
         /// Peer.
         peer: ReplicaId,
-        /// Timestamp of the sync, by this node's clock.
+        /// Timestamp of the sync, by the earlier clock of both nodes.
         stamp: HlcTimestamp,
         /// Tombstones older than this may have been garbage-collected on the peer.
         forgotten: HlcTimestamp,
@@ -98,7 +98,7 @@ pub enum PeerProgress {
         /// Nodes that are not peers are kept if they were in sync at or after this timestamp, because they may return.
         before: HlcTimestamp,
     },
-    /// Garbage collection of the tombstones before this timestamp that all peers have.
+    /// Garbage collection of the tombstones before this timestamp that all peers have had for the grace period.
     Collect {
         /// Timestamp.
         before: HlcTimestamp,

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use super::write::WriteError;
-use crate::limits::CLOCK_AHEAD_MAX;
-use crate::model::{
-    Change, Digest, HlcTimestamp, HybridClock, ReplicaId, Timestamp, Version, VersionedDigest,
-};
+use crate::limits::{CLOCK_AHEAD_MAX, TOMBSTONE_GRACE};
+use crate::model::{Change, Digest, HlcTimestamp, ReplicaId, Timestamp, Version, VersionedDigest};
 
 /// Wall clock in milliseconds since 1970.
 pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -42,17 +40,23 @@ impl VersioningOptions {
 /// Returns [`WriteError::Ahead`] if `seen` is too far ahead of the clock: peers would refuse the new version, or it
 /// would not even supersede the old one.
 pub(super) fn issue(
-    clock: &mut HybridClock,
     now_ms: u64,
     replica: ReplicaId,
     seen: HlcTimestamp,
     is_clustered: bool,
 ) -> Result<Version, WriteError> {
-    let version = Version { timestamp: clock.stamp(now_ms, seen), replica };
+    let version = Version { timestamp: HlcTimestamp::of_write(now_ms, seen), replica };
     match version.timestamp.ahead_of(now_ms, CLOCK_AHEAD_MAX) {
         Some(ahead_ms) if is_clustered || version.timestamp <= seen => Err(WriteError::Ahead { ahead_ms }),
         _ => Ok(version),
     }
+}
+
+/// Returns the time up to which tombstones may be collected, if all known peers have been in sync with this node at
+/// `all_synced`, by the clocks of both. The grace period counts from there: a wrong clock of this node alone collects
+/// nothing too early.
+pub(super) fn collectable(before: HlcTimestamp, all_synced: HlcTimestamp) -> HlcTimestamp {
+    before.min(all_synced.earlier(TOMBSTONE_GRACE))
 }
 
 /// Returns by how many milliseconds a change of another node is ahead of this node's clock, if that exceeds

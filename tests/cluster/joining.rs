@@ -21,6 +21,13 @@ fn write_salt(node: &Node) {
     fs::write(node.path("encryption.salt"), crate::support::proper_salt(7)).expect("writable");
 }
 
+/// Stops a node, and gives it an empty directory with the salt.
+fn wipe(node: &mut Node) {
+    node.stop();
+    node.directory = Arc::new(tempfile::tempdir().expect("temporary directory"));
+    write_salt(node);
+}
+
 /// Creates two nodes with an entry, wipes the second one and restarts it behind links with this delay.
 fn with_wiped_node(delay: Duration) -> Cluster {
     let mut cluster = with_salt(2);
@@ -28,10 +35,7 @@ fn with_wiped_node(delay: Duration) -> Cluster {
     cluster.wait_until_whole();
     assert_eq!(cluster.nodes[0].create("k", r#""old""#).status, 201);
     cluster.wait_for("k", Some(r#""old""#));
-    let wiped = &mut cluster.nodes[1];
-    wiped.stop();
-    wiped.directory = Arc::new(tempfile::tempdir().expect("temporary directory"));
-    write_salt(wiped);
+    wipe(&mut cluster.nodes[1]);
     cluster.set_links_of(1, Mode::Delayed(delay));
     cluster.nodes[1].start();
     cluster
@@ -117,4 +121,46 @@ fn previously_synced_node_serves_immediately_without_its_peers() {
     within(CONVERGENCE, "the node is ready", || cluster.nodes[0].is_ready());
     assert_eq!(cluster.nodes[0].value("other"), None);
     assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+}
+
+/// Replaces a node by one with an empty directory, and waits until it and `other` are equal in the words of the
+/// documentation: ready, in sync, and with an empty outbox.
+fn replace(cluster: &mut Cluster, index: usize, other: usize) {
+    wipe(&mut cluster.nodes[index]);
+    cluster.nodes[index].start();
+    let (new, other) = (&cluster.nodes[index], &cluster.nodes[other]);
+    within(CONVERGENCE, "the new node is ready", || new.is_ready());
+    within(CONVERGENCE, "the nodes are equal", || {
+        let report = other.report();
+        let members = report["members"].as_array().expect("an array");
+        let is_equal = |member: &&serde_json::Value| {
+            member["node"] == new.report()["node"]
+                && member["outbox_length"] == 0
+                && member["synced_ms"].is_number()
+        };
+        members.iter().any(|member| is_equal(&member))
+    });
+}
+
+/// Digests do not cover tombstones, so a new node has to get those of entries that it never had.
+#[test]
+fn a_deletion_stays_although_all_other_nodes_were_replaced() {
+    let mut cluster = with_salt(3);
+    cluster.start();
+    cluster.wait_until_whole();
+    for key in ["deleted", "kept"] {
+        assert_eq!(cluster.nodes[0].create(key, "1").status, 201);
+        cluster.wait_for(key, Some("1"));
+    }
+    cluster.nodes[2].stop();
+    assert_eq!(cluster.nodes[0].delete("deleted").status, 200);
+    within(CONVERGENCE, "the deletion is replicated", || cluster.nodes[1].value("deleted").is_none());
+    replace(&mut cluster, 1, 0);
+    replace(&mut cluster, 0, 1);
+    cluster.nodes[2].start();
+    cluster.wait_until_equal();
+    for node in &cluster.nodes {
+        assert_eq!(node.value("deleted"), None, "it came back");
+        assert_eq!(node.value("kept").as_deref(), Some("1"));
+    }
 }

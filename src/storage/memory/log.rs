@@ -2,12 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::limits::{
-    CHANGES_BYTES_PER_MESSAGE, CHANGES_PER_MESSAGE_MAX, CLOCK_AHEAD_MAX, REPLICATION_LOG_COUNT_MAX,
-};
+use crate::limits::{CHANGES_BYTES_PER_MESSAGE, CHANGES_PER_MESSAGE_MAX, REPLICATION_LOG_COUNT_MAX};
 use crate::model::{
-    Change, Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, SealedBody, TombstoneHorizon, Version,
-    VersionedDigest,
+    Change, Digest, EntryId, HlcTimestamp, ReplicaId, SealedBody, TombstoneHorizon, Version, VersionedDigest,
 };
 use crate::storage::digest::{Delta, bucket_of, digest_of};
 use crate::storage::replication::{LogPage, PeerProgress, VersionsPage};
@@ -18,7 +15,6 @@ use crate::storage::write::WriteError;
 pub(super) struct Log {
     replica: ReplicaId,
     wall_clock: WallClock,
-    clock: HybridClock,
     versions: BTreeMap<EntryId, VersionedDigest>,
     changed: BTreeMap<i64, EntryId>,
     last_sequence: i64,
@@ -44,7 +40,6 @@ impl Log {
         Self {
             replica,
             wall_clock,
-            clock: HybridClock::default(),
             versions: BTreeMap::new(),
             changed: BTreeMap::new(),
             last_sequence: 0,
@@ -83,7 +78,7 @@ impl Log {
         delta: &mut Delta,
     ) -> Result<(), WriteError> {
         let seen = self.versions.get(id).map_or(HlcTimestamp::default(), |known| known.version.timestamp);
-        let version = versioning::issue(&mut self.clock, (self.wall_clock)(), self.replica, seen, true)?;
+        let version = versioning::issue((self.wall_clock)(), self.replica, seen, true)?;
         self.record(id, version, content, delta);
         self.last_sequence += 1;
         self.changed.insert(self.last_sequence, id.clone());
@@ -140,7 +135,7 @@ impl Log {
             self.changed.pop_first();
         }
         let Some(all_synced) = self.peers.values().map(|peer| peer.synced).min() else { return };
-        let forgotten = before.min(all_synced);
+        let forgotten = versioning::collectable(before, all_synced);
         self.move_horizon(TombstoneHorizon { forgotten, ..TombstoneHorizon::default() });
         self.versions
             .retain(|_, known| known.digest != Digest::default() || known.version.timestamp >= forgotten);
@@ -148,14 +143,13 @@ impl Log {
 
     /// Moves the horizon, only ever forward. The values of a peer are untrusted.
     fn move_horizon(&mut self, to: TombstoneHorizon) {
-        let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
-        let latest = HlcTimestamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
-        self.horizon.synced = self.horizon.synced.max(to.synced.min(latest));
-        self.horizon.forgotten = self.horizon.forgotten.max(to.forgotten.min(latest));
+        let to = to.clamped_at((self.wall_clock)());
+        self.horizon.synced = self.horizon.synced.max(to.synced);
+        self.horizon.forgotten = self.horizon.forgotten.max(to.forgotten);
     }
 
     pub(super) fn horizon(&self) -> TombstoneHorizon {
-        self.horizon
+        self.horizon.clamped_at((self.wall_clock)())
     }
 
     pub(super) fn range(&self) -> (i64, i64) {

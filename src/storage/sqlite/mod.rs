@@ -324,7 +324,8 @@ impl ReplicationLog for Sqlite {
     }
 
     fn horizon(&self) -> TombstoneHorizon {
-        *versions::lock(&self.replica().horizon)
+        let replica = self.replica();
+        versions::lock(&replica.horizon).clamped_at((replica.wall_clock)())
     }
 
     fn ahead_ms(&self, version: Version) -> Option<u64> {

@@ -10,8 +10,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use super::error::into_rusqlite;
 use super::versions::{self, digest_at, entry_id, version_at};
 use super::{lock, open, reader, schema};
-use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_RESERVE, TOMBSTONE_GRACE};
-use crate::model::{Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, SealedEntry, Version};
+use crate::limits::{CLOCK_AHEAD_MAX, TOMBSTONE_GRACE};
+use crate::model::{Digest, EntryId, HlcTimestamp, ReplicaId, SealedEntry, Version};
 use crate::storage::digest::{bucket_of, digest_of};
 use crate::storage::error::OpenError;
 use crate::storage::salt_store::SaltStore;
@@ -25,8 +25,6 @@ pub struct Repaired {
     pub deletions_count: u64,
     /// Largest lead of a version, in milliseconds.
     pub ahead_ms: u64,
-    /// Whether the stored clock of the node was too far ahead.
-    pub has_clock: bool,
     /// Whether a recorded time of the last sync with a peer, or of the last tombstone collection, was in the future.
     pub has_horizon: bool,
 }
@@ -99,11 +97,7 @@ fn repair(connection: &mut Connection, now_ms: u64, is_trial: bool) -> rusqlite:
 impl Repair<'_> {
     fn versions(&mut self, now_ms: u64) -> rusqlite::Result<()> {
         let node = ReplicaId::from_database(schema::meta(&self.transaction, "node")?.unwrap_or_default());
-        let stored = schema::meta(&self.transaction, "clock")?
-            .map_or(HlcTimestamp::default(), HlcTimestamp::from_database);
-        self.repaired.has_clock = stored > self.latest;
-        let mut clock =
-            HybridClock::after(if self.repaired.has_clock { HlcTimestamp::default() } else { stored });
+        let mut timestamp = self.now;
         for (id, version, digest) in self.ahead()? {
             let is_deletion = digest == Digest::default();
             *(match is_deletion {
@@ -113,17 +107,8 @@ impl Repair<'_> {
             let ahead_ms = version.timestamp.milliseconds() - now_ms;
             self.repaired.ahead_ms = self.repaired.ahead_ms.max(ahead_ms);
             // The replica ID is that of this node, so that no other node can have issued the same version.
-            self.set_version(
-                &id,
-                Version { timestamp: clock.stamp(now_ms, HlcTimestamp::default()), replica: node },
-                is_deletion,
-            )?;
-        }
-        if self.repaired.has_clock || clock.last() > stored {
-            let reserve_ms = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
-            let last_ms = clock.last().max(self.now).milliseconds();
-            let reserved = HlcTimestamp::from_milliseconds(last_ms.saturating_add(reserve_ms));
-            schema::set_meta(&self.transaction, "clock", reserved.to_database())?;
+            self.set_version(&id, Version { timestamp, replica: node }, is_deletion)?;
+            timestamp = timestamp.next();
         }
         Ok(())
     }

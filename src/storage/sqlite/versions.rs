@@ -9,11 +9,11 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::error::into_rusqlite;
 use super::{reader, schema};
-use crate::limits::{CLOCK_AHEAD_MAX, CLOCK_LEAD_MAX, CLOCK_RESERVE, REPLICATION_LOG_COUNT_MAX};
+use crate::limits::{CLOCK_AHEAD_MAX, REPLICATION_LOG_COUNT_MAX};
 use crate::model::SealedEntry;
 use crate::model::{
-    Change, Digest, EntryId, HlcTimestamp, HybridClock, ReplicaId, SealedBody, Timestamp, TombstoneHorizon,
-    Version, VersionedDigest,
+    Change, Digest, EntryId, HlcTimestamp, ReplicaId, SealedBody, Timestamp, TombstoneHorizon, Version,
+    VersionedDigest,
 };
 use crate::storage::digest::{Delta, bucket_of, digest_of};
 use crate::storage::digest_table::DigestTable;
@@ -24,9 +24,6 @@ use crate::storage::write::WriteError;
 /// Versions as maintained by the writer.
 pub(super) struct Versions {
     node: ReplicaId,
-    clock: HybridClock,
-    /// Upper bound of the timestamps that may have been issued, as recorded in the database.
-    reserved: HlcTimestamp,
     wall_clock: WallClock,
     is_clustered: bool,
     buckets: Arc<DigestTable>,
@@ -91,25 +88,10 @@ impl Versions {
         };
         *lock(&horizon) =
             TombstoneHorizon { synced: timestamp("synced")?, forgotten: timestamp("forgotten")? };
-        // A stored clock that is far ahead of the corrected wall clock must not leak into the versions of other
-        // entries.
-        let was_set_back = timestamp("clock")?.ahead_of(wall_clock(), CLOCK_LEAD_MAX).is_some();
-        let reserved = if was_set_back { HlcTimestamp::default() } else { timestamp("clock")? };
         let last_sequence = transaction.query_row(LAST_SEQUENCE, [], |row| row.get(0))?;
         transaction.commit()?;
         buckets.forget();
-        let clock = HybridClock::after(reserved);
-        Ok(Self {
-            node,
-            clock,
-            reserved,
-            wall_clock,
-            is_clustered,
-            buckets,
-            horizon,
-            last_sequence,
-            ahead_count: 0,
-        })
+        Ok(Self { node, wall_clock, is_clustered, buckets, horizon, last_sequence, ahead_count: 0 })
     }
 
     pub(super) fn node(&self) -> ReplicaId {
@@ -125,7 +107,6 @@ impl Versions {
     pub(super) fn note_committed(&mut self, delta: &Delta) {
         let noted = delta.state();
         self.last_sequence = noted.outbox_line.unwrap_or(self.last_sequence);
-        self.reserved = noted.reserved.unwrap_or(self.reserved);
     }
 
     /// Loads the next bucket of digests; returns false if all are loaded. Loading all at once would delay the opening
@@ -180,9 +161,7 @@ impl Versions {
     ) -> Result<(), WriteError> {
         let before = known(connection, id)?;
         let seen = before.as_ref().map_or(HlcTimestamp::default(), |known| known.version.timestamp);
-        let version =
-            versioning::issue(&mut self.clock, (self.wall_clock)(), self.node, seen, self.is_clustered)?;
-        self.reserve(connection, delta)?;
+        let version = versioning::issue((self.wall_clock)(), self.node, seen, self.is_clustered)?;
         record(connection, delta, before.as_ref(), id, version, content)?;
         connection
             .prepare_cached(r#"INSERT INTO osc_outbox ("key", environment) VALUES (?1, ?2)"#)?
@@ -313,7 +292,7 @@ impl Versions {
         Ok(())
     }
 
-    /// Collects the tombstones older than `before` that every known peer has, and trims the replication log to its
+    /// Collects the tombstones older than `before` that every known peer has had for the grace period, and trims the replication log to its
     /// bound. Returns the number of collected tombstones.
     pub(super) fn collect(&self, connection: &Connection, before: HlcTimestamp) -> rusqlite::Result<usize> {
         let count = i64::try_from(REPLICATION_LOG_COUNT_MAX).unwrap_or(i64::MAX);
@@ -324,7 +303,7 @@ impl Versions {
         let all_synced: Option<i64> =
             connection.query_row("SELECT min(synced) FROM osc_peers", [], |row| row.get(0))?;
         let Some(all_synced) = all_synced.map(HlcTimestamp::from_database) else { return Ok(0) };
-        let forgotten = before.min(all_synced);
+        let forgotten = versioning::collectable(before, all_synced);
         self.move_horizon(connection, TombstoneHorizon { forgotten, ..TombstoneHorizon::default() })?;
         connection.execute(
             "DELETE FROM osc_versions WHERE digest IS NULL AND stamp < ?1",
@@ -336,9 +315,7 @@ impl Versions {
     /// ahead of the database.
     fn move_horizon(&self, connection: &Connection, to: TombstoneHorizon) -> rusqlite::Result<()> {
         // The values of a peer are untrusted.
-        let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
-        let latest = HlcTimestamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
-        let to = TombstoneHorizon { synced: to.synced.min(latest), forgotten: to.forgotten.min(latest) };
+        let to = to.clamped_at((self.wall_clock)());
         let mut horizon = lock(&self.horizon);
         if to.synced > horizon.synced {
             schema::set_meta(connection, "synced", to.synced.to_database())?;
@@ -347,19 +324,6 @@ impl Versions {
         if to.forgotten > horizon.forgotten {
             schema::set_meta(connection, "forgotten", to.forgotten.to_database())?;
             horizon.forgotten = to.forgotten;
-        }
-        Ok(())
-    }
-
-    /// Reserves timestamps ahead of the clock's own time. The timestamp of an entry that is ahead does not count: it
-    /// does not affect other entries.
-    fn reserve(&self, connection: &Connection, delta: &mut Delta) -> rusqlite::Result<()> {
-        let last = self.clock.last();
-        if last > delta.state().reserved.unwrap_or(self.reserved) {
-            let reserve_ms = u64::try_from(CLOCK_RESERVE.as_millis()).unwrap_or(u64::MAX);
-            let reserved = HlcTimestamp::from_milliseconds(last.milliseconds().saturating_add(reserve_ms));
-            schema::set_meta(connection, "clock", reserved.to_database())?;
-            delta.state_mut().reserved = Some(reserved);
         }
         Ok(())
     }
