@@ -173,7 +173,7 @@ pub const WRITE_BUFFER_KEPT_BYTES: usize = 4 * READ_BUFFER_BYTES;
 pub const RESPONSE_BYTES_KEPT_MAX: usize = 64 * 1024;
 /// Steps of a connection before it yields to the other connections; a request takes two or three.
 pub const CONNECTION_STEPS_PER_TURN: u32 = 128;
-/// Longest timeout of a request once the drain has begun.
+/// Longest timeout of a request once the server closes its connections, and of a connection for its first request.
 pub const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time since its last tick after which an executor is considered stuck; it normally ticks ten times per second.
 pub const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -505,6 +505,8 @@ pub const DESCRIPTORS_FIXED_MIN: usize = 56;
 pub const DESCRIPTORS_PER_EXECUTOR_MIN: usize = 10;
 /// Smallest useful number of connections.
 pub const CONNECTIONS_COUNT_MIN: usize = 16;
+/// Longest drain before the server stops, in seconds: one hour.
+pub const DRAIN_SECONDS_MAX: u32 = 60 * 60;
 /// Drain deadline: how long open connections may take to finish after SIGTERM.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 

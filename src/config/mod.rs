@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use allowed_hosts::AllowedHosts;
 pub use clients::{ClientLimits, ForwardedHeader, Proxies};
@@ -60,6 +61,8 @@ pub struct Config {
     pub admin: Option<Host>,
     /// `OSC_WORKERS`: number of executors; `None` means one per usable core.
     pub workers: Option<NonZeroUsize>,
+    /// `OSC_DRAIN_SECONDS`: time between the signal to stop and the stop, during which requests are served.
+    pub drain: Duration,
     /// `OSC_ENGINE`: I/O engine of the executors.
     pub engine: EngineChoice,
     /// `OSC_STORE`: where entries are stored.

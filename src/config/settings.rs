@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::engine::EngineChoice;
 use super::error::{SettingError, SettingErrors, Warning};
@@ -19,7 +20,8 @@ use super::{
     tls,
 };
 use crate::limits::{
-    NODE_ID_CHARS_MAX, USER_KEY_BYTES_MIN_DEFAULT, USER_KEY_BYTES_MIN_MAX, WORKERS_COUNT_MAX,
+    DRAIN_SECONDS_MAX, NODE_ID_CHARS_MAX, USER_KEY_BYTES_MIN_DEFAULT, USER_KEY_BYTES_MIN_MAX,
+    WORKERS_COUNT_MAX,
 };
 
 const PORT_DEFAULT: u16 = 9000;
@@ -51,6 +53,7 @@ pub(super) fn read(
         port,
         admin: admin(&mut variables, resolve),
         workers: workers(&mut variables),
+        drain: drain(&mut variables),
         engine: variables.choice("OSC_ENGINE", &EngineChoice::NAMES).unwrap_or(EngineChoice::Auto),
         store: variables.choice("OSC_STORE", &StoreChoice::NAMES).unwrap_or(StoreChoice::Sqlite),
         database_path: path(&mut variables, "OSC_DATABASE_PATH", DATABASE_NAME),
@@ -139,6 +142,11 @@ fn workers(variables: &mut Variables<'_>) -> Option<NonZeroUsize> {
     variables
         .number("OSC_WORKERS", "a number of workers", &(1..=WORKERS_COUNT_MAX))
         .and_then(NonZeroUsize::new)
+}
+
+fn drain(variables: &mut Variables<'_>) -> Duration {
+    let seconds = variables.number("OSC_DRAIN_SECONDS", "a number of seconds", &(0..=DRAIN_SECONDS_MAX));
+    Duration::from_secs(seconds.unwrap_or_default().into())
 }
 
 fn user_key_bytes_min(variables: &mut Variables<'_>) -> usize {

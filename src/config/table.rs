@@ -25,6 +25,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("OSC_HOST_PORT", |config| text(config.port)),
     setting!("OSC_ADMIN_LISTEN", |config| or(config.admin.as_ref(), "(none)")),
     setting!("OSC_WORKERS", |config| or(config.workers, "(one per usable core)")),
+    setting!("OSC_DRAIN_SECONDS", |config| text(config.drain.as_secs())),
     setting!("OSC_ENGINE", |config| text(config.engine)),
     setting!("OSC_STORE", |config| text(config.store)),
     setting!("OSC_DATABASE_PATH", |config| text(config.database_path.display())),

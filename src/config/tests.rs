@@ -43,6 +43,7 @@ const DEFAULTS: &str = "OSC_HOST=127.0.0.1
 OSC_HOST_PORT=9000
 OSC_ADMIN_LISTEN=(none)
 OSC_WORKERS=(one per usable core)
+OSC_DRAIN_SECONDS=0
 OSC_ENGINE=auto
 OSC_STORE=sqlite
 OSC_DATABASE_PATH=configurations.db
@@ -123,7 +124,7 @@ fn every_setting() {
              OSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=True\nOSC_API_KEY=\"{CANARY}\"\n\
              OSC_CLUSTER_MODE=nonsense\nOSC_CLUSTER_NODES=a:1,b:2\nOSC_CLUSTER_SYNC_INTERVAL=never\n\
              OSC_CLUSTER_NODE_ID=${{HERE}}n1\nOSC_LOG_FORMAT=JSON\nOSC_LOG_FILE=log\n\
-             OSC_ENGINE=Epoll\nOSC_STORE=Memory\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
+             OSC_DRAIN_SECONDS=5\nOSC_ENGINE=Epoll\nOSC_STORE=Memory\nOSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\n\
              OSC_RATE_LIMIT_PER_ADDRESS=5\nOSC_RATE_LIMIT_PER_API_KEY=6\n\
              OSC_FAILED_KEYS_PER_ADDRESS=0\nOSC_CONNECTIONS_PER_ADDRESS=7\n\
              OSC_TRUSTED_PROXIES=10.0.0.0/8,::1\nOSC_PROXY_PROTOCOL=true\n\
@@ -137,7 +138,7 @@ fn every_setting() {
     assert_eq!(
         config.summary(),
         "OSC_HOST=[::]\nOSC_HOST_PORT=9321\nOSC_ADMIN_LISTEN=127.0.0.1:9002\nOSC_WORKERS=3\n\
-         OSC_ENGINE=epoll\nOSC_STORE=memory\nOSC_DATABASE_PATH=/data/a b.db\nOSC_SALT_FILE_PATH=/data/salt\n\
+         OSC_DRAIN_SECONDS=5\nOSC_ENGINE=epoll\nOSC_STORE=memory\nOSC_DATABASE_PATH=/data/a b.db\nOSC_SALT_FILE_PATH=/data/salt\n\
          OSC_ACCEPT_SALT=(set)\nOSC_MIN_USER_KEY_LENGTH=12\nOSC_API_KEY_REQUIRED=true\nOSC_API_KEY=(set)\n\
          OSC_PUBLIC_ROOT=true\nOSC_METRICS_AUTH=true\nOSC_ALLOWED_HOSTS=conf.example.org,*.lan:9000\n\
          CORS_ORIGINS=https://a.example.org,http://b:81\nOSC_RATE_LIMIT_PER_ADDRESS=5\n\
@@ -294,6 +295,21 @@ fn every_error() {
         ),
         ("OSC_WORKERS", "0", "OSC_WORKERS: \"0\" is not a number of workers (allowed: 1 to 1024)"),
         ("OSC_WORKERS", "1025", "OSC_WORKERS: \"1025\" is not a number of workers (allowed: 1 to 1024)"),
+        (
+            "OSC_DRAIN_SECONDS",
+            "3601",
+            "OSC_DRAIN_SECONDS: \"3601\" is not a number of seconds (allowed: 0 to 3600)",
+        ),
+        (
+            "OSC_DRAIN_SECONDS",
+            "-1",
+            "OSC_DRAIN_SECONDS: \"-1\" is not a number of seconds (allowed: 0 to 3600)",
+        ),
+        (
+            "OSC_DRAIN_SECONDS",
+            "5s",
+            "OSC_DRAIN_SECONDS: \"5s\" is not a number of seconds (allowed: 0 to 3600)",
+        ),
         ("OSC_WORKERS", "four", "OSC_WORKERS: \"four\" is not a number of workers (allowed: 1 to 1024)"),
         (
             "OSC_MIN_USER_KEY_LENGTH",

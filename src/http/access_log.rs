@@ -47,6 +47,9 @@ pub struct RequestLog {
     pub(super) audience: Audience,
     /// Node certificates are required, and the client has not presented one.
     pub(super) lacks_node_certificate: bool,
+    /// The sender authenticates itself as a node. Its connection stays open during a drain, because it begins with
+    /// several requests.
+    pub(super) is_of_node: bool,
     /// Time of the head; `None` for a request served without waiting: reading the clock would take longer than the
     /// request.
     started: Option<Instant>,
@@ -106,6 +109,7 @@ impl AccessLog {
             client,
             audience,
             lacks_node_certificate,
+            is_of_node: false,
             started: None,
         }
     }

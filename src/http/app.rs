@@ -1,6 +1,7 @@
 //! The application: decides on a request from its head, then passes it to its handler.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use zeroize::Zeroizing;
 
@@ -43,6 +44,7 @@ impl Default for Settings {
             response_budget: ByteBudget::new(crate::limits::RESPONSES_BYTES_MAX),
             certificate_expiry: Arc::default(),
             executors: Arc::new(Executors::new(&LABELS)),
+            is_draining: AtomicBool::new(false),
         }
     }
 }
@@ -65,6 +67,11 @@ impl App {
     /// Creates the application.
     pub fn new(service: Arc<Service>, settings: Settings) -> Self {
         Self { service, settings }
+    }
+
+    /// Begins the drain: `/ready` responds 503, and clients are told to close their connections.
+    pub fn begin_drain(&self) {
+        self.settings.is_draining.store(true, Ordering::Relaxed);
     }
 
     /// Drops expired state. To be called periodically.
@@ -245,6 +252,7 @@ impl Application for App {
         let Route { endpoint, operation, parameter, .. } = route;
         let access = operation.access;
         let (principal, handshake) = self.authenticate(head, request_log, access, endpoint)?;
+        request_log.is_of_node = principal == Principal::Node || !matches!(handshake, Handshake::NotWanted);
         let protocol = if access.needs_node() { protocol_of(head)? } else { Protocol::default() };
         let user_key = match access.needs_user_key() {
             true => Some(self.user_key(head.user_key())?),
@@ -282,6 +290,10 @@ impl Application for App {
 
     fn allowed_origin(&self, origin: &[u8]) -> Option<String> {
         cors::allowed_origin(self.settings.origins.as_ref()?, origin)
+    }
+
+    fn is_draining(&self) -> bool {
+        self.settings.is_draining()
     }
 
     async fn handle(&self, admitted: Admitted, body: Zeroizing<Vec<u8>>) -> Response {

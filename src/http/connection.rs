@@ -48,6 +48,11 @@ pub trait Application {
         None
     }
 
+    /// Returns whether the server is draining: clients are to move to another server.
+    fn is_draining(&self) -> bool {
+        false
+    }
+
     /// Handles a request. The future is dropped if the connection fails before it completes.
     fn handle(&self, request: Self::Request, body: Zeroizing<Vec<u8>>) -> impl Future<Output = Response>;
 }
@@ -182,11 +187,15 @@ where
         }
     }
 
-    /// Makes the next response the last one if the executor is draining. Also called before each response, so that
-    /// one whose request was in flight when the drain began says `Connection: close`.
+    /// Makes the next response the last one if the server is draining or the executor closes. Also called before each
+    /// response, so that one whose request was in flight at that moment says `Connection: close`.
     fn check_closing(&mut self) {
         if self.executor.timers.is_closing() && !self.is_closing {
             self.is_closing = true;
+            self.connection.close_when_idle();
+        }
+        let is_of_client = self.request_log.as_ref().is_some_and(|request_log| !request_log.is_of_node);
+        if is_of_client && self.application.is_draining() {
             self.connection.close_after_response();
         }
     }
@@ -205,6 +214,9 @@ where
                 Ok(HeadDecision::Responded) => {
                     traffic.record_cached(&request_log, &head);
                     let fields = ResponseFields::of(&[], &request_log);
+                    if application.is_draining() {
+                        connection.close_after_response();
+                    }
                     clock.with_date(|date| {
                         let (content_type, headers) = (Some(super::response::JSON), &*fields.all);
                         let response = http1::Response { status: 200, content_type, headers, body, date };

@@ -1,6 +1,7 @@
 //! Settings of the application.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::budget::ByteBudget;
 use super::rate_limits::RateLimits;
@@ -36,4 +37,12 @@ pub struct Settings {
     pub executors: Arc<Executors>,
     /// Expiry of the listeners' certificate, in seconds since 1970; 0 without TLS.
     pub certificate_expiry: Arc<Gauge>,
+    /// Whether the server is about to stop.
+    pub is_draining: AtomicBool,
+}
+
+impl Settings {
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
 }

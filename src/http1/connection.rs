@@ -35,6 +35,7 @@ pub struct Connection {
     pub(super) is_head_request: bool,
     pub(super) requests_count: u32,
     pub(super) is_draining: bool,
+    pub(super) is_closing: bool,
     saw_eof: bool,
     refused_origin: Option<Box<[u8]>>,
 }
@@ -55,6 +56,7 @@ impl Connection {
             is_head_request: false,
             requests_count: 0,
             is_draining: false,
+            is_closing: false,
             saw_eof: false,
             refused_origin: None,
         }
@@ -207,7 +209,8 @@ impl Connection {
         loop {
             let unread = self.read_buffer.unread();
             if unread.is_empty() {
-                if self.is_draining {
+                // The first request of a connection is answered, even if it arrives after the connection.
+                if self.is_closing && self.requests_count > 0 {
                     self.close_idle(now_ms);
                 }
                 return;

@@ -13,7 +13,10 @@ impl Connection {
             return Some(self.write_buffer.pace().deadline_ms(limits::WRITE_STALL));
         }
         match self.phase {
-            Phase::Head if self.read_buffer.unread().is_empty() => Some(idle(self.since_ms)),
+            Phase::Head if self.read_buffer.unread().is_empty() => Some(match self.is_closing {
+                true => after(self.since_ms, limits::CLOSING_TIMEOUT),
+                false => idle(self.since_ms),
+            }),
             Phase::Head => Some(head(self.since_ms)),
             Phase::Body(_) => Some(self.body_pace.deadline_ms(limits::BODY_DEADLINE)),
             Phase::Lingering => Some(linger(self.since_ms)),

@@ -154,9 +154,16 @@ impl Connection {
         self.output().len() >= limits::PIPELINED_OUTPUT_BYTES_MAX
     }
 
-    /// Makes the next response the last one; an idle connection lingers at the next step.
+    /// Makes the next response the last one. Until then the connection stays open.
     pub fn close_after_response(&mut self) {
         self.is_draining = true;
+    }
+
+    /// Makes the next response the last one; an idle connection lingers at the next step. One without any request so
+    /// far has [`limits::CLOSING_TIMEOUT`] from its accept to send it.
+    pub fn close_when_idle(&mut self) {
+        self.is_draining = true;
+        self.is_closing = true;
     }
 
     /// Returns whether no response can begin any more. One that begins within a stream would be read as a part of it,

@@ -15,6 +15,7 @@ use futures_lite::future::poll_once;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt};
 
 use super::engine::{self, Acceptor, Engine, Sockets};
+use super::listener::Backlog;
 use super::per_address::PerAddress;
 use super::shutdown::Stop;
 use super::tls_accept::{Socket, TlsAcceptError, accept};
@@ -120,6 +121,7 @@ impl<E: Engine> Executor<E> {
     ) -> io::Result<()> {
         let completions = CompletionQueue::open();
         self.engine.spawn(completions.run());
+        let backlog = Backlog::of(listeners.iter().map(|(listener, _)| listener))?;
         let with_handler =
             |(listener, audience)| (listener, AcceptHandler { executor: Rc::clone(&self), audience });
         let sockets = self.engine.accept(listeners.into_iter().map(with_handler).collect())?;
@@ -130,16 +132,26 @@ impl<E: Engine> Executor<E> {
             self.refusals.tick(&self.counts, self.local.timers.now_ms());
             sockets.tick();
         }
-        // Closing a listener resets the connections in its backlog, so they are accepted first. The clock then makes
-        // every connection close after its current response.
+        self.end(sockets, backlog).await;
+        Ok(())
+    }
+
+    /// Accepts what is in the backlog, and closes the listeners. Waits until every connection has closed after its
+    /// current response.
+    async fn end(&self, mut sockets: E::Sockets, backlog: Backlog) {
         self.local.timers.close();
-        let mut waited = Duration::ZERO;
+        backlog.stop_growing();
+        let (mut backlog, mut waited) = (Some(backlog), Duration::ZERO);
         loop {
             self.engine.sleep(DEADLINE_TICK / 10).await;
             waited += DEADLINE_TICK / 10;
             self.local.tick(self.open.get());
             sockets.tick();
-            if waited >= DEADLINE_TICK && self.open.get() == 0 && sockets.are_quiet() {
+            // By then, handshakes that were in flight have completed.
+            if waited >= DEADLINE_TICK && backlog.take_if(|backlog| backlog.is_empty()).is_some() {
+                sockets.stop_accepting().await;
+            }
+            if backlog.is_none() && self.open.get() == 0 && sockets.are_quiet() {
                 break;
             }
             if waited >= DRAIN_DEADLINE {
@@ -151,7 +163,6 @@ impl<E: Engine> Executor<E> {
             }
         }
         sockets.close().await;
-        Ok(())
     }
 
     fn connect<S>(self: &Rc<Self>, stream: S, client: Client)

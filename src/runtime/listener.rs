@@ -6,7 +6,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::Instant;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use crate::limits::{ADDRESS_IN_USE_INTERVAL, ADDRESS_IN_USE_TIMEOUT, LISTEN_BACKLOG, UNSENT_BYTES_MAX};
 
@@ -95,6 +96,48 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Listeners of an executor that is about to close them. Closing one resets the connections in its backlog.
+pub(super) struct Backlog(Vec<TcpListener>);
+
+impl Backlog {
+    /// Duplicates the listeners, which stay open until the backlog is dropped, too.
+    ///
+    /// # Errors
+    /// Fails if no file descriptor is left.
+    pub(super) fn of<'a>(listeners: impl Iterator<Item = &'a TcpListener>) -> io::Result<Self> {
+        listeners.map(TcpListener::try_clone).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Makes the kernel ignore attempts to connect, while handshakes in flight still complete. The client repeats its
+    /// attempt after a second, and finds another listener of this port or is refused.
+    pub(super) fn stop_growing(&self) {
+        /// Drops a TCP segment that has SYN, but not ACK (classic BPF; see `linux/filter.h`).
+        const FILTER: [SockFilter; 5] = [
+            // Load the byte of the flags, and keep these two.
+            SockFilter::new(0x30, 0, 0, 13),
+            SockFilter::new(0x54, 0, 0, SYN | ACK),
+            SockFilter::new(0x15, 0, 1, SYN),
+            SockFilter::new(0x06, 0, 0, 0),
+            SockFilter::new(0x06, 0, 0, u32::MAX),
+        ];
+        const SYN: u32 = 0x02;
+        const ACK: u32 = 0x10;
+        for listener in &self.0 {
+            if let Err(error) = SockRef::from(listener).attach_filter(&FILTER) {
+                tracing::debug!(%error, "connections may be reset while the listener closes");
+            }
+        }
+    }
+
+    /// Returns whether no connection waits to be accepted.
+    pub(super) fn is_empty(&self) -> bool {
+        let mut waiting: Vec<_> =
+            self.0.iter().map(|listener| PollFd::new(listener, PollFlags::IN)).collect();
+        // A failure must not delay the stop.
+        poll(&mut waiting, Some(&Timespec::default())).map_or(true, |ready| ready == 0)
+    }
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {

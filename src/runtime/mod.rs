@@ -31,7 +31,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError as Timeout, Sender};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -137,7 +137,8 @@ fn run_on<E: Engine>(
     log: &Log,
 ) -> Result<(), Error> {
     let (events, control_events) = shutdown::control_events();
-    shutdown::watch_signals(events.clone())
+    let stop = Stop::default();
+    shutdown::watch_signals(events.clone(), stop.clone(), !config.drain.is_zero())
         .map_err(|error| Error::Part("the signal handler", error.to_string()))?;
 
     // Before any file is changed: another server may be using the address.
@@ -169,7 +170,6 @@ fn run_on<E: Engine>(
     let executors = Arc::clone(&settings.executors);
     let watched_executors = Arc::clone(&executors);
     let answers = Arc::clone(&settings.response_budget);
-    let stop = Stop::default();
     let shared = executor::ExecutorShared {
         app: Arc::new(App::new(Arc::clone(&service), settings)),
         stop: stop.clone(),
@@ -204,8 +204,7 @@ fn run_on<E: Engine>(
         expiry: &mut expiry,
         status: &status,
     };
-    let event = operation.wait_for_end(&mut supervisor, &control_events);
-    supervisor.stopping();
+    let event = operation.serve(&mut supervisor, &control_events);
     tracing::info!("stopping");
     stop.request();
     let outcome = join(threads);
@@ -326,19 +325,41 @@ struct Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// Reloads on request, and does periodic work, until the server has to end.
-    fn wait_for_end(&mut self, supervisor: &mut Supervisor, events: &Receiver<ControlEvent>) -> ControlEvent {
+    /// Serves until the server has to end. After a signal this is the end of the drain, a second signal, or a failure.
+    fn serve(&mut self, supervisor: &mut Supervisor, events: &Receiver<ControlEvent>) -> ControlEvent {
+        let event = self.wait_for_event(supervisor, events, Duration::MAX);
+        self.app.begin_drain();
+        supervisor.stopping();
+        match event {
+            ControlEvent::Signal if !self.config.drain.is_zero() => {
+                tracing::info!(seconds = self.config.drain.as_secs(), "draining");
+                self.wait_for_event(supervisor, events, self.config.drain)
+            }
+            event => event,
+        }
+    }
+
+    /// Reloads on request, and does periodic work, until another event or the timeout, which counts as a signal.
+    fn wait_for_event(
+        &mut self,
+        supervisor: &mut Supervisor,
+        events: &Receiver<ControlEvent>,
+        timeout: Duration,
+    ) -> ControlEvent {
         let tick = CERTIFICATES_CHECK_INTERVAL.min(supervisor.interval() / 2);
-        let (mut swept, mut looked) = (Instant::now(), Instant::now());
+        let started = Instant::now();
+        let (mut swept, mut looked) = (started, started);
         loop {
             supervisor.sign_of_life(self.executors);
-            match events.recv_timeout(tick) {
+            let left = timeout.saturating_sub(started.elapsed());
+            match events.recv_timeout(tick.min(left)) {
                 Ok(ControlEvent::Reload) => {
                     supervisor.reloading();
                     self.reload();
                     supervisor.ready(self.status);
                 }
                 Ok(event) => return event,
+                Err(Timeout::Timeout) if started.elapsed() >= timeout => return ControlEvent::Signal,
                 Err(Timeout::Timeout) => {
                     if swept.elapsed() >= KEY_SWEEP_INTERVAL {
                         swept = Instant::now();

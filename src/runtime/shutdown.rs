@@ -37,24 +37,30 @@ pub(super) fn control_events() -> (Sender<ControlEvent>, Receiver<ControlEvent>)
     unbounded()
 }
 
-/// Handles SIGHUP, SIGTERM and SIGINT on a new thread. A second SIGTERM or SIGINT exits immediately.
+/// Handles SIGHUP, SIGTERM and SIGINT on a new thread. A second SIGTERM or SIGINT ends the drain, if there is one. Once
+/// the executors stop, a further one exits immediately.
 ///
 /// # Errors
 /// Fails if the handlers cannot be installed.
-pub(super) fn watch_signals(events: Sender<ControlEvent>) -> std::io::Result<()> {
+pub(super) fn watch_signals(
+    events: Sender<ControlEvent>,
+    stop: Stop,
+    has_drain: bool,
+) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
     std::thread::Builder::new().name("osc-signals".into()).spawn(move || {
-        let mut is_stopping = false;
+        let (mut is_draining, mut is_stopping) = (false, false);
         for signal in signals.forever() {
             if signal == SIGHUP {
                 events.send(ControlEvent::Reload).ok();
                 continue;
             }
-            if is_stopping {
-                tracing::warn!("second signal, exiting immediately");
+            if is_stopping || stop.is_requested() {
+                tracing::warn!("further signal, exiting immediately");
                 std::process::exit(130);
             }
-            is_stopping = true;
+            is_stopping = is_draining || !has_drain;
+            is_draining = true;
             events.send(ControlEvent::Signal).ok();
         }
     })?;

@@ -40,6 +40,7 @@ impl Supervisor {
         }
     }
 
+    /// Reports that the server is about to stop: it drains its clients, or closes their connections.
     pub(super) fn stopping(&self) {
         send(&[NotifyState::Stopping, NotifyState::Status("draining connections")]);
     }

@@ -38,3 +38,28 @@ fn federated_node_stops_immediately() {
     let shortest = shortest_stop("federated");
     assert!(shortest < STOP_TIME_MAX, "{shortest:?}");
 }
+
+/// A draining node is still a full member: its peers keep their connections, which begin with several requests.
+#[test]
+fn a_draining_node_replicates() {
+    let mut cluster = Cluster::of(2);
+    cluster.nodes[0].set("OSC_DRAIN_SECONDS", "3600");
+    cluster.start();
+    cluster.wait_until_whole();
+    let [draining, other] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    draining.signal("TERM");
+    within(CONVERGENCE, "the drain has begun", || !draining.is_ready());
+    assert!(other.is_ready());
+    for (number, (from, to)) in [(draining, other), (other, draining)].into_iter().enumerate() {
+        let key = format!("k{number}");
+        assert_eq!(from.create(&key, "1").status, 201);
+        within(CONVERGENCE, "the entry is replicated", || to.value(&key).is_some());
+    }
+    // A peer that starts meanwhile authenticates itself on a new connection.
+    cluster.nodes[1].stop();
+    cluster.nodes[1].start();
+    assert_eq!(cluster.nodes[0].create("k2", "1").status, 201);
+    within(CONVERGENCE, "the entry is replicated", || cluster.nodes[1].value("k2").is_some());
+    // The second signal.
+    cluster.nodes[0].stop();
+}

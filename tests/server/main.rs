@@ -7,6 +7,7 @@ mod certificates;
 mod clients;
 mod crosstalk;
 mod documentation;
+mod drain;
 mod durability;
 mod engines;
 mod exhaustion;

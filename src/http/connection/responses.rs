@@ -38,7 +38,6 @@ where
             && response.body.in_memory().len() <= LARGE_VALUE_BYTES;
         let sending = match is_short && response.delay.is_zero() {
             true => {
-                self.check_closing();
                 self.respond(&response);
                 None
             }
@@ -56,7 +55,6 @@ where
         if !response.delay.is_zero() {
             self.hold_back(response.delay).await?;
         }
-        self.check_closing();
         let is_short = response.body.in_memory().len() <= LARGE_VALUE_BYTES;
         let content = match mem::take(&mut response.body) {
             Body::Stream { first, rest } => return self.send_stream(&response, first, rest).await,
@@ -245,6 +243,7 @@ where
         response: &Response,
         write: impl FnOnce(&mut Connection, &http1::Response<'_>, u64),
     ) {
+        self.check_closing();
         let (connection, ExecutorContext { timers: clock, access_log: traffic, .. }) =
             (&mut self.connection, self.executor);
         let request_log = self.request_log.get_or_insert_with(|| traffic.begin_rejected(&self.client));

@@ -277,7 +277,7 @@ fn server(settings: &Settings, service: &Service, exposition: &mut Exposition) {
     exposition
         .gauge("osc_healthy", "Whether /health responds with 200.")
         .with_count(&[], u64::from(is_healthy));
-    let is_ready = system::not_ready_reason(service).is_none();
+    let is_ready = system::not_ready_reason(settings, service).is_none();
     exposition.gauge("osc_ready", "Whether /ready responds with 200.").with_count(&[], u64::from(is_ready));
     exposition
         .gauge("osc_build_info", "Version and I/O engine of this server.")

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::http::call::Call;
 use crate::http::error::not_ready;
 use crate::http::response::Response;
+use crate::http::settings::Settings;
 use crate::service::Service;
 
 #[derive(Serialize)]
@@ -58,18 +59,24 @@ pub(super) fn cluster_mode(service: &Service) -> Option<&'static str> {
 
 /// Handles `GET /ready`.
 pub(in crate::http) fn ready(call: &Call<'_>) -> Response {
-    match not_ready_reason(call.service) {
+    match not_ready_reason(call.settings, call.service) {
         Some(reason) => not_ready(&reason),
         None => Response::json(200, br#"{"ready":true}"#.as_slice()),
     }
 }
+
+/// Reason why `/ready` fails from the signal to stop on.
+pub(in crate::http) const DRAINING: &str = "this node is about to stop";
 
 /// Reason why `/ready` fails while a new node may lack entries of its peers.
 pub(in crate::http) const NOT_JOINED: &str =
     "this node is new and has not compared its entries with its peers yet";
 
 /// Returns the reason why this node should not receive requests; `None` if it is ready.
-pub(super) fn not_ready_reason(service: &Service) -> Option<String> {
+pub(super) fn not_ready_reason(settings: &Settings, service: &Service) -> Option<String> {
+    if settings.is_draining() {
+        return Some(DRAINING.to_owned());
+    }
     if let Some(problem) = service.statistics.health_problems().into_iter().next() {
         return Some(problem);
     }

@@ -243,6 +243,7 @@ fn table() -> Vec<Response> {
     responses.extend([error::host_not_allowed(), error::origin_not_allowed(), error::salt_as_form()]);
     responses.push(error::not_ready("the nodes have not agreed on a salt yet"));
     responses.push(error::not_ready(crate::http::handlers::system::NOT_JOINED));
+    responses.push(error::not_ready(crate::http::handlers::system::DRAINING));
     responses.push(error::unhealthy(&["no space is left to write; reading goes on".to_owned()]));
     responses.extend(validation_errors());
     responses

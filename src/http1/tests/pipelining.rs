@@ -304,9 +304,12 @@ fn streams_are_delimited() {
 
 #[test]
 fn draining_closes_after_the_current_response() {
-    let mut idle = connection();
-    idle.close_after_response();
-    assert_eq!(step(&mut idle), Step::Linger);
+    // The first request may arrive after its connection.
+    let mut silent = connection();
+    silent.close_when_idle();
+    assert_eq!((step(&mut silent), silent.deadline_ms()), (Step::Read, Some(1000)));
+    silent.expire(1000);
+    assert_eq!(silent.step(1000), Step::Linger);
 
     // The linger timeout counts from the last response.
     let mut responded = connection();
@@ -315,6 +318,8 @@ fn draining_closes_after_the_current_response() {
     responded.respond(&ANSWER, 1000);
     take_output(&mut responded, 1000);
     responded.close_after_response();
+    assert_eq!(responded.step(2500), Step::Read, "an idle connection stays open during the drain");
+    responded.close_when_idle();
     assert_eq!(responded.step(2500), Step::Linger);
     assert_eq!(responded.deadline_ms(), Some(3000));
 

@@ -212,7 +212,8 @@ fn random_calls_do_not_panic() {
             }
             match random.below(10) {
                 0 => connection.end_stream(&[("a", "b")], now_ms),
-                1 => connection.close_after_response(),
+                1 if random.below(2) == 0 => connection.close_after_response(),
+                1 => connection.close_when_idle(),
                 2 if random.below(20) == 0 => connection.abort(),
                 3 if random.below(20) == 0 => connection.received_eof(),
                 _ => {}

@@ -68,12 +68,16 @@ pub(in crate::runtime) struct EpollSockets {
 }
 
 impl Sockets for EpollSockets {
-    async fn close(self) {
-        for task in self.tasks {
+    async fn stop_accepting(&mut self) {
+        for task in self.tasks.drain(..) {
             task.abort();
             // The result is a cancellation or a panic; the listener is closed either way.
             task.await.ok();
         }
+    }
+
+    async fn close(mut self) {
+        self.stop_accepting().await;
     }
 }
 

@@ -68,12 +68,16 @@ pub(super) trait Sockets {
     /// Runs periodic work.
     fn tick(&self) {}
 
-    /// Returns whether the engine has sent everything that connections have written.
+    /// Returns whether the engine has handed over everything that it accepted, and sent everything that connections have
+    /// written.
     fn are_quiet(&self) -> bool {
         true
     }
 
-    /// Stops accepting and closes the listeners.
+    /// Stops accepting and closes the listeners. Connections that are in their backlogs by then are reset.
+    fn stop_accepting(&mut self) -> impl Future<Output = ()>;
+
+    /// Ends the tasks of the engine.
     fn close(self) -> impl Future<Output = ()>;
 }
 

@@ -104,7 +104,7 @@ fn with_remedy(error: io::Error) -> io::Error {
     }
 }
 
-/// Tasks that accept connections, and the ring that serves them, if there is one.
+/// Tasks that accept connections, and the ring that serves them, if there is one, with the task that drives it.
 pub(in crate::runtime) struct UringSockets {
     tasks: Vec<Task<()>>,
     ring: Option<Rc<Ring>>,
@@ -129,6 +129,12 @@ impl UringSockets {
             }));
         }
         Self { tasks, ring: Some(ring) }
+    }
+
+    async fn cancel_tasks(&mut self) {
+        for task in self.tasks.drain(..) {
+            task.cancel().await;
+        }
     }
 
     /// Accepts through glommio.
@@ -162,10 +168,16 @@ impl Sockets for UringSockets {
         self.ring.as_ref().is_none_or(|ring| ring.is_quiet())
     }
 
-    async fn close(self) {
-        for task in self.tasks {
-            task.cancel().await;
+    async fn stop_accepting(&mut self) {
+        match &self.ring {
+            // The tasks hand over what the kernel accepts until then.
+            Some(ring) => ring.stop_accepting(),
+            None => self.cancel_tasks().await,
         }
+    }
+
+    async fn close(mut self) {
+        self.cancel_tasks().await;
     }
 }
 

@@ -57,7 +57,9 @@ struct State {
 }
 
 struct Listener {
-    socket: TcpListener,
+    /// `None` once it is closed.
+    socket: Option<TcpListener>,
+    is_closing: bool,
     is_accepting: bool,
     accepted: VecDeque<io::Result<OwnedFd>>,
     waker: Option<Waker>,
@@ -75,7 +77,8 @@ impl Ring {
         queue.ring().submitter().register_eventfd(signal.as_raw_fd())?;
         queue.set_signalling(false);
         let listeners = listeners.into_iter().map(|socket| Listener {
-            socket,
+            socket: Some(socket),
+            is_closing: false,
             is_accepting: false,
             accepted: VecDeque::new(),
             waker: None,
@@ -109,11 +112,9 @@ impl Ring {
                 return Poll::Ready(accepted);
             }
             entry.waker = Some(context.waker().clone());
-            if !entry.is_accepting {
+            if let Some(socket) = entry.socket.as_ref().filter(|_| !entry.is_accepting && !entry.is_closing) {
                 entry.is_accepting = true;
-                let index = u32::try_from(listener).expect("few listeners");
-                let tag = Tag { operation: Operation::Accept, index, generation: 0 };
-                state.queue.accept(tag, entry.socket.as_fd());
+                state.queue.accept(accept_tag(listener), socket.as_fd());
                 state.pending_count += 1;
                 state.call_driver();
             }
@@ -122,9 +123,29 @@ impl Ring {
         Ok(RingStream::new(Rc::clone(self), socket.await?))
     }
 
-    /// Returns whether all data that connections have written was sent.
+    /// Closes the listeners, each once its request in the kernel has ended. Further accepts wait indefinitely, but
+    /// return what was accepted until then.
+    pub(super) fn stop_accepting(&self) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        for (index, listener) in state.listeners.iter_mut().enumerate() {
+            listener.is_closing = true;
+            match listener.is_accepting {
+                true => state.queue.cancel(accept_tag(index)),
+                false => listener.socket = None,
+            }
+        }
+        state.call_driver();
+    }
+
+    /// Returns whether accepted connections were taken, closing listeners are closed, and all data that connections have
+    /// written was sent.
     pub(super) fn is_quiet(&self) -> bool {
-        self.state.borrow().sockets.iter().all(|socket| !socket.is_sending)
+        let state = self.state.borrow();
+        let is_settled = |listener: &Listener| {
+            listener.accepted.is_empty() && !(listener.is_closing && listener.socket.is_some())
+        };
+        state.listeners.iter().all(is_settled) && state.sockets.iter().all(|socket| !socket.is_sending)
     }
 
     /// Cancels the sends of dropped connections whose deadline has passed. Called periodically.
@@ -223,6 +244,11 @@ fn event_file(signal: &OwnedFd) -> &'static BufferedFile {
     Box::leak(Box::new(unsafe { BufferedFile::from_raw_fd(signal.as_raw_fd()) }))
 }
 
+fn accept_tag(listener: usize) -> Tag {
+    let index = u32::try_from(listener).expect("few listeners");
+    Tag { operation: Operation::Accept, index, generation: 0 }
+}
+
 impl State {
     fn call_driver(&mut self) {
         if let Some(driver) = self.driver.take() {
@@ -248,6 +274,12 @@ impl State {
     fn accepted(&mut self, tag: Tag, result: io::Result<u32>, more: bool) {
         let listener = &mut self.listeners[tag.index as usize];
         listener.is_accepting &= more;
+        if listener.is_closing && !more {
+            listener.socket = None;
+            if result.is_err() {
+                return;
+            }
+        }
         let accepted = result.map(|descriptor| {
             // SAFETY: the kernel has just created this descriptor for this completion, and it has no other owner.
             unsafe { OwnedFd::from_raw_fd(descriptor.cast_signed()) }
