@@ -421,6 +421,10 @@ pub const SALT_AGREEMENT_INTERVAL: Duration = Duration::from_millis(100);
 pub const SALT_TIMEOUT: Duration = Duration::from_secs(12);
 /// Timeout of a write that waits for acknowledgements from peers.
 pub const ACKS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Writes whose clients may not know that they were made, kept to recognise retries.
+pub const UNCONFIRMED_WRITES_COUNT_MAX: usize = 4096;
+/// Age up to which the retry of such a write is recognised.
+pub const UNCONFIRMED_WRITE_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 /// Most separate refused ranges that are tracked per peer.
 pub const REFUSED_RANGES_COUNT_MAX: usize = 64;
 /// Shortest interval between two log lines about refused node credentials.

@@ -244,7 +244,16 @@ where
         }
         let handling = Box::pin(AssertUnwindSafe(application.handle(request, body)).catch_unwind());
         let outcome = self.while_connected(handling).await?;
-        self.send(outcome.unwrap_or_else(|_| error::internal()), is_reserved).await?;
+        let mut response = outcome.unwrap_or_else(|_| error::internal());
+        let receipt = response.receipt.take();
+        self.send(response, is_reserved).await?;
+        if let Some(receipt) = receipt {
+            self.flush().await?;
+            // A client that has shut down its sending side has probably gone before the response was ready.
+            if !self.connection.saw_eof() {
+                receipt.confirm();
+            }
+        }
         self.hold_response(Held::default());
         Ok(())
     }

@@ -131,6 +131,7 @@ pub(super) fn no_content() -> Response {
         headers: Vec::new(),
         body: Body::default(),
         delay: Duration::ZERO,
+        receipt: None,
     }
 }
 
@@ -147,6 +148,7 @@ pub(super) fn redirect(path: &str, query: Option<&[u8]>) -> Response {
         headers: vec![("location", location.into())],
         body: Body::default(),
         delay: Duration::ZERO,
+        receipt: None,
     }
 }
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::body_stream::BodyStream;
 use super::content::Content;
 use crate::model::SecretBytes;
+use crate::service::Receipt;
 
 /// The media type of almost every response.
 pub(super) const JSON: &str = "application/json";
@@ -25,6 +26,8 @@ pub struct Response {
     pub body: Body,
     /// Delay before the response is sent, after a failed key; zero otherwise.
     pub delay: Duration,
+    /// Receipt of the write that it reports, confirmed once it has been sent.
+    pub receipt: Option<Box<Receipt>>,
 }
 
 /// The body of a response.
@@ -54,6 +57,7 @@ impl Response {
             headers: Vec::new(),
             body: body.into(),
             delay: Duration::ZERO,
+            receipt: None,
         }
     }
 
@@ -66,6 +70,11 @@ impl Response {
     /// Sets the delay before the response is sent.
     pub fn delayed(self, delay: Duration) -> Self {
         Self { delay, ..self }
+    }
+
+    /// Sets the receipt of the write that the response reports.
+    pub(super) fn with_receipt(self, receipt: Receipt) -> Self {
+        Self { receipt: Some(Box::new(receipt)), ..self }
     }
 
     /// Adds a header field.

@@ -7,6 +7,7 @@ use super::Error;
 use super::cluster_view::{ClusterView, salt_fingerprint};
 use super::federation::Federation;
 use super::guard::Guard;
+use super::retries::UnconfirmedWrites;
 use crate::blocking::BlockingPool;
 use crate::crypto::{KeyCache, KeyDeriver};
 use crate::limits::PEER_INLINE_BYTES;
@@ -22,6 +23,7 @@ pub(super) struct Context {
     pub(super) cluster: Option<Arc<ClusterView>>,
     pub(super) federation: Option<Federation>,
     pub(super) guard: Guard,
+    pub(super) unconfirmed: UnconfirmedWrites,
     pub(super) started: Instant,
 }
 
@@ -39,6 +41,17 @@ impl Context {
     pub(super) async fn has_joined(&self) -> Result<(), Error> {
         match &self.cluster {
             Some(cluster) => cluster.joining().pass(Error::NotJoined).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until as many peers as a write requires have acknowledged the last local change.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotReplicated`] after the timeout.
+    pub(super) async fn is_acknowledged(&self) -> Result<(), Error> {
+        match &self.cluster {
+            Some(cluster) => cluster.wait_for_write_acks().await,
             None => Ok(()),
         }
     }

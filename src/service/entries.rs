@@ -6,6 +6,7 @@ use super::context::Context;
 use super::decryptor::{DecryptError, Decryptor};
 use super::federation::OwnerPolicy;
 use super::guarded::Purpose;
+use super::retries::{Made, Receipt};
 use super::value::{SealedValue, Value};
 use super::{Credentials, Error};
 use crate::crypto::DerivedKey;
@@ -14,7 +15,7 @@ use crate::model::{
     Category, Ciphertext, EntryId, EntryKey, Environment, KeyEntries, OwnerTag, Plaintext, SealedEntry,
     Timestamp,
 };
-use crate::storage::{Write, WriteError};
+use crate::storage::{self, Write, WriteError};
 
 /// Entry that the caller's user key has decrypted.
 #[derive(Debug)]
@@ -136,6 +137,7 @@ impl Entries {
 
     /// Creates an entry; it is durable when this returns. The key is derived before the name is looked up:
     /// [`Error::AlreadyExists`] confirms that a name is taken, and must not cost less than a derivation.
+    /// The retry of an unconfirmed creation returns the entry that the first request has created.
     ///
     /// # Errors
     /// Fails if an entry of this name exists, whichever user key decrypts it.
@@ -143,7 +145,7 @@ impl Entries {
         &self,
         credentials: &Credentials<'_>,
         new: NewEntry,
-    ) -> Result<DecryptedEntry, Error> {
+    ) -> Result<(DecryptedEntry, Receipt), Error> {
         let name = new.key.as_str().to_owned();
         self.context
             .guarded(credentials, &name, Purpose::Create, self.create_unguarded(credentials, new))
@@ -154,26 +156,65 @@ impl Entries {
         &self,
         credentials: &Credentials<'_>,
         new: NewEntry,
-    ) -> Result<DecryptedEntry, Error> {
+    ) -> Result<(DecryptedEntry, Receipt), Error> {
         self.context.has_joined().await?;
         let key = new.key.as_str();
-        let environment = new.environment.as_ref().map(Environment::as_str);
+        let environment = new.environment.as_ref().map(|environment| environment.as_str().to_owned());
         let derived = self.context.derived_key(credentials).await?;
-        let id = EntryId { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        let name = EntryId { key: key.to_owned(), environment };
         let category = new.category.as_ref().map(|category| category.as_str().to_owned());
-        let write = Write::create(id, category, seal(&derived, &new.value));
-        match self.write(write, &derived).await? {
-            Ok(row) => {
-                derived.mark_proven();
-                let value = Value::of(&derived, &row, new.value);
-                Ok(DecryptedEntry { row, value })
+        let ciphertext = seal(&derived, &new.value);
+        let unconfirmed = &self.context.unconfirmed;
+        let receipt = unconfirmed.receipt(name.clone(), unconfirmed.entry(Some(&ciphertext)));
+        let write = Write::create(name.clone(), category, ciphertext);
+        let (row, receipt) = match self.write(write, &derived).await? {
+            Ok(row) => (row, receipt),
+            Err(error) => {
+                receipt.discard();
+                match error {
+                    WriteError::AlreadyExists | WriteError::Changed => {
+                        self.created_before(&derived, &name, &new).await?
+                    }
+                    WriteError::Ahead { ahead_ms } => return Err(Error::version_ahead(key, ahead_ms)),
+                    WriteError::Store(error) => return Err(error.into()),
+                }
             }
-            Err(WriteError::AlreadyExists | WriteError::Changed) => {
-                Err(self.already_exists(&derived, key, environment).await?)
+        };
+        derived.mark_proven();
+        let value = Value::of(&derived, &row, new.value);
+        Ok((DecryptedEntry { row, value }, receipt))
+    }
+
+    /// Returns the entry that an unconfirmed creation has stored, if this request repeats it.
+    ///
+    /// # Errors
+    /// Returns [`Error::AlreadyExists`] if it does not, and [`Error::NotReplicated`] if it is still not acknowledged.
+    async fn created_before(
+        &self,
+        derived: &DerivedKey,
+        name: &EntryId,
+        new: &NewEntry,
+    ) -> Result<(Arc<SealedEntry>, Receipt), Error> {
+        let row = self.context.exact(&name.key, name.environment.as_deref()).await?;
+        let is_repeated = |row: &&Arc<SealedEntry>| {
+            self.context.unconfirmed.has_created(name, row)
+                && row.category.as_deref() == new.category.as_ref().map(Category::as_str)
+                && open(derived, row).is_ok_and(|value| value == new.value)
+        };
+        match row.filter(|row| is_repeated(&row)) {
+            Some(row) => {
+                let made = self.context.unconfirmed.entry(row.ciphertext.as_ref());
+                Ok((row, self.repeated(name.clone(), made).await?))
             }
-            Err(WriteError::Ahead { ahead_ms }) => Err(Error::version_ahead(key, ahead_ms)),
-            Err(WriteError::Store(error)) => Err(error.into()),
+            None => Err(self.already_exists(derived, &name.key, name.environment.as_deref()).await?),
         }
+    }
+
+    /// Waits for the acknowledgements of an unconfirmed write that a request repeats.
+    async fn repeated(&self, name: EntryId, made: Made) -> Result<Receipt, Error> {
+        let receipt = self.context.unconfirmed.receipt(name, made);
+        self.context.is_acknowledged().await?;
+        Ok(receipt)
     }
 
     async fn already_exists(
@@ -230,9 +271,7 @@ impl Entries {
             if self.context.cluster().is_some() && changes_nothing(&derived, &seen, &update, moved) {
                 // Writing it would send a change without effect to every peer. The current value may not have
                 // reached them yet, because clients retry a write that was not acknowledged.
-                if let Some(cluster) = self.context.cluster() {
-                    cluster.wait_for_write_acks().await?;
-                }
+                self.context.is_acknowledged().await?;
                 let value = Value::of(&derived, &seen, update.value);
                 return Ok(DecryptedEntry { row: seen, value });
             }
@@ -256,7 +295,8 @@ impl Entries {
         Err(Error::Busy)
     }
 
-    /// Deletes an entry that the user key decrypts; durable when this returns.
+    /// Deletes an entry that the user key decrypts; durable when this returns. The retry of an unconfirmed deletion
+    /// succeeds as well.
     ///
     /// # Errors
     /// Fails as [`Self::read`] does.
@@ -265,34 +305,56 @@ impl Entries {
         credentials: &Credentials<'_>,
         key: &str,
         environment: Option<&str>,
-    ) -> Result<(), Error> {
-        let use_case = self.delete_unguarded(credentials, key, environment);
+    ) -> Result<Receipt, Error> {
+        let name = EntryId { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        let use_case = self.delete_unguarded(credentials, &name);
         self.context.guarded(credentials, key, Purpose::Open, use_case).await
     }
 
     async fn delete_unguarded(
         &self,
         credentials: &Credentials<'_>,
-        key: &str,
-        environment: Option<&str>,
-    ) -> Result<(), Error> {
+        name: &EntryId,
+    ) -> Result<Receipt, Error> {
         self.context.has_joined().await?;
+        let deleted = self.delete_present(credentials, name).await;
+        // A peer that does not reply may still have the entry.
+        if !matches!(&deleted, Err(Error::NotFound { silent, .. }) if silent.is_empty()) {
+            return deleted;
+        }
+        let Some(made @ Made::Deletion { owner, .. }) = self.context.unconfirmed.made(name) else {
+            return deleted;
+        };
+        let derived = self.context.derived_key(credentials).await?;
+        if owner != OwnerTag(*derived.id()) {
+            // Counts as a failed key, because the right one gets another response.
+            return Err(Error::WrongUserKey { key: name.key.clone() });
+        }
+        self.repeated(name.clone(), made).await
+    }
+
+    async fn delete_present(&self, credentials: &Credentials<'_>, name: &EntryId) -> Result<Receipt, Error> {
+        let (key, environment) = (name.key.as_str(), name.environment.as_deref());
         for _ in 0..WRITE_ATTEMPTS_MAX {
             let (seen, derived) =
                 match (self.owned(credentials, key, environment).await, &self.context.federation) {
                     (Err(Error::NotFound { .. }), Some(federation)) => {
-                        return self
-                            .context
-                            .delete_elsewhere(federation, credentials, key, environment)
-                            .await;
+                        return self.context.delete_elsewhere(federation, credentials, name).await;
                     }
                     (owned, _) => owned?,
                 };
-            match self.write(Write::delete(&seen), &derived).await? {
-                Ok(_) => return Ok(()),
-                Err(WriteError::Changed | WriteError::AlreadyExists) => {}
-                Err(WriteError::Ahead { ahead_ms }) => return Err(Error::version_ahead(key, ahead_ms)),
-                Err(WriteError::Store(error)) => return Err(error.into()),
+            let made = Made::deletion(&derived, &seen);
+            if let Some(before) = self.context.unconfirmed.made(name).filter(|before| made.is_next_of(before))
+            {
+                return self.repeated(name.clone(), before).await;
+            }
+            let receipt = self.context.unconfirmed.receipt(name.clone(), made);
+            let Err(error) = self.write(Write::delete(&seen), &derived).await? else { return Ok(receipt) };
+            receipt.discard();
+            match error {
+                WriteError::Changed | WriteError::AlreadyExists => {}
+                WriteError::Ahead { ahead_ms } => return Err(Error::version_ahead(key, ahead_ms)),
+                WriteError::Store(error) => return Err(error.into()),
             }
         }
         Err(Error::Busy)
@@ -312,6 +374,9 @@ impl Entries {
     }
 
     /// Commits a write; returns the new entry, or the deleted one.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotReplicated`] if the write is stored, but not acknowledged by enough peers.
     async fn write(
         &self,
         write: Write,
@@ -319,12 +384,12 @@ impl Entries {
     ) -> Result<Result<Arc<SealedEntry>, WriteError>, Error> {
         if !self.context.storage.salt().pin(derived.salt().as_bytes()) {
             // The salt has just been replaced by that of another node; a retry derives the key again.
-            return Err(Error::Busy);
+            return Ok(Err(storage::Error::Busy.into()));
         }
         // From here on the change is made, even if the request is cancelled.
         let result = self.context.storage.commit_one(write, Some(OwnerTag(*derived.id()))).await;
-        if let (Ok(_), Some(cluster)) = (&result, self.context.cluster()) {
-            cluster.wait_for_write_acks().await?;
+        if result.is_ok() {
+            self.context.is_acknowledged().await?;
         }
         Ok(result)
     }

@@ -22,6 +22,7 @@ pub mod node_auth;
 mod peer_id;
 mod peer_work;
 mod replication;
+mod retries;
 mod salt;
 mod sequence_watch;
 mod stats;
@@ -46,6 +47,7 @@ pub use node_auth::NodeAuth;
 pub use peer_id::PeerId;
 pub use peer_work::PeerWork;
 pub use replication::Replication;
+pub use retries::Receipt;
 pub use salt::NodeSalt;
 pub use sequence_watch::SequenceWatch;
 pub use stats::{Statistics, Stats};
@@ -53,6 +55,7 @@ pub use value::{SealedValue, Value};
 pub use verify::{OpenedCounts, VerifyTarget, verify};
 
 use self::context::Context;
+use self::retries::UnconfirmedWrites;
 use crate::blocking::BlockingPool;
 use crate::crypto::{KeyCache, KeyDeriver};
 use crate::model::ApiKeys;
@@ -121,7 +124,9 @@ impl Service {
     pub fn new(parts: Parts) -> Self {
         let Parts { storage, keys, deriver, pool, cluster, federation, guard, api_keys, node_auth } = parts;
         let started = Instant::now();
-        let context = Context { storage, keys, deriver, pool, cluster, federation, guard, started };
+        let unconfirmed = UnconfirmedWrites::default();
+        let context =
+            Context { storage, keys, deriver, pool, cluster, federation, guard, unconfirmed, started };
         let context = Arc::new(context);
         let shared = || Arc::clone(&context);
         Self {
@@ -162,9 +167,11 @@ impl Service {
         self.context.on_pool(job).await
     }
 
-    /// Wipes derived keys that have not been used for a while, and removes failure counts that have decayed.
+    /// Wipes derived keys that have not been used for a while, and removes failure counts that have decayed and records
+    /// that have expired.
     pub fn sweep(&self) {
         self.context.keys.sweep(self.context.now_seconds());
         self.context.guard.sweep(self.context.now_ms());
+        self.context.unconfirmed.sweep();
     }
 }

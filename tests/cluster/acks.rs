@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::link::Mode;
-use crate::nodes::Cluster;
+use crate::nodes::{Cluster, ask};
+use crate::support::{PATIENCE, Response};
 
 /// Failure of the third node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,4 +129,71 @@ fn concurrent_writes_are_all_acknowledged() {
             });
         }
     });
+}
+
+/// A retry after a 503 gets the response that the first request would have got; every other request gets the same
+/// response as without the 503.
+#[test]
+fn retries_of_unacknowledged_writes_get_the_first_response() {
+    const CREATE: &str = r#"{"key":"k","value":[1.0],"category":"c"}"#;
+    let cluster = cluster_with("quorum");
+    let node = &cluster.nodes[0];
+    let create = |body: &str| node.ask("POST", "/configs", Some(body));
+    let by_other = |method: &str, target: &str, body: Option<&str>| {
+        let address = node.place.get().expect("the node is running");
+        ask(address, PATIENCE, method, target, "another-user-key", body).expect("the node responds")
+    };
+    let expect = |response: &Response, status: u16, text: &str| {
+        assert_eq!(response.status, status, "{response:?}");
+        assert!(response.text().contains(text), "{text}: {response:?}");
+    };
+    assert_eq!(create(r#"{"key":"n","value":0}"#).status, 201);
+    assert_eq!(create(r#"{"key":"n","value":1,"environment":"e"}"#).status, 201);
+    assert_eq!(create(r#"{"key":"d","value":1}"#).status, 201);
+
+    cluster.set_links_of(0, Mode::Cut);
+    let exists = "Configuration with key 'k' already exists";
+    for _ in 0..2 {
+        expect(&create(CREATE), 503, "only 0 of 1 other nodes");
+        expect(&create(r#"{"key":"k","value":[1.00],"category":"c"}"#), 400, exists);
+        expect(&create(r#"{"key":"k","value":[1.0]}"#), 400, exists);
+        expect(&by_other("POST", "/configs", Some(CREATE)), 400, exists);
+    }
+    for _ in 0..2 {
+        expect(&node.delete("d"), 503, "only 0 of 1 other nodes");
+        expect(&by_other("DELETE", "/configs/d", None), 401, "does not open");
+    }
+    // The next entry that this name selects is another one.
+    expect(&node.delete("n"), 503, "only 0 of 1 other nodes");
+
+    cluster.set_links_of(0, Mode::Open);
+    cluster.wait_until_whole();
+    let stored: serde_json::Value =
+        serde_json::from_slice(&node.ask("GET", "/configs/k", None).body).expect("JSON");
+    let id = &stored["id"];
+    let body = format!(r#"{{"id":{id},"key":"k","category":"c","value":[1.0]}}"#);
+    expect(&create(CREATE), 201, &body);
+    expect(&create(CREATE), 400, exists);
+    expect(&node.delete("d"), 200, "Configuration 'd' deleted successfully");
+    expect(&node.delete("d"), 404, "Configuration with key 'd' not found");
+    expect(&node.delete("n"), 200, "Configuration 'n' deleted successfully");
+    expect(&node.ask("GET", "/configs/n?environment=e", None), 200, r#""value":1"#);
+    expect(&node.delete("n"), 200, "Configuration 'n' deleted successfully");
+    expect(&node.ask("GET", "/configs/n?environment=e", None), 404, "not found");
+}
+
+/// Another write of the name ends the record: the retry would not get the response of the first request.
+#[test]
+fn a_later_write_is_not_hidden_by_a_retry() {
+    let cluster = cluster_with("all");
+    let node = &cluster.nodes[0];
+    cluster.set_links_of(0, Mode::Cut);
+    assert_eq!(node.create("k", "1").status, 503);
+    cluster.set_links_of(0, Mode::Open);
+    cluster.wait_for("k", Some("1"));
+    cluster.wait_until_whole();
+    assert_eq!(cluster.nodes[1].update("k", "2").status, 200);
+    assert_eq!(cluster.nodes[1].update("k", "1").status, 200);
+    let retried = node.create("k", "1");
+    assert_eq!(retried.status, 400, "the value is the same, the version is not: {retried:?}");
 }

@@ -848,3 +848,24 @@ fn large_bodies_are_refused_before_they_are_read() {
         }
     }
 }
+
+/// The response to a client that has closed its connection is lost, so its retry gets the response of the first request.
+#[test]
+fn a_retry_after_a_lost_response_gets_the_first_response() {
+    let server = Launch::new().start();
+    let create = br#"{"key":"k","value":1}"#;
+    let send_and_leave = |method: &str, target: &str, body: Option<&[u8]>| {
+        server.connect().write(&request(method, target, &[KEY_HEADER], body));
+    };
+    send_and_leave("POST", "/configs", Some(create));
+    eventually("the entry exists", || server.get("/configs/k").status == 200);
+    eventually("the retry is recognised", || server.create("k", "1").status == 201);
+    assert_eq!(server.create("k", "1").status, 400);
+
+    send_and_leave("DELETE", "/configs/k", None);
+    eventually("the entry is deleted", || server.get("/configs/k").status == 404);
+    eventually("the retry is recognised", || {
+        server.send("DELETE", "/configs/k", USER_KEY, None).status == 200
+    });
+    assert_eq!(server.send("DELETE", "/configs/k", USER_KEY, None).status, 404);
+}

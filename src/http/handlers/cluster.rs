@@ -164,6 +164,7 @@ pub(in crate::http) async fn read_salt(call: Call<'_>) -> Result<Response, Respo
             headers: vec![("content-disposition", "attachment; filename=encryption.salt".into())],
             body: salt.to_vec().into(),
             delay: Duration::ZERO,
+            receipt: None,
         },
     })
 }

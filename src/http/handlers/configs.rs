@@ -50,8 +50,8 @@ pub(in crate::http) async fn create(call: Call<'_>) -> Result<Response, Response
         )
         .into());
     }
-    let found = call.service.entries.create(&call.credentials(), new).await.map_err(failed)?;
-    Ok(entry(201, found, None, true))
+    let (found, receipt) = call.service.entries.create(&call.credentials(), new).await.map_err(failed)?;
+    Ok(entry(201, found, None, true).with_receipt(receipt))
 }
 
 /// Handles `GET /configs/{key}` without waiting, if the row and the key are both in memory, and appends the entry to
@@ -107,9 +107,9 @@ pub(in crate::http) async fn delete(call: Call<'_>) -> Result<Response, Response
     let environment = call.environment();
     let text = named(call.key(), environment.as_deref())?;
     let deleted = call.service.entries.delete(&call.credentials(), text, environment.as_deref()).await;
-    deleted.map_err(|error| error_or_redirect(&call, error))?;
+    let receipt = deleted.map_err(|error| error_or_redirect(&call, error))?;
     let message = format!("Configuration '{text}' deleted successfully");
-    Ok(Response::serialized(200, &Deleted { message }))
+    Ok(Response::serialized(200, &Deleted { message }).with_receipt(receipt))
 }
 
 /// Handles `GET /configs`, and `GET /cluster/configs` (`is_local`), which lists only the entries of this node.

@@ -20,5 +20,6 @@ pub(in crate::http) fn page(call: &Call<'_>) -> Response {
         headers,
         body: file.bytes.into(),
         delay: Duration::ZERO,
+        receipt: None,
     }
 }

@@ -43,6 +43,7 @@ pub(in crate::http) fn digests(call: &Call<'_>) -> Result<Response, Response> {
         headers: Vec::new(),
         body: body.into(),
         delay: Duration::ZERO,
+        receipt: None,
     })
 }
 

@@ -11,7 +11,8 @@ use crate::limits::{REMOTE_WRITE_ATTEMPTS_MAX, REMOTE_WRITE_TIMEOUT};
 use crate::model::{Category, EntryId, Environment, SealedEntry};
 use crate::service::context::Context;
 use crate::service::entries::{seal, verify};
-use crate::service::{Credentials, DecryptedEntry, Error, Update, Value, salt_fingerprint};
+use crate::service::retries::Made;
+use crate::service::{Credentials, DecryptedEntry, Error, Receipt, Update, Value, salt_fingerprint};
 use crate::wire::Message;
 use crate::wire::federation::{RemoteWrite, RemoteWriteAction, RemoteWriteOutcome, decode_outcome};
 
@@ -70,23 +71,27 @@ impl Context {
         &self,
         federation: &Federation,
         credentials: &Credentials<'_>,
-        key: &str,
-        environment: Option<&str>,
-    ) -> Result<(), Error> {
+        name: &EntryId,
+    ) -> Result<Receipt, Error> {
+        let (key, environment) = (name.key.as_str(), name.environment.as_deref());
         let mut remote = self.find_remote(federation, key, environment, OwnerPolicy::FirstConfigured).await?;
         let derived = self.derived_key(credentials).await?;
         for _ in 0..REMOTE_WRITE_ATTEMPTS_MAX {
             verify(&derived, &remote.row)?;
-            match self
+            let receipt = self.unconfirmed.receipt(name.clone(), Made::deletion(&derived, &remote.row));
+            let outcome = self
                 .write_remote(federation, &remote, derived.salt().as_bytes(), RemoteWriteAction::Delete)
-                .await?
-            {
-                RemoteWriteOutcome::Done(_) => {
-                    federation.locations.forget(key, environment);
-                    return Ok(());
-                }
+                .await?;
+            if let RemoteWriteOutcome::Done(_) = outcome {
+                federation.locations.forget(key, environment);
+                return Ok(receipt);
+            }
+            receipt.discard();
+            match outcome {
                 RemoteWriteOutcome::Changed(Some(row)) => remote.row = Arc::new(row),
-                RemoteWriteOutcome::Changed(None) | RemoteWriteOutcome::Exists => {
+                RemoteWriteOutcome::Changed(None)
+                | RemoteWriteOutcome::Exists
+                | RemoteWriteOutcome::Done(_) => {
                     remote =
                         self.find_remote(federation, key, environment, OwnerPolicy::FirstConfigured).await?;
                 }
