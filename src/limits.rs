@@ -458,6 +458,10 @@ pub const PEER_REQUESTS_COUNT_MAX: usize = 4096;
 pub const PEER_REQUESTS_COUNT_MAX_PER_PEER: usize = 32;
 /// Slots of the table of owner hints: the peer that last had an entry.
 pub const OWNER_HINTS_COUNT: usize = 16 * 1024;
+/// How long a request waits for the health check of a peer that was down: the peer may be back.
+pub const PEER_RECONTACT_TIMEOUT: Duration = Duration::from_millis(250);
+/// Names that were found on several nodes, kept so that each is counted and logged once.
+pub const DUPLICATE_NAMES_COUNT_MAX: usize = 4096;
 /// Duplicates per response.
 pub const DUPLICATES_COUNT_MAX: usize = 1000;
 /// Divisor of the timeout of a federated lookup: the hinted owner has this fraction of it to reply before the other

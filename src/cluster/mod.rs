@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use futures_channel::mpsc;
+use futures_channel::{mpsc, oneshot};
 use futures_lite::Stream;
 
 pub use difference::{difference, settled_count};
@@ -88,6 +88,9 @@ struct PeerTask {
     digest: Option<Digest>,
     /// Problems that do not prevent replication.
     remarks: Remarks,
+    /// Requests that wait for the next health check, since when the first one does.
+    waiting: Vec<oneshot::Sender<()>>,
+    waiting_since_ms: u64,
     /// Waker of the peer's own task, for when another task has sent an event to the state machine.
     waker: Option<Waker>,
 }
@@ -181,6 +184,8 @@ impl<N: Network> Context<N> {
             synced_at_ms: None,
             digest: None,
             remarks: Remarks::default(),
+            waiting: Vec::new(),
+            waiting_since_ms: 0,
             waker: None,
         }));
         tasks.insert(id, Box::pin(Rc::clone(self).drive_peer(Rc::clone(&peer))));
@@ -252,6 +257,7 @@ impl<N: Network> Context<N> {
     /// Passes an event to the state machine of a peer, and carries out the effects.
     async fn handle_event(&self, task: &RefCell<PeerTask>, event: Event) {
         let own = self.own_info();
+        let is_checked = matches!(event, Event::Health(_));
         if let Event::Health(Ok(node_info)) = &event {
             task.borrow_mut().node_info = Some(node_info.clone());
         }
@@ -283,6 +289,9 @@ impl<N: Network> Context<N> {
         }
         self.update_joining();
         self.publish();
+        if is_checked {
+            task.borrow_mut().waiting.clear();
+        }
     }
 
     async fn persist(&self, progress: PeerProgress) {

@@ -84,6 +84,8 @@ pub enum Event {
     LogGrew(i64),
     /// A peer request on behalf of a client got no reply.
     RequestUnanswered,
+    /// A client request needs the peer, which was down.
+    Needed,
     /// Outcome of [`Action::CheckHealth`].
     Health(Result<NodeInfo, PeerError>),
     /// Outcome of [`Action::Push`].
@@ -102,7 +104,7 @@ impl Event {
     /// Returns why an action failed, if it did.
     pub fn error(&self) -> Option<PeerError> {
         match self {
-            Self::LogGrew(_) | Self::RequestUnanswered => None,
+            Self::LogGrew(_) | Self::RequestUnanswered | Self::Needed => None,
             Self::Health(result) => result.as_ref().err().copied(),
             Self::Pushed(result) => result.as_ref().err().copied(),
             Self::Digests(result) => result.as_ref().err().copied(),
@@ -347,6 +349,10 @@ impl Peer {
             Event::LogGrew(_) => {}
             Event::RequestUnanswered if self.may_reply(now_ms) => self.health_due_ms = now_ms,
             Event::RequestUnanswered => {}
+            Event::Needed if matches!(self.state, State::Unknown | State::Down) => {
+                self.health_due_ms = now_ms;
+            }
+            Event::Needed => {}
             Event::Health(Ok(theirs)) => self.health_succeeded(now_ms, &theirs, own),
             Event::Health(Err(error)) => self.health_failed(now_ms, error),
             Event::Pushed(Ok(pushed)) => {

@@ -18,7 +18,10 @@ use super::peer::{Event, PeerError};
 use super::remarks::Remark;
 use super::transport::Transport;
 use super::{Context, Network, PeerTask, SharedPeerTask};
-use crate::limits::{PEER_REPLY_DRAIN_TIMEOUT, PEER_REQUESTS_COUNT_MAX_PER_PEER};
+use crate::limits::{
+    PEER_RECONTACT_TIMEOUT, PEER_REPLY_DRAIN_TIMEOUT, PEER_REQUESTS_COUNT_MAX,
+    PEER_REQUESTS_COUNT_MAX_PER_PEER,
+};
 use crate::service::PeerId;
 use crate::service::federation::{ClusterTask, ClusterTaskQueue, PeerRequest};
 
@@ -56,6 +59,10 @@ pub(super) async fn run<N: Network>(context: Rc<Context<N>>, mut queue: ClusterT
                     // Idle workers stop, and close their connections.
                     of_peer.idle.clear();
                 }
+            }
+            ClusterTask::Recontact(id, waiting) => {
+                let Some(peer) = context.peer(id) else { continue };
+                context.recontact(&peer, waiting);
             }
             ClusterTask::Request(request) => {
                 // A request to a peer that has left the list in the meantime gets no reply.
@@ -204,9 +211,27 @@ impl<N: Network> Context<N> {
     /// Reports an unanswered request to the state machine of the peer, so that later requests do not wait for an
     /// unreachable peer, too.
     fn report_unanswered(&self, peer: &RefCell<PeerTask>) {
-        let own = self.own_info();
-        let mut peer = peer.borrow_mut();
-        peer.machine.step(self.network.now_ms(), Event::RequestUnanswered, &own);
+        self.notify(&mut peer.borrow_mut(), Event::RequestUnanswered);
+    }
+
+    /// Checks the health of a peer that was down, and drops `waiting` afterwards. A check that already takes longer
+    /// than a request waits is not awaited by another one, so that a dead peer delays only a few requests.
+    fn recontact(&self, peer: &RefCell<PeerTask>, waiting: oneshot::Sender<()>) {
+        let (mut peer, now_ms) = (peer.borrow_mut(), self.network.now_ms());
+        if peer.waiting.is_empty() {
+            peer.waiting_since_ms = now_ms;
+        }
+        let is_late = u128::from(now_ms - peer.waiting_since_ms) >= PEER_RECONTACT_TIMEOUT.as_millis();
+        let are_many = peer.waiting.len() >= PEER_REQUESTS_COUNT_MAX;
+        if peer.machine.may_reply(now_ms) || is_late || are_many {
+            return;
+        }
+        peer.waiting.push(waiting);
+        self.notify(&mut peer, Event::Needed);
+    }
+
+    fn notify(&self, peer: &mut PeerTask, event: Event) {
+        peer.machine.step(self.network.now_ms(), event, &self.own_info());
         if let Some(waker) = peer.waker.take() {
             waker.wake();
         }

@@ -163,6 +163,11 @@ impl Entries {
         let derived = self.context.derived_key(credentials).await?;
         let name = EntryId { key: key.to_owned(), environment };
         let category = new.category.as_ref().map(|category| category.as_str().to_owned());
+        if let Some(federation) = &self.context.federation
+            && self.context.exact(key, name.environment.as_deref()).await?.is_none()
+        {
+            self.context.is_free_elsewhere(federation, &derived, &name).await?;
+        }
         let ciphertext = seal(&derived, &new.value);
         let unconfirmed = &self.context.unconfirmed;
         let receipt = unconfirmed.receipt(name.clone(), unconfirmed.entry(Some(&ciphertext)));

@@ -36,6 +36,15 @@ fn started(count: usize) -> Cluster {
     cluster
 }
 
+fn cut_all_links(cluster: &Cluster) {
+    (0..cluster.nodes.len()).for_each(|node| cluster.set_links_of(node, Mode::Cut));
+}
+
+fn open_all_links(cluster: &Cluster) {
+    (0..cluster.nodes.len()).for_each(|node| cluster.set_links_of(node, Mode::Open));
+    cluster.wait_until_whole();
+}
+
 /// Creates an entry on each node that no other node has. Afterwards the user key is derived on all nodes.
 fn with_one_entry_per_node(count: usize) -> Cluster {
     let cluster = started(count);
@@ -185,12 +194,14 @@ fn list_contains_each_entry_once_for_any_page_size() {
         assert_eq!(cluster.nodes[node].ask("POST", "/configs", Some(&body)).status, 201);
     }
     // If several nodes have an entry, the local one wins, otherwise that of the peer that is configured first.
+    cut_all_links(&cluster);
     for (node, key) in
         [(1, "own-3"), (2, "own-3"), (2, "far-07"), (1, "far-07"), (2, "far-08"), (1, "far-08")]
     {
         let status = cluster.nodes[node].create(key, "\"shadowed\"").status;
         assert!([201, 400].contains(&status), "{status}");
     }
+    open_all_links(&cluster);
     let node = &cluster.nodes[0];
     let all = node.ask("GET", "/configs", None);
     let wanted: Vec<(String, String)> =
@@ -608,5 +619,111 @@ fn user_keys_and_values_do_not_pass_between_nodes() {
                 String::from_utf8_lossy(&form)
             );
         }
+    }
+}
+
+#[test]
+fn entries_of_a_dead_owner_are_503_and_found_as_soon_as_it_is_back() {
+    let mut cluster = federation(2);
+    // The regular check of a peer that is down is as late as possible.
+    cluster.nodes[0].set("OSC_CLUSTER_SYNC_INTERVAL", "3600");
+    cluster.start();
+    cluster.wait_until_whole();
+    for key in ["read", "listed", "unknown"] {
+        assert_eq!(cluster.nodes[1].create(key, "1").status, 201);
+        let response = match key {
+            "read" => cluster.nodes[0].ask("GET", "/configs/read", None),
+            _ => cluster.nodes[0].ask("GET", "/configs?prefix=listed", None),
+        };
+        assert_eq!(response.status, 200, "{key}: {response:?}");
+    }
+    let name = cluster.link(0, 1).address.to_string();
+    for is_known_to_be_down in [false, true] {
+        cluster.nodes[1].kill();
+        let node = &cluster.nodes[0];
+        if is_known_to_be_down {
+            // This request makes the node check the peer.
+            assert_eq!(node.ask("GET", "/configs/nowhere", None).status, 404);
+            within(CONVERGENCE, "the peer is down", || node.states()[0].0 == "down");
+        }
+        for key in ["read", "listed"] {
+            let target = format!("/configs/{key}");
+            let new = format!(r#"{{"key":"{key}","value":2}}"#);
+            for (method, target, body) in [
+                ("GET", target.as_str(), None),
+                ("PUT", &target, Some(r#"{"value":2}"#)),
+                ("DELETE", &target, None),
+                ("POST", "/configs", Some(new.as_str())),
+            ] {
+                let (response, took) = timed(|| node.ask(method, target, body));
+                assert_eq!(
+                    (response.status, partial(&response)),
+                    (503, Some(name.as_str())),
+                    "{method} {key}"
+                );
+                assert!(response.headers.contains_key("retry-after"), "{method} {key}: {response:?}");
+                assert!(took < IN_TIME, "{method} {key}: {took:?}");
+            }
+        }
+        let unknown = node.ask("GET", "/configs/unknown", None);
+        assert_eq!((unknown.status, partial(&unknown)), (404, Some(name.as_str())));
+        cluster.nodes[1].start();
+        // On a busy machine the first request may not wait long enough. The regular check is 9 s away.
+        let node = &cluster.nodes[0];
+        within(Duration::from_secs(5), "the owner is used", || {
+            node.ask("GET", "/configs/read", None).status == 200
+        });
+        assert_eq!(node.value("listed").as_deref(), Some("1"));
+        assert_eq!(node.value("unknown").as_deref(), Some("1"));
+        // Now this node knows the owner; the next round needs an entry that it does not.
+        assert_eq!(node.delete("unknown").status, 200);
+        assert_eq!(cluster.nodes[1].create("unknown", "1").status, 201);
+    }
+    assert_eq!(cluster.nodes[0].update("read", "2").status, 200);
+    assert_eq!(cluster.nodes[0].delete("listed").status, 200);
+    assert_eq!(cluster.nodes[0].create("listed", "3").status, 201);
+}
+
+#[test]
+fn a_key_that_a_reachable_peer_has_is_not_created() {
+    let cluster = started(3);
+    let post = |node: usize, body: &str| cluster.nodes[node].ask("POST", "/configs", Some(body));
+    assert_eq!(post(0, r#"{"key":"k","value":1,"environment":"e"}"#).status, 201);
+    // Another environment is another entry.
+    assert_eq!(post(1, r#"{"key":"k","value":1}"#).status, 201);
+    for node in 0..3 {
+        let response = post(node, r#"{"key":"k","value":1}"#);
+        assert_eq!(
+            (response.status, response.detail().as_str()),
+            (400, "Configuration with key 'k' already exists")
+        );
+        let response = post(node, r#"{"key":"k","value":1,"environment":"e"}"#);
+        assert_eq!(
+            (response.status, response.detail().as_str()),
+            (400, "Configuration with key 'k' already exists in environment 'e'")
+        );
+        let address = cluster.nodes[node].place.get().expect("the node is running");
+        let body = Some(r#"{"key":"k","value":1}"#);
+        let response =
+            ask(address, PATIENCE, "POST", "/configs", OTHER_KEY, body).expect("the node responds");
+        assert_eq!(response.status, 400, "{response:?}");
+    }
+    // Nodes that cannot communicate create duplicates, which are counted and logged once.
+    cut_all_links(&cluster);
+    assert_eq!([0, 1].map(|node| cluster.nodes[node].create("twice", "1").status), [201; 2]);
+    open_all_links(&cluster);
+    let duplicates = |node: &Node| {
+        let metrics = node.ask("GET", "/metrics", None).text().to_owned();
+        metrics.lines().find_map(|line| line.strip_prefix("osc_federation_duplicates ").map(str::to_owned))
+    };
+    // One that owns a copy, and one that owns none.
+    for node in [&cluster.nodes[0], &cluster.nodes[2]] {
+        assert_eq!(duplicates(node).as_deref(), Some("0"));
+        for _ in 0..2 {
+            assert_eq!(node.ask("GET", "/configs", None).status, 200);
+            assert_eq!(duplicates(node).as_deref(), Some("1"));
+        }
+        let lines = node.log().matches("several nodes have an entry of this name").count();
+        assert_eq!(lines, 1, "{}", node.log());
     }
 }

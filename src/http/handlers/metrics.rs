@@ -7,7 +7,7 @@ use crate::http::call::Call;
 use crate::http::response::Response;
 use crate::http::settings::Settings;
 use crate::limits::WRITES_QUEUED_MAX;
-use crate::service::{Member, Service};
+use crate::service::{Federation, Member, Service};
 use crate::telemetry::{
     Exposition, METHODS, METRICS_CONTENT_TYPE, ProcessStats, RequestLabels, dropped_lines_count,
 };
@@ -165,6 +165,10 @@ fn cluster(service: &Service, exposition: &mut Exposition) {
             "Changes of peers refused because their versions are ahead of this node's clock.",
         )
         .with_count(&[], view.clocks().refused_count());
+    let duplicates = service.federation().map_or(0, Federation::duplicates_count);
+    exposition
+        .gauge("osc_federation_duplicates", "Names found on several nodes since the start.")
+        .with_count(&[], duplicates as u64);
     exposition
         .histogram("osc_cluster_sync_duration_seconds", "Duration of anti-entropy rounds with a peer.")
         .with_durations(&[], &view.comparisons());

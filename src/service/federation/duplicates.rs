@@ -55,6 +55,7 @@ impl Federated {
                 let id = merged.row.entry_id();
                 let is_here = local_names.contains(&id);
                 if merged.peers.len() + usize::from(is_here) > 1 {
+                    federation.duplicates.note(&id);
                     if duplicates.found.len() == count_max {
                         duplicates.more = true;
                         break;

@@ -114,6 +114,12 @@ impl RemoteEntries {
                 }
             }
             if let Some(entry) = entry {
+                if let Some(owner) = entry.peers.first() {
+                    federation.locations.learn(&id, *owner);
+                }
+                if entry.peers.len() > 1 {
+                    federation.duplicates.note(&id);
+                }
                 bytes += entry.row.weight();
                 merged.push(entry);
             }
@@ -206,7 +212,13 @@ impl Context {
         }
         let ids = merged.iter().map(|entry| entry.row.entry_id()).collect();
         let are_local = self.storage.exist(ids).await?;
-        let others = merged.into_iter().zip(are_local).filter(|(_, is_local)| !is_local);
+        let is_other = |(entry, is_local): &(MergedEntry, bool)| {
+            if *is_local {
+                federation.duplicates.note(&entry.row.entry_id());
+            }
+            !is_local
+        };
+        let others = merged.into_iter().zip(are_local).filter(is_other);
         Ok(Some(others.map(|(MergedEntry { row, .. }, _)| Arc::new(row)).collect()))
     }
 }

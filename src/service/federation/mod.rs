@@ -4,6 +4,8 @@
 //! Replies contain encrypted values: the node that the client is connected to decrypts them, and the user key never
 //! leaves that node.
 
+mod creating;
+mod duplicate_names;
 mod duplicates;
 mod listing;
 mod local_lookup;

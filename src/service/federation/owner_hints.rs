@@ -1,10 +1,11 @@
-//! Owner hints: which peer had an entry at its last lookup. A hint saves peer requests, but is never trusted as the
-//! result.
+//! Owner hints: which peer had an entry when it was last found or listed. A hint saves peer requests, and tells an entry
+//! whose owner does not reply from one that does not exist, but is never trusted as the result.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::limits::OWNER_HINTS_COUNT;
+use crate::model::EntryId;
 use crate::service::PeerId;
 
 /// Direct-mapped table of owner hints: an entry replaces the previous one in its slot. Empty slots are zero.
@@ -41,6 +42,20 @@ impl OwnerHints {
         let peer = u32::try_from(stored & ((1 << PEER_BITS) - 1)).ok()?.checked_sub(1).map(PeerId::new)?;
         let is_same = stored >> (PEER_BITS + 1) == tag;
         is_same.then_some(OwnerHint { peer, is_nearest: stored >> PEER_BITS & 1 == 1 })
+    }
+
+    /// Returns whether the last owner of an entry is among these peers.
+    pub(super) fn is_at(&self, key: &str, environment: Option<&str>, peers: &[PeerId]) -> bool {
+        self.get(key, environment).is_some_and(|hint| peers.contains(&hint.peer))
+    }
+
+    /// Records the owner of a listed entry, unless that would replace another hint: those of lookups matter more, and
+    /// a long list would replace all of them.
+    pub(super) fn learn(&self, id: &EntryId, peer: PeerId) {
+        let environment = id.environment.as_deref();
+        if self.slot(&id.key, environment).0.load(Ordering::Relaxed) == 0 {
+            self.set(&id.key, environment, OwnerHint { peer, is_nearest: false }, self.order());
+        }
     }
 
     /// Returns the number of the current order of the peers.

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use futures_channel::{mpsc, oneshot};
 
+use super::duplicate_names::DuplicateNames;
 use super::owner_hints::OwnerHints;
 use crate::config::FederationConfig;
-use crate::limits::PEER_REQUESTS_COUNT_MAX;
+use crate::limits::{PEER_RECONTACT_TIMEOUT, PEER_REQUESTS_COUNT_MAX};
 use crate::service::{ClusterView, Member, PeerId};
+use crate::timer;
 use crate::wire::Message;
 
 /// Access of client requests to the peers; one per process.
@@ -22,6 +24,7 @@ pub struct Federation {
     in_flight: Arc<()>,
     view: Arc<ClusterView>,
     pub(super) locations: OwnerHints,
+    pub(super) duplicates: DuplicateNames,
     pub(super) timeout: Duration,
     pub(super) is_strict: bool,
 }
@@ -36,6 +39,8 @@ pub enum ClusterTask {
     Request(PeerRequest),
     /// Records that a peer has sent a malformed reply.
     NoteMalformed(PeerId),
+    /// Checks now whether a peer that was down is back; the sender is dropped when that is known.
+    Recontact(PeerId, oneshot::Sender<()>),
 }
 
 /// Request to one peer.
@@ -70,6 +75,12 @@ impl Peers {
         peers.filter(|member| !member.may_reply).map(|member| member.id)
     }
 
+    /// Returns the peers that were down when they were last contacted, and may be back.
+    fn down(&self) -> impl Iterator<Item = PeerId> {
+        let is_down = |member: &&Member| !member.may_reply && matches!(member.state, "down" | "unknown");
+        self.members.iter().filter(is_down).map(|member| member.id)
+    }
+
     /// Returns the address of a peer; empty if the peer is not in the list.
     pub(super) fn name(&self, peer: PeerId) -> String {
         self.members
@@ -94,6 +105,7 @@ impl Federation {
             in_flight: Arc::default(),
             view,
             locations: OwnerHints::default(),
+            duplicates: DuplicateNames::default(),
             timeout: config.timeout,
             is_strict: config.is_strict,
         };
@@ -105,9 +117,37 @@ impl Federation {
         self.locations.order_changed();
     }
 
+    /// Returns the number of names that were found on several nodes since the start.
+    pub fn duplicates_count(&self) -> usize {
+        self.duplicates.count()
+    }
+
     /// Returns the current peers.
     pub(super) fn peers(&self) -> Peers {
         Peers { members: self.view.members() }
+    }
+
+    /// Has the peers contacted that were down, and waits for the outcome, for at most [`PEER_RECONTACT_TIMEOUT`].
+    /// Returns whether one of them is back. A contact that has taken longer is not awaited by later requests.
+    pub(super) async fn is_peer_back(&self) -> bool {
+        let down: Vec<PeerId> = self.peers().down().collect();
+        if down.is_empty() {
+            return false;
+        }
+        let contact = |peer: &PeerId| {
+            let (sender, receiver) = oneshot::channel();
+            self.queue.unbounded_send(ClusterTask::Recontact(*peer, sender)).ok();
+            receiver
+        };
+        let contacts: Vec<_> = down.iter().map(contact).collect();
+        let all = async {
+            for contact in contacts {
+                // An error: the sender is dropped, which is the signal.
+                contact.await.ok();
+            }
+        };
+        timer::timeout(PEER_RECONTACT_TIMEOUT, all).await;
+        self.peers().askable().any(|peer| down.contains(&peer))
     }
 
     /// Sends a request to one peer. If too many are in flight, the receiver resolves without a reply.

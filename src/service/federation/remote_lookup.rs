@@ -60,7 +60,7 @@ struct Search<'a> {
 }
 
 impl Context {
-    /// Finds an entry on the peers.
+    /// Finds an entry on the peers. If no peer that replies has it, peers that were down are contacted again.
     ///
     /// # Errors
     /// Fails if no peer that replies has the entry, if the key is ambiguous, or if there is no salt.
@@ -80,6 +80,22 @@ impl Context {
             return Err(Error::NotFound { key, environment, silent: Vec::new() });
         }
         let find = Find { key: key.to_owned(), environment: environment.map(str::to_owned) };
+        match self.search(federation, find.clone(), policy).await {
+            Err(Error::NotFound { silent, .. } | Error::Incomplete { silent, .. })
+                if !silent.is_empty() && federation.is_peer_back().await =>
+            {
+                self.search(federation, find, policy).await
+            }
+            found => found,
+        }
+    }
+
+    async fn search(
+        &self,
+        federation: &Federation,
+        find: Find,
+        policy: OwnerPolicy,
+    ) -> Result<Remote, Error> {
         let order = federation.locations.order();
         let peers = federation.peers();
         let mut search = Search {
@@ -151,7 +167,6 @@ impl Search<'_> {
                 None => break,
             }
         }
-        hints.forget(&key, environment.as_deref());
         let did_not_reply = |peer: &PeerId| {
             self.replies
                 .iter()
@@ -159,8 +174,12 @@ impl Search<'_> {
         };
         let silent: Vec<PeerId> =
             self.peers.unreachable().chain(self.peers.askable().filter(did_not_reply)).collect();
+        let is_known = hints.is_at(&key, environment.as_deref(), &silent);
+        if !is_known {
+            hints.forget(&key, environment.as_deref());
+        }
         let silent = self.peers.names(&silent);
-        match self.federation.is_strict && !silent.is_empty() {
+        match is_known || (self.federation.is_strict && !silent.is_empty()) {
             true => Err(Error::Incomplete { key, environment, silent }),
             false => Err(Error::NotFound { key, environment, silent }),
         }
