@@ -8,7 +8,7 @@
 //! L3  http  |  cluster                    routes, status codes, JSON; peers
 //! L2  service                             use cases; combines crypto and storage
 //! L1  http1  |  crypto  |  wire -> storage   bytes, keys, messages between nodes, rows
-//! L0  config  tls  limits  model  telemetry  blocking  threads  timer   vocabulary; TLS over any stream; threads
+//! L0  config  tls  limits  model  telemetry  blocking  threads  timer  sync   vocabulary; TLS over any stream; threads
 //! ```
 //!
 //! `docs/architecture.md` is the map of the code: entry points, invariants of the modules, threads and request paths.
@@ -25,6 +25,7 @@ pub mod model;
 pub mod runtime;
 pub mod service;
 pub mod storage;
+mod sync;
 pub mod telemetry;
 pub mod threads;
 pub mod timer;

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that each module may name after `crate::`.
-const MAY_IMPORT: [(&str, &[&str]); 18] = [
+const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("limits", &[]),
     ("timer", &[]),
+    ("sync", &[]),
     ("model", &["limits"]),
     ("tls", &["limits"]),
     ("config", &["limits", "model", "tls"]),
@@ -15,8 +16,8 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("threads", &["limits"]),
     ("blocking", &["limits", "threads"]),
     ("http1", &["limits"]),
-    ("crypto", &["limits", "model", "telemetry", "threads"]),
-    ("storage", &["limits", "model", "telemetry", "blocking"]),
+    ("crypto", &["limits", "sync", "model", "telemetry", "threads"]),
+    ("storage", &["limits", "sync", "model", "telemetry", "blocking"]),
     ("wire", &["limits", "model", "storage"]),
     (
         "service",
@@ -54,7 +55,7 @@ const ONLY_IN: [(&str, &[&str]); 15] = [
     ("io_uring::", &["runtime/engine/", "runtime/ring/"]),
     ("socket2::", &["runtime/listener.rs", "runtime/ring/"]),
     ("rusqlite::", &["storage/sqlite/"]),
-    ("std::env", &["config/"]),
+    ("std::env", &["config/", "sync.rs"]),
     ("httparse::", &["http1/"]),
     ("governor::", &["http/"]),
     ("ppp::", &["http/"]),

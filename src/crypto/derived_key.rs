@@ -1,10 +1,10 @@
 //! Derived key, with the state that the cache keeps for it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::fernet::FernetKey;
 use super::kdf::{RawKey, Salt};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Identifier of a user key: its MAC under a secret of this process, so that the map holds nothing from
 /// which a user key could be found, and no client can aim at a slot. It need not be compared in constant

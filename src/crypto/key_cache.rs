@@ -6,8 +6,7 @@
 //! cached key is the wrong one, so wrong keys need no negative cache.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use zeroize::Zeroizing;
 
@@ -17,6 +16,8 @@ use super::key_map::{Found, Slots, Tier, Waiter};
 use super::mac::MacKey;
 use crate::limits::KEY_SWEEP_STEP;
 use crate::model::UserKey;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Result of a lookup.
 pub enum Lookup {
@@ -203,6 +204,9 @@ impl Shared {
     }
 }
 
+#[cfg(all(test, feature = "interleavings"))]
+mod interleavings;
+
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
@@ -317,6 +321,7 @@ mod tests {
         let counts = cache.counts();
         assert_eq!((counts.unproven, counts.proven), (DERIVED_KEYS_UNPROVEN_MAX, 20));
         assert_eq!(counts.pending, 0);
+        assert!(cache.shared.lock().is_consistent());
     }
 
     #[test]

@@ -157,6 +157,15 @@ impl Slots {
         }
     }
 
+    /// Returns whether each ready slot is in exactly one queue, and no other slot is in any.
+    #[cfg(test)]
+    pub(super) fn is_consistent(&self) -> bool {
+        let queued = self.unproven.iter().chain(&self.proven).map(|queued| queued.id);
+        let found: std::collections::HashSet<_> = queued.filter(|id| self.ready(id).is_some()).collect();
+        let ready_count = self.by_id.values().filter(|slot| matches!(slot, Slot::Ready(_))).count();
+        [ready_count, self.unproven.len() + self.proven.len()] == [found.len(); 2]
+    }
+
     fn queue(&mut self, tier: Tier) -> &mut VecDeque<Queued> {
         match tier {
             Tier::Unproven => &mut self.unproven,
