@@ -8,13 +8,14 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use hashbrown::HashTable;
 
 use super::feed::{Commit, EntryChange, Subscriber};
 use crate::limits::ENTRY_CACHE_STRIPES_COUNT;
 use crate::model::{KeyEntries, SealedEntry, allocation};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Process-wide cache of [`KeyEntries`], bounded by bytes, with second-chance (CLOCK) eviction.
 #[derive(Debug)]
@@ -132,12 +133,23 @@ impl EntryCache {
         })
     }
 
-    fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
-        // The table uses the low bits of the hash, so higher bits select the stripe.
-        let index = usize::try_from(hash >> 32).unwrap_or_default() % ENTRY_CACHE_STRIPES_COUNT;
-        // A poisoned stripe is still valid: each operation leaves it consistent, or panics before it changes it.
-        self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns other keys in the stripe of this one.
+    #[cfg(all(test, feature = "interleavings"))]
+    pub(super) fn neighbours_of(&self, key: &str) -> impl Iterator<Item = String> {
+        let index_of = |key: &str| stripe_index(self.hasher.hash_one(key));
+        let index = index_of(key);
+        (0..).map(|number: u32| number.to_string()).filter(move |other| index_of(other) == index)
     }
+
+    fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
+        // A poisoned stripe is still valid: each operation leaves it consistent, or panics before it changes it.
+        self.stripes[stripe_index(hash)].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn stripe_index(hash: u64) -> usize {
+    // The table uses the low bits of the hash, so higher bits select the stripe.
+    usize::try_from(hash >> 32).unwrap_or_default() % ENTRY_CACHE_STRIPES_COUNT
 }
 
 impl Subscriber for EntryCache {

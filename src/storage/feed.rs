@@ -6,11 +6,12 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::digest::Delta;
 use crate::limits::{FEED_BYTES_MAX, FEED_CHANGES_MAX};
 use crate::model::{KeyEntries, Revision, SealedEntry};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Committed change of one entry.
 #[derive(Clone, Debug)]

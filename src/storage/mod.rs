@@ -10,6 +10,8 @@ mod engine;
 mod entry_cache;
 mod error;
 mod feed;
+#[cfg(all(test, feature = "interleavings"))]
+mod interleavings;
 pub mod memory;
 mod page_cache;
 mod paths;

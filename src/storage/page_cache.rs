@@ -6,11 +6,12 @@
 //! change that the reader has already seen is harmless.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::feed::{Commit, EntryChange, Feed, Subscriber};
 use crate::limits::{LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX, PAGES_CACHED_COUNT_MAX};
 use crate::model::{Filter, Revision, SealedEntry};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Page of entries in ascending order of ids.
 #[derive(Clone, Debug)]
