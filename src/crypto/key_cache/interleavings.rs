@@ -95,7 +95,7 @@ fn a_replaced_salt_leaves_no_key_of_the_old_one() {
             scope.spawn(|| node.request());
             scope.spawn(|| {
                 let salt = node.replace_salt();
-                let key = node.request().expect("nobody abandons it");
+                let key = node.request().expect("it is not abandoned");
                 assert!(key.salt().as_bytes() == salt.as_bytes(), "derived with the old salt");
             });
         });
