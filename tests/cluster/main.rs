@@ -15,6 +15,7 @@ mod listener;
 mod namespaces;
 mod node_certificates;
 mod nodes;
+mod paging;
 mod reload;
 mod salt;
 mod secret;
