@@ -14,7 +14,7 @@ use opensecureconf::crypto::{FernetKey, RawKey};
 use opensecureconf::limits::ENTRY_CACHE_BYTES_MIN;
 use opensecureconf::model::{Ciphertext, EntryId, Filter, OwnerTag};
 use opensecureconf::storage::sqlite::Options;
-use opensecureconf::storage::{Position, Storage, Write, WriteBatch};
+use opensecureconf::storage::{Storage, Write, WriteBatch};
 
 const ROWS_COUNT: usize = 1000;
 const OWNER: OwnerTag = OwnerTag([7; 32]);
@@ -67,8 +67,7 @@ fn rows(criterion: &mut Criterion) {
 
     group.throughput(Throughput::Elements(ROWS_COUNT as u64));
     let page = |after: i64| {
-        let page =
-            block_on(store.scan(&Filter::default(), black_box(&Position::Id(after)))).expect("readable").page;
+        let page = block_on(store.scan(&Filter::default(), black_box(after))).expect("readable");
         assert_eq!(page.rows.len(), ROWS_COUNT);
         page
     };

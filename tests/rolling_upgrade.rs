@@ -153,9 +153,6 @@ fn federated_nodes_of_two_releases_share_their_entries() {
         cluster.wait_until_whole();
         expect_federation(&cluster, "together");
         assert_eq!(protocol(&cluster.nodes[1 - previous]), Some(1));
-        // The previous release has no pages in this order, and the list says so.
-        let part = cluster.nodes[1 - previous].ask("GET", "/configs?limit=10", None);
-        assert!(part.status == 200 && part.headers.contains_key("x-partial-result"), "{part:?}");
         upgrade(&mut cluster, previous);
         for node in &cluster.nodes {
             for owner in [0, 1] {
@@ -163,12 +160,5 @@ fn federated_nodes_of_two_releases_share_their_entries() {
             }
         }
         expect_federation(&cluster, "upgraded");
-        for node in &cluster.nodes {
-            let page = node.ask("GET", "/configs?limit=10", None);
-            assert!(!page.headers.contains_key("x-partial-result"), "{page:?}");
-            for owner in [0, 1] {
-                assert!(page.text().contains(&format!("together-{owner}-kept")), "{page:?}");
-            }
-        }
     }
 }

@@ -23,8 +23,8 @@ use opensecureconf::model::{
 };
 use opensecureconf::storage::sqlite::Options;
 use opensecureconf::storage::{
-    Commit, PeerProgress, Position, ReplicationLog, Storage, Subscriber, VersioningOptions, VersionsPage,
-    Write, WriteError,
+    Commit, PeerProgress, ReplicationLog, Storage, Subscriber, VersioningOptions, VersionsPage, Write,
+    WriteError,
 };
 use opensecureconf::wire::Protocol;
 
@@ -820,7 +820,7 @@ impl Simulation {
                 let is_latest = known.version == latest.version;
                 assert!(is_latest || (both_deleted && known.version < latest.version), "{index} {known:?}");
             }
-            let page = block_on(store.scan(&Filter::default(), &Position::Id(0))).expect("readable").page;
+            let page = block_on(store.scan(&Filter::default(), 0)).expect("readable");
             assert!(page.next_after.is_none(), "one page holds all rows");
             let rows = page.rows.iter().map(|row| (row.entry_id(), row.ciphertext.clone()));
             let rows: BTreeMap<EntryId, Option<Ciphertext>> = rows.collect();

@@ -179,10 +179,6 @@ impl<N: Network> Transport<N> {
     ) -> Result<Vec<u8>, PeerError> {
         // The node behind this connection announced the version when the connection was opened or last checked.
         let protocol = connection.node.protocol;
-        if !message.is_supported(protocol) {
-            self.kept = Some(connection);
-            return Err(PeerError::Refused);
-        }
         let body = message.encode(protocol);
         let method = if body.is_some() { Method::Post } else { Method::Get };
         let version = protocol.to_string();

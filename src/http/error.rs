@@ -270,11 +270,6 @@ pub(super) fn unhealthy(reasons: &[String]) -> Response {
     Response::serialized(503, &unhealthy).with_header("retry-after", RETRY_AFTER_SECONDS.to_string())
 }
 
-/// Returns 400 for an `after` that is not a cursor.
-pub(super) fn not_a_cursor() -> Response {
-    detail(400, "Invalid cursor: 'after' takes the X-Next-After or next_after of the previous page")
-}
-
 /// Returns 422 for a peer's message that cannot be decoded.
 pub(super) fn malformed_message(error: &crate::wire::DecodeError) -> Response {
     detail(422, &error.to_string())

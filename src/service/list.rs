@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::context::Context;
 use super::decryptor::Decryptor;
 use super::entries::Entries;
-use super::federation::MergedEntries;
+use super::federation::RemoteEntries;
 use super::{Credentials, Error};
 use crate::crypto::DerivedKey;
 use crate::limits::LIST_INLINE_BYTES;
 use crate::model::{EntryId, Filter, SealedEntry, SecretBytes};
-use crate::storage::{NameScan, PageView, Position};
+use crate::storage::Page;
 
 /// Function that appends one entry to the bytes of a page. Called between the read and the response; on a pool thread
 /// unless the page is small.
@@ -22,39 +22,36 @@ pub type Render = fn(row: &SealedEntry, value: &[u8], out: &mut Vec<u8>);
 pub struct ListQuery {
     /// Filter of the entries.
     pub filter: Filter,
-    /// Name to start after.
-    pub after: Option<EntryId>,
+    /// Position to start after.
+    pub after: After,
     /// Maximum number of entries shown.
     pub limit: Option<u64>,
     /// Whether to list only the entries of this node, even in federated mode.
     pub is_local: bool,
 }
 
-impl ListQuery {
-    fn first_place(&self) -> Place {
-        match (&self.after, self.limit) {
-            (None, None) => Place::Local(i64::MIN),
-            _ => Place::Names(self.after.clone()),
-        }
-    }
+/// Position in a list. Local entries come first, in the order of their IDs, followed by those of peers, in the order of
+/// their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum After {
+    /// After the local entry with this ID.
+    Id(i64),
+    /// After all local entries, and after the entries of peers up to this name.
+    Name(EntryId),
+}
 
+impl ListQuery {
     /// Returns whether the list covers every entry. The number of hidden entries in a part of it would be an oracle for
     /// the names of other owners' entries, because clients choose the prefix and the cursor freely.
     fn is_complete(&self) -> bool {
-        self.filter == Filter::default() && self.after.is_none() && self.limit.is_none()
+        self.filter == Filter::default() && self.after == After::default() && self.limit.is_none()
     }
 }
 
-/// Place in a list that is in progress. A whole list has the local entries in the order of their ids, followed by those
-/// of the peers. A part of a list is in the order of names, which all nodes share, so that any node can continue it.
-#[derive(Clone, Debug)]
-enum Place {
-    /// After the local entry with this id.
-    Local(i64),
-    /// After all local entries, and after the entries of peers up to this name.
-    Peers(Option<EntryId>),
-    /// After this name, of the entries of all nodes.
-    Names(Option<EntryId>),
+impl Default for After {
+    fn default() -> Self {
+        Self::Id(i64::MIN)
+    }
 }
 
 /// List in progress. It holds no database resources between two pages.
@@ -63,18 +60,14 @@ pub struct EntryList {
     context: Arc<Context>,
     derived: Arc<DerivedKey>,
     query: ListQuery,
-    place: Place,
     reports_hidden: bool,
     /// Whether the user key was not cached, so that the list is an attempt to guess it.
     tries_key: bool,
     render: Render,
-    merged: Option<MergedEntries>,
+    remote: Option<RemoteEntries>,
     finished: bool,
     silent: Vec<String>,
-    /// Name of the entry that was shown last, in a list with a limit. A cursor must not give away the name of an entry
-    /// that is not shown.
-    last_shown: Option<EntryId>,
-    next_after: Option<EntryId>,
+    next_after: Option<After>,
 }
 
 /// Rendered entries of one page of a list.
@@ -86,8 +79,16 @@ pub struct RenderedPage {
     pub shown_count: u64,
     /// Number of entries that match the query but are not shown, because the key does not decrypt them.
     pub hidden_count: u64,
-    /// Name of the last entry that is shown, in a list with a limit.
-    last_shown: Option<EntryId>,
+    /// Index of the last row that is shown.
+    last_shown: Option<usize>,
+}
+
+/// Page of local entries, and the position at which it ends.
+struct LocalPage {
+    rendered: RenderedPage,
+    /// ID of the last entry that is shown.
+    last_shown: Option<i64>,
+    next_after: Option<i64>,
 }
 
 impl Entries {
@@ -109,13 +110,11 @@ impl Entries {
             derived,
             reports_hidden: query.is_complete(),
             tries_key,
-            place: query.first_place(),
             query,
             render,
-            merged: None,
+            remote: None,
             finished: false,
             silent: Vec::new(),
-            last_shown: None,
             next_after: None,
         })
     }
@@ -130,30 +129,23 @@ impl EntryList {
         if self.finished {
             return Ok(None);
         }
-        let page = match self.place.clone() {
-            Place::Local(after) => self.next_local(after).await?,
-            Place::Peers(after) => self.next_of_peers(after).await?,
-            Place::Names(after) if self.includes_peers() => self.next_of_all(after).await?,
-            Place::Names(after) => self.next_by_name(after).await?,
+        let page = match self.query.after.clone() {
+            After::Id(after) => self.next_local(after).await?,
+            After::Name(after) => self.next_remote((!after.key.is_empty()).then_some(&after)).await?,
         };
-        if page.last_shown.is_some() {
-            self.last_shown.clone_from(&page.last_shown);
-        }
         if let Some(limit) = &mut self.query.limit {
             *limit = limit.saturating_sub(page.shown_count);
             if *limit == 0 {
-                // Also at the end of the list: entries that are not shown must make no difference.
-                self.finished = false;
                 self.cut();
             }
         }
         Ok(Some(page))
     }
 
-    /// Ends a limited list early, after the entry that was shown last.
+    /// Ends a limited list early, after the page that was returned last.
     pub fn cut(&mut self) {
         if !self.finished {
-            self.next_after = self.last_shown.take();
+            self.next_after = Some(self.query.after.clone());
             self.finished = true;
         }
     }
@@ -191,7 +183,7 @@ impl EntryList {
     }
 
     /// Returns the position at which to continue a list that its limit has ended. There may be no further entries.
-    pub fn next_after(&self) -> Option<&EntryId> {
+    pub fn next_after(&self) -> Option<&After> {
         self.next_after.as_ref()
     }
 
@@ -201,81 +193,62 @@ impl EntryList {
     }
 
     async fn next_local(&mut self, after: i64) -> Result<RenderedPage, Error> {
-        let view = self.context.storage.scan(&self.query.filter, &Position::Id(after)).await?;
-        match view.page.next_after {
-            Some(Position::Id(last)) => self.place = Place::Local(last),
-            _ if self.includes_peers() => self.place = Place::Peers(None),
+        let LocalPage { rendered: page, last_shown, next_after } = self.local_page(after).await?;
+        let is_full = self.query.limit.is_some_and(|limit| limit <= page.shown_count);
+        match (is_full, last_shown, next_after) {
+            (true, Some(last), _) | (_, _, Some(last)) => self.query.after = After::Id(last),
+            _ if self.includes_peers() => {
+                // No entry has an empty key, so this position precedes all of them.
+                self.query.after = After::Name(EntryId { key: String::new(), environment: None });
+            }
             _ => self.finished = true,
         }
-        let unreadable_count = view.page.unreadable_count;
-        let mut rendered = self.rendered(view).await?;
-        rendered.hidden_count += unreadable_count;
-        Ok(rendered)
+        Ok(page)
     }
 
-    async fn next_by_name(&mut self, after: Option<EntryId>) -> Result<RenderedPage, Error> {
-        let view = self.context.storage.scan(&self.query.filter, &Position::Name(after)).await?;
-        match &view.page.next_after {
-            Some(Position::Name(after)) => self.place = Place::Names(after.clone()),
-            _ => self.finished = true,
+    /// Reads a page of local entries. Small pages are decrypted on the executor, all others on the pool.
+    async fn local_page(&self, after: i64) -> Result<LocalPage, Error> {
+        let (limit, render, derived) = (self.query.limit, self.render, Arc::clone(&self.derived));
+        let page = self.context.storage.scan(&self.query.filter, after).await?;
+        if page.bytes <= LIST_INLINE_BYTES {
+            return Ok(LocalPage::render(&page, &derived, limit, render));
         }
-        self.rendered(view).await
+        self.context.on_pool(move || LocalPage::render(&page, &derived, limit, render)).await
     }
 
-    async fn next_of_peers(&mut self, after: Option<EntryId>) -> Result<RenderedPage, Error> {
+    async fn next_remote(&mut self, after: Option<&EntryId>) -> Result<RenderedPage, Error> {
         let Some(federation) = &self.context.federation else {
             self.finished = true;
             return Ok(RenderedPage::default());
         };
         let salt = self.context.salt_in_use().0;
-        let peers = self.merged.get_or_insert_with(|| {
-            let scan = NameScan { filter: self.query.filter.clone(), after, ..NameScan::default() };
-            MergedEntries::of_peers(federation, salt, scan)
-        });
-        let rows = self.context.next_of_others(federation, peers, usize::MAX).await?;
-        self.silent = peers.silent();
-        self.merged_page(rows, Place::Peers).await
-    }
-
-    async fn next_of_all(&mut self, after: Option<EntryId>) -> Result<RenderedPage, Error> {
-        let Some(federation) = &self.context.federation else {
-            self.finished = true;
-            return Ok(RenderedPage::default());
-        };
-        let salt = self.context.salt_in_use().0;
-        let all = self
-            .merged
-            .get_or_insert_with(|| MergedEntries::of_all(federation, salt, self.query.filter.clone(), after));
+        let filter = &self.query.filter;
+        let remote = self
+            .remote
+            .get_or_insert_with(|| RemoteEntries::new(federation, salt, filter.clone(), after, false));
         let rows_max =
             self.query.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        let rows = self.context.next_of_all(federation, all, rows_max).await?;
-        self.silent = all.silent();
-        self.merged_page(rows, Place::Names).await
-    }
-
-    async fn merged_page(
-        &mut self,
-        rows: Option<Vec<Arc<SealedEntry>>>,
-        place: fn(Option<EntryId>) -> Place,
-    ) -> Result<RenderedPage, Error> {
+        let rows = self.context.next_of_others(federation, remote, rows_max).await?;
+        self.silent = remote.silent();
         let Some(rows) = rows else {
             self.finished = true;
             return Ok(RenderedPage::default());
         };
         if let Some(last) = rows.last() {
-            self.place = place(Some(last.entry_id()));
+            self.query.after = After::Name(last.entry_id());
         }
         let (limit, render, derived) = (self.query.limit, self.render, Arc::clone(&self.derived));
-        self.context.on_pool(move || render_page(&rows, &derived, limit, render)).await
+        let job = move || render_page(&rows, &derived, limit, render);
+        self.context.on_pool(job).await
     }
+}
 
-    /// Decrypts and renders a page. A small one is decrypted on the executor, any other on the pool.
-    async fn rendered(&self, view: PageView) -> Result<RenderedPage, Error> {
-        let (limit, render, derived) = (self.query.limit, self.render, Arc::clone(&self.derived));
-        if view.page.bytes <= LIST_INLINE_BYTES {
-            return Ok(render_page(view.rows(), &derived, limit, render));
-        }
-        self.context.on_pool(move || render_page(view.rows(), &derived, limit, render)).await
+impl LocalPage {
+    fn render(page: &Page, derived: &DerivedKey, limit: Option<u64>, render: Render) -> Self {
+        let mut rendered = render_page(&page.rows, derived, limit, render);
+        rendered.hidden_count += page.unreadable_count;
+        let last_shown = rendered.last_shown.map(|index| page.rows[index].id);
+        Self { rendered, last_shown, next_after: page.next_after }
     }
 }
 
@@ -288,8 +261,7 @@ fn render_page(
     let bytes = SecretBytes::with_capacity(rows.iter().map(|row| rendered_bytes(row)).sum());
     let mut page = RenderedPage { bytes, ..RenderedPage::default() };
     let mut decryptor = Decryptor::new(derived);
-    let mut last_shown = None;
-    for row in rows {
+    for (index, row) in rows.iter().enumerate() {
         if limit.is_some_and(|limit| page.shown_count >= limit) {
             break;
         }
@@ -302,9 +274,8 @@ fn render_page(
         out.push(b',');
         render(row, value, out);
         page.shown_count += 1;
-        last_shown = Some(row);
+        page.last_shown = Some(index);
     }
-    page.last_shown = last_shown.filter(|_| limit.is_some()).map(|row| row.entry_id());
     page
 }
 

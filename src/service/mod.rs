@@ -42,7 +42,7 @@ pub use federation::{Federated, Federation};
 pub use gate::Gate;
 pub use guard::{CredentialKind, Guard};
 pub use keys::Credentials;
-pub use list::{EntryList, ListQuery, Render, RenderedPage};
+pub use list::{After, EntryList, ListQuery, Render, RenderedPage};
 pub use node_auth::NodeAuth;
 pub use peer_id::PeerId;
 pub use peer_work::PeerWork;

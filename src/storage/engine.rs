@@ -13,7 +13,7 @@ use super::replication::ReplicationLog;
 use super::reply::Reply;
 use super::salt_store::SaltStore;
 use super::write::{WriteBatch, WriteError};
-use crate::model::{EntryId, Filter, KeyEntries, NameOrder, SealedEntry};
+use crate::model::{EntryId, Filter, KeyEntries, SealedEntry};
 
 /// Storage engine: stores sealed entries, and publishes each commit to its [`Feed`]. Caches are in front of it.
 pub trait Engine: fmt::Debug + Send + Sync {
@@ -26,8 +26,7 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// Reads the page of entries after an id, in ascending order of ids.
     fn scan(&self, filter: &Filter, after: i64) -> Reply<Page>;
 
-    /// Reads a page of entries in the order of their names. Entries whose names are not stored as text are left out: only
-    /// texts have an order that all nodes agree on, and servers have never written any other names.
+    /// Reads a page of entries in the order of their names.
     fn scan_names(&self, scan: NameScan) -> Reply<NameScanPage>;
 
     /// Returns for each name whether there is such an entry.
@@ -68,8 +67,6 @@ pub trait Engine: fmt::Debug + Send + Sync {
 pub struct NameScan {
     /// Filter of the entries.
     pub filter: Filter,
-    /// Order of the entries.
-    pub order: NameOrder,
     /// Name after which the page starts.
     pub after: Option<EntryId>,
     /// Approximate maximum number of bytes; the page has at least one entry if there is any.
@@ -82,7 +79,7 @@ pub struct NameScan {
 #[derive(Debug, Default)]
 pub struct NameScanPage {
     /// Entries of the page.
-    pub rows: Vec<Arc<SealedEntry>>,
+    pub rows: Vec<SealedEntry>,
     /// Whether there are further entries.
     pub more: bool,
 }

@@ -37,7 +37,7 @@ pub use engine::{Engine, NameScan, NameScanPage};
 pub use entry_cache::{EntryCache, FillTicket};
 pub use error::{BoxedError, Error, OpenError};
 pub use feed::{Commit, EntryChange, Feed, Lagged, Subscriber};
-pub use page_cache::{Page, PageView, Position};
+pub use page_cache::Page;
 pub use permissions::Denials;
 pub use replication::{AppliedChanges, LogPage, PeerProgress, ReplicationLog, VersionsPage};
 pub use reply::Reply;
@@ -49,8 +49,8 @@ pub use versioning::{VersioningOptions, WallClock};
 pub use write::{Expect, Write, WriteBatch, WriteError};
 
 use self::page_cache::PageCache;
-use crate::limits::{LIST_PAGE_BYTES, PAGE_CACHE_PART};
-use crate::model::{EntryId, Filter, KeyEntries, NameOrder, OwnerTag, SealedEntry};
+use crate::limits::PAGE_CACHE_PART;
+use crate::model::{EntryId, Filter, KeyEntries, OwnerTag, SealedEntry};
 
 mod versioning;
 
@@ -143,28 +143,16 @@ impl Storage {
         }
     }
 
-    /// Reads the entries after a position, and caches their page.
+    /// Reads the page of entries after an id, in ascending order of ids, and caches it.
     ///
     /// # Errors
     /// Fails if the engine cannot read.
-    pub async fn scan(&self, filter: &Filter, after: &Position) -> Result<PageView, Error> {
-        if let Some(view) = self.pages.get(filter, after) {
-            return Ok(view);
+    pub async fn scan(&self, filter: &Filter, after: i64) -> Result<Arc<Page>, Error> {
+        if let Some(page) = self.pages.get(filter, after) {
+            return Ok(page);
         }
         let since = self.engine.feed().last();
-        let page = match after {
-            Position::Id(id) => self.engine.scan(filter, *id).await?,
-            Position::Name(name) => {
-                let scan = NameScan {
-                    filter: filter.clone(),
-                    order: NameOrder::Environment,
-                    after: name.clone(),
-                    bytes_max: LIST_PAGE_BYTES,
-                    names_only: false,
-                };
-                page_of_names(self.engine.scan_names(scan).await?)
-            }
-        };
+        let page = self.engine.scan(filter, after).await?;
         Ok(self.pages.fill(self.engine.feed(), since, filter, after, page))
     }
 
@@ -257,15 +245,10 @@ impl Storage {
     }
 }
 
-fn page_of_names(NameScanPage { rows, more }: NameScanPage) -> Page {
-    let next_after = rows.last().filter(|_| more).map(|last| Position::Name(Some(last.entry_id())));
-    Page { bytes: rows.iter().map(|row| row.weight()).sum(), rows, unreadable_count: 0, next_after }
-}
-
 #[cfg(test)]
 impl Storage {
-    /// Returns the entries after a position, if they are cached.
-    fn cached_page(&self, filter: &Filter, after: &Position) -> Option<PageView> {
+    /// Returns the page of entries after an id, if it is cached.
+    fn cached_page(&self, filter: &Filter, after: i64) -> Option<Arc<Page>> {
         self.pages.get(filter, after)
     }
 

@@ -5,58 +5,15 @@
 //! applied before the page is cached. A change holds the new state of a row regardless of the old one, so applying a
 //! change that the reader has already seen is harmless.
 
-use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
 use super::feed::{Commit, EntryChange, Feed, Subscriber};
 use crate::limits::{LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX, PAGES_CACHED_COUNT_MAX};
-use crate::model::{EntryId, Filter, NameOrder, Revision, SealedEntry};
+use crate::model::{Filter, Revision, SealedEntry};
 use crate::sync::{Mutex, MutexGuard};
 
-/// Position in one of the two orders of lists.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Position {
-    /// After this id, in the order of ids.
-    Id(i64),
-    /// After this name, in the order of names; `None` before the first one.
-    Name(Option<EntryId>),
-}
-
-/// Order of names in lists.
-const BY_NAME: NameOrder = NameOrder::Environment;
-
-impl Position {
-    fn is_before(&self, row: &SealedEntry) -> bool {
-        match self {
-            Self::Id(id) => *id < row.id,
-            Self::Name(name) => name.as_ref().is_none_or(|name| BY_NAME.of_id(name) < BY_NAME.of_row(row)),
-        }
-    }
-
-    /// Compares two rows in the order of this position.
-    fn compare_rows(&self, one: &SealedEntry, other: &SealedEntry) -> Ordering {
-        match self {
-            Self::Id(_) => one.id.cmp(&other.id),
-            Self::Name(_) => BY_NAME.of_row(one).cmp(&BY_NAME.of_row(other)),
-        }
-    }
-}
-
-/// Positions in different orders are not comparable.
-impl PartialOrd for Position {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        match (self, other) {
-            (Self::Id(one), Self::Id(other)) => Some(one.cmp(other)),
-            (Self::Name(one), Self::Name(other)) => Some(
-                one.as_ref().map(|id| BY_NAME.of_id(id)).cmp(&other.as_ref().map(|id| BY_NAME.of_id(id))),
-            ),
-            (Self::Id(_), Self::Name(_)) | (Self::Name(_), Self::Id(_)) => None,
-        }
-    }
-}
-
-/// Page of entries in one of the orders of lists.
+/// Page of entries in ascending order of ids.
 #[derive(Clone, Debug)]
 pub struct Page {
     /// Rows that match the filter.
@@ -65,24 +22,8 @@ pub struct Page {
     pub bytes: usize,
     /// Number of unreadable rows, whose key is not text.
     pub unreadable_count: u64,
-    /// Position at which the next page begins; `None` after the last row.
-    pub next_after: Option<Position>,
-}
-
-/// Part of a page: its rows after a position.
-#[derive(Clone, Debug)]
-pub struct PageView {
-    /// Page, which may begin before the position.
-    pub page: Arc<Page>,
-    /// Index of the first row after the position.
-    pub first: usize,
-}
-
-impl PageView {
-    /// Returns the rows after the position.
-    pub fn rows(&self) -> &[Arc<SealedEntry>] {
-        &self.page.rows[self.first..]
-    }
+    /// Id after which the next page begins; `None` after the last row.
+    pub next_after: Option<i64>,
 }
 
 /// Process-wide cache of [`Page`]s, bounded by bytes and by number, with second-chance eviction.
@@ -98,7 +39,7 @@ struct State {
 #[derive(Debug)]
 struct Slot {
     filter: Filter,
-    after: Position,
+    after: i64,
     page: Arc<Page>,
     used: bool,
 }
@@ -109,12 +50,12 @@ impl PageCache {
         Self(Mutex::new(State { slots: VecDeque::new(), bytes_max }))
     }
 
-    /// Returns the rows of a filter after a position, if they are cached.
-    pub(super) fn get(&self, filter: &Filter, after: &Position) -> Option<PageView> {
+    /// Returns the page of a filter after an id, if it is cached.
+    pub(super) fn get(&self, filter: &Filter, after: i64) -> Option<Arc<Page>> {
         let mut state = self.state();
-        let slot = state.slots.iter_mut().find(|slot| slot.has(filter, after))?;
+        let slot = state.slots.iter_mut().find(|slot| slot.is(filter, after))?;
         slot.used = true;
-        Some(slot.view(after))
+        Some(Arc::clone(&slot.page))
     }
 
     /// Caches a page that was read from the store after the change `since`, unless the feed no longer has all later
@@ -124,28 +65,27 @@ impl PageCache {
         feed: &Feed,
         since: Revision,
         filter: &Filter,
-        after: &Position,
+        after: i64,
         page: Page,
-    ) -> PageView {
-        let mut slot =
-            Slot { filter: filter.clone(), after: after.clone(), page: Arc::new(page), used: false };
+    ) -> Arc<Page> {
+        let mut slot = Slot { filter: filter.clone(), after, page: Arc::new(page), used: false };
         // The lock is held from reading the feed until the page is cached: a commit is in the feed by then, or is
         // published to the cached page.
         let mut state = self.state();
-        if let Some(cached) = state.slots.iter().find(|cached| cached.has(filter, after)) {
+        if let Some(cached) = state.slots.iter().find(|cached| cached.is(filter, after)) {
             // The cached rows may be marked as canonical already.
-            return cached.view(after);
+            return Arc::clone(&cached.page);
         }
-        let Ok(changes) = feed.changes_since(since) else { return slot.view(after) };
+        let Ok(changes) = feed.changes_since(since) else { return slot.page };
         for change in &changes {
             slot.apply(change);
         }
-        let view = slot.view(after);
-        if filter.is_plain() && slot.is_worth_keeping() && view.page.bytes <= state.bytes_max / 2 {
+        let page = Arc::clone(&slot.page);
+        if filter.is_plain() && slot.is_worth_keeping() && page.bytes <= state.bytes_max / 2 {
             state.slots.push_back(slot);
             state.evict();
         }
-        view
+        page
     }
 
     /// Returns the cached bytes and the number of cached pages.
@@ -192,28 +132,17 @@ impl State {
 }
 
 impl Slot {
-    /// Returns whether the page has the rows after a position. In the order of names, clients continue at any row. In
-    /// the order of ids, a page begins where another one ended, and counts the unreadable rows from there.
-    fn has(&self, filter: &Filter, after: &Position) -> bool {
-        let begins_here = self.after == *after;
-        let contains = matches!(after, Position::Name(_))
-            && self.after < *after
-            && self.page.next_after.as_ref().is_none_or(|end| after < end);
-        (begins_here || contains) && self.filter == *filter
-    }
-
-    fn view(&self, after: &Position) -> PageView {
-        let first = self.page.rows.partition_point(|row| !after.is_before(row));
-        PageView { page: Arc::clone(&self.page), first }
+    fn is(&self, filter: &Filter, after: i64) -> bool {
+        self.after == after && self.filter == *filter
     }
 
     fn apply(&mut self, change: &EntryChange) {
-        let entry = change.entry();
-        let is_after_end = self.page.next_after.as_ref().is_some_and(|end| end.is_before(entry));
-        if !self.after.is_before(entry) || is_after_end {
+        let id = change.entry().id;
+        let is_before_end = self.page.next_after.is_none_or(|last| id <= last);
+        if id <= self.after || !is_before_end {
             return;
         }
-        let place = self.page.rows.binary_search_by(|row| self.after.compare_rows(row, entry));
+        let place = self.page.rows.binary_search_by_key(&id, |row| row.id);
         let row = change.after().filter(|row| self.filter.admits(row));
         if place.is_err() && row.is_none() {
             return;
@@ -257,7 +186,6 @@ mod tests {
     }
 
     fn page(rows: impl IntoIterator<Item = Arc<SealedEntry>>, next_after: Option<i64>) -> Page {
-        let next_after = next_after.map(Position::Id);
         let rows: Vec<_> = rows.into_iter().collect();
         Page { bytes: rows.iter().map(|row| row.weight()).sum(), rows, unreadable_count: 0, next_after }
     }
@@ -298,7 +226,7 @@ mod tests {
         }
 
         fn fill(&self, filter: &Filter, after: i64, page: Page) {
-            self.cache.fill(&self.feed, self.feed.last(), filter, &Position::Id(after), page);
+            self.cache.fill(&self.feed, self.feed.last(), filter, after, page);
         }
     }
 
@@ -311,7 +239,7 @@ mod tests {
     }
 
     fn cached(cache: &PageCache, filter: &Filter, after: i64) -> Option<Vec<(i64, u8)>> {
-        cache.get(filter, &Position::Id(after)).map(|view| shown(&view.page))
+        cache.get(filter, after).map(|page| shown(&page))
     }
 
     #[test]
@@ -323,7 +251,7 @@ mod tests {
         fixture.fill(&all, 0, page([row(1, 1), row(2, 1)], Some(2)));
         fixture.fill(&all, 2, page([row(4, 1)], None));
         fixture.fill(&seventh, 0, page([], None));
-        let read_before = cache.get(&all, &Position::Id(0)).expect("cached").page;
+        let read_before = cache.get(&all, 0).expect("cached");
         let changes = [(2, Some(2)), (3, Some(2)), (4, None), (7, Some(2)), (1, None), (7, Some(3))];
         fixture.publish(&changes);
         assert_eq!(cached(cache, &all, 0), Some(vec![(2, 2)]));
@@ -331,7 +259,7 @@ mod tests {
         assert_eq!(cached(cache, &seventh, 0), Some(vec![(7, 3)]));
         assert_eq!(shown(&read_before), [(1, 1), (2, 1)], "a list in progress keeps its snapshot");
         for (filter, after) in [(&all, 0), (&all, 2), (&seventh, 0)] {
-            let page = cache.get(filter, &Position::Id(after)).expect("cached").page;
+            let page = cache.get(filter, after).expect("cached");
             assert_eq!(page.bytes, page.rows.iter().map(|row| row.weight()).sum::<usize>());
         }
     }
@@ -345,9 +273,8 @@ mod tests {
             let since = fixture.feed.last();
             fixture.publish(&[(1, Some(2)), (2, None)]);
             fixture.publish(&[(3, Some(2))]);
-            let start = Position::Id(0);
-            let filled = fixture.cache.fill(&fixture.feed, since, &all, &start, page(snapshot, None));
-            assert_eq!(shown(&filled.page), [(1, 2), (3, 2)]);
+            let filled = fixture.cache.fill(&fixture.feed, since, &all, 0, page(snapshot, None));
+            assert_eq!(shown(&filled), [(1, 2), (3, 2)]);
             assert_eq!(cached(&fixture.cache, &all, 0), Some(vec![(1, 2), (3, 2)]));
         }
     }
@@ -367,7 +294,7 @@ mod tests {
             let fixture = Fixture::new();
             let since = fixture.feed.last();
             lag(&fixture);
-            fixture.cache.fill(&fixture.feed, since, &all, &Position::Id(0), page([row(1, 1)], None));
+            fixture.cache.fill(&fixture.feed, since, &all, 0, page([row(1, 1)], None));
             assert_eq!(cached(&fixture.cache, &all, 0), None);
             fixture.fill(&all, 0, page([row(1, 2)], None));
             assert_eq!(cached(&fixture.cache, &all, 0), Some(vec![(1, 2)]));
@@ -383,46 +310,20 @@ mod tests {
         for after in 0..1000 {
             let rows = (0..100).map(|id| row(after + id, 1));
             fixture.fill(&all, after, page(rows, None));
-            assert!(cache.get(&all, &Position::Id(-1)).is_some(), "after {after}");
+            assert!(cache.get(&all, -1).is_some(), "after {after}");
         }
         for after in 1000..2000 {
             fixture.fill(&all, after, page([], None));
-            assert!(cache.get(&all, &Position::Id(-1)).is_some(), "after {after}");
+            assert!(cache.get(&all, -1).is_some(), "after {after}");
         }
         let state = cache.state();
         assert_eq!(state.slots.len(), PAGES_CACHED_COUNT_MAX);
         drop(state);
         fixture.fill(&all, 0, page((0..10_000).map(|id| row(id, 1)), None));
-        assert!(cache.get(&all, &Position::Id(0)).is_none(), "too large for one page");
+        assert!(cache.get(&all, 0).is_none(), "too large for one page");
         fixture.publish(&(0..10_000).map(|id| (id, Some(2))).collect::<Vec<_>>());
-        assert!(cache.get(&all, &Position::Id(-1)).is_none(), "the page has grown too long");
+        assert!(cache.get(&all, -1).is_none(), "the page has grown too long");
         let bytes: usize = cache.state().slots.iter().map(|slot| slot.page.bytes).sum();
         assert!(bytes <= BYTES_MAX, "{bytes}");
-    }
-
-    #[test]
-    fn a_page_of_names_serves_every_position_in_it() {
-        let fixture = Fixture::new();
-        let all = Filter::default();
-        let name = |id: i64| Position::Name(Some(row(id, 0).entry_id()));
-        let with_end = Page { next_after: Some(name(7)), ..page([row(2, 1), row(5, 1), row(7, 1)], None) };
-        fixture.cache.fill(&fixture.feed, fixture.feed.last(), &all, &name(1), with_end);
-        let ids = |after: Position| {
-            let view = fixture.cache.get(&all, &after)?;
-            Some(view.rows().iter().map(|row| row.id).collect::<Vec<_>>())
-        };
-        assert_eq!(ids(name(1)), Some(vec![2, 5, 7]));
-        assert_eq!(ids(name(2)), Some(vec![5, 7]));
-        assert_eq!(ids(name(3)), Some(vec![5, 7]));
-        for outside in [name(0), name(7), name(8), Position::Name(None), Position::Id(1), Position::Id(2)] {
-            assert_eq!(ids(outside.clone()), None, "{outside:?}");
-        }
-        fixture.publish(&[(5, None), (6, Some(2)), (8, Some(2)), (0, Some(2))]);
-        assert_eq!(ids(name(1)), Some(vec![2, 6, 7]));
-        assert_eq!(ids(name(5)), Some(vec![6, 7]));
-        // The entry is created again, under another id.
-        let again = SealedEntry::new(70, "key 7".into(), None, None);
-        fixture.publish_rows([(7, None), (70, Some(Arc::new(again)))]);
-        assert_eq!(ids(name(5)), Some(vec![6, 70]));
     }
 }

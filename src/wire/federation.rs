@@ -12,9 +12,7 @@ use super::part::{NameText, part};
 use super::protocol::Protocol;
 use crate::limits::{CLOCK_AHEAD_MAX, LIST_PAGE_ROWS_MAX, REQUEST_LINE_BYTES_MAX};
 use crate::model::change::EntryError;
-use crate::model::{
-    Category, Ciphertext, Digest, EntryId, Environment, Filter, NameOrder, SealedEntry, Timestamp,
-};
+use crate::model::{Category, Ciphertext, Digest, EntryId, Environment, Filter, SealedEntry, Timestamp};
 use crate::storage::{NameScan, NameScanPage};
 
 /// Lookup of an entry.
@@ -112,17 +110,8 @@ enum FindReplyText {
     Nothing,
 }
 
-/// Order of a page. Version 1 has only that of keys.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum OrderText {
-    Environment,
-}
-
 #[derive(Serialize, Deserialize)]
 struct QueryText {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    order: Option<OrderText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     after: Option<NameText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,12 +201,7 @@ pub fn decode_found(text: &[u8]) -> Result<(Option<u64>, FindReply), DecodeError
 pub fn encode_query(protocol: Protocol, query: &NameScan) -> Vec<u8> {
     let Filter { category, environment, prefix } = query.filter.clone();
     let (bytes, names) = (query.bytes_max, query.names_only);
-    let order = match query.order {
-        NameOrder::Key => None,
-        NameOrder::Environment => Some(OrderText::Environment),
-    };
     encode(&QueryText {
-        order,
         after: query.after.as_ref().map(|after| NameText::new(protocol, after)),
         category,
         environment,
@@ -240,11 +224,7 @@ pub fn decode_query(text: &[u8]) -> Result<NameScan, DecodeError> {
         return Err(DecodeError::new("a filter is too long"));
     }
     let after = text.after.map(NameText::into_id).transpose()?;
-    let order = match text.order {
-        None => NameOrder::Key,
-        Some(OrderText::Environment) => NameOrder::Environment,
-    };
-    Ok(NameScan { filter, order, after, bytes_max: text.bytes, names_only: text.names })
+    Ok(NameScan { after, filter, bytes_max: text.bytes, names_only: text.names })
 }
 
 /// Encodes a page; `salt` is the fingerprint of the node's salt.
@@ -256,12 +236,12 @@ pub fn encode_page(protocol: Protocol, salt: Option<u64>, page: &NameScanPage) -
 /// Decodes a page.
 ///
 /// # Errors
-/// Fails if the message is malformed, or if its names are not in this order.
-pub fn decode_page(order: NameOrder, text: &[u8]) -> Result<(Option<u64>, NameScanPage), DecodeError> {
+/// Fails if the message is malformed, or if its names are not in order.
+pub fn decode_page(text: &[u8]) -> Result<(Option<u64>, NameScanPage), DecodeError> {
     let PageText { salt, rows: Bounded(rows), more } = serde_json::from_slice(text)?;
-    let rows = rows.into_iter().map(|row| row_of(row).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    let rows = rows.into_iter().map(row_of).collect::<Result<Vec<_>, _>>()?;
     // An empty page with further entries would be requested again indefinitely.
-    if !rows.is_sorted_by(|one, next| order.of_row(one) < order.of_row(next)) || (more && rows.is_empty()) {
+    if !rows.is_sorted_by(|one, next| one.entry_id() < next.entry_id()) || (more && rows.is_empty()) {
         return Err(DecodeError::new("a page whose names are not in order"));
     }
     Ok((salt, NameScanPage { rows, more }))

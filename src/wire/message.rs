@@ -4,7 +4,7 @@ use super::federation::{Find, RemoteWrite, encode_find, encode_query, encode_wri
 use super::path;
 use super::protocol::Protocol;
 use super::replication::{encode_buckets, encode_changes, encode_digest, encode_ids};
-use crate::model::{Change, Digest, EntryId, NameOrder};
+use crate::model::{Change, Digest, EntryId};
 use crate::storage::NameScan;
 
 /// Request to another node.
@@ -45,14 +45,6 @@ impl Message<'_> {
             Self::Find(_) => path::FIND,
             Self::Page(_) => path::PAGE,
             Self::Write(_) => path::WRITE,
-        }
-    }
-
-    /// Returns whether a node that speaks only this version understands the message.
-    pub fn is_supported(&self, protocol: Protocol) -> bool {
-        match self {
-            Self::Page(query) => query.order == NameOrder::Key || protocol != Protocol::V1,
-            _ => true,
         }
     }
 

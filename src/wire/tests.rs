@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use super::{DecodeError, Protocol, federation, replication};
-use crate::model::{EntryId, NameOrder};
+use crate::model::EntryId;
 use crate::storage::{AppliedChanges, bucket_of};
 
 pub(super) const VERSIONS: [Protocol; 2] = [Protocol::V1, Protocol::V2];
@@ -117,21 +117,11 @@ fn messages_of_federated_mode_are_spelled_as_ever() {
         federation::decode_query,
         federation::encode_query,
     );
-    // Only peers of version 2 are asked for pages in this order.
-    check(
-        [
-            r#"{"order":"environment","after":{"k":"a"},"bytes":5,"names":false}"#,
-            r#"{"order":"environment","after":{"key":"a"},"bytes":5,"names":false}"#,
-        ],
-        federation::decode_query,
-        federation::encode_query,
-    );
-    let decode_page = |text: &[u8]| federation::decode_page(NameOrder::Key, text);
     for texts in [
         row(r#"{"salt":1,"rows":[ROW],"more":true}"#, full),
         row(r#"{"salt":null,"rows":[],"more":false}"#, full),
     ] {
-        check(texts.each_ref().map(String::as_str), decode_page, |protocol, (salt, page)| {
+        check(texts.each_ref().map(String::as_str), federation::decode_page, |protocol, (salt, page)| {
             federation::encode_page(protocol, *salt, page)
         });
     }

@@ -15,7 +15,6 @@ mod listener;
 mod namespaces;
 mod node_certificates;
 mod nodes;
-mod paging;
 mod reload;
 mod salt;
 mod secret;

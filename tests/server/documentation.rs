@@ -103,7 +103,7 @@ fn entry_responses_match_the_document() {
             ("GET", "/configs/database?mode=long", CONFIG, "", 422),
             ("GET", "/configs/database/", CONFIG, "", 307),
             ("GET", "/configs?limit=0", "/configs", "", 422),
-            ("GET", "/configs?after=x", "/configs", "", 400),
+            ("GET", "/configs?after=x", "/configs", "", 422),
             ("GET", "/cluster/configs", "/cluster/configs", "", 200),
             ("PUT", "/configs/database", CONFIG, r#"{"value":1,"environment":"production"}"#, 400),
             ("PUT", "/configs/database", CONFIG, r#"{"category":"production"}"#, 422),
@@ -210,7 +210,7 @@ fn cluster_responses_match_the_document() {
             ("POST", "/cluster/find", "/cluster/find", "", 422),
             ("POST", "/cluster/write", "/cluster/write", remote_write, 409),
             ("POST", "/cluster/changes", "/cluster/changes", changes, 404),
-            ("GET", "/v1/federation/duplicates?after=x", "/v1/federation/duplicates", "", 400),
+            ("GET", "/v1/federation/duplicates?after=x", "/v1/federation/duplicates", "", 422),
         ],
     );
 }

@@ -22,7 +22,6 @@ mod limits;
 mod log_file;
 mod memory;
 mod observability;
-mod paging;
 mod permissions;
 mod reload;
 mod replaced_files;

@@ -10,14 +10,14 @@ use super::list_stream::{ListStream, list_fields};
 use crate::http::body::{self, ValidationError};
 use crate::http::call::{CachedCall, Call, environment};
 use crate::http::content::Content;
-use crate::http::error::{failed, not_a_cursor, redirect};
+use crate::http::error::{failed, redirect};
 use crate::http::json::{EntryView, write_after, write_before, write_entry, write_entry_with};
 use crate::http::key_path::KeyPath;
 use crate::http::query::parameter;
 use crate::http::response::{Body, Response};
 use crate::limits::{LARGE_VALUE_BYTES, LIST_LIMIT_MAX, LIST_UNSTREAMED_BYTES_MAX};
 use crate::model::{Filter, SealedEntry};
-use crate::service::{DecryptedEntry, Error, ListQuery, Render, RenderedPage, Value};
+use crate::service::{After, DecryptedEntry, Error, ListQuery, Render, RenderedPage, Value};
 
 /// Converts an error, with a redirect if no entry was found and the path has a trailing slash, which may be
 /// superfluous.
@@ -185,8 +185,15 @@ fn list_query(call: &Call<'_>, is_local: bool) -> Result<ListQuery, Response> {
         },
     };
     let after = match text("after") {
-        None => None,
-        Some(found) => Some(cursor::parse(&found).ok_or_else(not_a_cursor)?),
+        None => After::default(),
+        Some(found) => cursor::parse(&found).ok_or_else(|| {
+            ValidationError::parameter(
+                "int_parsing",
+                "after",
+                "the id of an entry, or what X-Next-After gave",
+                &found,
+            )
+        })?,
     };
     let filter = Filter {
         category: text("category").map(Cow::into_owned),

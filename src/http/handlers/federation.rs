@@ -5,12 +5,13 @@ use serde::Serialize;
 use super::cursor;
 use super::peers::decoded;
 use crate::http::PARTIAL_RESULT;
+use crate::http::body::ValidationError;
 use crate::http::call::Call;
-use crate::http::error::{failed, not_a_cursor, not_clustered};
+use crate::http::error::{failed, not_clustered};
 use crate::http::query::parameter;
 use crate::http::response::Response;
 use crate::limits::{DUPLICATES_COUNT_MAX, LIST_PAGE_BYTES};
-use crate::service::Service;
+use crate::service::{After, Service};
 use crate::wire::federation::{decode_find, decode_query, decode_write};
 
 /// Handles `POST /cluster/find`: returns an entry of this node.
@@ -60,7 +61,18 @@ pub(in crate::http) async fn duplicates(call: Call<'_>) -> Result<Response, Resp
     require_federation(service)?;
     let after = match parameter(call.query(), "after").filter(|text| !text.is_empty()) {
         None => None,
-        Some(text) => Some(cursor::parse(&text).ok_or_else(not_a_cursor)?),
+        Some(text) => match cursor::parse(&text) {
+            Some(After::Name(name)) => Some(name),
+            _ => {
+                return Err(ValidationError::parameter(
+                    "value_error",
+                    "after",
+                    "what next_after gave",
+                    &text,
+                )
+                .into());
+            }
+        },
     };
     let duplicates = service.federated.duplicates(after, DUPLICATES_COUNT_MAX).await.map_err(failed)?;
     let found = duplicates.found.iter().map(|duplicate| {
@@ -74,7 +86,7 @@ pub(in crate::http) async fn duplicates(call: Call<'_>) -> Result<Response, Resp
     let last = duplicates.found.last().filter(|_| duplicates.more);
     let page = DuplicatesPage {
         duplicates: found.collect(),
-        next_after: last.map(|last| cursor::text(&last.id)),
+        next_after: last.map(|last| cursor::text(&After::Name(last.id.clone()))),
         silent: &duplicates.silent,
     };
     let response = Response::serialized(200, &page);

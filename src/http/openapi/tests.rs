@@ -241,7 +241,6 @@ fn table() -> Vec<Response> {
     );
     responses.extend([error::internal(), error::not_clustered(), error::overloaded()]);
     responses.extend([error::host_not_allowed(), error::origin_not_allowed(), error::salt_as_form()]);
-    responses.push(error::not_a_cursor());
     responses.push(error::not_ready("the nodes have not agreed on a salt yet"));
     responses.push(error::not_ready(crate::http::handlers::system::NOT_JOINED));
     responses.push(error::not_ready(crate::http::handlers::system::DRAINING));
@@ -273,6 +272,9 @@ fn validation_errors() -> Vec<Response> {
     found.push(ValidationError::user_key_missing().into());
     found.push(parameter("literal_error", "mode", "'short' or 'full'", "long"));
     found.push(parameter("int_parsing", "limit", &format!("an integer from 1 to {LIST_LIMIT_MAX}"), "0"));
+    let allowed = "the id of an entry, or what X-Next-After gave";
+    found.push(parameter("int_parsing", "after", allowed, "x"));
+    found.push(parameter("value_error", "after", "what next_after gave", "x"));
     found
 }
 

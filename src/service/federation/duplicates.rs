@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use super::listing::MergedEntries;
+use super::listing::RemoteEntries;
 use super::local_lookup::Federated;
 use crate::limits::LIST_PAGE_BYTES;
-use crate::model::EntryId;
+use crate::model::{EntryId, Filter};
 use crate::service::Error;
 use crate::storage::NameScan;
 
@@ -39,12 +39,11 @@ impl Federated {
     /// Fails if the local store cannot be read, or if this node is not in federated mode.
     pub async fn duplicates(&self, after: Option<EntryId>, count_max: usize) -> Result<Duplicates, Error> {
         let Some(federation) = &self.context.federation else { return Err(Error::Unavailable) };
-        let scan = NameScan { after: after.clone(), names_only: true, ..NameScan::default() };
-        let mut remote = MergedEntries::of_peers(federation, None, scan);
+        let mut remote = RemoteEntries::new(federation, None, Filter::default(), after.as_ref(), true);
         let mut local = LocalNames { federated: self, after, names: BTreeSet::new(), more: true };
         let mut duplicates = Duplicates::default();
         loop {
-            let merged = remote.next_merged(&self.context, federation, usize::MAX).await?;
+            let merged = remote.next_merged(&self.context, federation, usize::MAX).await;
             let Some(last) = merged.last().map(|merged| merged.row.entry_id()) else {
                 if remote.is_over() {
                     break;
@@ -94,8 +93,8 @@ impl LocalNames<'_> {
             };
             let page = self.federated.page_local(query).await?;
             self.more = page.more;
-            self.after = page.rows.last().map(|row| row.entry_id()).or(self.after.take());
-            self.names.extend(page.rows.iter().map(|row| row.entry_id()));
+            self.after = page.rows.last().map(crate::model::SealedEntry::entry_id).or(self.after.take());
+            self.names.extend(page.rows.iter().map(crate::model::SealedEntry::entry_id));
         }
         let mut rest = self.names.split_off(last);
         // The bound is inclusive.

@@ -59,8 +59,8 @@ impl Federated {
         let mut query = query;
         loop {
             let NameScanPage { mut rows, more } = self.context.storage.scan_names(query.clone()).await?;
-            query.after = rows.last().map(|row| row.entry_id());
-            rows.retain(|row| is_exchangeable(row));
+            query.after = rows.last().map(SealedEntry::entry_id);
+            rows.retain(is_exchangeable);
             if !rows.is_empty() || !more {
                 return Ok(NameScanPage { rows, more });
             }
@@ -85,7 +85,7 @@ impl Federated {
     pub async fn page_reply(&self, protocol: Protocol, query: NameScan) -> Result<Vec<u8>, Error> {
         let salt = self.context.salt_in_use().0;
         let page = self.page_local(query).await?;
-        let bytes = page.rows.iter().map(|row| row.weight()).sum();
+        let bytes = page.rows.iter().map(SealedEntry::weight).sum();
         self.context.encoded(bytes, move || encode_page(protocol, salt, &page)).await
     }
 
@@ -147,7 +147,7 @@ impl Context {
         federation: &Federation,
         peer: PeerId,
         reply: Vec<u8>,
-        decode: impl FnOnce(&[u8]) -> Result<T, DecodeError> + Send + 'static,
+        decode: fn(&[u8]) -> Result<T, DecodeError>,
     ) -> Option<T> {
         let decoded = match reply.len() <= PEER_INLINE_BYTES {
             true => decode(&reply),

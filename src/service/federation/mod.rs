@@ -15,7 +15,7 @@ mod remote_lookup;
 mod writing;
 
 pub use duplicates::{Duplicate, Duplicates};
-pub(super) use listing::MergedEntries;
+pub(super) use listing::RemoteEntries;
 pub use local_lookup::Federated;
 pub use peer_requests::{ClusterTask, ClusterTaskQueue, Federation, PeerRequest};
 pub(super) use remote_lookup::OwnerPolicy;

@@ -12,15 +12,15 @@ use std::time::Instant;
 use self::log::Log;
 use crate::limits::{CLOCK_AHEAD_MAX, ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX};
 use crate::model::{
-    Change, EntryId, Filter, KeyEntries, NameOrder, OwnerTag, ReplicaId, Revision, Revisions, SealedBody,
-    SealedEntry, Timestamp, TombstoneHorizon, Version,
+    Change, EntryId, Filter, KeyEntries, OwnerTag, ReplicaId, Revision, Revisions, SealedBody, SealedEntry,
+    Timestamp, TombstoneHorizon, Version,
 };
 use crate::storage::counts::EngineCounts;
 use crate::storage::digest_table::DigestTable;
 use crate::storage::engine::{Engine, NameScan, NameScanPage};
 use crate::storage::error::Error;
 use crate::storage::feed::{Commit, EntryChange, Feed, Subscriber};
-use crate::storage::page_cache::{Page, Position};
+use crate::storage::page_cache::Page;
 use crate::storage::replication::{AppliedChanges, LogPage, PeerProgress, ReplicationLog, VersionsPage};
 use crate::storage::reply::Reply;
 use crate::storage::salt_store::SaltStore;
@@ -43,8 +43,6 @@ pub struct Memory {
 struct State {
     rows: BTreeMap<i64, Arc<SealedEntry>>,
     ids: BTreeMap<EntryId, i64>,
-    /// Ids by environment and key, in the order of lists.
-    places: BTreeMap<(String, String), i64>,
     last_id: i64,
     revisions: Revisions,
     log: Option<Log>,
@@ -69,7 +67,6 @@ impl Memory {
             state: Mutex::new(State {
                 rows: BTreeMap::new(),
                 ids: BTreeMap::new(),
-                places: BTreeMap::new(),
                 last_id: 0,
                 revisions,
                 log,
@@ -127,39 +124,15 @@ impl State {
         self.rows.get(self.ids.get(id)?)
     }
 
-    /// Returns the entries after the position of a scan, in its order.
-    fn by_name<'a>(&'a self, scan: &NameScan) -> Box<dyn Iterator<Item = &'a Arc<SealedEntry>> + 'a> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let after = scan.after.as_ref();
-        let ids: Box<dyn Iterator<Item = &i64>> = match scan.order {
-            NameOrder::Key => {
-                let after = after.cloned().map_or(Unbounded, Excluded);
-                Box::new(self.ids.range((after, Unbounded)).map(|(_, id)| id))
-            }
-            NameOrder::Environment => {
-                let after = after.map(|after| NameOrder::Environment.of_id(after));
-                let after = after.map_or(Unbounded, |(environment, key)| {
-                    Excluded((environment.to_owned(), key.to_owned()))
-                });
-                Box::new(self.places.range((after, Unbounded)).map(|(_, id)| id))
-            }
-        };
-        Box::new(ids.filter_map(|id| self.rows.get(id)))
-    }
-
     /// Stores an entry under its id, or removes the entry that has it.
     fn set(&mut self, number: i64, id: EntryId, row: Option<Arc<SealedEntry>>, undo: &mut Undo) {
         undo.push((number, id.clone(), self.find(&id).cloned()));
-        let (environment, key) = NameOrder::Environment.of_id(&id);
-        let place = (environment.to_owned(), key.to_owned());
         match row {
             Some(row) => {
-                self.places.insert(place, number);
                 self.ids.insert(id, number);
                 self.rows.insert(number, row);
             }
             None => {
-                self.places.remove(&place);
                 self.ids.remove(&id);
                 self.rows.remove(&number);
             }
@@ -293,7 +266,7 @@ impl Engine for Memory {
                 page.bytes += row.weight();
                 page.rows.push(Arc::clone(row));
                 if page.bytes >= LIST_PAGE_BYTES || page.rows.len() >= LIST_PAGE_ROWS_MAX {
-                    page.next_after = Some(Position::Id(row.id));
+                    page.next_after = Some(row.id);
                     break;
                 }
             }
@@ -304,17 +277,21 @@ impl Engine for Memory {
     fn scan_names(&self, scan: NameScan) -> Reply<NameScanPage> {
         self.read(|state| {
             let (mut page, mut bytes) = (NameScanPage::default(), 0);
-            for row in state.by_name(&scan).filter(|row| scan.filter.admits(row)) {
+            let is_later = |id: &EntryId| scan.after.as_ref().is_none_or(|after| id > after);
+            for row in
+                state.ids.iter().filter(|(id, _)| is_later(id)).filter_map(|(_, id)| state.rows.get(id))
+            {
+                if !scan.filter.admits(row) {
+                    continue;
+                }
                 if (bytes >= scan.bytes_max || page.rows.len() >= LIST_PAGE_ROWS_MAX) && !page.rows.is_empty()
                 {
                     page.more = true;
                     break;
                 }
                 let row = match scan.names_only {
-                    true => {
-                        Arc::new(SealedEntry::new(row.id, row.key.clone(), row.environment.clone(), None))
-                    }
-                    false => Arc::clone(row),
+                    true => SealedEntry::new(row.id, row.key.clone(), row.environment.clone(), None),
+                    false => row.copy_with(row.ciphertext.clone()),
                 };
                 bytes += row.weight();
                 page.rows.push(row);

@@ -43,16 +43,14 @@ fn run_pragma(connection: &Connection, sql: &str) -> rusqlite::Result<Option<Str
     damage_in(result.map(|text| (text != "ok").then_some(text)))
 }
 
-/// Reads the schema and both ends of the table and of its indexes without conditions, a few pages in a file of any size, and returns damage
+/// Reads the schema and both ends of the table and of its index, a few pages in a file of any size, and returns damage
 /// that this reveals. For a file with the current schema.
 pub(super) fn ends(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let sql = r#"SELECT count(*) FROM (
         SELECT * FROM (SELECT id FROM configurations ORDER BY id LIMIT 1) UNION ALL
         SELECT * FROM (SELECT id FROM configurations ORDER BY id DESC LIMIT 1) UNION ALL
         SELECT * FROM (SELECT id FROM configurations ORDER BY "key", ifnull(environment, '') LIMIT 1) UNION ALL
-        SELECT * FROM (SELECT id FROM configurations ORDER BY "key" DESC, ifnull(environment, '') DESC LIMIT 1) UNION ALL
-        SELECT * FROM (SELECT id FROM configurations ORDER BY ifnull(environment, ''), "key" LIMIT 1) UNION ALL
-        SELECT * FROM (SELECT id FROM configurations ORDER BY ifnull(environment, '') DESC, "key" DESC LIMIT 1))"#;
+        SELECT * FROM (SELECT id FROM configurations ORDER BY "key" DESC, ifnull(environment, '') DESC LIMIT 1))"#;
     damage_in(connection.query_row(sql, [], |_| Ok(None)))
 }
 

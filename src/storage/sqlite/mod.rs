@@ -11,7 +11,6 @@ mod immutable;
 mod in_place;
 mod lock;
 pub mod maintenance;
-mod name_scan;
 mod open;
 mod reader;
 pub(super) mod repair;
@@ -249,9 +248,7 @@ impl Engine for Sqlite {
     }
 
     fn scan_names(&self, scan: NameScan) -> Reply<NameScanPage> {
-        self.read(false, move |readers| {
-            readers.with(|connection| name_scan::read(connection, &scan, readers.foreign_revision()))
-        })
+        self.read(false, move |readers| readers.page_by_name(&scan))
     }
 
     fn exist(&self, ids: Vec<EntryId>) -> Reply<Vec<bool>> {

@@ -14,8 +14,9 @@ use crate::limits::{ENTRY_GROUP_COUNT_MAX, LIST_PAGE_BYTES, LIST_PAGE_ROWS_MAX, 
 use crate::model::{Ciphertext, EntryId, Revision, Timestamp};
 use crate::model::{Filter, KeyEntries, SealedEntry};
 use crate::storage::counts::EngineCounts;
+use crate::storage::engine::{NameScan, NameScanPage};
 use crate::storage::error::Error;
-use crate::storage::page_cache::{Page, Position};
+use crate::storage::page_cache::Page;
 
 /// Pool of read-only connections, one per concurrent reader.
 #[derive(Debug)]
@@ -33,8 +34,8 @@ pub(super) struct Readers {
 /// Columns of [`parse_row`].
 pub(super) const COLUMNS: &str =
     r#"id, "key", encrypted_value, category, environment, created_at, updated_at"#;
-/// Columns of [`parse_stored`].
-pub(super) const STORED_COLUMNS: &str =
+/// Columns of [`Readers::parse`].
+const STORED_COLUMNS: &str =
     r#"id, "key", encrypted_value, category, environment, created_at, updated_at, osc_revision"#;
 
 impl Readers {
@@ -57,8 +58,7 @@ impl Readers {
         self.foreign_revision.store(revision.number(), Ordering::Release);
     }
 
-    /// Returns the revision of rows that another program has written.
-    pub(super) fn foreign_revision(&self) -> Revision {
+    fn foreign_revision(&self) -> Revision {
         Revision::from_number(self.foreign_revision.load(Ordering::Acquire))
     }
 
@@ -104,6 +104,11 @@ impl Readers {
             |row| parse_stored(row, self.foreign_revision()),
             STORED_COLUMNS,
         )
+    }
+
+    /// Reads rows in the order of their names.
+    pub(super) fn page_by_name(&self, scan: &NameScan) -> Result<NameScanPage, Error> {
+        self.with(|connection| page_by_name(connection, scan))
     }
 
     /// Returns for each name whether there is such an entry.
@@ -195,7 +200,7 @@ fn page(connection: &Connection, filter: &Filter, after: i64, foreign: Revision)
         match parse_stored(row, foreign)? {
             Some(parsed) => {
                 page.bytes += parsed.weight();
-                page.next_after = Some(Position::Id(parsed.id));
+                page.next_after = Some(parsed.id);
                 page.rows.push(Arc::new(parsed));
             }
             None => page.unreadable_count += 1,
@@ -208,8 +213,42 @@ fn page(connection: &Connection, filter: &Filter, after: i64, foreign: Revision)
     Ok(page)
 }
 
+/// Reads rows in the order of their names. Only rows whose key is stored as text have an order that all nodes agree on;
+/// servers have never written any other.
+fn page_by_name(connection: &Connection, scan: &NameScan) -> Result<NameScanPage, Error> {
+    let after = scan.after.as_ref();
+    let columns = match scan.names_only {
+        true => r#"id, "key", NULL, NULL, environment, NULL, NULL"#,
+        false => COLUMNS,
+    };
+    // The order of the unique index.
+    let mut sql = format!(
+        r#"SELECT {columns} FROM configurations
+           WHERE ("key", ifnull(environment, '')) > (?, ?) AND typeof("key") = 'text'"#
+    );
+    let key = after.map_or("", |after| after.key.as_str());
+    let environment = after.and_then(|after| after.environment.as_deref()).unwrap_or_default();
+    let mut values: Vec<&dyn ToSql> = vec![&key, &environment];
+    restrict(&scan.filter, &mut sql, &mut values);
+    sql.push_str(r#" ORDER BY "key", ifnull(environment, '')"#);
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(values.as_slice())?;
+    let (mut page, mut bytes) = (NameScanPage::default(), 0);
+    while let Some(row) = rows.next()? {
+        let Some(row) = parse_row(row)? else { continue };
+        let is_full = bytes >= scan.bytes_max || page.rows.len() >= LIST_PAGE_ROWS_MAX;
+        if is_full && !page.rows.is_empty() {
+            page.more = true;
+            break;
+        }
+        bytes += row.weight();
+        page.rows.push(row);
+    }
+    Ok(page)
+}
+
 /// Appends the conditions of a filter to a statement, and their parameters to `values`.
-pub(super) fn restrict<'a>(filter: &'a Filter, sql: &mut String, values: &mut Vec<&'a dyn ToSql>) {
+fn restrict<'a>(filter: &'a Filter, sql: &mut String, values: &mut Vec<&'a dyn ToSql>) {
     if let Some(category) = &filter.category {
         sql.push_str(" AND category = ?");
         values.push(category);
@@ -244,7 +283,7 @@ pub(super) fn parse_row(row: &rusqlite::Row<'_>) -> Result<Option<SealedEntry>, 
 }
 
 /// Parses a row with its revision, which is `foreign` if another program has written it.
-pub(super) fn parse_stored(row: &rusqlite::Row<'_>, foreign: Revision) -> Result<Option<SealedEntry>, Error> {
+fn parse_stored(row: &rusqlite::Row<'_>, foreign: Revision) -> Result<Option<SealedEntry>, Error> {
     let mut parsed = parse_row(row)?;
     if let Some(entry) = &mut parsed {
         // Another program may have stored anything in this column.

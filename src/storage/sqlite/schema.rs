@@ -52,7 +52,7 @@ impl Generation {
 /// Name of the `osc_meta` row with the tag of the salt.
 const SALT_TAG: &str = "salt_tag";
 /// Version of this server's additions to the schema; a larger one was written by a later release.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 3;
 
 const TABLE: &str = r#"
 CREATE TABLE configurations (
@@ -76,13 +76,6 @@ WHEN new.osc_revision = old.osc_revision AND new.osc_revision <> 0 BEGIN
     UPDATE configurations SET osc_revision = 0 WHERE id = new.id;
 END;
 ";
-/// Indexes of lists in the order of their names, since schema 4. The category is an expression, so that lists in the order
-/// of ids, which would have to be sorted, do not use the index.
-const LIST_INDEXES: &str = r#"
-CREATE INDEX osc_environment_key ON configurations (ifnull(environment, ''), "key");
-CREATE INDEX osc_category ON configurations (ifnull(category, ''), ifnull(environment, ''), "key")
-    WHERE category IS NOT NULL;
-"#;
 /// Name of the `osc_meta` row with the largest revision that may have been issued.
 const RESERVED_REVISION: &str = "revision";
 
@@ -369,9 +362,6 @@ pub(super) fn migrate(connection: &mut Connection, generation: Generation) -> ru
     }
     if version < 3 {
         transaction.execute_batch(REVISIONS)?;
-    }
-    if version < 4 {
-        transaction.execute_batch(LIST_INDEXES)?;
     }
     set_meta(&transaction, "schema", SCHEMA_VERSION)?;
     transaction.commit()?;

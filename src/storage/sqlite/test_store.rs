@@ -5,7 +5,7 @@ use futures_lite::future::block_on;
 use super::*;
 use crate::limits::ENTRY_CACHE_BYTES_MIN;
 use crate::model::OwnerTag;
-use crate::storage::{PageView, Position, Storage, Write};
+use crate::storage::{Storage, Write};
 
 /// Salt for tests that do not encrypt anything with it.
 const PROPER_SALT: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -48,10 +48,6 @@ impl TestStore {
     }
 
     pub(super) fn page(&self, filter: &Filter, after: i64) -> Arc<Page> {
-        self.view(filter, &Position::Id(after)).page
-    }
-
-    pub(super) fn view(&self, filter: &Filter, after: &Position) -> PageView {
         block_on(self.storage.scan(filter, after)).expect("readable")
     }
 

@@ -7,7 +7,7 @@ use futures_lite::future::block_on;
 use super::test_store::{TestStore, WriteResult};
 use super::*;
 use crate::model::{Ciphertext, OwnerTag, Revision};
-use crate::storage::{Position, Write};
+use crate::storage::Write;
 
 struct Fixture {
     store: TestStore,
@@ -162,8 +162,8 @@ fn pages_end_where_the_next_begins() {
             pages += 1;
             ids.extend(page.rows.iter().map(|row| row.id));
             match page.next_after {
-                Some(Position::Id(next)) => after = next,
-                _ => return (ids, pages),
+                Some(next) => after = next,
+                None => return (ids, pages),
             }
         }
     };
@@ -344,10 +344,10 @@ fn revisions_are_not_repeated_after_a_crash() {
     }
 }
 
-/// Schemas of earlier releases: 1 has no cluster tables, 2 no revisions, 3 no indexes for lists.
+/// Schemas of earlier releases: 1 has no cluster tables, 2 no revisions.
 #[test]
-fn databases_of_earlier_schemas_are_migrated() {
-    for schema in [1, 2, 3] {
+fn databases_of_earlier_schemas_get_revisions() {
+    for schema in [1, 2] {
         let fixture = Fixture::new();
         fixture.create("old", None, b"1").expect("new");
         let Fixture { store, directory } = fixture;
@@ -357,11 +357,8 @@ fn databases_of_earlier_schemas_are_migrated() {
              ALTER TABLE configurations DROP COLUMN osc_revision; DELETE FROM osc_meta WHERE name = 'revision';";
         let undo_cluster = "DROP TABLE osc_versions; DROP TABLE osc_outbox; DROP TABLE osc_peers; \
              DROP TABLE osc_foreign;";
-        database.execute_batch("DROP INDEX osc_environment_key; DROP INDEX osc_category;").expect("schema 3");
-        if schema < 3 {
-            database.execute_batch(undo_revisions).expect("schema 2");
-        }
-        if schema < 2 {
+        database.execute_batch(undo_revisions).expect("schema 2");
+        if schema == 1 {
             database.execute_batch(undo_cluster).expect("schema 1");
         }
         database.execute("UPDATE osc_meta SET value = ?1 WHERE name = 'schema'", [schema]).expect("there");

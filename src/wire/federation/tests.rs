@@ -17,10 +17,6 @@ fn row(key: &str, environment: Option<&str>) -> SealedEntry {
     row
 }
 
-fn rows<'a>(names: impl IntoIterator<Item = (&'a str, Option<&'a str>)>) -> Vec<Arc<SealedEntry>> {
-    names.into_iter().map(|(key, environment)| Arc::new(row(key, environment))).collect()
-}
-
 fn shown(row: &SealedEntry) -> String {
     format!("{row:?}")
 }
@@ -49,14 +45,11 @@ fn messages_survive_a_round_trip() {
         ));
         let filter = Filter { category: Some("c".into()), environment: None, prefix: Some("p".into()) };
         let after = Some(EntryId { key: "k".into(), environment: None });
-        for order in [NameOrder::Key, NameOrder::Environment] {
-            let (filter, after) = (filter.clone(), after.clone());
-            let query = NameScan { filter, order, after, bytes_max: 5, names_only: true };
-            assert_eq!(decode_query(&encode_query(protocol, &query)).expect("valid"), query);
-        }
-        let page = NameScanPage { rows: rows([("k", None), ("k", Some("e")), ("l", None)]), more: true };
-        let (_, decoded) =
-            decode_page(NameOrder::Key, &encode_page(protocol, Some(1), &page)).expect("valid");
+        let query = NameScan { after, filter, bytes_max: 5, names_only: true };
+        assert_eq!(decode_query(&encode_query(protocol, &query)).expect("valid"), query);
+        let page =
+            NameScanPage { rows: vec![row("k", None), row("k", Some("e")), row("l", None)], more: true };
+        let (_, decoded) = decode_page(&encode_page(protocol, Some(1), &page)).expect("valid");
         assert_eq!(format!("{decoded:?}"), format!("{page:?}"));
         let id = EntryId { key: "k".into(), environment: Some("e".into()) };
         let ciphertext = token();
@@ -84,28 +77,15 @@ fn malformed_messages_are_rejected() {
     for text in ["", "{}", "[]", "null", r#"{"salt":"x"}"#, r#"{"salt":1,"row":{"key":"k"}}"#] {
         assert!(decode_find(text.as_bytes()).is_err(), "{text}");
         assert!(decode_found(text.as_bytes()).is_err(), "{text}");
-        assert!(decode_page(NameOrder::Key, text.as_bytes()).is_err(), "{text}");
+        assert!(decode_page(text.as_bytes()).is_err(), "{text}");
         assert!(decode_write(text.as_bytes()).is_err(), "{text}");
         assert!(decode_outcome(text.as_bytes()).is_err(), "{text}");
     }
     let invalid_token = br#"{"row":{"salt":1,"row":{"id":1,"key":"k","ciphertext":"?"}}}"#;
     assert!(decode_found(invalid_token).is_err());
-    let is_valid = |order, page: &[(&str, Option<&str>)]| {
-        let page = NameScanPage { rows: rows(page.iter().copied()), more: true };
-        decode_page(order, &encode_page(Protocol::NEWEST, None, &page)).is_ok()
-    };
-    for order in [NameOrder::Key, NameOrder::Environment] {
-        for page in [&[("b", None), ("a", None)][..], &[("a", None), ("a", None)], &[]] {
-            assert!(!is_valid(order, page), "{page:?}");
-        }
-    }
-    for (page, order) in [
-        ([("a", Some("e")), ("b", None)], NameOrder::Key),
-        ([("b", None), ("a", Some("e"))], NameOrder::Environment),
-    ] {
-        for other in [NameOrder::Key, NameOrder::Environment] {
-            assert_eq!(is_valid(other, &page), other == order, "{page:?}");
-        }
+    for rows in [vec![row("b", None), row("a", None)], vec![row("a", None), row("a", None)], vec![]] {
+        let page = NameScanPage { rows, more: true };
+        assert!(decode_page(&encode_page(Protocol::NEWEST, None, &page)).is_err(), "{page:?}");
     }
 }
 
@@ -130,7 +110,6 @@ fn invalid(field: &str) -> Vec<serde_json::Value> {
         "created_at" | "updated_at" => vec![json!(-1), json!(i64::MAX), json!(i64::MIN), json!("now")],
         "seen" => vec![json!(""), json!("0"), json!("+".to_owned() + &"0".repeat(31)), json!(0)],
         "salt" => vec![json!(-1), json!("1"), json!(1.5)],
-        "order" => vec![json!("key"), json!(""), json!(1)],
         "bytes" => vec![json!(-1), json!(null)],
         field => panic!("unknown field {field}"),
     }
@@ -156,7 +135,6 @@ fn each_field_of_each_message_is_validated() {
     let write = RemoteWrite { salt: 3, id: id.clone(), seen: Digest(1), action: update };
     let text_filter = || Some("x".to_owned());
     let query = NameScan {
-        order: NameOrder::Environment,
         after: Some(id),
         filter: Filter { category: text_filter(), environment: text_filter(), prefix: text_filter() },
         bytes_max: 5,
@@ -164,7 +142,7 @@ fn each_field_of_each_message_is_validated() {
     };
     let find = Find { key: "k".into(), environment: Some("e".into()) };
     let found = FindReply::Row(Arc::new(full_row()));
-    let page = NameScanPage { rows: vec![Arc::new(full_row())], more: false };
+    let page = NameScanPage { rows: vec![full_row()], more: false };
     let of = |fields: &[&str]| fields.iter().map(|field| (*field).to_owned()).collect::<Vec<_>>();
     type Decode = fn(&[u8]) -> bool;
     let messages: [(&str, String, Decode, Vec<String>); 7] = [
@@ -184,20 +162,12 @@ fn each_field_of_each_message_is_validated() {
             "query",
             text(encode_query(Protocol::NEWEST, &query)),
             |text| decode_query(text).is_ok(),
-            of(&[
-                "/order",
-                "/after/key",
-                "/after/environment",
-                "/category",
-                "/environment",
-                "/prefix",
-                "/bytes",
-            ]),
+            of(&["/after/key", "/after/environment", "/category", "/environment", "/prefix", "/bytes"]),
         ),
         (
             "page",
             text(encode_page(Protocol::NEWEST, Some(1), &page)),
-            |text| decode_page(NameOrder::Key, text).is_ok(),
+            |text| decode_page(text).is_ok(),
             [of_row("/rows/0"), of(&["/salt"])].concat(),
         ),
         (
@@ -240,12 +210,6 @@ fn each_field_of_each_message_is_validated() {
         let text = format!(r#"{{"ambiguous":{environments}}}"#);
         assert!(decode_found(text.as_bytes()).is_err(), "{text}");
     }
-    let rows = (0..=LIST_PAGE_ROWS_MAX).map(|number| Arc::new(row(&format!("k{number:05}"), None))).collect();
-    assert!(
-        decode_page(
-            NameOrder::Key,
-            &encode_page(Protocol::NEWEST, None, &NameScanPage { rows, more: false })
-        )
-        .is_err()
-    );
+    let rows = (0..=LIST_PAGE_ROWS_MAX).map(|number| row(&format!("k{number:05}"), None)).collect();
+    assert!(decode_page(&encode_page(Protocol::NEWEST, None, &NameScanPage { rows, more: false })).is_err());
 }
