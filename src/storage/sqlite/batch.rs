@@ -114,7 +114,7 @@ impl<'a> Batch<'a> {
                     self.record_own(write.id(), None)?;
                     self.forget(&current);
                 }
-                self.replace(&current, &mut row)?;
+                self.replace(&mut row)?;
                 self.record_own(&row.entry_id(), Some(&row))?;
                 Ok(self.put(row))
             }
@@ -178,7 +178,7 @@ impl<'a> Batch<'a> {
                 match current {
                     Some(current) => {
                         row.id = current.id;
-                        self.replace(&current, &mut row)?;
+                        self.replace(&mut row)?;
                     }
                     None => self.insert(&mut row)?,
                 }
@@ -219,24 +219,20 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn replace(&mut self, current: &SealedEntry, row: &mut SealedEntry) -> Result<(), WriteError> {
+    fn replace(&mut self, row: &mut SealedEntry) -> Result<(), WriteError> {
+        let sql = "UPDATE configurations SET encrypted_value = ?2, category = ?3, environment = ?4, \
+                   created_at = ?5, updated_at = ?6, osc_revision = ?7 WHERE id = ?1";
         row.revision = self.revisions.issue();
         let values = params![
             row.id,
             sealed_text(row),
+            row.category,
+            row.environment.as_deref().or(self.spelling.no_environment),
             self.time(row.created_at),
             self.time(row.updated_at),
             row.revision.number()
         ];
-        let sql = "UPDATE configurations SET encrypted_value = ?2, created_at = ?3, updated_at = ?4, \
-                   osc_revision = ?5 WHERE id = ?1";
-        prepare(self.connection, sql)?.execute(values).map_err(Error::from)?;
-        // SQLite would write the indexes of columns that are set, even to what they are.
-        if (&current.category, &current.environment) != (&row.category, &row.environment) {
-            let environment = row.environment.as_deref().or(self.spelling.no_environment);
-            let sql = "UPDATE configurations SET category = ?2, environment = ?3 WHERE id = ?1";
-            prepare(self.connection, sql)?.execute((row.id, &row.category, environment)).map_err(unique)?;
-        }
+        prepare(self.connection, sql)?.execute(values).map_err(unique)?;
         Ok(())
     }
 
