@@ -714,7 +714,7 @@ fn a_key_that_a_reachable_peer_has_is_not_created() {
     open_all_links(&cluster);
     let duplicates = |node: &Node| {
         let metrics = node.ask("GET", "/metrics", None).text().to_owned();
-        metrics.lines().find_map(|line| line.strip_prefix("osc_federation_duplicates ").map(str::to_owned))
+        metrics.lines().find_map(|line| line.strip_prefix("osc_cluster_duplicate_names ").map(str::to_owned))
     };
     // One that owns a copy, and one that owns none.
     for node in [&cluster.nodes[0], &cluster.nodes[2]] {

@@ -167,7 +167,7 @@ fn cluster(service: &Service, exposition: &mut Exposition) {
         .with_count(&[], view.clocks().refused_count());
     let duplicates = service.federation().map_or(0, Federation::duplicates_count);
     exposition
-        .gauge("osc_federation_duplicates", "Names found on several nodes since the start.")
+        .gauge("osc_cluster_duplicate_names", "Names found on several nodes since the start.")
         .with_count(&[], duplicates as u64);
     exposition
         .histogram("osc_cluster_sync_duration_seconds", "Duration of anti-entropy rounds with a peer.")
