@@ -479,9 +479,8 @@ impl<N: Network> Context<N> {
     async fn collect_tombstones(self: Rc<Self>) {
         loop {
             self.network.sleep(TOMBSTONE_COLLECTION_INTERVAL).await;
-            let grace = u64::try_from(TOMBSTONE_GRACE.as_millis()).unwrap_or(u64::MAX);
-            let before = Timestamp::now().as_milliseconds().saturating_sub(grace);
-            let before = HlcTimestamp::from_milliseconds(before);
+            let now = HlcTimestamp::from_milliseconds(Timestamp::now().as_milliseconds());
+            let before = now.earlier(TOMBSTONE_GRACE);
             if let Some(peers) = self.replica_ids() {
                 self.persist(PeerProgress::Members { peers, before }).await;
             }

@@ -80,9 +80,8 @@ fn repair(connection: &mut Connection, now_ms: u64, is_trial: bool) -> rusqlite:
     }
     let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
     schema::begin_cycle(&transaction)?;
-    let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
-    let latest = HlcTimestamp::from_milliseconds(now_ms.saturating_add(bound_ms));
     let now = HlcTimestamp::from_milliseconds(now_ms);
+    let latest = now.later(CLOCK_AHEAD_MAX);
     let mut repair = Repair { transaction, now, latest, repaired: Repaired::default() };
     repair.versions(now_ms)?;
     repair.horizon()?;
@@ -161,8 +160,7 @@ impl Repair<'_> {
     /// Repairs the times of synchronisation and tombstone collection. Their true values are unknown. The earliest
     /// possible one is safe: at worst, another node refuses this one as outdated.
     fn horizon(&mut self) -> rusqlite::Result<()> {
-        let grace_ms = u64::try_from(TOMBSTONE_GRACE.as_millis()).unwrap_or(u64::MAX);
-        let safe = HlcTimestamp::from_milliseconds(self.now.milliseconds().saturating_sub(grace_ms));
+        let safe = self.now.earlier(TOMBSTONE_GRACE);
         let latest = self.latest.to_database();
         for name in ["synced", "forgotten"] {
             if schema::meta(&self.transaction, name)?.is_some_and(|timestamp| timestamp > latest) {

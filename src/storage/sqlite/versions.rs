@@ -127,8 +127,7 @@ impl Versions {
     }
 
     fn count_ahead(&self, connection: &Connection, bucket: usize) -> rusqlite::Result<i64> {
-        let bound_ms = u64::try_from(CLOCK_AHEAD_MAX.as_millis()).unwrap_or(u64::MAX);
-        let latest = HlcTimestamp::from_milliseconds((self.wall_clock)().saturating_add(bound_ms));
+        let latest = HlcTimestamp::from_milliseconds((self.wall_clock)()).later(CLOCK_AHEAD_MAX);
         connection
             .prepare_cached("SELECT count(*) FROM osc_versions WHERE bucket = ?1 AND stamp > ?2")?
             .query_row((i64::try_from(bucket).unwrap_or_default(), latest.to_database()), |row| row.get(0))
